@@ -1,0 +1,1 @@
+"""Batch inference on Dask, for models of any size over data of any size."""

@@ -1,0 +1,1 @@
+"""plan, run, resume, inspect: the one place that wires the floors together."""

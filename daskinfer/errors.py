@@ -1,0 +1,125 @@
+"""Every error daskinfer raises on purpose, and the exit code each one ends a command with.
+
+::
+
+    DaskinferError                1  the job failed; the same command resumes it
+    ├── UsageError                2  what the user asked for is wrong
+    │   ├── RecipeError              the recipe does not parse or validate
+    │   ├── InputError               no such data, no such column, an empty input
+    │   ├── CheckpointError          unknown name, alias, version; not a usable checkpoint
+    │   └── OutputOwned              the output belongs to another job
+    ├── PlanError                 3  the plan cannot fit the cluster
+    ├── RejectBudgetExceeded      4  more rows were quarantined than the recipe allows
+    ├── Interrupted             130  stopped by the user
+    ├── StorageError              1  the store refused, is full, or is not safe to use
+    │   └── Conflict                 another writer took the slot first
+    ├── IntegrityError            1  bytes are not what they were published or written as
+    │   ├── CorruptBlob              a checkpoint blob does not match its manifest
+    │   ├── CorruptActivation        an activation chunk is damaged, swapped or missing
+    │   └── SnapshotSkew             a value was computed on another snapshot
+    ├── SnapshotGone              1  the locked snapshot was taken away
+    ├── JobBusy                   1  another live driver runs this job
+    └── JobFailed                 1  the work itself failed
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class DaskinferError(Exception):
+    """Base of all deliberate errors.
+
+    Parameters
+    ----------
+    message
+        What is wrong and where, in one or more lines.
+    hint
+        What to do about it, in one line.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message, hint)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\n{self.hint}"
+
+
+class UsageError(DaskinferError):
+    """The command, the recipe or what it names is wrong."""
+
+    exit_code = 2
+
+
+class RecipeError(UsageError):
+    """The recipe does not parse or does not validate."""
+
+
+class InputError(UsageError):
+    """The input has no such files, rows or columns."""
+
+
+class CheckpointError(UsageError):
+    """No such checkpoint, version or alias, or a directory that cannot be published."""
+
+
+class OutputOwned(UsageError):
+    """The output location holds the work of another job."""
+
+
+class PlanError(DaskinferError):
+    """The job cannot fit on the workers there are."""
+
+    exit_code = 3
+
+
+class RejectBudgetExceeded(DaskinferError):
+    """More rows were quarantined than `errors.max_rows` allows."""
+
+    exit_code = 4
+
+
+class Interrupted(DaskinferError):
+    """The user stopped the run; everything committed stays."""
+
+    exit_code = 130
+
+
+class StorageError(DaskinferError):
+    """A store refused an operation, ran out of space, or is unsafe to use."""
+
+
+class Conflict(StorageError):
+    """Another writer created the object first."""
+
+
+class IntegrityError(DaskinferError):
+    """Bytes differ from what their digest says."""
+
+
+class CorruptBlob(IntegrityError):
+    """A checkpoint blob is missing, short or differs from its manifest."""
+
+
+class CorruptActivation(IntegrityError):
+    """An activation is missing, short, damaged, or belongs elsewhere."""
+
+
+class SnapshotSkew(IntegrityError):
+    """A value was computed on a snapshot other than the job's."""
+
+
+class SnapshotGone(DaskinferError):
+    """The locked snapshot was condemned or deleted."""
+
+
+class JobBusy(DaskinferError):
+    """A live driver already runs this job."""
+
+
+class JobFailed(DaskinferError):
+    """The work failed in a way that retrying did not mend."""

@@ -1,0 +1,40 @@
+"""Digests and names: how anything gets an identity that two machines agree on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from typing import Any
+
+
+def canonical_json(value: Any) -> bytes:
+    """Encode `value` so that equal values give equal bytes: sorted keys, no spaces, UTF-8.
+
+    Raises
+    ------
+    ValueError
+        For NaN and infinities, which JSON cannot carry.
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode()
+
+
+def sha256_of(data: bytes | bytearray | memoryview) -> str:
+    """Return `sha256:<64 hex digits>` of the bytes."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def digest_of(value: Any) -> str:
+    """Return the digest of a JSON-like value's canonical encoding."""
+    return sha256_of(canonical_json(value))
+
+
+def shorten(digest: str, digits: int = 12) -> str:
+    """Return the first hex digits of a digest, for names and for people."""
+    return digest.rpartition(":")[2][:digits]
+
+
+def make_nonce(digits: int = 16) -> str:
+    """Return a random hex string that no other writer will have."""
+    return secrets.token_hex((digits + 1) // 2)[:digits]

@@ -1,0 +1,1 @@
+"""Torch modules: cutting a model, loading a stage's shard, running it."""

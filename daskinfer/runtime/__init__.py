@@ -1,0 +1,1 @@
+"""The running job: cluster, driver, faults. The only floor that imports distributed."""

@@ -1,0 +1,1 @@
+"""The nouns: records that every floor above shares, frozen once made."""

@@ -1,0 +1,284 @@
+"""A job as records: what it is keyed by, what each partition committed, how it stands and what it did."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from daskinfer.ids import digest_of
+from daskinfer.spec.plan import Numerics, Plan
+from daskinfer.spec.recipe import Recipe
+from daskinfer.spec.section import Section
+from daskinfer.spec.snapshot import Resolution
+
+State = Literal["running", "stopped", "failed", "done"]
+
+
+class OutputField(Section):
+    """One column that a task writes."""
+
+    name: str
+    """Column or array name."""
+    kind: Literal["float32", "float64", "int64", "string", "bool"]
+    """Element type."""
+    shape: tuple[int, ...] = ()
+    """Shape of one row's value; () for a scalar."""
+
+
+class JobRecord(Section):
+    """What a job is: written once, when it is born, and read by every resume."""
+
+    job: str
+    """Job id, unique in the workspace."""
+    request: str
+    """Digest of recipe, inputs, code and numerics: which command this job answers."""
+    recipe: Recipe
+    """As it ran first, defaults filled."""
+    resolution: Resolution
+    """What the checkpoint reference meant; never resolved again."""
+    registry: str
+    """URL of the registry that the snapshot is read from."""
+    inputs: str
+    """Digest of the input files."""
+    code: str
+    """Digest of daskinfer's own source."""
+    plan: Plan
+    """How it is cut; decides bits."""
+    fields: tuple[OutputField, ...]
+    """Columns the task writes."""
+    output: str
+    """Absolute URL of the output."""
+    rows: int
+    """Rows of the input."""
+    partitions: int
+    """Partitions of the input."""
+    created: str
+    """ISO 8601, UTC."""
+
+    @property
+    def key(self) -> str:
+        """Digest of snapshot and request: two jobs with one key would write the same bytes."""
+        return digest_of([self.resolution.snapshot, self.request])
+
+
+def make_request(recipe: Recipe, inputs: str, code: str, numerics: Numerics) -> str:
+    """Return the digest of all that decides the output except the snapshot.
+
+    `threads` is left out: a resume keeps the recorded plan's.
+    """
+    return digest_of([recipe.digest, inputs, code, numerics.model_dump(mode="json", exclude={"threads"})])
+
+
+class StageTrail(Section):
+    """What one stage did for one partition, summed over its microbatches."""
+
+    stage: int
+    """Stage number."""
+    microbatches: int
+    """Microbatches computed."""
+    compute: float
+    """Seconds inside the model."""
+    receive: float
+    """Seconds reading and checking activations."""
+    send: float
+    """Seconds writing activations."""
+    workers: tuple[str, ...]
+    """Who computed it."""
+
+
+class CommitRecord(Section):
+    """Proof that a partition is done; a partition without one does not exist."""
+
+    job: str
+    """Job id."""
+    snapshot: str
+    """Snapshot that every stage of every microbatch computed with."""
+    partition: int
+    """Partition number."""
+    epoch: int
+    """Life of the driver that asked for it."""
+    rows_in: int
+    """Rows of the partition."""
+    rows_out: int
+    """Rows written."""
+    rows_quarantined: int
+    """Rows refused; `rows_out + rows_quarantined == rows_in`."""
+    tokens: int
+    """Tokens computed, padding excluded."""
+    padded_tokens: int
+    """Tokens computed, padding included."""
+    microbatches: tuple[tuple[int, int], ...]
+    """(rows, padded length) of every microbatch: what decided the bits."""
+    digest: str
+    """xxh3-128 of the written part, hex."""
+    path: str
+    """Written part, relative to the output."""
+    trail: tuple[StageTrail, ...]
+    """Where the time went."""
+
+
+class StageReport(Section):
+    """What one stage did in a whole run."""
+
+    stage: int
+    """Stage number."""
+    layers: str
+    """Layers it owns, e.g. `0-2`."""
+    shard_bytes: int
+    """Bytes of its shard."""
+    read_bytes: int
+    """Bytes read to load it, all workers together."""
+    load_seconds: float
+    """Longest load among its workers."""
+    workers: tuple[str, ...]
+    """Who held it."""
+    microbatches: int
+    """Microbatches computed."""
+    compute: float
+    """Seconds inside the model, all workers together."""
+    receive: float
+    """Seconds receiving and checking activations."""
+    send: float
+    """Seconds sending activations."""
+    busy: float
+    """Share of the running time that its workers spent on any of these, 0 to 1."""
+
+
+class Incident(Section):
+    """Something that went wrong and what was done about it."""
+
+    at: float
+    """Seconds since the run began."""
+    kind: str
+    """worker-lost, corrupt-activation, task-failed, resumed ..."""
+    detail: str
+    """One sentence."""
+
+
+class Report(Section):
+    """What a run did, whole."""
+
+    job: str
+    """Job id."""
+    name: str
+    """The recipe's name."""
+    verdict: Literal["done", "failed", "interrupted", "over budget"]
+    """How it ended."""
+    message: str
+    """One sentence on the verdict."""
+    checkpoint: str
+    """Checkpoint reference of the recipe."""
+    snapshot: str
+    """Snapshot digest that computed every row."""
+    version: int | None
+    """Its version number, where known."""
+    recipe: str
+    """Recipe digest."""
+    key: str
+    """Job key."""
+    rows_in: int
+    """Rows of the input."""
+    rows_out: int
+    """Rows in the output."""
+    rows_quarantined: int
+    """Rows in the quarantine."""
+    rows_this_run: int
+    """Rows committed by this run; the others were there already."""
+    partitions: int
+    """Partitions of the input."""
+    partitions_resumed: int
+    """Partitions that an earlier run had committed."""
+    epoch: int
+    """How many drivers this job has had."""
+    tokens: int
+    """Tokens computed by this run, padding excluded."""
+    padded_tokens: int
+    """Tokens computed by this run, padding included."""
+    seconds: float
+    """Whole run."""
+    startup_seconds: float
+    """Until the first partition could start: cluster and shards."""
+    running_seconds: float
+    """From then until the last commit."""
+    stages: tuple[StageReport, ...]
+    """Where the time went."""
+    counters: dict[str, int]
+    """workers_lost, corrupt_activations, task_failures, microbatches_recomputed."""
+    incidents: tuple[Incident, ...]
+    """What went wrong and was mended."""
+    rejects: tuple[str, ...]
+    """The first few quarantined rows, a line each."""
+    versions: dict[str, str]
+    """Python, daskinfer, torch ..."""
+    output: str
+    """URL of the output."""
+    report: str
+    """URL of the HTML report."""
+    command: str
+    """The command that runs or resumes it."""
+    started: str
+    """ISO 8601, UTC."""
+
+    @property
+    def rows_per_second(self) -> float:
+        """Rows committed by this run over its running time."""
+        return self.rows_this_run / self.running_seconds if self.running_seconds > 0 else 0.0
+
+
+class Progress(Section):
+    """How a run stands, several times a second for a terminal and every few seconds in storage."""
+
+    phase: Literal["preparing", "starting", "loading", "running", "sealing", "done", "failed", "stopped"]
+    """What the driver is doing."""
+    job: str = ""
+    """Job id, once known."""
+    rows_total: int = 0
+    """Rows of the input."""
+    rows_done: int = 0
+    """Rows committed, quarantined ones and those of earlier runs included."""
+    rows_quarantined: int = 0
+    """Rows refused so far."""
+    seconds: float = 0.0
+    """Since the run began."""
+    rows_per_second: float = 0.0
+    """Committed by this run, over its running time."""
+    eta: float | None = None
+    """Seconds left, where it can be told."""
+    busy: tuple[float, ...] = ()
+    """Busy share of every stage, 0 to 1."""
+    message: str = ""
+    """What just happened, where it is worth a line."""
+
+
+class JobStatus(Section):
+    """A job as storage shows it, without asking the driver."""
+
+    job: str
+    """Job id."""
+    name: str
+    """The recipe's name."""
+    state: State
+    """`stopped`: no live driver and not finished; the same command resumes it."""
+    rows_total: int
+    """Rows of the input."""
+    rows_done: int
+    """Rows committed, quarantined ones included."""
+    rows_quarantined: int
+    """Rows refused so far."""
+    partitions: int
+    """Partitions of the input."""
+    partitions_done: int
+    """Partitions committed."""
+    checkpoint: str
+    """Checkpoint reference of the recipe."""
+    snapshot: str
+    """Snapshot digest it is locked on."""
+    output: str
+    """URL of the output."""
+    created: str
+    """ISO 8601, UTC."""
+    driver: str
+    """host:pid of the last driver."""
+    heartbeat_age: float | None
+    """Seconds since the last driver wrote its heartbeat, by this machine's clock."""
+    progress: Progress | None
+    """The last progress written."""

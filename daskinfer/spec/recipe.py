@@ -1,0 +1,201 @@
+"""The recipe: what a user writes, as frozen models with every default filled in.
+
+Reading YAML, pointing at mistakes and applying overrides live in `daskinfer.spec.loader`; this file says only
+what a recipe may contain.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from daskinfer.ids import digest_of
+from daskinfer.spec.section import Section
+
+Auto = Literal["auto"]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Amount = Annotated[float, Field(gt=0)]
+
+
+class ModelOptions(Section):
+    """What the task does around the model's own layers."""
+
+    pooling: Literal["mean", "cls"] = "mean"
+    """`embed`: average over the tokens of the mask, or take the first token."""
+    normalize: bool = True
+    """`embed`: scale every embedding to length 1."""
+    max_length: Annotated[int, Field(ge=1)] = 256
+    """Longest input in tokens, special tokens included; longer texts are truncated."""
+
+
+class Model(Section):
+    """Which checkpoint runs, and what it is asked to do."""
+
+    checkpoint: str
+    """`NAME@alias`, `NAME@v3`, `NAME@sha256:...`, or a local directory (published on first use)."""
+    registry: str | None = None
+    """URL of the registry; the default is `registry/` under the workspace."""
+    task: Literal["embed", "classify"] = "embed"
+    """`embed` writes one vector a row, `classify` a label with its scores."""
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    """Precision of weights and activations."""
+    options: ModelOptions = ModelOptions()
+    """Pooling, normalisation, truncation."""
+
+
+class Input(Section):
+    """Where the rows come from."""
+
+    url: str
+    """Any fsspec URL or glob."""
+    format: Literal["auto", "jsonl", "csv", "text", "parquet"] = "auto"
+    """File format; `auto` goes by the suffix."""
+    columns: dict[str, str] = {"text": "text"}
+    """What the task reads, and the column it comes from. `text` files have the one column `text`."""
+    partition_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 2048
+    """Rows of a partition, the unit of commit and retry."""
+
+
+class Output(Section):
+    """Where the results go."""
+
+    url: str
+    """fsspec URL of a directory; the suffix .zarr, .parquet or .jsonl names the format."""
+    format: Literal["auto", "zarr", "parquet", "jsonl"] = "auto"
+    """Output format; `auto` goes by the suffix."""
+    keep: tuple[str, ...] = ()
+    """Input columns copied to the output."""
+
+
+class Activations(Section):
+    """How activations move between stages."""
+
+    transport: Literal["auto", "zarr", "direct"] = "auto"
+    """`zarr`: chunks at rest; `direct`: Dask's own transfer; `auto` lets the plan choose for each edge."""
+    codec: Literal["none"] = "none"
+    """Compression of activation chunks."""
+
+
+class Pipeline(Section):
+    """How the model is cut and how much is in flight."""
+
+    stages: Auto | Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], ...] = "auto"
+    """`auto`, a number, or the first layer of every stage after the first (`[2, 4]` cuts six layers in three)."""
+    microbatch_tokens: Auto | Annotated[int, Field(ge=1)] = "auto"
+    """Padded tokens of a microbatch."""
+    window: Auto | Annotated[int, Field(ge=1)] = "auto"
+    """Microbatches in flight."""
+    activations: Activations = Activations()
+    """Transport and codec of the edges between stages."""
+
+
+class Placement(Section):
+    """Which workers may hold a shard."""
+
+    requires: dict[str, Amount] = {"GPU": 1}
+    """Dask resources that a worker must declare."""
+
+
+class Consistency(Section):
+    """How snapshots may change while a job runs."""
+
+    mode: Literal["strong"] = "strong"
+    """`strong`: one snapshot for the whole job."""
+
+
+class Errors(Section):
+    """How many rows may fail."""
+
+    max_rows: Annotated[int, Field(ge=0)] | Fraction = 0.01
+    """A number of rows, or a fraction of all rows; beyond it the job stops."""
+
+    @field_validator("max_rows", mode="before")
+    @classmethod
+    def _refuse_booleans(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError("a number of rows or a fraction below 1 is wanted")
+        return value
+
+    def limit(self, rows: int) -> int:
+        """Return how many of `rows` rows may be quarantined."""
+        return int(self.max_rows * rows) if isinstance(self.max_rows, float) else self.max_rows
+
+
+class LocalCluster(Section):
+    """Worker processes on this machine."""
+
+    workers: Annotated[int, Field(ge=1)] = 2
+    """Worker processes."""
+    threads: Annotated[int, Field(ge=1)] = 1
+    """Cores that each worker computes with."""
+    resources: dict[str, Amount] = {"GPU": 1}
+    """Dask resources that each worker declares."""
+
+
+class Cluster(Section):
+    """Where the job runs: `local`, or the `address` of a running Dask scheduler."""
+
+    local: LocalCluster | None = None
+    """Start worker processes here."""
+    address: str | None = None
+    """Connect to this scheduler instead."""
+
+    @model_validator(mode="after")
+    def _choose_one(self) -> Cluster:
+        if self.local is not None and self.address is not None:
+            raise ValueError("give either local or address, not both")
+        return self
+
+    @property
+    def workers(self) -> LocalCluster:
+        """The local cluster to start; the default one where the recipe is silent."""
+        return self.local or LocalCluster()
+
+
+# What may change between two runs of the same job without changing a byte of its output.
+OPERATIONAL = {
+    "workspace": True,
+    "cluster": True,
+    "placement": True,
+    "errors": True,
+    "pipeline": {"window"},
+    "model": {"registry"},
+}
+
+
+class Recipe(Section):
+    """A batch-inference job: this model over these rows, written there."""
+
+    daskinfer: Literal[1]
+    """Version of the recipe format."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    """Short name of the job; letters, digits, dot, dash and underscore."""
+    workspace: str = "./work"
+    """fsspec URL under which registry/, jobs/ and activations/ live."""
+    model: Model
+    """Which checkpoint runs."""
+    input: Input
+    """Where the rows come from."""
+    output: Output
+    """Where the results go."""
+    pipeline: Pipeline = Pipeline()
+    """How the model is cut."""
+    placement: Placement = Placement()
+    """Which workers may hold a shard."""
+    consistency: Consistency = Consistency()
+    """How snapshots may change."""
+    errors: Errors = Errors()
+    """How many rows may fail."""
+    cluster: Cluster = Cluster()
+    """Where the job runs."""
+
+    @property
+    def digest(self) -> str:
+        """Digest of everything in the recipe that can change the output."""
+        return digest_of(self.model_dump(mode="json", exclude=OPERATIONAL))
+
+    @property
+    def registry_url(self) -> str:
+        """URL of the registry that the checkpoint is looked up in."""
+        return self.model.registry or f"{self.workspace.rstrip('/')}/registry"

@@ -1,0 +1,1 @@
+"""Contract suites that any implementation of a seam must pass."""

@@ -1,0 +1,37 @@
+"""Sizes, durations and rates as people write them."""
+
+from __future__ import annotations
+
+_PREFIXES = ("", "K", "M", "G", "T", "P")
+
+
+def format_bytes(count: float) -> str:
+    """Return `1.5 GB`-like text, powers of 1000."""
+    return f"{_scale(count)}B"
+
+
+def format_count(count: float) -> str:
+    """Return `12.3 k`-like text, powers of 1000."""
+    return _scale(count).replace("K", "k").rstrip()
+
+
+def format_duration(seconds: float) -> str:
+    """Return `850 ms`, `12.4 s`, `3 min 20 s` or `2 h 05 min`."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _scale(count: float) -> str:
+    value = float(count)
+    for prefix in _PREFIXES:
+        if abs(value) < 1000 or prefix == _PREFIXES[-1]:
+            digits = 0 if not prefix or abs(value) >= 100 else 1
+            return f"{value:.{digits}f} {prefix}"
+        value /= 1000
+    raise AssertionError("unreachable")

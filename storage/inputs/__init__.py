@@ -1,0 +1,1 @@
+"""Rows in: jsonl, csv, text and parquet, cut into partitions."""

@@ -1,0 +1,1 @@
+"""Rows out: sinks whose commits happen exactly once."""
