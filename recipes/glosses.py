@@ -25,6 +25,7 @@ SENTENCE = re.compile(r"(?<=[.!?;:])\s+")
 
 
 def main() -> None:
+    """Find text and write it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("output", type=Path, help="file to write, e.g. data/glosses.jsonl")
     parser.add_argument("--rows", default="12000", help="how many, spread evenly over WordNet, or `all`")
@@ -63,12 +64,13 @@ def find_wordnet(work: Path) -> Path | None:
 
 def download(folder: Path) -> bool:
     """Fetch the package into `folder`; as root also after refreshing apt's lists, which containers come without."""
-    fetch = ["apt-get", "download", "--quiet", PACKAGE]
-    if subprocess.run(fetch, cwd=folder, capture_output=True).returncode == 0:
-        return True
-    if os.geteuid() != 0 or subprocess.run(["apt-get", "update", "--quiet"], capture_output=True).returncode != 0:
-        return False
-    return subprocess.run(fetch, cwd=folder, capture_output=True).returncode == 0
+
+    def apt_get(*words: str) -> bool:
+        command = ["apt-get", "--quiet", *words]
+        return subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode == 0
+
+    refreshable = os.geteuid() == 0
+    return apt_get("download", PACKAGE) or (refreshable and apt_get("update") and apt_get("download", PACKAGE))
 
 
 def read_glosses(folder: Path) -> Iterator[tuple[str, str]]:

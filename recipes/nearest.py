@@ -25,6 +25,7 @@ QUERIES = ("an animal that barks", "a feeling of great happiness", "a machine th
 
 
 def main() -> None:
+    """Embed the queries and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("recipe", type=Path, help="the recipe that embedded the rows")
     parser.add_argument("result", type=Path, help="what `daskinfer run RECIPE --json` printed")
@@ -38,7 +39,9 @@ def main() -> None:
     texts, names = np.asarray(rows["text"]), np.asarray(rows["id"])
     console = Console()
     for query, scores in zip(queries, embed(queries, options.recipe, result["snapshot"]) @ vectors.T, strict=True):
-        table = Table(title=f"nearest to “{query}”", title_justify="left", show_header=False, width=min(console.width, 120))
+        table = Table(
+            title=f"nearest to “{query}”", title_justify="left", show_header=False, width=min(console.width, 120)
+        )
         table.add_column(justify="right", no_wrap=True)
         table.add_column(style="bold", no_wrap=True, max_width=28)
         table.add_column(no_wrap=True)
@@ -62,10 +65,10 @@ def embed(queries: list[str], recipe: Path, snapshot: str) -> np.ndarray[Any, np
         "input.url": source,
         "output.url": Path("results") / f"{name}.zarr",
     }
-    command = [sys.executable, "-m", "daskinfer", "run", recipe, "--json"]
+    command: list[Any] = [Path(sys.executable).with_name("daskinfer"), "run", recipe, "--json"]
     for key, value in settings.items():
         command += ["--set", f"{key}={value}"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
         sys.exit(done.returncode)
     output = json.loads(done.stdout.splitlines()[-1])["output"]
