@@ -76,8 +76,10 @@ def embed(queries: list[str], recipe: Path, snapshot: str) -> np.ndarray[Any, np
 
 
 def summarise(result: dict[str, Any]) -> str:
-    """Return the closing line: rows, rate and where the report lies."""
-    return f"{result['rows_out']} rows at {result['rows_per_second']:,.0f} rows/s; report: {result['report']}"
+    """Return the closing lines: rows, rate and where the report lies."""
+    report = json.loads(Path(result["report"]).with_suffix(".json").read_text())
+    rate = report["rows_this_run"] / report["running_seconds"]
+    return f"{result['rows_out']:,} rows, {rate:,.0f} rows/s\nreport: {result['report']}"
 
 
 if __name__ == "__main__":
