@@ -61,16 +61,15 @@ class ParquetFormat:
         for file in files:
             with _open(file) as parquet:
                 schema = parquet.schema_arrow
-                for column in found:
+                for column, seen in found.items():
                     if column not in schema.names:
                         raise MissingColumn(column, file.url, schema.names)
-                    kind = _kind_of(parquet, column)
                     if column in reads and not _is_text(schema.field(column).type):
                         raise InputError(
                             f"column '{column}' of {file.url} holds {schema.field(column).type}, not strings",
                             hint="Name another column under input.columns, or write it as strings.",
                         )
-                    found[column].add(kind)
+                    seen.add(_kind_of(parquet, column))
         return {column: _merge(kinds) for column, kinds in found.items()}
 
     def read(self, file: InputFile, segment: Segment, layout: Layout) -> Harvest:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import has_magic
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fsspec import AbstractFileSystem
-from glob import has_magic
 
 from daskinfer.errors import InputError
 from daskinfer.spec.rows import InputFile
