@@ -11,7 +11,23 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 _LETTERS = string.ascii_lowercase + string.digits
-_WORDS = "the of a to and in is small cat dog river sun moon stone water tree runs sleeps falls warm cold".split()
+_WORDS = [
+    "the",
+    "of",
+    "a",
+    "and",
+    "in",
+    "is",
+    "small",
+    "cat",
+    "dog",
+    "river",
+    "sun",
+    "stone",
+    "water",
+    "sleeps",
+    "falls",
+]
 
 
 def make_tiny_bert(
