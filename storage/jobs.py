@@ -16,6 +16,7 @@ from __future__ import annotations
 import gzip
 import json
 import time
+import zlib
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
@@ -91,7 +92,7 @@ class JobStore:
         data = read_bytes(place)
         try:
             return PartitionTable.model_validate_json(gzip.decompress(data))
-        except (ValueError, OSError, EOFError) as error:
+        except (ValueError, OSError, EOFError, zlib.error) as error:
             raise _unreadable(place, "partition table") from error
 
     def acquire(self, beat: float = lease.BEAT, ttl: float = lease.TTL) -> lease.Lease:

@@ -52,14 +52,15 @@ def test_two_writers_of_one_epoch(tmp_path: Path) -> None:
 
 
 def test_failed_write_keeps_the_events(tmp_path: Path) -> None:
-    (tmp_path / "journal").write_text("in the way")
-    journal = Journal(str(tmp_path), 1)
+    job = tmp_path / "job"
+    job.write_text("in the way")
+    journal = Journal(str(job), 1)
     journal.append(Event(0.0, "started"))
     with pytest.raises(StorageError, match="journal"):
         journal.flush()
-    (tmp_path / "journal").unlink()
+    job.unlink()
     journal.flush()
-    assert [event.kind for event in read_journal(str(tmp_path))] == ["started"]
+    assert [event.kind for event in read_journal(str(job))] == ["started"]
 
 
 def test_damaged_line_is_named(tmp_path: Path) -> None:

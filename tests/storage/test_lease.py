@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -69,6 +69,13 @@ def hear(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
+def wait_until(condition: Callable[[], bool], seconds: float = 2.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     return str(tmp_path / "jobs" / "news-0123456789")
@@ -95,8 +102,7 @@ def test_killed_holder_is_succeeded_at_once(url: str) -> None:
         assert ask(holder) == "epoch 1"
         holder.send_signal(signal.SIGKILL)  # not waited for: a zombie is dead, too
         begun = time.monotonic()
-        while is_held(url):
-            assert time.monotonic() - begun < 2
+        wait_until(lambda: not is_held(url))
         lease = acquire(url)
         assert time.monotonic() - begun < 2
         assert lease.epoch == 2
@@ -190,12 +196,14 @@ def test_reused_process_id_is_not_the_holder(url: str) -> None:
 def test_heartbeat_carries_progress(url: str) -> None:
     lease = acquire(url, beat=0.02)
     lease.show(Progress(phase="running", rows_total=10, rows_done=4))
-    until = time.monotonic() + 2
-    while (heartbeat := read_heartbeat(url)) is None or heartbeat.progress is None or heartbeat.counter < 4:
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    assert heartbeat.progress.rows_done == 4
-    assert not heartbeat.released
+
+    def is_shown() -> bool:
+        heartbeat = read_heartbeat(url)
+        assert heartbeat is not None
+        assert not heartbeat.released
+        return heartbeat.counter >= 4 and heartbeat.progress is not None and heartbeat.progress.rows_done == 4
+
+    wait_until(is_shown)
     lease.show(Progress(phase="stopped", rows_total=10, rows_done=6))
     lease.release()
     last = read_heartbeat(url)
@@ -211,15 +219,9 @@ def test_failing_heartbeat_is_remembered_and_heals(url: str) -> None:
     place = Path(url, "lease.json")
     place.unlink()
     place.mkdir()
-    until = time.monotonic() + 2
-    while lease.trouble is None:
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    assert "lease.json" in lease.trouble
+    wait_until(lambda: "lease.json" in (lease.trouble or ""))
     place.rmdir()
-    while lease.trouble is not None:
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    wait_until(lambda: lease.trouble is None)
     lease.release()
     assert not is_held(url)
 
