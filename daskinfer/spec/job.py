@@ -11,6 +11,7 @@ from daskinfer.spec.section import Section
 from daskinfer.spec.snapshot import Resolution
 
 State = Literal["running", "stopped", "failed", "done"]
+Phase = Literal["preparing", "starting", "loading", "running", "sealing", "done", "failed", "stopped"]
 
 
 class OutputField(Section):
@@ -43,6 +44,8 @@ class JobRecord(Section):
     """Digest of daskinfer's own source."""
     plan: Plan
     """How it is cut; decides bits."""
+    hidden: int
+    """Width of the activations between stages."""
     fields: tuple[OutputField, ...]
     """Columns the task writes."""
     output: str
@@ -227,7 +230,7 @@ class Report(Section):
 class Progress(Section):
     """How a run stands, several times a second for a terminal and every few seconds in storage."""
 
-    phase: Literal["preparing", "starting", "loading", "running", "sealing", "done", "failed", "stopped"]
+    phase: Phase
     """What the driver is doing."""
     job: str = ""
     """Job id, once known."""

@@ -61,6 +61,10 @@ class PartitionTable(Section):
     """All partitions in order."""
     columns: dict[str, str]
     """Column name -> kind (string, int64, float64, bool) of the columns that the job reads or keeps."""
+    reads: tuple[str, ...] = ("text",)
+    """Those of them that the task reads: strings that must be there."""
+    header: tuple[str, ...] = ()
+    """csv: names of all columns, in file order."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,55 @@
+"""Which workers may hold a shard, and how many each stage gets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from daskinfer.errors import PlanError
+from daskinfer.spec.plan import StagePlan, WorkerShape
+
+
+def eligible_workers(workers: Sequence[WorkerShape], requires: Mapping[str, float]) -> list[WorkerShape]:
+    """Return the workers that declare every required tag, in order of address.
+
+    Raises
+    ------
+    PlanError
+        No worker does.
+    """
+    found = [worker for worker in workers if declares(worker, requires)]
+    if found:
+        return sorted(found, key=lambda worker: worker.address)
+    wanted = ", ".join(f"{tag}: {amount:g}" for tag, amount in requires.items())
+    declared = sorted({f"{tag}: {amount:g}" for worker in workers for tag, amount in worker.resources.items()})
+    raise PlanError(
+        f"placement.requires asks for {{{wanted}}}, but none of the {len(workers)} workers declares it "
+        f"(declared: {', '.join(declared) or 'nothing'})",
+        hint="Start workers with --resources, set cluster.local.resources, or change placement.requires.",
+    )
+
+
+def declares(worker: WorkerShape, requires: Mapping[str, float]) -> bool:
+    """Tell whether the worker has enough of every required tag."""
+    return all(worker.resources.get(tag, 0) >= amount for tag, amount in requires.items())
+
+
+def count_replicas(stages: Sequence[StagePlan], workers: int) -> tuple[int, ...]:
+    """Share workers out among stages so that the slowest stage is as fast as possible.
+
+    One worker each, then each further one to the stage with the most work per worker.
+
+    Raises
+    ------
+    PlanError
+        Fewer workers than stages.
+    """
+    if workers < len(stages):
+        raise PlanError(
+            f"{len(stages)} stages need {len(stages)} workers with the required tags; there are {workers}",
+            hint=f"Set pipeline.stages to {workers} or fewer, or start more workers (cluster.local.workers).",
+        )
+    replicas = [1] * len(stages)
+    for _ in range(workers - len(stages)):
+        slowest = max(range(len(stages)), key=lambda index: (stages[index].share / replicas[index], -index))
+        replicas[slowest] += 1
+    return tuple(replicas)

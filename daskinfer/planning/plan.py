@@ -1,0 +1,108 @@
+"""(recipe, model, workers) to a frozen plan, or a refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from daskinfer.errors import PlanError
+from daskinfer.planning.placement import count_replicas, eligible_workers
+from daskinfer.planning.stages import choose_starts, make_stages
+from daskinfer.spec.plan import ModelProfile, Numerics, Plan, StagePlan, WorkerShape
+from daskinfer.spec.recipe import Recipe
+from daskinfer.units import format_bytes
+
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+# Large enough that Python and Dask cost little per token, small enough to stay in a core's cache; on small
+# encoders 1,024 to 4,096 tokens are equally fast.
+MICROBATCH_TOKENS = 2048
+# A worker never waits for its next microbatch when two are assigned to it; a third covers a slow commit.
+WINDOW_PER_WORKER = 3
+# Share of a worker's memory for microbatches in flight, and for its shard.
+WINDOW_SHARE = 0.25
+SHARD_SHARE = 0.7
+# A Zarr hand-off of one chunk, written and read again: a fixed cost and a rate.
+ZARR_SECONDS = 0.004
+ZARR_BYTES_PER_SECOND = 4e8
+# What a core does on an encoder's layers, for the choice of a transport only.
+CORE_FLOPS_PER_SECOND = 5e10
+ZARR_BUDGET = 0.05
+
+
+def make_plan(recipe: Recipe, profile: ModelProfile, workers: Sequence[WorkerShape], numerics: Numerics) -> Plan:
+    """Cut the model, size the microbatches and choose transports for these workers.
+
+    Parameters
+    ----------
+    recipe
+        What the user asked for.
+    profile
+        The model's layers, with parameter bytes in `numerics.dtype`.
+    workers
+        All workers of the cluster, with or without the required tags.
+    numerics
+        What the stages compute with.
+
+    Raises
+    ------
+    PlanError
+        Nothing that the recipe allows would fit.
+    """
+    able = eligible_workers(workers, recipe.placement.requires)
+    known = [worker.memory for worker in able if worker.memory]
+    memory = int(min(known) * SHARD_SHARE) if known else 0
+    stages = make_stages(profile, choose_starts(profile, recipe.pipeline.stages, memory, len(able)))
+    for stage in stages:
+        if memory and stage.parameter_bytes > memory:
+            raise PlanError(
+                f"stage {stage.index} (layers {stage.first}-{stage.last - 1}) needs {format_bytes(stage.parameter_bytes)}, "
+                f"but a worker has {format_bytes(memory)} for its shard",
+                hint="Ask for more stages, or leave pipeline.stages on auto.",
+            )
+    wanted = recipe.pipeline.microbatch_tokens
+    tokens = MICROBATCH_TOKENS if wanted == "auto" else wanted
+    max_length = min(recipe.model.options.max_length, profile.max_positions)
+    plan = Plan(
+        stages=stages,
+        replicas=count_replicas(stages, len(able)),
+        transports=tuple(_choose_transport(recipe, stage, profile, tokens, numerics) for stage in stages[:-1]),
+        microbatch_tokens=tokens,
+        max_length=max_length,
+        window=1,
+        numerics=numerics,
+    )
+    return place_plan(plan, recipe, profile.hidden, able)
+
+
+def place_plan(plan: Plan, recipe: Recipe, hidden: int, workers: Sequence[WorkerShape]) -> Plan:
+    """Fit a plan's replicas and window to the workers there are now; what decides bits stays.
+
+    Raises
+    ------
+    PlanError
+        Too few workers declare the required tags.
+    """
+    able = eligible_workers(workers, recipe.placement.requires)
+    replicas = count_replicas(plan.stages, len(able))
+    window = recipe.pipeline.window
+    if window == "auto":
+        window = WINDOW_PER_WORKER * sum(replicas)
+        known = [worker.memory for worker in able if worker.memory]
+        if known:
+            chunk = plan.capacity * hidden * ITEM_BYTES[plan.numerics.dtype]
+            window = max(1, min(window, int(min(known) * WINDOW_SHARE / chunk)))
+    return plan.model_copy(update={"replicas": replicas, "window": window})
+
+
+def _choose_transport(
+    recipe: Recipe, stage: StagePlan, profile: ModelProfile, tokens: int, numerics: Numerics
+) -> Literal["zarr", "direct"]:
+    wanted = recipe.pipeline.activations.transport
+    if wanted != "auto":
+        return wanted
+    layers = (*profile.entry, *profile.layers, *profile.head)
+    flops = sum(layer.flops_per_token for layer in layers) * stage.share * tokens
+    compute = flops / (CORE_FLOPS_PER_SECOND * numerics.threads)
+    chunk = tokens * profile.hidden * ITEM_BYTES[numerics.dtype]
+    return "zarr" if ZARR_SECONDS + chunk / ZARR_BYTES_PER_SECOND <= ZARR_BUDGET * compute else "direct"

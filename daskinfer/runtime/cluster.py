@@ -1,0 +1,121 @@
+"""The cluster a job runs on: worker processes started here, or a scheduler that is already there."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import dask
+import psutil
+from distributed import Client, LocalCluster
+
+from daskinfer.errors import JobFailed
+from daskinfer.runtime.processes import set_up_processes
+from daskinfer.spec import recipe as recipes
+from daskinfer.spec.plan import WorkerShape
+
+CONNECT_SECONDS = 20
+
+
+def local_shapes(local: recipes.LocalCluster) -> list[WorkerShape]:
+    """Return the workers that `open_cluster` would start, so that a plan needs no cluster."""
+    memory = int(psutil.virtual_memory().total / local.workers)
+    return [
+        WorkerShape(address=f"local-{index}", threads=local.threads, memory=memory, resources=local.resources)
+        for index in range(local.workers)
+    ]
+
+
+@contextmanager
+def open_cluster(cluster: recipes.Cluster) -> Iterator[Client]:
+    """Start or join a cluster, prepare its processes, and leave it as it was found.
+
+    Raises
+    ------
+    JobFailed
+        The scheduler cannot be reached, or workers do not start.
+    """
+    if cluster.address is not None:
+        with _connect(cluster.address) as client:
+            set_up_processes(client)
+            yield client
+        return
+    local = cluster.workers
+    # What a nanny gives its workers is read when it is made, restarts included, so the settings outlive the start.
+    with dask.config.set(_local_settings(local)), _start(local) as workers, Client(workers) as client:
+        set_up_processes(client)
+        yield client
+
+
+def worker_shapes(client: Client) -> list[WorkerShape]:
+    """Return the workers that are connected now."""
+    return [shape_worker(address, worker) for address, worker in client.scheduler_info(n_workers=-1)["workers"].items()]
+
+
+def shape_worker(address: str, identity: dict[str, Any]) -> WorkerShape:
+    """Make a worker's shape from what the scheduler says of it."""
+    return WorkerShape(
+        address=address,
+        threads=identity["nthreads"],
+        memory=identity["memory_limit"] or 0,
+        resources={tag: float(amount) for tag, amount in identity["resources"].items()},
+    )
+
+
+def _connect(address: str) -> Client:
+    try:
+        return Client(address, timeout=CONNECT_SECONDS)
+    except (OSError, ValueError) as error:
+        raise JobFailed(
+            f"no Dask scheduler answers at {address}: {error}", hint="Start it, or mend cluster.address in the recipe."
+        ) from error
+
+
+@contextmanager
+def _start(local: recipes.LocalCluster) -> Iterator[LocalCluster]:
+    try:
+        workers = LocalCluster(
+            n_workers=local.workers,
+            threads_per_worker=local.threads,
+            processes=True,
+            host="127.0.0.1",
+            resources=local.resources,
+            memory_limit=int(psutil.virtual_memory().total / local.workers),
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.CRITICAL,
+        )
+    except RuntimeError as error:
+        raise JobFailed(f"the local workers did not start: {error}") from error
+    with workers:
+        yield workers
+
+
+def _local_settings(local: recipes.LocalCluster) -> dict[str, Any]:
+    """Return Dask settings without the defaults that slow or break inference."""
+    threads = str(local.threads)
+    return {
+        "distributed.nanny.pre-spawn-environ": {
+            # Freed activations go back to the kernel and are faulted in again under the nanny's own setting, which
+            # costs a quarter of CPU inference.
+            "MALLOC_TRIM_THRESHOLD_": str(2**30),
+            "MALLOC_MMAP_THRESHOLD_": str(2**30),
+            "MALLOC_ARENA_MAX": "1",
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "OPENBLAS_NUM_THREADS": threads,
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+        },
+        "distributed.worker.daemon": False,
+        # Shards are not Dask's to spill; a worker that runs out of memory should stop and say so.
+        "distributed.worker.memory.target": False,
+        "distributed.worker.memory.spill": False,
+        "distributed.worker.memory.pause": False,
+        "distributed.worker.memory.terminate": 0.95,
+        "distributed.scheduler.worker-ttl": "60s",
+        "distributed.worker.profile.enabled": False,
+        "distributed.admin.system-monitor.gil.enabled": False,
+    }

@@ -1,0 +1,108 @@
+"""Which worker holds which stage: the part of the driver's logic that deals with people coming and going."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from daskinfer.planning.placement import declares
+from daskinfer.spec.plan import WorkerShape
+
+
+@dataclass(slots=True)
+class _Post:
+    stage: int
+    ready: bool = False
+
+
+class Crew:
+    """Workers and their posts, as plain state.
+
+    Parameters
+    ----------
+    replicas
+        Workers wanted for every stage.
+    requires
+        Tags that a stage's worker must declare.
+    """
+
+    def __init__(self, replicas: Sequence[int], requires: Mapping[str, float]) -> None:
+        self._replicas = tuple(replicas)
+        self._requires = dict(requires)
+        self._posts: dict[str, _Post] = {}
+        self._spares: list[str] = []
+        self._acknowledged: list[set[str]] = [set() for _ in replicas]
+        self._empty_since: dict[int, float] = {}
+        self.complete = False
+
+    @property
+    def wanted(self) -> str:
+        """The required tags, for messages."""
+        return ", ".join(f"{tag}: {amount:g}" for tag, amount in self._requires.items()) or "no tag at all"
+
+    def enlist(self, workers: Sequence[WorkerShape]) -> list[tuple[int, str]]:
+        """Take in workers; return (stage, worker) for every shard to load."""
+        for worker in sorted(workers, key=lambda worker: worker.address):
+            known = worker.address in self._posts or worker.address in self._spares
+            if not known and declares(worker, self._requires):
+                self._spares.append(worker.address)
+        return self.fill()
+
+    def fill(self) -> list[tuple[int, str]]:
+        """Give spare workers to the stages that lack some, the emptiest first."""
+        placed = []
+        while self._spares:
+            held = [sum(post.stage == stage for post in self._posts.values()) for stage in range(len(self._replicas))]
+            short = [stage for stage, count in enumerate(held) if count < self._replicas[stage]]
+            if not short:
+                break
+            stage = min(short, key=lambda stage: (held[stage] / self._replicas[stage], stage))
+            worker = self._spares.pop(0)
+            self._posts[worker] = _Post(stage)
+            placed.append((stage, worker))
+        return placed
+
+    def acknowledge(self, stage: int, worker: str) -> list[tuple[int, str]]:
+        """Note that a worker holds its shard; return (stage, worker) for every token to grant.
+
+        The first tokens are granted together, once every post has acknowledged the snapshot.
+        """
+        post = self._posts.get(worker)
+        if post is None or post.stage != stage:
+            return []  # lost or moved while it was loading
+        post.ready = True
+        self._acknowledged[stage].add(worker)
+        self._empty_since.pop(stage, None)
+        if self.complete:
+            return [(stage, worker)]
+        if len(self._posts) < sum(self._replicas) or not all(post.ready for post in self._posts.values()):
+            return []
+        self.complete = True
+        return [(post.stage, address) for address, post in self._posts.items()]
+
+    def lose(self, worker: str, now: float) -> int | None:
+        """Strike a worker off; return the stage it held, or None."""
+        if worker in self._spares:
+            self._spares.remove(worker)
+        post = self._posts.pop(worker, None)
+        if post is None:
+            return None
+        if not any(other.stage == post.stage for other in self._posts.values()):
+            self._empty_since.setdefault(post.stage, now)
+        return post.stage
+
+    def is_loading(self, worker: str) -> bool:
+        """Tell whether the worker has a post and has not acknowledged it."""
+        post = self._posts.get(worker)
+        return post is not None and not post.ready
+
+    def acknowledged(self, stage: int) -> set[str]:
+        """Return every worker that ever acknowledged this stage's shard of the snapshot."""
+        return self._acknowledged[stage]
+
+    def missing(self, before: float) -> int | None:
+        """Return a stage that has had no worker since before then and that none is loading for, if any."""
+        held = {post.stage for post in self._posts.values()}
+        return next(
+            (stage for stage, since in self._empty_since.items() if stage not in held and since <= before), None
+        )

@@ -1,0 +1,295 @@
+"""The driver: carries out what the core decides, and tells it what happened."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import dask
+from distributed import Client, Future
+
+from daskinfer.errors import DaskinferError, Interrupted, JobFailed
+from daskinfer.graphs.build import (
+    Key,
+    TaskGraph,
+    commit_graph,
+    crew_token,
+    load_graph,
+    microbatch_graph,
+    prepare_graph,
+    stage_token,
+)
+from daskinfer.graphs.handoff import JobHandle
+from daskinfer.runtime.cluster import worker_shapes
+from daskinfer.runtime.core import DriverCore
+from daskinfer.runtime.ledger import Ledger
+from daskinfer.runtime.messages import (
+    Action,
+    Commit,
+    Committed,
+    Event,
+    Fail,
+    GrantToken,
+    LoadShard,
+    MicrobatchDone,
+    Note,
+    Prepare,
+    Prepared,
+    Release,
+    Seal,
+    ShardAck,
+    ShardFailed,
+    ShardLoaded,
+    Step,
+    Submit,
+    TaskFailed,
+    Tick,
+    WorkerJoined,
+    WorkerLost,
+)
+from daskinfer.runtime.tokens import grant_tokens, verify_restrictions
+from daskinfer.spec.rows import PartitionTable
+from daskinfer.storage.inputs import partition_source
+
+TICK_SECONDS = 0.25
+# Reading ahead and committing come before computing: they are short, and computing waits for them.
+_PRIORITY_FIRST = 10**9
+
+
+@dataclass(slots=True)
+class _Held:
+    """Futures of one open partition; dropping them lets the cluster forget it."""
+
+    rows: Future | None = None
+    tokens: Future | None = None
+    handoffs: dict[int, Future] = field(default_factory=dict)
+    others: list[Future] = field(default_factory=list)
+
+
+class Driver:
+    """Runs one job on one cluster until it is sealed or cannot go on.
+
+    Parameters
+    ----------
+    client
+        Connected to a cluster whose processes are set up.
+    core
+        The logic.
+    ledger
+        Sums for progress and report.
+    handle
+        The job.
+    table
+        Its partitions.
+    requires
+        Tags that stage tasks ask for beside their token.
+    note
+        Called with (kind, detail) for every incident.
+    pulse
+        Called a few times a second.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        core: DriverCore,
+        ledger: Ledger,
+        handle: JobHandle,
+        table: PartitionTable,
+        requires: dict[str, float],
+        note: Callable[[str, str], None],
+        pulse: Callable[[], None],
+    ) -> None:
+        self._client = client
+        self._core = core
+        self._ledger = ledger
+        self._handle = handle
+        self._table = table
+        self._requires = requires
+        self._note = note
+        self._pulse = pulse
+        self._happened: queue.SimpleQueue[Callable[[], Event | None]] = queue.SimpleQueue()
+        self._held: dict[int, _Held] = {}
+        self._loads: list[Future] = []
+        self._tokens: set[str] = set()
+        self._verified = False
+        self._sealed = False
+        self.running_since: float | None = None
+
+    def run(self) -> None:
+        """Run until every partition is committed.
+
+        Raises
+        ------
+        Interrupted
+            The user stopped it.
+        DaskinferError
+            It cannot go on; everything committed stays.
+        """
+        self._client.subscribe_topic("all", self._hear)
+        try:
+            self._perform(self._core.start(worker_shapes(self._client)))
+            while not self._sealed:
+                self._step()
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted; everything committed so far stays") from None
+        finally:
+            self._client.unsubscribe_topic("all")
+
+    def withdraw(self) -> None:
+        """Take tasks, tokens and shards of this job back from a cluster that others use."""
+        futures = [*self._loads]
+        for held in self._held.values():
+            futures += [*filter(None, (held.rows, held.tokens)), *held.handoffs.values(), *held.others]
+        self._client.cancel(futures, force=True)
+        tokens = [
+            crew_token(self._handle.job),
+            *(stage_token(self._handle.job, s.index) for s in self._ledger.plan.stages),
+        ]
+        for worker in self._tokens & set(self._client.scheduler_info(n_workers=-1)["workers"]):
+            grant_tokens(self._client, worker, dict.fromkeys(tokens, 0))
+
+    def _step(self) -> None:
+        try:
+            event = self._happened.get(timeout=TICK_SECONDS)()
+        except queue.Empty:
+            event = Tick()
+            if self._client.status not in ("running", "newly-created"):
+                raise JobFailed("the connection to the Dask scheduler is lost") from None
+        if event is not None:
+            if isinstance(event, ShardLoaded):
+                self._ledger.add_ack(event.ack)
+            elif isinstance(event, Committed):
+                self._ledger.add(event.record)
+            self._perform(self._core.handle(event, time.monotonic()))
+        self._pulse()
+
+    def _perform(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            match action:
+                case LoadShard(stage, worker):
+                    self._load(stage, worker)
+                case GrantToken(stage, worker):
+                    self._grant(stage, worker)
+                case Prepare(partition, attempt):
+                    self._prepare(partition, attempt)
+                case Submit(partition, numbers, attempt):
+                    self._submit_microbatches(partition, numbers, attempt)
+                case Commit(partition, attempt):
+                    self._commit(partition, attempt)
+                case Release(partition):
+                    del self._held[partition]
+                case Note(kind, detail):
+                    self._note(kind, detail)
+                case Seal():
+                    self._sealed = True
+                case Fail(error):
+                    raise error
+        if self.running_since is None and self._core.running:
+            self.running_since = time.monotonic()
+
+    # Actions
+
+    def _load(self, stage: int, worker: str) -> None:
+        graph = load_graph(self._handle, stage, worker)
+        (future,) = self._submit(graph, priority=_PRIORITY_FIRST, workers=[worker])
+        self._loads.append(future)
+
+        def settle(future: Future) -> Event:
+            if future.status != "finished":
+                return ShardFailed(stage, worker, _error_of(future))
+            return ShardLoaded(ShardAck(**future.result()))
+
+        self._watch(future, settle)
+
+    def _grant(self, stage: int, worker: str) -> None:
+        job = self._handle.job
+        try:
+            grant_tokens(self._client, worker, {stage_token(job, stage): 1, crew_token(job): 1})
+        except OSError:
+            return  # it died meanwhile: the scheduler's event follows
+        self._tokens.add(worker)
+
+    def _prepare(self, partition: int, attempt: int) -> None:
+        graph = prepare_graph(self._handle, partition_source(self._table, partition), attempt)
+        rows, tokens, count = self._submit(graph, priority=_PRIORITY_FIRST - partition)
+        self._held[partition] = _Held(rows, tokens)
+        self._watch(count, self._settle("prepare", partition, 0, lambda future: Prepared(partition, future.result())))
+
+    def _submit_microbatches(self, partition: int, numbers: Sequence[int], attempt: int) -> None:
+        held = self._held[partition]
+        assert held.tokens is not None
+        graph = microbatch_graph(
+            self._handle, len(self._ledger.plan.stages), self._requires, partition, numbers, held.tokens.key, attempt
+        )
+        futures = self._submit(graph, priority=-partition)
+        if not self._verified:
+            verify_restrictions(self._client, graph.resources)
+            self._verified = True
+        for number, future in zip(numbers, futures, strict=True):
+            held.handoffs[number] = future
+            done = MicrobatchDone(partition, number)
+            self._watch(future, self._settle("microbatch", partition, number, lambda _, done=done: done))
+
+    def _commit(self, partition: int, attempt: int) -> None:
+        held = self._held[partition]
+        assert held.rows is not None and held.tokens is not None
+        handoffs: list[Key] = [held.handoffs[number].key for number in sorted(held.handoffs)]
+        graph = commit_graph(self._handle, partition, held.rows.key, held.tokens.key, handoffs, attempt)
+        (future,) = self._submit(graph, priority=2 * _PRIORITY_FIRST - partition)
+        self._watch(future, self._settle("commit", partition, 0, lambda future: Committed(future.result())))
+        held.others.append(future)
+
+    def _submit(self, graph: TaskGraph, priority: int, workers: list[str] | None = None) -> list[Future]:
+        pins: dict[str, Any] = {"resources": partial(_look_up, graph.resources), "priority": priority}
+        if workers is not None:
+            pins |= {"workers": workers, "allow_other_workers": False}
+        with dask.annotate(**pins):
+            futures: list[Future] = self._client.get(graph.tasks, list(graph.wanted), sync=False)
+        return futures
+
+    # Events
+
+    def _watch(self, future: Future, settle: Callable[[Future], Event | None]) -> None:
+        future.add_done_callback(lambda future: self._happened.put(partial(settle, future)))
+
+    def _settle(
+        self, step: Step, partition: int, number: int, succeed: Callable[[Future], Event]
+    ) -> Callable[[Future], Event | None]:
+        def settle(future: Future) -> Event | None:
+            if partition not in self._held:
+                return None  # committed meanwhile by another attempt
+            if future.status != "finished":
+                return TaskFailed(step, partition, number, _error_of(future))
+            return succeed(future)
+
+        return settle
+
+    def _hear(self, event: tuple[float, Any]) -> None:
+        _, message = event
+        if not isinstance(message, dict):
+            return
+        address = message.get("worker")
+        if message.get("action") == "remove-worker":
+            self._happened.put(lambda: WorkerLost(address))
+        elif message.get("action") == "add-worker":
+            self._happened.put(lambda: self._look_at(address))
+
+    def _look_at(self, address: str) -> Event | None:
+        shapes = {worker.address: worker for worker in worker_shapes(self._client)}
+        return WorkerJoined(shapes[address]) if address in shapes else None
+
+
+def _look_up(resources: dict[Key, dict[str, float]], key: Key) -> dict[str, float]:
+    return resources[key]
+
+
+def _error_of(future: Future) -> BaseException:
+    if future.status == "cancelled":
+        return JobFailed(f"the scheduler dropped task {future.key}")
+    error: BaseException | None = future.exception()
+    return error if error is not None else DaskinferError(f"task {future.key} ended as {future.status}")

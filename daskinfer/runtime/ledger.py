@@ -1,0 +1,96 @@
+"""What a run has done so far: sums over commit records, for progress and for the report."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from daskinfer.runtime.messages import ShardAck
+from daskinfer.spec.job import CommitRecord, Incident, StageReport
+from daskinfer.spec.plan import Plan
+
+
+class Ledger:
+    """Running sums of one run of a job.
+
+    Parameters
+    ----------
+    plan
+        The job's plan.
+    rows_total
+        Rows of the input.
+    """
+
+    def __init__(self, plan: Plan, rows_total: int) -> None:
+        self.plan = plan
+        self.rows_total = rows_total
+        self.rows_done = 0
+        self.rows_out = 0
+        self.rows_quarantined = 0
+        self.rows_this_run = 0
+        self.partitions_done = 0
+        self.partitions_resumed = 0
+        self.tokens = 0
+        self.padded_tokens = 0
+        self.incidents: list[Incident] = []
+        self._acks: dict[int, list[ShardAck]] = defaultdict(list)
+        self._microbatches = [0] * len(plan.stages)
+        self._seconds = [[0.0, 0.0, 0.0] for _ in plan.stages]
+
+    def add_earlier(self, record: CommitRecord) -> None:
+        """Count a partition that an earlier run committed."""
+        self._add_rows(record)
+        self.partitions_resumed += 1
+
+    def add(self, record: CommitRecord) -> None:
+        """Count a partition that this run committed."""
+        self._add_rows(record)
+        self.rows_this_run += record.rows_in
+        self.tokens += record.tokens
+        self.padded_tokens += record.padded_tokens
+        for trail in record.trail:
+            self._microbatches[trail.stage] += trail.microbatches
+            for index, seconds in enumerate((trail.compute, trail.receive, trail.send)):
+                self._seconds[trail.stage][index] += seconds
+
+    def add_ack(self, ack: ShardAck) -> None:
+        """Count a shard that was loaded."""
+        self._acks[ack.stage].append(ack)
+
+    def add_incident(self, at: float, kind: str, detail: str) -> None:
+        """Note something that went wrong and was dealt with."""
+        self.incidents.append(Incident(at=at, kind=kind, detail=detail))
+
+    def busy(self, running_seconds: float) -> tuple[float, ...]:
+        """Return every stage's share of `running_seconds` that its workers spent working, 0 to 1."""
+        if running_seconds <= 0:
+            return (0.0,) * len(self._seconds)
+        return tuple(
+            min(1.0, sum(seconds) / replicas / running_seconds)
+            for seconds, replicas in zip(self._seconds, self.plan.replicas, strict=True)
+        )
+
+    def stages(self, running_seconds: float) -> tuple[StageReport, ...]:
+        """Return what every stage did."""
+        busy = self.busy(running_seconds)
+        return tuple(
+            StageReport(
+                stage=stage.index,
+                layers=str(stage.first) if stage.last == stage.first + 1 else f"{stage.first}-{stage.last - 1}",
+                shard_bytes=stage.parameter_bytes,
+                read_bytes=sum(ack.read_bytes for ack in self._acks[stage.index]),
+                load_seconds=max((ack.seconds for ack in self._acks[stage.index]), default=0.0),
+                workers=tuple(ack.worker for ack in self._acks[stage.index]),
+                microbatches=self._microbatches[stage.index],
+                compute=self._seconds[stage.index][0],
+                receive=self._seconds[stage.index][1],
+                send=self._seconds[stage.index][2],
+                busy=busy[stage.index],
+            )
+            for stage in self.plan.stages
+        )
+
+    def _add_rows(self, record: CommitRecord) -> None:
+        self.rows_done += record.rows_in
+        self.rows_out += record.rows_out
+        self.rows_quarantined += record.rows_quarantined
+        self.partitions_done += 1

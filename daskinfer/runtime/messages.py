@@ -1,0 +1,170 @@
+"""What the driver core is told (events) and what it asks for (actions)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from daskinfer.errors import DaskinferError
+from daskinfer.spec.job import CommitRecord
+from daskinfer.spec.plan import WorkerShape
+
+Step = Literal["prepare", "microbatch", "commit"]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardAck:
+    """A worker's word that it holds a stage's shard, verified, of exactly this snapshot."""
+
+    stage: int
+    worker: str
+    snapshot: str
+    source: str
+    """Digest of the daskinfer code that the worker runs."""
+    read_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerJoined:
+    """A worker connected to the scheduler."""
+
+    worker: WorkerShape
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLost:
+    """A worker died, was closed or cannot be reached."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShardLoaded:
+    """A load task finished."""
+
+    ack: ShardAck
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFailed:
+    """A load task raised."""
+
+    stage: int
+    worker: str
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A partition was read and tokenised; it has this many microbatches."""
+
+    partition: int
+    microbatches: int
+
+
+@dataclass(frozen=True, slots=True)
+class MicrobatchDone:
+    """The last stage finished a microbatch."""
+
+    partition: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A partition's commit record exists."""
+
+    record: CommitRecord
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFailed:
+    """A task raised on a worker."""
+
+    step: Step
+    partition: int
+    number: int
+    """Microbatch; 0 for the other steps."""
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time went by."""
+
+
+Event = (
+    WorkerJoined | WorkerLost | ShardLoaded | ShardFailed | Prepared | MicrobatchDone | Committed | TaskFailed | Tick
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadShard:
+    """Load a stage's shard on a worker."""
+
+    stage: int
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class GrantToken:
+    """Let a worker that acknowledged its shard run the stage's tasks."""
+
+    stage: int
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Read and tokenise a partition."""
+
+    partition: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Send microbatches of a partition through all stages."""
+
+    partition: int
+    numbers: tuple[int, ...]
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Put a partition's rows in order, write and commit them."""
+
+    partition: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Forget everything about a committed partition, so that nothing of it is ever computed again."""
+
+    partition: int
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """All partitions are committed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """The job cannot go on."""
+
+    error: DaskinferError
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something for the journal and the report."""
+
+    kind: str
+    detail: str
+
+
+Action = LoadShard | GrantToken | Prepare | Submit | Commit | Release | Seal | Fail | Note

@@ -1,0 +1,36 @@
+"""What daskinfer sets up in every process of a cluster."""
+
+from __future__ import annotations
+
+from distributed import Client, Scheduler, Worker
+from distributed.diagnostics.plugin import WorkerPlugin
+
+from daskinfer.graphs.identity import set_identity
+from daskinfer.runtime.serialization import register_serializers
+
+# Every death of a worker is counted against all tasks assigned to it, innocent ones included; the driver counts
+# attempts itself.
+ALLOWED_FAILURES = 1_000
+
+
+class ProcessSetup(WorkerPlugin):
+    """Serialisers, sizes and the process's name, on every worker that is there or comes later."""
+
+    name = "daskinfer-process"
+
+    def setup(self, worker: Worker) -> None:
+        """Prepare a worker; must be quick, for it runs on the worker's event loop."""
+        register_serializers()
+        set_identity(worker.address)
+
+
+def set_up_processes(client: Client) -> None:
+    """Prepare this process, the scheduler's and all workers', now and in future."""
+    register_serializers()
+    client.register_plugin(ProcessSetup())
+    client.run_on_scheduler(_set_up_scheduler)
+
+
+def _set_up_scheduler(dask_scheduler: Scheduler) -> None:
+    register_serializers()
+    dask_scheduler.allowed_failures = max(dask_scheduler.allowed_failures, ALLOWED_FAILURES)

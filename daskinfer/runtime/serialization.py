@@ -1,0 +1,31 @@
+"""How Dask moves and counts tensors.
+
+distributed's own serialiser fails on bfloat16 and float8 tensors with no fallback, and `sizeof` sees 80 bytes in a
+tensor of any size, so that memory limits are blind. Ours moves any tensor as raw bytes and counts all of them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from dask.sizeof import sizeof
+from distributed.protocol import dask_deserialize, dask_serialize
+
+from daskinfer.graphs.sizes import register_sizes
+
+
+def register_serializers() -> None:
+    """Register serialisers and sizes in this process, each when the first such value turns up."""
+    for registry in (dask_serialize, dask_deserialize, sizeof):
+        registry.register_lazy("torch", _register_tensors)
+    sizeof.register_lazy("daskinfer", register_sizes)
+
+
+def _register_tensors() -> None:
+    # Registered lazily by distributed itself, this would come after ours and replace it.
+    import_module("distributed.protocol.torch")
+    tensors = import_module("daskinfer.models.tensors")
+    for kind in tensors.TENSOR_TYPES:
+        dask_serialize.register(kind)(tensors.tensor_frames)
+        dask_deserialize.register(kind)(tensors.tensor_from_frames)
+        sizeof.register(kind)(tensors.tensor_nbytes)

@@ -1,0 +1,218 @@
+"""One run of a job, from its lease to its seal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from distributed import Client
+
+from daskinfer.errors import DaskinferError, Interrupted
+from daskinfer.graphs.context import open_job_sink, open_transports
+from daskinfer.graphs.handoff import JobHandle
+from daskinfer.runtime.cluster import open_cluster
+from daskinfer.runtime.core import DriverCore, Limits
+from daskinfer.runtime.driver import Driver
+from daskinfer.runtime.ledger import Ledger
+from daskinfer.runtime.opening import OpenedJob
+from daskinfer.spec.job import Phase, Progress
+from daskinfer.spec.recipe import Recipe
+from daskinfer.storage.filesystem import delete, join_url
+from daskinfer.storage.journal import Journal
+from daskinfer.storage.lease import Lease, acquire
+from daskinfer.storage.outputs import Sink
+from daskinfer.storage.registry import Registry
+from daskinfer.storage.snapshotlock import SnapshotLock, take
+
+PROGRESS_SECONDS = 0.25
+CHECK_SECONDS = 5.0
+SNAPSHOT_HEARTBEAT_SECONDS = 200.0
+
+
+class Session:
+    """One driver's life: what it holds, and how it stands.
+
+    Parameters
+    ----------
+    job
+        What to run.
+    recipe
+        As it is now: cluster, placement and error budget may differ from the job's record.
+    watch
+        Called with the progress, a few times a second.
+    began
+        `time.monotonic()` when the run began.
+    """
+
+    def __init__(self, job: OpenedJob, recipe: Recipe, watch: Callable[[Progress], None], began: float) -> None:
+        self.job = job
+        self.recipe = recipe
+        self.ledger = Ledger(job.plan, job.record.rows)
+        self.epoch = 0
+        self.counters: dict[str, int] = {}
+        self.error: DaskinferError | None = None
+        self.running_since: float | None = None
+        self.running_until: float | None = None
+        self._watch = watch
+        self._began = began
+        self._phase: Phase = "starting"
+        self._due = {"progress": 0.0, "check": 0.0, "snapshot": 0.0}
+
+    def run(self) -> None:
+        """Run the job to its seal; `error` says afterwards why it did not get there.
+
+        Raises
+        ------
+        JobBusy
+            Another live driver runs it.
+        """
+        with acquire(self.job.store) as self._lease:
+            self.epoch = self._lease.epoch
+            with Journal(self.job.store, self.epoch) as self._journal:
+                try:
+                    self._run()
+                except KeyboardInterrupt:
+                    self.error = Interrupted("interrupted; everything committed so far stays")
+                except DaskinferError as error:
+                    self.error = error
+                self._enter(_final_phase(self.error))
+
+    @property
+    def running_seconds(self) -> float:
+        """Seconds from the start of the first partition until now, or until the last commit."""
+        if self.running_since is None:
+            return 0.0
+        return (self.running_until or time.monotonic()) - self.running_since
+
+    def progress(self, message: str = "") -> Progress:
+        """Return how the run stands now."""
+        ledger, running = self.ledger, self.running_seconds
+        rate = ledger.rows_this_run / running if running > 0 else 0.0
+        return Progress(
+            phase=self._phase,
+            job=self.job.record.job,
+            rows_total=ledger.rows_total,
+            rows_done=ledger.rows_done,
+            rows_quarantined=ledger.rows_quarantined,
+            seconds=time.monotonic() - self._began,
+            rows_per_second=rate,
+            eta=(ledger.rows_total - ledger.rows_done) / rate if rate > 0 else None,
+            busy=ledger.busy(running),
+            message=message,
+        )
+
+    def _run(self) -> None:
+        record, store = self.job.record, self.job.store
+        self._enter("starting")
+        if self.job.resumed:
+            self._note("resumed", f"epoch {self.epoch} goes on where an earlier one stopped")
+        lock = take(Registry(record.registry), record.resolution.snapshot, record.job)
+        sink = open_job_sink(record, store)
+        sink.create()
+        committed = set()
+        for commit in sink.committed():
+            self.ledger.add_earlier(commit)
+            committed.add(commit.partition)
+        if len(committed) < record.partitions:
+            self._compute(lock, committed)
+        self._enter("sealing")
+        self._seal(sink)
+        lock.release()
+
+    def _compute(self, lock: SnapshotLock, committed: set[int]) -> None:
+        record, plan = self.job.record, self.job.plan
+        handle = JobHandle(self.job.store.workspace, record.job, self.epoch)
+        for transport in open_transports(record, handle.workspace):
+            transport.create()
+        core = DriverCore(
+            plan=plan,
+            snapshot=record.resolution.snapshot,
+            source=record.code,
+            epoch=self.epoch,
+            partitions=record.partitions,
+            committed=committed,
+            rejects=self.ledger.rows_quarantined,
+            requires=self.recipe.placement.requires,
+            limits=Limits(rejects=self.recipe.errors.limit(record.rows)),
+        )
+        with open_cluster(self.recipe.cluster) as client:
+            self._enter("loading")
+            driver = Driver(
+                client=client,
+                core=core,
+                ledger=self.ledger,
+                handle=handle,
+                table=self.job.store.table(),
+                requires=self.recipe.placement.requires,
+                note=self._note,
+                pulse=lambda: self._pulse(driver, lock),
+            )
+            try:
+                driver.run()
+            finally:
+                self.running_until = time.monotonic()
+                self.counters = dict(core.counters)
+                self._leave(driver, client)
+
+    def _leave(self, driver: Driver, client: Client) -> None:
+        if self.recipe.cluster.address is not None and client.status == "running":
+            driver.withdraw()
+
+    def _pulse(self, driver: Driver, lock: SnapshotLock) -> None:
+        now = time.monotonic()
+        if self.running_since is None and driver.running_since is not None:
+            self.running_since = driver.running_since
+            self._enter("running")
+        if self._is_due("progress", now, PROGRESS_SECONDS):
+            self._tell()
+        if self._is_due("check", now, CHECK_SECONDS):
+            self._lease.check()
+        if self._is_due("snapshot", now, SNAPSHOT_HEARTBEAT_SECONDS):
+            lock.heartbeat()
+
+    def _is_due(self, what: str, now: float, every: float) -> bool:
+        if now < self._due[what]:
+            return False
+        self._due[what] = now + every
+        return True
+
+    def _seal(self, sink: Sink) -> None:
+        record = self.job.record
+        sink.seal(
+            {
+                "job": record.job,
+                "key": record.key,
+                "checkpoint": record.resolution.reference,
+                "snapshot": record.resolution.snapshot,
+                "recipe": record.recipe.digest,
+                "inputs": record.inputs,
+                "code": record.code,
+                "plan": record.plan.digest,
+            }
+        )
+        delete(join_url(self.job.store.workspace, "activations", record.job), recursive=True)
+
+    def _enter(self, phase: Phase) -> None:
+        self._phase = phase
+        self._journal.write(time.monotonic() - self._began, "phase", phase)
+        self._tell()
+
+    def _note(self, kind: str, detail: str) -> None:
+        at = time.monotonic() - self._began
+        self.ledger.add_incident(at, kind, detail)
+        self._journal.write(at, kind, detail)
+        self._tell(f"{kind}: {detail}")
+
+    def _tell(self, message: str = "") -> None:
+        progress = self.progress(message)
+        self._lease.update(progress)
+        self._watch(progress)
+
+    _lease: Lease
+    _journal: Journal
+
+
+def _final_phase(error: DaskinferError | None) -> Phase:
+    if error is None:
+        return "done"
+    return "stopped" if isinstance(error, Interrupted) else "failed"

@@ -1,0 +1,104 @@
+"""Plan and partitions to Dask graphs, task by task, so that no optimisation can drop an annotation.
+
+Every key carries the job, the step, the partition and an attempt: a task submitted again is a new task, never a
+redefinition of an old one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dask._task_spec import List, Task, TaskRef
+
+from daskinfer.graphs.handoff import JobHandle
+from daskinfer.graphs.tasks import commit_partition, count_microbatches, load_shard, read_rows, run_stage, tokenize
+from daskinfer.storage.inputs import PartitionSource
+
+Key = tuple[str | int, ...]
+
+# Enough to bind a task to the job's workers, too little ever to make one wait for another.
+_CREW_SHARE = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class TaskGraph:
+    """Tasks to submit together."""
+
+    tasks: dict[Key, Task]
+    """Key -> task; a reference to a key that is not here means one submitted before."""
+    wanted: tuple[Key, ...]
+    """Keys whose results are held until they are released."""
+    resources: dict[Key, dict[str, float]]
+    """What each task must find on its worker."""
+
+
+def stage_token(job: str, stage: int) -> str:
+    """Return the resource that says: this worker holds this stage's shard for this job."""
+    return f"{job}/stage-{stage}"
+
+
+def crew_token(job: str) -> str:
+    """Return the resource that says: this worker works for this job."""
+    return f"{job}/crew"
+
+
+def load_graph(handle: JobHandle, stage: int, worker: str) -> TaskGraph:
+    """Load one shard; the caller pins it to the worker, which has no token yet."""
+    key: Key = (f"{handle.job}/load-{stage}", worker, handle.epoch)
+    return TaskGraph({key: Task(key, load_shard, handle, stage)}, (key,), {key: {}})
+
+
+def prepare_graph(handle: JobHandle, source: PartitionSource, attempt: int) -> TaskGraph:
+    """Read and tokenise a partition, and count its microbatches; wanted: rows, tokens, count."""
+    number = source.partition.number
+    rows = _key(handle, "read", number, attempt)
+    tokens = _key(handle, "tokenize", number, attempt)
+    count = _key(handle, "count", number, attempt)
+    tasks = {
+        rows: Task(rows, read_rows, source),
+        tokens: Task(tokens, tokenize, handle, TaskRef(rows)),
+        count: Task(count, count_microbatches, TaskRef(tokens)),
+    }
+    crew = {crew_token(handle.job): _CREW_SHARE}
+    return TaskGraph(tasks, (rows, tokens, count), dict.fromkeys(tasks, crew))
+
+
+def microbatch_graph(
+    handle: JobHandle,
+    stages: int,
+    requires: Mapping[str, float],
+    partition: int,
+    numbers: Sequence[int],
+    tokens: Key,
+    attempt: int,
+) -> TaskGraph:
+    """Send microbatches through all stages; wanted: the last stage of each, in the order of `numbers`."""
+    tasks: dict[Key, Task] = {}
+    resources: dict[Key, dict[str, float]] = {}
+    wanted = []
+    for number in numbers:
+        received = None
+        for stage in range(stages):
+            key = _key(handle, f"stage-{stage}", partition, number, attempt)
+            tasks[key] = Task(key, run_stage, handle, stage, partition, number, TaskRef(tokens), received)
+            resources[key] = {**requires, stage_token(handle.job, stage): 1}
+            received = TaskRef(key)
+        wanted.append(key)
+    return TaskGraph(tasks, tuple(wanted), resources)
+
+
+def commit_graph(
+    handle: JobHandle, partition: int, rows: Key, tokens: Key, handoffs: Sequence[Key], attempt: int
+) -> TaskGraph:
+    """Write and commit a partition; wanted: its commit record."""
+    key = _key(handle, "commit", partition, attempt)
+    task = Task(
+        key, commit_partition, handle, TaskRef(rows), TaskRef(tokens), List([TaskRef(handoff) for handoff in handoffs])
+    )
+    return TaskGraph({key: task}, (key,), {key: {crew_token(handle.job): _CREW_SHARE}})
+
+
+def _key(handle: JobHandle, step: str, *place: Any) -> Key:
+    return (f"{handle.job}/{step}", handle.epoch, *place)

@@ -1,0 +1,184 @@
+"""What a worker process knows about a job: its records, tokenizer, transports and shards, each fetched once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
+
+from daskinfer.errors import SnapshotGone
+from daskinfer.graphs.handoff import JobHandle
+from daskinfer.models.tokenizer import Tokenizer
+from daskinfer.spec.activation import Edge
+from daskinfer.spec.job import JobRecord
+from daskinfer.spec.snapshot import LayerGroup, Manifest
+from daskinfer.storage.activations import DirectTransport, ZarrTransport
+from daskinfer.storage.blobs import read_group, tensors
+from daskinfer.storage.filesystem import join_url
+from daskinfer.storage.jobs import JobStore
+from daskinfer.storage.outputs import Sink, open_sink
+from daskinfer.storage.registry import Registry
+
+if TYPE_CHECKING:
+    from daskinfer.models.stage import Stage
+
+ShardKey = tuple[str, int, int, str, str]
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A stage in memory and what it took to bring it there."""
+
+    stage: Stage
+    read_bytes: int
+    seconds: float
+
+
+class JobContext:
+    """A job seen from one process. Cheap to make, thread-safe to use."""
+
+    def __init__(self, handle: JobHandle) -> None:
+        self.handle = handle
+        self.store = JobStore(handle.workspace, handle.job)
+        self.record: JobRecord = self.store.record()
+        self.snapshot = self.record.resolution.snapshot
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The locked snapshot's manifest, its digest checked."""
+        try:
+            return self._registry.manifest(self.snapshot)
+        except FileNotFoundError as error:
+            raise SnapshotGone(
+                f"snapshot {self.snapshot}, which job {self.record.job} is locked on, is gone from {self.record.registry}",
+                hint="Restore the registry, or start over on another snapshot with --fresh.",
+            ) from error
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The snapshot's own tokenizer, truncating to the plan's length."""
+        return Tokenizer(self._registry.file(self.manifest, "tokenizer.json"), self.record.plan.max_length)
+
+    @cached_property
+    def sink(self) -> Sink:
+        """Where committed partitions go."""
+        return open_job_sink(self.record, self.store)
+
+    @cached_property
+    def transports(self) -> tuple[ZarrTransport | DirectTransport, ...]:
+        """One for each edge of the plan."""
+        return open_transports(self.record, self.handle.workspace)
+
+    def load(self, stage: int) -> Loaded:
+        """Return a stage's module, loading its shard when this process has not."""
+        plan = self.record.plan
+        wanted = plan.stages[stage]
+        key = (self.snapshot, wanted.first, wanted.last, plan.numerics.dtype, self.record.recipe.model.task)
+        return _SHARDS.get(key, partial(self._load, stage))
+
+    def _load(self, stage: int) -> Loaded:
+        # The driver imports this module to build graphs, and must not pay seconds and memory for torch.
+        from daskinfer.models.stage import load_stage
+
+        plan, model = self.record.plan, self.record.recipe.model
+        wanted = plan.stages[stage]
+        began = time.perf_counter()
+        groups = [self.manifest.group(name) for name in wanted.groups]
+        module = load_stage(
+            config=self._registry.file(self.manifest, "config.json"),
+            task=model.task,
+            options=model.options,
+            groups={group.name: partial(self._read, group) for group in groups},
+            first=wanted.first,
+            last=wanted.last,
+            layers=plan.stages[-1].last,
+            dtype=plan.numerics.dtype,
+            device="cpu",
+            threads=plan.numerics.threads,
+        )
+        return Loaded(module, sum(group.size for group in groups), time.perf_counter() - began)
+
+    def _read(self, group: LayerGroup) -> dict[str, tuple[str, tuple[int, ...], memoryview]]:
+        data = read_group(self.record.registry, group)
+        views = tensors(group, data)
+        return {entry.name: (entry.dtype, entry.shape, views[entry.name]) for entry in group.tensors}
+
+    @cached_property
+    def _registry(self) -> Registry:
+        return Registry(self.record.registry)
+
+
+@dataclass(slots=True)
+class _ShardCache:
+    """Shards of this process, keyed by what decides their bytes, so that jobs on one snapshot share them."""
+
+    shards: dict[ShardKey, Loaded] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def get(self, key: ShardKey, load: partial[Loaded]) -> Loaded:
+        with self.lock:
+            if key not in self.shards:
+                self.shards[key] = load()
+            return self.shards[key]
+
+
+_SHARDS = _ShardCache()
+_CONTEXTS: dict[tuple[str, str], JobContext] = {}
+_CONTEXTS_LOCK = threading.Lock()
+
+
+def open_context(handle: JobHandle) -> JobContext:
+    """Return this process's view of a job."""
+    key = (handle.workspace, handle.job)
+    with _CONTEXTS_LOCK:
+        if key not in _CONTEXTS:
+            _CONTEXTS[key] = JobContext(handle)
+        return _CONTEXTS[key]
+
+
+def forget_job(handle: JobHandle) -> None:
+    """Drop a job's records and the shards that it used from this process."""
+    with _CONTEXTS_LOCK:
+        context = _CONTEXTS.pop((handle.workspace, handle.job), None)
+    if context is not None:
+        with _SHARDS.lock:
+            for key in [key for key in _SHARDS.shards if key[0] == context.snapshot]:
+                del _SHARDS.shards[key]
+
+
+def open_job_sink(record: JobRecord, store: JobStore) -> Sink:
+    """Return the output sink of a job, for the driver and for workers alike."""
+    recipe, table = record.recipe, store.columns()
+    return open_sink(
+        record.output,
+        recipe.output.format,
+        job=record.job,
+        fields=record.fields,
+        kept={name: table[name] for name in recipe.output.keep},
+        partition_rows=recipe.input.partition_rows,
+        rows=record.rows,
+        metadata={
+            "daskinfer_job": record.job,
+            "daskinfer_snapshot": record.resolution.snapshot,
+            "daskinfer_recipe": recipe.digest,
+        },
+    )
+
+
+def open_transports(record: JobRecord, workspace: str) -> tuple[ZarrTransport | DirectTransport, ...]:
+    """Return the transport of every edge of a job's plan."""
+    plan = record.plan
+    opened: list[ZarrTransport | DirectTransport] = []
+    for index, kind in enumerate(plan.transports):
+        edge = Edge(job=record.job, snapshot=record.resolution.snapshot, name=f"{index}-{index + 1}")
+        if kind == "direct":
+            opened.append(DirectTransport(edge))
+            continue
+        url = join_url(workspace, "activations", record.job, edge.name)
+        # A partition never has more microbatches than rows, so numbering chunks by both is unique and stays the
+        # same for every retry; chunks that are never written cost nothing.
+        chunks = record.partitions * record.recipe.input.partition_rows
+        opened.append(ZarrTransport(url, edge, plan.capacity, record.hidden, plan.numerics.dtype, chunks))
+    return tuple(opened)

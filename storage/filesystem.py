@@ -1,0 +1,183 @@
+"""Bytes behind URLs: one small set of verbs over local paths and every fsspec filesystem."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+
+from daskinfer.errors import DaskinferError, StorageError
+from daskinfer.ids import make_nonce
+
+_LOCAL_PREFIXES = ("file://", "local://")
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+class ShortRead(StorageError):
+    """A store gave fewer bytes of a range than were asked for."""
+
+
+def is_local(url: str) -> bool:
+    """Say whether the URL is a path on this machine."""
+    return url.startswith(_LOCAL_PREFIXES) or ("://" not in url and "::" not in url)
+
+
+def absolute_url(url: str, base: Path | None = None) -> str:
+    """Return the one spelling of a URL: local ones as absolute plain paths, none with a trailing slash.
+
+    Parameters
+    ----------
+    url
+        A path, relative or not, or any fsspec URL.
+    base
+        Folder that relative paths start from; the working directory by default.
+    """
+    if not is_local(url):
+        return url.rstrip("/")
+    for prefix in _LOCAL_PREFIXES:
+        url = url.removeprefix(prefix)
+    return os.path.normpath((base or Path.cwd()).absolute() / Path(url).expanduser())
+
+
+def join_url(base: str, *parts: str) -> str:
+    """Return `base/part/...` with single slashes."""
+    return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def open_filesystem(url: str) -> tuple[AbstractFileSystem, str]:
+    """Return the filesystem of a URL and the path inside it.
+
+    The listing cache is off: with it, s3fs denies objects that another process created a moment ago.
+    """
+    filesystem, path = url_to_fs(absolute_url(url), use_listings_cache=False)
+    return filesystem, path
+
+
+def read_bytes(url: str, begin: int | None = None, end: int | None = None) -> bytes:
+    """Return the bytes of an object, or of the range from `begin` up to `end`.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where there is no such object.
+    ShortRead
+        Where the object has, or the store gives, fewer bytes than the range.
+    StorageError
+        Where the store refuses.
+    """
+    with explain_errors(url, "read"):
+        filesystem, path = open_filesystem(url)
+        data = bytes(filesystem.cat_file(path, start=begin, end=end))
+    if end is not None and len(data) != end - (begin or 0):
+        raise ShortRead(
+            f"short read of {url}: bytes {begin or 0} to {end} were asked for, {len(data)} came",
+            hint="The object is shorter than its record says, or the connection broke; run the command again.",
+        )
+    return data
+
+
+def exists(url: str) -> bool:
+    """Say whether an object or a folder with objects is there."""
+    with explain_errors(url, "look for"):
+        filesystem, path = open_filesystem(url)
+        return bool(filesystem.exists(path))
+
+
+def list_names(url: str) -> list[str]:
+    """Return the names of the direct children of a folder, sorted; nothing where there is no folder.
+
+    Half-written files of `temporary_name` are left out.
+    """
+    with explain_errors(url, "list"):
+        filesystem, path = open_filesystem(url)
+        try:
+            children = filesystem.ls(path, detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+    folder = path.strip("/")
+    names = set()
+    for child in children:
+        parent, _, name = str(child).strip("/").rpartition("/")
+        if parent == folder and not (name.startswith(".") and name.endswith(".tmp")):
+            names.add(name)
+    return sorted(names)
+
+
+def delete(url: str, recursive: bool = False) -> None:
+    """Delete an object, or a whole folder; a missing one is fine."""
+    with explain_errors(url, "delete"):
+        filesystem, path = open_filesystem(url)
+        try:
+            if recursive:
+                filesystem.rm(path, recursive=True)
+            else:
+                filesystem.rm_file(path)
+        except FileNotFoundError:
+            return
+
+
+def replace_bytes(url: str, data: bytes) -> None:
+    """Overwrite an object so that readers see the old bytes or the new ones. For objects with a single writer."""
+    with explain_errors(url, "write"):
+        if not is_local(url):
+            filesystem, path = open_filesystem(url)
+            filesystem.pipe_file(path, data)
+            return
+        target = Path(absolute_url(url))
+        with temporary_file(target, data) as temporary:
+            temporary.replace(target)
+
+
+@contextmanager
+def temporary_file(target: Path, data: bytes) -> Iterator[Path]:
+    """Write `data` durably beside `target`, making its folder; delete the file afterwards if it is still there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{make_nonce()}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def explain_errors(url: str, action: str) -> Iterator[None]:
+    """Turn what a store raises into a `StorageError` that says what and where.
+
+    `FileNotFoundError` and `FileExistsError` pass: callers decide what they mean.
+    """
+    try:
+        yield
+    except (FileNotFoundError, FileExistsError, DaskinferError):
+        raise
+    except OSError as error:
+        raise _explain(error, url, action) from error
+    except Exception as error:
+        # Clients of object stores raise their own classes for unreachable endpoints and missing credentials.
+        if is_local(url):
+            raise
+        raise StorageError(
+            f"cannot {action} {url}: {type(error).__name__}: {error}",
+            hint="Check the URL, the credentials and that the store can be reached from this machine.",
+        ) from error
+
+
+def _explain(error: OSError, url: str, action: str) -> StorageError:
+    if error.errno in _FULL:
+        return StorageError(
+            f"no space left on {url}", hint="Free some space or raise the quota, then run the same command again."
+        )
+    if error.errno in _DENIED or isinstance(error, PermissionError):
+        return StorageError(f"not allowed to {action} {url}: {error}", hint="Check the permissions on that location.")
+    return StorageError(
+        f"cannot {action} {url}: {error}", hint="Check that the location exists and works, then try again."
+    )

@@ -1,0 +1,96 @@
+"""One partition: what a worker is told of it, and the rows it reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from daskinfer.errors import InputError
+from daskinfer.spec.rows import InputFile, Partition, PartitionTable, Reject
+from daskinfer.storage.inputs.files import unchanged
+from daskinfer.storage.inputs.index import open_input
+from daskinfer.storage.inputs.kinds import ARROW_TYPES
+from daskinfer.storage.inputs.seam import Harvest, Layout, MissingColumn
+from daskinfer.storage.rows import RowBatch
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionSource:
+    """All that a worker must know to read one partition."""
+
+    format: str
+    """jsonl, csv, text or parquet."""
+    partition: Partition
+    """Which rows."""
+    files: tuple[InputFile, ...]
+    """The file of each of its segments."""
+    layout: Layout
+    """Columns and their kinds."""
+
+
+def partition_source(table: PartitionTable, number: int) -> PartitionSource:
+    """Return what a worker needs of the partition table to read one partition."""
+    partition = table.partitions[number]
+    return PartitionSource(
+        format=table.format,
+        partition=partition,
+        files=tuple(table.files[segment.file] for segment in partition.segments),
+        layout=Layout(table.columns, table.reads, table.header),
+    )
+
+
+def read_partition(source: PartitionSource) -> RowBatch:
+    """Read the rows of a partition.
+
+    Returns
+    -------
+    RowBatch
+        Rows that cannot be read, or whose values do not fit, are among its rejects.
+
+    Raises
+    ------
+    InputError
+        Where a file is not what it was when the table was made.
+    """
+    form = open_input(source.format)
+    partition, kinds = source.partition, source.layout.kinds
+    schema = pa.schema([(column, ARROW_TYPES[kind]) for column, kind in kinds.items()])
+    positions: list[int] = []
+    lines: list[int] = []
+    rejects: list[Reject] = []
+    tables: list[pa.Table] = [schema.empty_table()]
+    offset = 0
+    for file, segment in zip(source.files, partition.segments, strict=True):
+        with unchanged(file):
+            try:
+                harvest = form.read(file, segment, source.layout)
+            except MissingColumn as missing:
+                raise InputError(f"{file.url} has no column '{missing.column}' any more") from missing
+        _check_count(harvest, segment.rows, file)
+        positions += [offset + position for position in harvest.offsets]
+        lines += harvest.lines
+        tables.append(pa.table(harvest.columns, schema=schema))
+        rejects += [
+            Reject(partition.first_row + offset + position, file.url, line, error, excerpt)
+            for position, line, error, excerpt in harvest.refused
+        ]
+        offset += segment.rows
+    return RowBatch(
+        partition=partition,
+        positions=np.array(positions, np.int32),
+        lines=np.array(lines, np.int64),
+        sources=tuple(file.url for file in source.files),
+        table=pa.concat_tables(tables).combine_chunks(),
+        rejects=tuple(rejects),
+    )
+
+
+def _check_count(harvest: Harvest, wanted: int, file: InputFile) -> None:
+    found = len(harvest.offsets) + len(harvest.refused)
+    if found != wanted:
+        raise InputError(
+            f"{file.url} changed while the job ran: {wanted} rows were counted in a part of it, {found} are there now",
+            hint="Put the old file back and run the same command, or start over on the new one with --fresh.",
+        )

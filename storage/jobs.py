@@ -1,0 +1,236 @@
+"""Jobs at rest, in `<workspace>/jobs/<job>/`.
+
+::
+
+    job.json          what the job is, the snapshot it is locked on included; created once
+    inputs.json.gz    its partition table; created once
+    epochs/           slot log: every driver it has had
+    lease.json        heartbeat and progress of the last one
+    journal/          what happened
+    report.json .html what the last run did
+    done.json         created once, when the output is sealed
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import time
+import zlib
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from difflib import get_close_matches
+from itertools import count
+
+from pydantic import ValidationError
+
+from daskinfer.errors import Conflict, IntegrityError, UsageError
+from daskinfer.ids import canonical_json, make_nonce
+from daskinfer.spec.job import JobRecord, JobStatus, Report, State
+from daskinfer.spec.rows import PartitionTable
+from daskinfer.spec.snapshot import Resolution
+from daskinfer.storage import lease
+from daskinfer.storage.exclusive import create
+from daskinfer.storage.filesystem import absolute_url, exists, join_url, list_names, read_bytes, replace_bytes
+
+_READERS = 16
+
+
+class JobStore:
+    """What is stored of one job.
+
+    Parameters
+    ----------
+    workspace
+        URL of the workspace.
+    job
+        Job id.
+    """
+
+    def __init__(self, workspace: str, job: str) -> None:
+        self.job = job
+        self.url = join_url(absolute_url(workspace), "jobs", job)
+
+    def record(self) -> JobRecord:
+        """Return what the job is.
+
+        Raises
+        ------
+        UsageError
+            There is no such job.
+        IntegrityError
+            The record cannot be read.
+        """
+        place = self._place("job.json")
+        try:
+            return JobRecord.model_validate(json.loads(read_bytes(place))["record"])
+        except FileNotFoundError as error:
+            raise UsageError(f"no job {self.job}: {place} does not exist", hint="List them: daskinfer jobs") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise _unreadable(place, "job record") from error
+
+    def pin(self) -> Resolution:
+        """Return what the checkpoint reference meant when the job was born; a resume never resolves it again."""
+        return self.record().resolution
+
+    def save_table(self, table: PartitionTable) -> None:
+        """Store the partition table, once and for the whole job.
+
+        Raises
+        ------
+        Conflict
+            The job has another one.
+        """
+        place = self._place("inputs.json.gz")
+        data = gzip.compress(table.model_dump_json().encode(), compresslevel=1, mtime=0)
+        if not create(place, data) and self.table() != table:
+            raise Conflict(f"{place} holds another partition table", hint="Start a new job: run with --fresh.")
+
+    def table(self) -> PartitionTable:
+        """Return the partition table; `FileNotFoundError` until it is saved."""
+        place = self._place("inputs.json.gz")
+        data = read_bytes(place)
+        try:
+            return PartitionTable.model_validate_json(gzip.decompress(data))
+        except (ValueError, OSError, EOFError, zlib.error) as error:
+            raise _unreadable(place, "partition table") from error
+
+    def acquire(self, beat: float = lease.BEAT, ttl: float = lease.TTL) -> lease.Lease:
+        """Become the job's driver; see `daskinfer.storage.lease.acquire`."""
+        return lease.acquire(self.url, beat, ttl)
+
+    def current_epoch(self) -> int:
+        """Return how many drivers the job has had."""
+        newest = lease.read_driver(self.url)
+        return 0 if newest is None else newest[0]
+
+    def save_report(self, report: Report, html: str) -> str:
+        """Store what the last run did, and return the URL of the HTML page."""
+        page = self._place("report.html")
+        replace_bytes(page, html.encode())
+        replace_bytes(self._place("report.json"), report.model_dump_json(indent=2).encode())
+        return page
+
+    def report(self) -> Report | None:
+        """Return what the last run did, if one ended."""
+        place = self._place("report.json")
+        try:
+            return Report.model_validate_json(read_bytes(place))
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            raise _unreadable(place, "report") from error
+
+    def finish(self) -> None:
+        """Note that the output is sealed and nothing is left to do. A second call changes nothing."""
+        create(self._place("done.json"), canonical_json({"job": self.job}))
+
+    def state(self) -> State:
+        """Return how the job stands."""
+        if exists(self._place("done.json")):
+            return "done"
+        if lease.is_held(self.url):
+            return "running"
+        report = self.report()
+        # A driver that was killed leaves its predecessor's report.
+        if report is not None and report.verdict == "failed" and report.epoch == self.current_epoch():
+            return "failed"
+        return "stopped"
+
+    def _place(self, name: str) -> str:
+        return join_url(self.url, name)
+
+
+def create_job(workspace: str, record_of: Callable[[str], JobRecord], stem: str) -> JobStore:
+    """Create a job under the first free id of `stem`, `stem-r2`, `stem-r3` ...
+
+    Parameters
+    ----------
+    workspace
+        URL of the workspace.
+    record_of
+        Makes the record for an id.
+    stem
+        `<name>-<first ten digits of the job key>`.
+    """
+    for run in count(1):
+        store = JobStore(workspace, stem if run == 1 else f"{stem}-r{run}")
+        record = record_of(store.job).model_dump(mode="json")
+        # The nonce keeps two drivers that create equal jobs at once from both believing that they did.
+        if create(join_url(store.url, "job.json"), canonical_json({"nonce": make_nonce(), "record": record})):
+            return store
+    raise AssertionError("unreachable")
+
+
+def list_records(workspace: str) -> list[JobRecord]:
+    """Return the records of all jobs, the newest first."""
+    names = list_names(join_url(absolute_url(workspace), "jobs"))
+    with ThreadPoolExecutor(_READERS) as pool:
+        records = list(pool.map(lambda name: JobStore(workspace, name).record(), names))
+    return sorted(records, key=lambda record: (record.created, record.job), reverse=True)
+
+
+def list_jobs(workspace: str) -> list[str]:
+    """Return the ids of all jobs, the newest first."""
+    return [record.job for record in list_records(workspace)]
+
+
+def find_job(workspace: str, name: str) -> JobStore:
+    """Return the job with this id, or the only one whose id begins so.
+
+    Raises
+    ------
+    UsageError
+        There is none, or there are several.
+    """
+    jobs = list_names(join_url(absolute_url(workspace), "jobs"))
+    matches = [name] if name in jobs else [job for job in jobs if job.startswith(name)]
+    if len(matches) == 1:
+        return JobStore(workspace, matches[0])
+    if matches:
+        raise UsageError(f"{name} is short for {len(matches)} jobs: {', '.join(matches)}", hint="Give more of the id.")
+    close = get_close_matches(name, jobs, n=1)
+    hint = f"Did you mean {close[0]}?" if close else "List them: daskinfer jobs"
+    raise UsageError(f"no job {name} in {absolute_url(workspace)}", hint=hint)
+
+
+def status(workspace: str, job: str, committed: Callable[[JobRecord], Collection[int]]) -> JobStatus:
+    """Return how a job stands, from storage alone.
+
+    Parameters
+    ----------
+    workspace
+        URL of the workspace.
+    job
+        Job id, or the beginning of one.
+    committed
+        Lists the numbers of the partitions that are committed at the job's output.
+    """
+    store = find_job(workspace, job)
+    record, newest, heartbeat = store.record(), lease.read_driver(store.url), lease.read_heartbeat(store.url)
+    size, done = record.recipe.input.partition_rows, committed(record)
+    progress = None if heartbeat is None else heartbeat.progress
+    return JobStatus(
+        job=store.job,
+        name=record.recipe.name,
+        state=store.state(),
+        rows_total=record.rows,
+        rows_done=sum(min(size, record.rows - number * size) for number in done),
+        rows_quarantined=0 if progress is None else progress.rows_quarantined,
+        partitions=record.partitions,
+        partitions_done=len(done),
+        checkpoint=record.resolution.reference,
+        snapshot=record.resolution.snapshot,
+        output=record.output,
+        created=record.created,
+        driver="" if newest is None else str(newest[1]),
+        heartbeat_age=None if heartbeat is None else max(0.0, time.time() - heartbeat.at),
+        progress=progress,
+    )
+
+
+def _unreadable(place: str, what: str) -> IntegrityError:
+    return IntegrityError(
+        f"{place} is not a {what} that this version of daskinfer can read",
+        hint="It was damaged or written by another version; delete the job's folder to forget the job.",
+    )

@@ -1,0 +1,138 @@
+"""Zarr outputs: an array a column, aligned with the input by index, and exactly one chunk of each a partition."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+import zarr
+from numpy.typing import NDArray
+from zarr.abc.store import Store
+from zarr.storage import FsspecStore, LocalStore
+
+from daskinfer.ids import canonical_json
+from daskinfer.spec.job import CommitRecord, OutputField
+from daskinfer.storage.filesystem import absolute_url, explain_errors, is_local, join_url
+from daskinfer.storage.outputs.ledger import Ledger
+from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, Written
+
+VALID = "valid"
+
+_FILLS: dict[str, Any] = {"float32": np.nan, "float64": np.nan, "int64": 0, "string": "", "bool": False}
+
+
+class ZarrSink:
+    """A Zarr v3 group. A refused row holds NaN, 0 or "" in every array and False in `valid`.
+
+    Parameters
+    ----------
+    url
+        The group.
+    layout
+        What its parts have in common.
+    """
+
+    def __init__(self, url: str, layout: OutputLayout) -> None:
+        self._url = url
+        self._layout = layout
+        self._ledger = Ledger(url, layout)
+
+    def create(self) -> None:
+        """Make the group, its arrays and their consolidated metadata."""
+        with explain_errors(self._url, "create"), warnings.catch_warnings():
+            # Listing the group meets our records beside the arrays, which are no nodes; consolidated metadata works
+            # everywhere that we know but is not in the v3 specification yet.
+            warnings.filterwarnings("ignore", "Object at .* is not recognized as a component of a Zarr hierarchy")
+            warnings.filterwarnings("ignore", "Consolidated metadata is currently not part in the Zarr format 3")
+            store = self._open_store()
+            group = zarr.open_group(store, mode="a", zarr_format=3, use_consolidated=False)
+            group.attrs.update(dict(sorted(self._layout.metadata.items())))
+            for column in self._columns():
+                if column.name not in group:
+                    group.create_array(
+                        column.name,
+                        shape=(self._layout.rows, *column.shape),
+                        chunks=(self._layout.partition_rows, *column.shape),
+                        dtype=column.kind,
+                        fill_value=_FILLS[column.kind],
+                        compressors=None,
+                    )
+            zarr.consolidate_metadata(store)
+
+    def write(self, part: OutputPart) -> Written:
+        """Write one chunk of every array."""
+        self._ledger.write_rejects(part.partition, part.rejects)
+        digest, size = xxhash.xxh3_128(), 0
+        first, last = part.partition.first_row, part.partition.first_row + part.partition.rows
+        for column in sorted(self._columns(), key=lambda column: column.name):
+            values = _spread(column, _values_of(column.name, part), part)
+            raw = canonical_json(values.tolist()) if column.kind == "string" else values.tobytes()
+            digest.update(raw)
+            size += len(raw)
+            url = join_url(self._url, column.name)
+            with explain_errors(url, "write"):
+                array = zarr.open_array(self._open_store(), path=column.name, mode="r+")
+                # Without it a chunk of refused rows would be left out; the setting is not stored with the array.
+                array.with_config({"write_empty_chunks": True})[first:last] = values
+                if is_local(url):
+                    _make_durable(Path(url, "c", str(part.partition.number), *("0" for _ in column.shape)))
+        return Written(f"*/c/{part.partition.number}", digest.hexdigest(), size)
+
+    def commit(self, record: CommitRecord) -> CommitRecord:
+        """Create the commit record of a part."""
+        return self._ledger.commit(record)
+
+    def committed(self) -> Iterator[CommitRecord]:
+        """Return all commit records."""
+        return self._ledger.committed()
+
+    def seal(self, manifest: Mapping[str, Any]) -> bytes:
+        """Create the manifest."""
+        return self._ledger.seal(manifest)
+
+    def discard(self) -> None:
+        """Delete everything but the log of owners."""
+        self._ledger.discard()
+
+    def _open_store(self) -> Store:
+        if is_local(self._url):
+            return LocalStore(absolute_url(self._url))
+        return FsspecStore.from_url(self._url, storage_options={"use_listings_cache": False})
+
+    def _columns(self) -> list[OutputField]:
+        kept = [OutputField.model_validate({"name": name, "kind": kind}) for name, kind in self._layout.keep.items()]
+        return [*self._layout.fields, *kept, OutputField(name=VALID, kind="bool")]
+
+
+def _values_of(name: str, part: OutputPart) -> NDArray[Any]:
+    if name == VALID:
+        return np.ones(len(part.positions), np.bool_)
+    if name in part.arrays:
+        return part.arrays[name]
+    values: NDArray[Any] = part.kept.column(name).to_numpy()
+    return values
+
+
+def _spread(column: OutputField, values: NDArray[Any], part: OutputPart) -> NDArray[Any]:
+    """Return the values with gaps for the rows that have none."""
+    if values.shape != (len(part.positions), *column.shape):
+        raise ValueError(f"{column.name} has values of shape {values.shape}, not rows of {column.shape}")
+    dtype = object if column.kind == "string" else column.kind
+    spread = np.full((part.partition.rows, *column.shape), _FILLS[column.kind], dtype)
+    spread[part.positions] = values
+    return spread
+
+
+def _make_durable(chunk: Path) -> None:
+    """Bring a chunk and the folders that name it to the disk, so that no commit record outlives its data."""
+    for path in (chunk, *chunk.parents[:2]):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

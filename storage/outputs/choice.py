@@ -1,0 +1,83 @@
+"""Which sink an output gets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+
+from daskinfer.errors import RecipeError
+from daskinfer.spec.job import OutputField
+from daskinfer.storage.filesystem import absolute_url
+from daskinfer.storage.outputs.arrays import VALID, ZarrSink
+from daskinfer.storage.outputs.sink import OutputLayout, Sink
+from daskinfer.storage.outputs.tables import ROW, TableSink
+
+_SUFFIXES = {".zarr": "zarr", ".parquet": "parquet", ".jsonl": "jsonl"}
+
+
+def choose_output_format(url: str, wanted: str = "auto") -> str:
+    """Return zarr, parquet or jsonl: what the recipe says, else what the URL's suffix says."""
+    if wanted != "auto":
+        return wanted
+    suffix = PurePosixPath(url.rstrip("/")).suffix.lower()
+    if suffix not in _SUFFIXES:
+        raise RecipeError(
+            f"output.format: auto cannot tell the format from the suffix '{suffix}' of {url}",
+            hint="End output.url with .zarr, .parquet or .jsonl, or set output.format.",
+        )
+    return _SUFFIXES[suffix]
+
+
+def open_sink(
+    url: str,
+    format: str,
+    job: str,
+    fields: Sequence[OutputField],
+    keep: Mapping[str, str],
+    partition_rows: int,
+    rows: int,
+    metadata: Mapping[str, str],
+) -> Sink:
+    """Return the sink of an output; nothing is written yet, and it can be sent to workers.
+
+    Parameters
+    ----------
+    url
+        The output folder.
+    format
+        zarr, parquet, jsonl or auto.
+    job
+        Job id.
+    fields
+        Columns that the task writes.
+    keep
+        Kept input column -> kind.
+    partition_rows, rows
+        Size of a partition and of the input.
+    metadata
+        Provenance to store with the data.
+
+    Raises
+    ------
+    RecipeError
+        Where the format cannot be told, or a kept column has a name that the output cannot give it.
+    """
+    name = choose_output_format(url, format)
+    taken = {field.name for field in fields} | {VALID if name == "zarr" else ROW}
+    for column in keep:
+        _check_name(column, name, taken)
+    layout = OutputLayout(job, tuple(fields), dict(keep), partition_rows, rows, dict(metadata))
+    place = absolute_url(url)
+    return ZarrSink(place, layout) if name == "zarr" else TableSink(place, layout, name)
+
+
+def _check_name(column: str, name: str, taken: set[str]) -> None:
+    unusable = name == "zarr" and (
+        "/" in column or column.startswith("__") or column in ("", ".", "..", "zarr.json", "_daskinfer", "_quarantine")
+    )
+    if column in taken or unusable:
+        reason = "the output writes a column of that name itself" if column in taken else "no Zarr array may have it"
+        raise RecipeError(
+            f"output.keep: the name '{column}' cannot be used: {reason}",
+            hint="Rename the column in the input, or leave it out of output.keep.",
+        )

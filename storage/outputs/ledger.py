@@ -1,0 +1,181 @@
+"""The records of an output: commits, quarantine and manifest; the same for every format."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from pydantic import ValidationError
+
+from daskinfer.errors import IntegrityError
+from daskinfer.ids import canonical_json
+from daskinfer.spec.job import CommitRecord
+from daskinfer.spec.rows import Partition, Reject
+from daskinfer.storage.exclusive import create
+from daskinfer.storage.filesystem import (
+    delete,
+    exists,
+    explain_errors,
+    join_url,
+    list_names,
+    open_filesystem,
+    read_bytes,
+)
+from daskinfer.storage.outputs.sink import OutputLayout
+
+MANIFEST = "_MANIFEST.json"
+RECORDS = "_daskinfer"
+QUARANTINE = "_quarantine"
+
+_PART = re.compile(r"part-\d{8}\.(parquet|jsonl)")
+_COMMIT = re.compile(r"\d{8}\.json")
+_READ_AT_ONCE = 1000
+
+
+class Ledger:
+    """The commit records of a job in `<output>/_daskinfer/commits/<job>/`, and what is made of them.
+
+    Parameters
+    ----------
+    url
+        The output.
+    layout
+        Its job and size.
+    """
+
+    def __init__(self, url: str, layout: OutputLayout) -> None:
+        self._url = url
+        self._layout = layout
+        self._commits = join_url(url, RECORDS, "commits", layout.job)
+
+    def write_rejects(self, partition: Partition, rejects: Sequence[Reject]) -> None:
+        """Write the quarantine file of a partition, where it has rejects."""
+        if rejects:
+            lines = [json.dumps(asdict(reject), ensure_ascii=False) for reject in rejects]
+            name = f"part-{partition.number:08d}.jsonl"
+            create_same(join_url(self._url, QUARANTINE, name), ("\n".join(lines) + "\n").encode())
+
+    def commit(self, record: CommitRecord) -> CommitRecord:
+        """Create the record of a part; return the one that is there."""
+        self._check(record)
+        url = join_url(self._commits, f"{record.partition:08d}.json")
+        if create(url, canonical_json(record.model_dump(mode="json"))):
+            return record
+        winner = _parse(url, read_bytes(url))
+        if winner.digest != record.digest:
+            raise IntegrityError(
+                f"two attempts at partition {record.partition} gave different bytes: {url} has {winner.digest}, "
+                f"this one {record.digest}",
+                hint="Workers of one job must have equal hardware and libraries; start over with --fresh.",
+            )
+        return winner
+
+    def committed(self) -> Iterator[CommitRecord]:
+        """Read all records after one listing."""
+        names = [name for name in list_names(self._commits) if _COMMIT.fullmatch(name)]
+        filesystem, folder = open_filesystem(self._commits)
+        for start in range(0, len(names), _READ_AT_ONCE):
+            paths = [join_url(folder, name) for name in names[start : start + _READ_AT_ONCE]]
+            with explain_errors(self._commits, "read"):
+                found = filesystem.cat(paths)
+            for path in paths:
+                yield _parse(path, found[path])
+
+    def seal(self, manifest: Mapping[str, Any]) -> bytes:
+        """Create the manifest from all records; a second sealer gets the first one's bytes."""
+        records = list(self.committed())
+        for record in records:
+            self._check(record)
+        missing = sorted(set(range(self._layout.partitions)) - {record.partition for record in records})
+        if missing or len(records) != self._layout.partitions:
+            raise IntegrityError(
+                f"{self._url} cannot be sealed: {len(records)} of {self._layout.partitions} partitions are committed, "
+                f"the first missing one is {missing[0] if missing else 'none'}",
+                hint="Run the same command again; it computes what is missing.",
+            )
+        parts = [
+            record.model_dump(include={"partition", "path", "digest", "rows_out", "rows_quarantined", "snapshot"})
+            for record in records
+        ]
+        whole = {
+            **manifest,
+            "job": self._layout.job,
+            "snapshots": sorted({record.snapshot for record in records}),
+            "rows_in": self._layout.rows,
+            "rows_out": sum(record.rows_out for record in records),
+            "rows_quarantined": sum(record.rows_quarantined for record in records),
+            "parts": parts,
+        }
+        url, data = join_url(self._url, MANIFEST), canonical_json(whole)
+        if create(url, data):
+            return data
+        there = read_bytes(url)
+        first = json.loads(there)
+        if any(first.get(key) != whole[key] for key in ("job", "parts")):
+            raise IntegrityError(
+                f"{url} is the manifest of other data: job {first.get('job')}, not {self._layout.job}",
+                hint="Start over with --fresh, or choose another output.url.",
+            )
+        return there
+
+    def discard(self) -> None:
+        """Delete the output's data and records, the manifest first so that none ever speaks of missing data."""
+        delete(join_url(self._url, MANIFEST))
+        delete(join_url(self._url, RECORDS, "commits"), recursive=True)
+        delete(join_url(self._url, QUARANTINE), recursive=True)
+        for name in list_names(self._url):
+            url = join_url(self._url, name)
+            if _PART.fullmatch(name) or name == "zarr.json":
+                delete(url)
+            elif not name.startswith("_daskinfer") and exists(join_url(url, "zarr.json")):
+                delete(url, recursive=True)
+
+    def _check(self, record: CommitRecord) -> None:
+        if record.job != self._layout.job or not 0 <= record.partition < self._layout.partitions:
+            raise IntegrityError(
+                f"the record of partition {record.partition} of job {record.job} is not of this output"
+            )
+        expected = self._layout.rows_of(record.partition)
+        if record.rows_in != expected or record.rows_out + record.rows_quarantined != expected:
+            raise IntegrityError(
+                f"the rows of partition {record.partition} do not add up: it has {expected}; {record.rows_in} came in, "
+                f"{record.rows_out} went out and {record.rows_quarantined} were quarantined"
+            )
+
+
+def create_same(url: str, data: bytes) -> None:
+    """Create an object, or find it there with the same bytes.
+
+    Raises
+    ------
+    IntegrityError
+        Where it has others.
+    """
+    if not create(url, data):
+        raise IntegrityError(
+            f"{url} exists with other bytes than this attempt computed",
+            hint="Workers of one job must have equal hardware and libraries; start over with --fresh.",
+        )
+
+
+def read_manifest(url: str) -> dict[str, Any] | None:
+    """Return the manifest of a sealed output, None where it is not sealed."""
+    try:
+        data = read_bytes(join_url(url, MANIFEST))
+    except FileNotFoundError:
+        return None
+    try:
+        manifest: dict[str, Any] = json.loads(data)
+    except ValueError as error:
+        raise IntegrityError(f"{join_url(url, MANIFEST)} is damaged: {error}") from error
+    return manifest
+
+
+def _parse(url: str, data: bytes) -> CommitRecord:
+    try:
+        return CommitRecord.model_validate_json(data)
+    except ValidationError as error:
+        raise IntegrityError(f"{url} is not a commit record", hint="The file was changed by hand.") from error

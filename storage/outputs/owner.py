@@ -1,0 +1,85 @@
+"""Whom an output belongs to: a log of owners, so that no job ever writes into another one's results."""
+
+from __future__ import annotations
+
+from daskinfer.errors import Conflict, OutputOwned
+from daskinfer.spec.section import Section
+from daskinfer.storage.filesystem import join_url, list_names
+from daskinfer.storage.outputs.ledger import RECORDS
+from daskinfer.storage.slotlog import Slot, SlotLog
+
+
+class Owner(Section):
+    """The job that an output belongs to."""
+
+    job: str
+    """Job id."""
+    request: str
+    """Digest of recipe, inputs, code and numerics."""
+    snapshot: str
+    """Snapshot digest."""
+    created: str
+    """ISO 8601, UTC."""
+
+
+def current_owner(url: str) -> Owner | None:
+    """Return the owner of an output, None where the place is free.
+
+    Raises
+    ------
+    OutputOwned
+        Where the folder holds files that daskinfer did not write.
+    """
+    return _owner_of(url, _log_of(url).head())
+
+
+def claim(url: str, owner: Owner, expect: Owner | None) -> Owner:
+    """Make an output belong to a job; claiming it again for the same job changes nothing.
+
+    Parameters
+    ----------
+    url
+        The output.
+    owner
+        The new owner.
+    expect
+        The owner it has now, None where it is free.
+
+    Raises
+    ------
+    OutputOwned
+        Where it belongs to another job than expected, or holds foreign files.
+    """
+    log = _log_of(url)
+    head = log.head()
+    now = _owner_of(url, head)
+    if now == owner:
+        return owner
+    if now == expect:
+        try:
+            log.append(owner.model_dump(), expect=0 if head is None else head.sequence + 1)
+            return owner
+        except Conflict:
+            now = _owner_of(url, log.head())
+    raise OutputOwned(
+        f"{url} belongs to job {now.job if now else 'none'}"
+        + (f", begun {now.created}" if now else f"; job {expect.job if expect else 'none'} was expected"),
+        hint="Choose another output.url, or start over with --fresh.",
+    )
+
+
+def _owner_of(url: str, head: Slot | None) -> Owner | None:
+    if head is not None:
+        return Owner.model_validate(head.record)
+    foreign = [name for name in list_names(url) if name != RECORDS]
+    if foreign:
+        listed = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+        raise OutputOwned(
+            f"{url} holds files that daskinfer did not write: {listed}",
+            hint="Choose an empty or new folder as output.url.",
+        )
+    return None
+
+
+def _log_of(url: str) -> SlotLog:
+    return SlotLog(join_url(url, RECORDS, "owner"))

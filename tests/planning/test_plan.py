@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daskinfer.errors import PlanError
+from daskinfer.planning.placement import count_replicas
+from daskinfer.planning.plan import make_plan, place_plan
+from daskinfer.planning.stages import choose_starts, cut_layers, make_stages
+from daskinfer.spec.plan import LayerProfile, ModelProfile, Numerics, Plan, WorkerShape
+from daskinfer.spec.recipe import Recipe
+
+NUMERICS = Numerics(dtype="float32", attention="sdpa", threads=1, torch="2", transformers="5", tokenizers="0")
+
+
+def make_profile(layers: int = 6, parameter_bytes: int = 1000) -> ModelProfile:
+    return ModelProfile(
+        architecture="BertModel",
+        hidden=384,
+        max_positions=512,
+        entry=(LayerProfile(name="embeddings", parameter_bytes=5000, flops_per_token=10),),
+        layers=tuple(
+            LayerProfile(name=f"layer.{index}", parameter_bytes=parameter_bytes, flops_per_token=3_500_000)
+            for index in range(layers)
+        ),
+        head=(),
+    )
+
+
+def make_workers(count: int, memory: int = 0, **resources: float) -> list[WorkerShape]:
+    return [
+        WorkerShape(address=f"w{index}", threads=1, memory=memory, resources=resources or {"GPU": 1})
+        for index in range(count)
+    ]
+
+
+def make_recipe(**pipeline: Any) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "daskinfer": 1,
+            "name": "job",
+            "model": {"checkpoint": "m@prod"},
+            "input": {"url": "in.jsonl"},
+            "output": {"url": "out.zarr"},
+            "pipeline": pipeline,
+        }
+    )
+
+
+def plan_for(workers: list[WorkerShape], layers: int = 6, **pipeline: Any) -> Plan:
+    return make_plan(make_recipe(**pipeline), make_profile(layers), workers, NUMERICS)
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=8), st.integers(1, 8))
+def test_cut_is_the_best_there_is(work: list[int], stages: int) -> None:
+    stages = min(stages, len(work))
+
+    def heaviest(starts: tuple[int, ...]) -> int:
+        return max(sum(work[a:b]) for a, b in itertools.pairwise((*starts, len(work))))
+
+    every = [(0, *rest) for rest in itertools.combinations(range(1, len(work)), stages - 1)]
+    assert heaviest(cut_layers(work, stages)) == min(map(heaviest, every))
+
+
+def test_stages_own_every_group_once() -> None:
+    profile = make_profile()
+    stages = make_stages(profile, (0, 2, 4))
+    assert [stage.groups for stage in stages] == [
+        ("embeddings", "layer.0", "layer.1"),
+        ("layer.2", "layer.3"),
+        ("layer.4", "layer.5"),
+    ]
+    assert sum(stage.share for stage in stages) == pytest.approx(1)
+
+
+def test_auto_takes_the_fewest_stages_that_fit() -> None:
+    assert len(plan_for(make_workers(4)).stages) == 1
+    tight = make_workers(4, memory=12_000)
+    assert len(plan_for(tight).stages) == 2  # 8,400 bytes for a shard: 5,000 for the embeddings, 1,000 a layer
+
+
+def test_more_workers_than_stages_become_replicas() -> None:
+    assert plan_for(make_workers(4), stages=2).replicas == (2, 2)
+    assert plan_for(make_workers(5), stages=2).replicas in {(3, 2), (2, 3)}
+
+
+def test_resume_on_other_workers_keeps_what_decides_bits() -> None:
+    plan = plan_for(make_workers(2), stages=2)
+    placed = place_plan(plan, make_recipe(stages=2), 384, make_workers(6))
+    assert placed.digest == plan.digest
+    assert placed.replicas == (3, 3)
+    assert placed.window > plan.window
+
+
+def test_window_is_capped_by_memory() -> None:
+    recipe = make_recipe(stages=2, microbatch_tokens=4096)
+    chunk = 4096 * 384 * 4
+    plan = make_plan(recipe, make_profile(), make_workers(2, memory=8 * chunk), NUMERICS)
+    assert plan.window == 2
+
+
+def test_transport_is_zarr_where_it_costs_little() -> None:
+    assert plan_for(make_workers(2), layers=12, stages=2).transports == ("zarr",)
+    assert plan_for(make_workers(2), layers=2, stages=2, microbatch_tokens=16).transports == ("direct",)
+    wanted = {"transport": "direct"}
+    assert plan_for(make_workers(2), layers=12, stages=2, activations=wanted).transports == ("direct",)
+
+
+@pytest.mark.parametrize(
+    ("workers", "pipeline", "message"),
+    [
+        (make_workers(2, FPGA=1), {}, "asks for {GPU: 1}, but none of the 2 workers declares it (declared: FPGA: 1)"),
+        (make_workers(2), {"stages": 3}, "3 stages need 3 workers"),
+        (make_workers(9), {"stages": 9}, "has only 6 layers"),
+        (make_workers(3), {"stages": [4, 2]}, "not rising layer numbers"),
+        (make_workers(3), {"stages": [6]}, "not rising layer numbers"),
+        (make_workers(2, memory=100), {}, "the smallest shard"),
+        (make_workers(2, memory=100), {"stages": 2}, "needs 8.0 KB"),
+    ],
+)
+def test_what_cannot_fit_is_refused(workers: list[WorkerShape], pipeline: dict[str, Any], message: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        plan_for(workers, **pipeline)
+    assert message in str(caught.value)
+    assert caught.value.exit_code == 3
+
+
+def test_replicas_go_to_the_slowest_stage() -> None:
+    stages = make_stages(make_profile(6), (0, 5))
+    assert count_replicas(stages, 4) == (3, 1)
+
+
+def test_explicit_boundaries() -> None:
+    assert choose_starts(make_profile(), (2, 4), 0, 3) == (0, 2, 4)

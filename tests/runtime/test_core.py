@@ -1,0 +1,343 @@
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from daskinfer.errors import (
+    CorruptActivation,
+    CorruptBlob,
+    DaskinferError,
+    JobFailed,
+    RejectBudgetExceeded,
+    SnapshotSkew,
+)
+from daskinfer.runtime.core import DriverCore, Limits
+from daskinfer.runtime.messages import (
+    Action,
+    Commit,
+    Committed,
+    Fail,
+    GrantToken,
+    LoadShard,
+    MicrobatchDone,
+    Note,
+    Prepare,
+    Prepared,
+    Release,
+    Seal,
+    ShardAck,
+    ShardFailed,
+    ShardLoaded,
+    Submit,
+    TaskFailed,
+    Tick,
+    WorkerJoined,
+    WorkerLost,
+)
+from daskinfer.spec.job import CommitRecord, StageTrail
+from daskinfer.spec.plan import Numerics, Plan, StagePlan, WorkerShape
+
+SNAPSHOT, SOURCE = "sha256:weights", "sha256:code"
+
+
+def make_worker(name: str, **resources: float) -> WorkerShape:
+    return WorkerShape(address=name, threads=1, memory=0, resources=resources or {"GPU": 1})
+
+
+def make_plan(replicas: tuple[int, ...] = (1, 1), window: int = 4) -> Plan:
+    stages = tuple(
+        StagePlan(index=index, first=index, last=index + 1, groups=(), parameter_bytes=1, share=1 / len(replicas))
+        for index in range(len(replicas))
+    )
+    numerics = Numerics(dtype="float32", attention="sdpa", threads=1, torch="", transformers="", tokenizers="")
+    return Plan(
+        stages=stages,
+        replicas=replicas,
+        transports=("direct",) * (len(replicas) - 1),
+        microbatch_tokens=64,
+        max_length=64,
+        window=window,
+        numerics=numerics,
+    )
+
+
+def make_core(
+    partitions: int = 3,
+    committed: frozenset[int] = frozenset(),
+    replicas: tuple[int, ...] = (1, 1),
+    window: int = 4,
+    limits: Limits | None = None,
+) -> DriverCore:
+    return DriverCore(
+        plan=make_plan(replicas, window),
+        snapshot=SNAPSHOT,
+        source=SOURCE,
+        epoch=1,
+        partitions=partitions,
+        committed=committed,
+        rejects=0,
+        requires={"GPU": 1},
+        limits=limits or Limits(rejects=0),
+    )
+
+
+def acknowledge(stage: int, worker: str, snapshot: str = SNAPSHOT, source: str = SOURCE) -> ShardLoaded:
+    return ShardLoaded(ShardAck(stage, worker, snapshot, source, read_bytes=1, seconds=0.1))
+
+
+def make_record(
+    partition: int, workers: tuple[str, ...] = ("a", "b"), quarantined: int = 0, epoch: int = 1
+) -> CommitRecord:
+    trail = tuple(
+        StageTrail(stage=stage, microbatches=1, compute=1, receive=0, send=0, workers=(worker,))
+        for stage, worker in enumerate(workers)
+    )
+    return CommitRecord(
+        job="job",
+        snapshot=SNAPSHOT,
+        partition=partition,
+        epoch=epoch,
+        rows_in=10,
+        rows_out=10 - quarantined,
+        rows_quarantined=quarantined,
+        tokens=1,
+        padded_tokens=1,
+        microbatches=((1, 1),),
+        digest="",
+        path="",
+        trail=trail,
+    )
+
+
+def start(core: DriverCore) -> list[Action]:
+    """Two workers, two stages, both acknowledged; return what the core does then."""
+    assert core.start([make_worker("a"), make_worker("b")]) == [LoadShard(0, "a"), LoadShard(1, "b")]
+    assert core.handle(acknowledge(0, "a"), 0) == []
+    return core.handle(acknowledge(1, "b"), 0)
+
+
+def only_fail(actions: list[Action]) -> DaskinferError:
+    (fail,) = [action for action in actions if isinstance(action, Fail)]
+    return fail.error
+
+
+def test_no_partition_starts_before_every_stage_has_acknowledged() -> None:
+    actions = start(make_core())
+    assert actions[:2] == [GrantToken(0, "a"), GrantToken(1, "b")]
+    assert actions[2:] == [Prepare(0, 0), Prepare(1, 0)]
+
+
+def test_a_partition_runs_through() -> None:
+    core = make_core(partitions=1)
+    start(core)
+    assert core.handle(Prepared(0, 6), 0) == [Submit(0, (0, 1, 2, 3), 0)]  # the window is 4
+    assert core.handle(MicrobatchDone(0, 0), 0) == [Submit(0, (4,), 0)]
+    assert core.handle(MicrobatchDone(0, 2), 0) == [Submit(0, (5,), 0)]
+    for number in (1, 3, 4):
+        assert core.handle(MicrobatchDone(0, number), 0) == []
+    assert core.handle(MicrobatchDone(0, 5), 0) == [Commit(0, 0)]
+    assert core.handle(Committed(make_record(0)), 0) == [Release(0), Seal()]
+    assert core.handle(Tick(), 99) == []
+
+
+def test_a_partition_without_accepted_rows_is_committed_all_the_same() -> None:
+    core = make_core(partitions=1, limits=Limits(rejects=10))
+    start(core)
+    assert core.handle(Prepared(0, 0), 0) == [Commit(0, 0)]
+
+
+def test_committed_partitions_are_not_prepared_again() -> None:
+    actions = start(make_core(partitions=3, committed=frozenset({0, 1})))
+    assert [action for action in actions if isinstance(action, Prepare)] == [Prepare(2, 0)]
+    assert make_core(partitions=2, committed=frozenset({0, 1})).start([]) == [Seal()]
+
+
+def test_a_lost_worker_is_replaced_by_the_one_that_joins() -> None:
+    core = make_core()
+    start(core)
+    lost = core.handle(WorkerLost("b"), 0)
+    assert isinstance(lost[0], Note)
+    assert lost[0].kind == "worker-lost"
+    assert core.handle(WorkerJoined(make_worker("c")), 1) == [LoadShard(1, "c")]
+    assert core.handle(acknowledge(1, "c"), 2) == [GrantToken(1, "c")]
+    assert core.counters["workers_lost"] == 1
+
+
+def test_a_spare_takes_over_at_once() -> None:
+    core = make_core()
+    core.start([make_worker("a"), make_worker("b"), make_worker("spare")])
+    core.handle(acknowledge(0, "a"), 0)
+    core.handle(acknowledge(1, "b"), 0)
+    assert core.handle(WorkerLost("a"), 0)[1:] == [LoadShard(0, "spare")]
+
+
+def test_workers_without_the_tag_hold_nothing() -> None:
+    core = make_core()
+    assert core.start([make_worker("a"), make_worker("x", CPU=1), make_worker("b")]) == [
+        LoadShard(0, "a"),
+        LoadShard(1, "b"),
+    ]
+
+
+def test_a_stage_without_workers_gives_up_after_its_patience() -> None:
+    core = make_core(limits=Limits(rejects=0, patience=60))
+    start(core)
+    core.handle(WorkerLost("b"), 100)
+    assert core.handle(Tick(), 159) == []
+    error = only_fail(core.handle(Tick(), 160))
+    assert "stage 1 has had no worker" in str(error)
+    assert "GPU: 1" in str(error)
+
+
+def test_workers_that_keep_dying_end_the_job() -> None:
+    core = make_core(limits=Limits(rejects=0, losses=2))
+    start(core)
+    for death in range(3):
+        actions = core.handle(WorkerLost("b" if death == 0 else f"b{death}"), 0)
+        if death < 2:
+            core.handle(WorkerJoined(make_worker(f"b{death + 1}")), 0)
+            core.handle(acknowledge(1, f"b{death + 1}"), 0)
+    assert "3 workers died" in str(only_fail(actions))
+
+
+@pytest.mark.parametrize(
+    ("ack", "kind", "message"),
+    [
+        (acknowledge(1, "b", snapshot="sha256:other"), SnapshotSkew, "loaded sha256:other"),
+        (acknowledge(1, "b", source="sha256:other"), JobFailed, "other daskinfer code"),
+        (ShardFailed(1, "b", CorruptBlob("layer.3 differs")), CorruptBlob, "layer.3 differs"),
+        (ShardFailed(1, "b", MemoryError("no")), JobFailed, "stage 1 could not be loaded on b: MemoryError"),
+    ],
+)
+def test_a_wrong_acknowledgement_ends_the_job(
+    ack: ShardLoaded | ShardFailed, kind: type[DaskinferError], message: str
+) -> None:
+    core = make_core()
+    core.start([make_worker("a"), make_worker("b")])
+    error = only_fail(core.handle(ack, 0))
+    assert isinstance(error, kind)
+    assert message in str(error)
+
+
+def test_rows_computed_by_a_stranger_end_the_job() -> None:
+    core = make_core()
+    start(core)
+    core.handle(Prepared(0, 1), 0)
+    error = only_fail(core.handle(Committed(make_record(0, workers=("a", "stranger"))), 0))
+    assert isinstance(error, SnapshotSkew)
+
+
+def test_a_record_of_a_dead_driver_counts() -> None:
+    core = make_core(partitions=1)
+    start(core)
+    core.handle(Prepared(0, 1), 0)
+    assert core.handle(Committed(make_record(0, workers=("old", "older"), epoch=0)), 0) == [Release(0), Seal()]
+
+
+def test_a_damaged_activation_is_recomputed_and_counted() -> None:
+    core = make_core()
+    start(core)
+    core.handle(Prepared(0, 1), 0)
+    actions = core.handle(TaskFailed("microbatch", 0, 0, CorruptActivation("edge 0-1 differs")), 0)
+    assert actions[1] == Submit(0, (0,), 1)
+    assert core.counters == Counter(corrupt_activations=1, microbatches_recomputed=1, workers_lost=0, task_failures=0)
+
+
+def test_a_task_that_keeps_failing_ends_the_job_and_says_where() -> None:
+    core = make_core()
+    start(core)
+    core.handle(Prepared(0, 1), 0)
+    for _ in range(2):
+        assert not any(isinstance(a, Fail) for a in core.handle(TaskFailed("microbatch", 0, 0, ValueError("boom")), 0))
+    error = only_fail(core.handle(TaskFailed("microbatch", 0, 0, ValueError("boom")), 0))
+    assert "partition 0, microbatch 0: microbatch failed 3 times, at last with ValueError: boom" in str(error)
+
+
+def test_the_error_budget() -> None:
+    core = make_core(limits=Limits(rejects=3))
+    start(core)
+    assert not any(isinstance(a, Fail) for a in core.handle(Committed(make_record(0, quarantined=3)), 0))
+    error = only_fail(core.handle(Committed(make_record(1, quarantined=1)), 0))
+    assert isinstance(error, RejectBudgetExceeded)
+    assert error.exit_code == 4
+
+
+@dataclass
+class _World:
+    """A make-believe cluster that does what the core asks, in random order and with faults."""
+
+    random: random.Random
+    sizes: list[int]
+    window: int
+    todo: list[object] = field(default_factory=list)
+    workers: set[str] = field(default_factory=set)
+    born: int = 0
+    flying: set[tuple[int, int]] = field(default_factory=set)
+    commits: Counter[int] = field(default_factory=Counter)
+    sealed: bool = False
+
+    def obey(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case LoadShard(stage, worker):
+                    self.todo.append(acknowledge(stage, worker))
+                case Prepare(partition, _):
+                    self.todo.append(Prepared(partition, self.sizes[partition]))
+                case Submit(partition, numbers, _):
+                    for number in numbers:
+                        self.flying.add((partition, number))
+                        self.todo.append(MicrobatchDone(partition, number))
+                    assert len(self.flying) <= self.window
+                case Commit(partition, _):
+                    assert all(partition != flying for flying, _ in self.flying)
+                    self.todo.append(Committed(make_record(partition, workers=())))
+                case Seal():
+                    self.sealed = True
+                case Fail(error):
+                    raise error
+
+    def join(self) -> WorkerShape:
+        self.born += 1
+        name = f"w{self.born}"
+        self.workers.add(name)
+        return make_worker(name)
+
+    def next_event(self) -> object:
+        event = self.todo.pop(self.random.randrange(len(self.todo)))
+        if isinstance(event, MicrobatchDone):
+            if self.random.random() < 0.05:
+                return TaskFailed("microbatch", event.partition, event.number, CorruptActivation("injected"))
+            self.flying.discard((event.partition, event.number))
+        elif isinstance(event, Committed):
+            self.commits[event.record.partition] += 1
+        return event
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.lists(st.integers(0, 9), min_size=1, max_size=12), st.integers(1, 6))
+def test_any_order_of_events_and_faults_commits_every_partition_once(seed: int, sizes: list[int], window: int) -> None:
+    world = _World(random.Random(seed), sizes, window)
+    core = make_core(
+        len(sizes), replicas=(2, 1), window=window, limits=Limits(rejects=0, attempts=99, losses=10**6, patience=10**6)
+    )
+    world.obey(core.start([world.join() for _ in range(3)]))
+    for _ in range(5000):
+        if world.sealed:
+            break
+        if world.random.random() < 0.03:
+            victim = world.random.choice(sorted(world.workers))
+            world.workers.remove(victim)
+            world.todo = [
+                event for event in world.todo if not (isinstance(event, ShardLoaded) and event.ack.worker == victim)
+            ]
+            world.obey(core.handle(WorkerLost(victim), 0))
+            world.obey(core.handle(WorkerJoined(world.join()), 0))
+        else:
+            world.obey(core.handle(world.next_event(), 0))  # type: ignore[arg-type]
+    assert world.sealed
+    assert world.commits == Counter(dict.fromkeys(range(len(sizes)), 1))
