@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,6 @@ def test_only_the_needed_row_groups_are_read(tmp_path: Path) -> None:
     data[spoilt - 40 : spoilt + 40] = bytes(80)
     table = index_input(Input(url=str(path), partition_rows=10))
     path.write_bytes(data)
-    import os
-
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     assert read_partition(partition_source(table, 4)).strings("text")[0] == "row 40"
     assert read_partition(partition_source(table, 6)).strings("text")[0] == "row 60"
@@ -75,11 +74,11 @@ def test_every_type_has_its_kind_and_nulls_their_fate(tmp_path: Path) -> None:
             "small": 1,
             "flag": True,
             "word": "x",
-            "day": '"2024-01-02"',
+            "day": "2024-01-02",
             "many": "[1]",
             "wide": str(2**64 - 1),
         },
-        {"text": "c", "small": 3, "flag": True, "word": "", "day": '"2024-01-02"', "many": "[3]", "wide": "1"},
+        {"text": "c", "small": 3, "flag": True, "word": "", "day": "2024-01-02", "many": "[3]", "wide": "1"},
     ]
     assert batch.rejects[0].error == "column 'text': is null"
     assert (batch.rejects[0].row, batch.rejects[0].line) == (1, 2)
