@@ -1,1 +1,68 @@
-"""Batch inference on Dask, for models of any size over data of any size."""
+"""Batch inference on Dask, for models of any size over data of any size.
+
+Names load when they are first used, so that `import daskinfer` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from daskinfer.api import (
+        checkpoint,
+        checkpoints,
+        jobs,
+        publish,
+        report,
+        run,
+        set_alias,
+        status,
+        validate,
+    )
+    from daskinfer.errors import DaskinferError
+    from daskinfer.spec.job import JobStatus, Progress, Report
+    from daskinfer.spec.loader import load_recipe
+    from daskinfer.spec.recipe import Recipe
+
+    __version__: str
+
+__all__ = [
+    "DaskinferError",
+    "JobStatus",
+    "Progress",
+    "Recipe",
+    "Report",
+    "__version__",
+    "checkpoint",
+    "checkpoints",
+    "jobs",
+    "load_recipe",
+    "publish",
+    "report",
+    "run",
+    "set_alias",
+    "status",
+    "validate",
+]
+
+_HOMES = {
+    "DaskinferError": "daskinfer.errors",
+    "JobStatus": "daskinfer.spec.job",
+    "Progress": "daskinfer.spec.job",
+    "Recipe": "daskinfer.spec.recipe",
+    "Report": "daskinfer.spec.job",
+    "load_recipe": "daskinfer.spec.loader",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("daskinfer")
+    if name not in __all__:
+        raise AttributeError(f"module 'daskinfer' has no attribute {name!r}")
+    return getattr(import_module(_HOMES.get(name, "daskinfer.api")), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

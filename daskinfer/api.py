@@ -5,18 +5,28 @@ A notebook and an Airflow task call the same functions as the command line.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Literal
 
-from daskinfer.reports.html import render_html
-from daskinfer.runtime.opening import open_job
+from daskinfer.errors import JobFailed
+from daskinfer.graphs.context import open_job_sink
+from daskinfer.models.profile import profile_model, resolve_dtype
+from daskinfer.models.tasks import task_fields
+from daskinfer.reports.page import render_html
+from daskinfer.runtime.checkpoints import publish_directory, resolve_checkpoint
+from daskinfer.runtime.cluster import find_workers
+from daskinfer.runtime.opening import absolute_input, open_job
 from daskinfer.runtime.session import Session
-from daskinfer.spec.job import Progress, Report
+from daskinfer.runtime.summary import make_report
+from daskinfer.spec.job import JobRecord, JobStatus, Progress, Report
+from daskinfer.spec.listing import AliasRow, CheckpointDetail, CheckpointRow, VersionRow
 from daskinfer.spec.recipe import Recipe
-
-Verdict = Literal["done", "failed", "interrupted", "over budget"]
+from daskinfer.spec.snapshot import Resolution
+from daskinfer.storage import jobs as job_store
+from daskinfer.storage.inputs.index import index_input
+from daskinfer.storage.registry import Registry
 
 
 def run(
@@ -43,20 +53,138 @@ def run(
     Raises
     ------
     DaskinferError
-        Its class says why it stopped, `exit_code` what a command should end with. Everything committed stays, and a
-        report is written.
+        Its class says why the run stopped, `exit_code` what a command should end with. Everything committed stays,
+        and a report is written.
     """
     began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     tell = watch or (lambda progress: None)
     tell(Progress(phase="preparing"))
-    job = open_job(recipe, _find_workers(recipe), fresh)
-    if job.done:
-        return job.store.report()
+    job = open_job(recipe, find_workers(recipe.cluster), fresh)
+    if job.done and (report := job.store.report()) is not None:
+        return report
     session = Session(job, recipe, tell, began)
     session.run()
-    report = _make_report(session, command, began, started)
+    report = make_report(session, command, time.monotonic() - began, started)
     job.store.save_report(report, render_html(report))
     if session.error is not None:
         raise session.error
     job.store.finish()
     return report
+
+
+def validate(recipe: Recipe) -> list[str]:
+    """Check a recipe against the world without running it: input, checkpoint, task.
+
+    Returns
+    -------
+    list of str
+        What was found, a line each.
+
+    Raises
+    ------
+    DaskinferError
+        Whatever would stop the run before it begins.
+    """
+    table = index_input(absolute_input(recipe), recipe.output.keep)
+    resolution = resolve_checkpoint(recipe)
+    registry = Registry(recipe.registry_url)
+    manifest = registry.manifest(resolution.snapshot)
+    config = json.loads(registry.file(manifest, "config.json"))
+    dtype = resolve_dtype(recipe.model.dtype, manifest)
+    profile = profile_model(manifest, config, recipe.model.task, dtype)
+    fields = task_fields(recipe.model.task, config, recipe.model.options)
+    written = ", ".join(f"{field.name} {field.kind}{list(field.shape) or ''}" for field in fields)
+    return [
+        f"input: {table.rows:,} rows of {table.format} in {len(table.files)} file(s), {len(table.partitions):,} partitions",
+        f"checkpoint: {resolution.reference} is {resolution.snapshot}",
+        f"model: {profile.architecture}, {len(profile.layers)} layers, {dtype}",
+        f"output: {written}{''.join(f', {name}' for name in recipe.output.keep)}",
+    ]
+
+
+def status(job: str, workspace: str) -> JobStatus:
+    """Return how a job stands, from storage alone; `job` may be the beginning of an id."""
+    return job_store.status(workspace, job, _committed)
+
+
+def jobs(workspace: str) -> list[JobStatus]:
+    """Return how all jobs of a workspace stand, the newest first."""
+    return [status(name, workspace) for name in job_store.list_jobs(workspace)]
+
+
+def report(job: str, workspace: str) -> Report:
+    """Return what a job's last run did.
+
+    Raises
+    ------
+    JobFailed
+        No run of it has ended yet.
+    """
+    store = job_store.find_job(workspace, job)
+    found = store.report()
+    if found is None:
+        raise JobFailed(
+            f"no run of job {store.job} has ended, so there is no report", hint=f"Look: daskinfer status {store.job}"
+        )
+    return found
+
+
+def publish(name: str, directory: str, *, registry: str, alias: str | None = None) -> Resolution:
+    """Publish a local checkpoint directory, and point an alias at it; the same content is stored once.
+
+    Raises
+    ------
+    CheckpointError
+        The directory cannot be published, or a name is not allowed.
+    """
+    return publish_directory(Registry(registry), name, directory, alias)
+
+
+def checkpoints(registry: str) -> list[CheckpointRow]:
+    """Return all checkpoints of a registry, a row each."""
+    found = Registry(registry)
+    return [
+        CheckpointRow(name=name, versions=len(versions), latest=versions[-1], aliases=_aliases(found, name))
+        for name in found.names()
+        if (versions := _versions(found, name))
+    ]
+
+
+def checkpoint(reference: str, registry: str) -> CheckpointDetail:
+    """Return what a checkpoint reference means, and what goes by its name."""
+    found = Registry(registry)
+    resolution = found.resolve(reference)
+    manifest = found.manifest(resolution.snapshot)
+    return CheckpointDetail(
+        resolution=resolution,
+        architecture=manifest.architecture,
+        dtype=manifest.dtype,
+        size=sum(piece.size for piece in (*manifest.files, *manifest.groups)),
+        groups={group.name: group.size for group in manifest.groups},
+        files=tuple(file.path for file in manifest.files),
+        provenance=manifest.provenance,
+        versions=_versions(found, resolution.name),
+        aliases=_aliases(found, resolution.name),
+    )
+
+
+def set_alias(name: str, alias: str, target: str, *, registry: str) -> Resolution:
+    """Point an alias at `v3`, `sha256:...` or where another alias points; running jobs keep their snapshot."""
+    found = Registry(registry)
+    found.set_alias(name, alias, target)
+    return found.resolve(f"{name}@{alias}")
+
+
+def _committed(record: JobRecord) -> set[int]:
+    return {commit.partition for commit in open_job_sink(record).committed()}
+
+
+def _versions(registry: Registry, name: str) -> tuple[VersionRow, ...]:
+    return tuple(VersionRow(number=found.number, snapshot=found.snapshot) for found in registry.versions(name))
+
+
+def _aliases(registry: Registry, name: str) -> tuple[AliasRow, ...]:
+    return tuple(
+        AliasRow(name=alias, snapshot=head.snapshot, version=head.version)
+        for alias, head in sorted(registry.aliases(name).items())
+    )

@@ -14,7 +14,7 @@ from dask._task_spec import List, Task, TaskRef
 
 from daskinfer.graphs.handoff import JobHandle
 from daskinfer.graphs.tasks import commit_partition, count_microbatches, load_shard, read_rows, run_stage, tokenize
-from daskinfer.storage.inputs import PartitionSource
+from daskinfer.storage.inputs.reading import PartitionSource
 
 Key = tuple[str | int, ...]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from daskinfer.errors import SnapshotGone
 from daskinfer.graphs.handoff import JobHandle
-from daskinfer.models.tokenizer import Tokenizer
+from daskinfer.models.tokenizer import Tokenizer, make_tokenizer
 from daskinfer.spec.activation import Edge
 from daskinfer.spec.job import JobRecord
 from daskinfer.spec.snapshot import LayerGroup, Manifest
@@ -18,7 +18,8 @@ from daskinfer.storage.activations import DirectTransport, ZarrTransport
 from daskinfer.storage.blobs import read_group, tensors
 from daskinfer.storage.filesystem import join_url
 from daskinfer.storage.jobs import JobStore
-from daskinfer.storage.outputs import Sink, open_sink
+from daskinfer.storage.outputs.choice import open_sink
+from daskinfer.storage.outputs.sink import Sink
 from daskinfer.storage.registry import Registry
 
 if TYPE_CHECKING:
@@ -59,12 +60,13 @@ class JobContext:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The snapshot's own tokenizer, truncating to the plan's length."""
-        return Tokenizer(self._registry.file(self.manifest, "tokenizer.json"), self.record.plan.max_length)
+        files = {file.path: self._registry.file(self.manifest, file.path) for file in self.manifest.files}
+        return make_tokenizer(files, self.record.plan.max_length)
 
     @cached_property
     def sink(self) -> Sink:
         """Where committed partitions go."""
-        return open_job_sink(self.record, self.store)
+        return open_job_sink(self.record)
 
     @cached_property
     def transports(self) -> tuple[ZarrTransport | DirectTransport, ...]:
@@ -93,7 +95,6 @@ class JobContext:
             groups={group.name: partial(self._read, group) for group in groups},
             first=wanted.first,
             last=wanted.last,
-            layers=plan.stages[-1].last,
             dtype=plan.numerics.dtype,
             device="cpu",
             threads=plan.numerics.threads,
@@ -148,15 +149,15 @@ def forget_job(handle: JobHandle) -> None:
                 del _SHARDS.shards[key]
 
 
-def open_job_sink(record: JobRecord, store: JobStore) -> Sink:
+def open_job_sink(record: JobRecord) -> Sink:
     """Return the output sink of a job, for the driver and for workers alike."""
-    recipe, table = record.recipe, store.columns()
+    recipe = record.recipe
     return open_sink(
         record.output,
         recipe.output.format,
         job=record.job,
         fields=record.fields,
-        kept={name: table[name] for name in recipe.output.keep},
+        keep=record.keep,
         partition_rows=recipe.input.partition_rows,
         rows=record.rows,
         metadata={

@@ -16,8 +16,8 @@ from daskinfer.source import digest_source
 from daskinfer.spec.activation import Activation
 from daskinfer.spec.job import CommitRecord, StageTrail
 from daskinfer.storage.activations import DirectActivation
-from daskinfer.storage.inputs import PartitionSource, read_partition
-from daskinfer.storage.outputs import OutputPart
+from daskinfer.storage.inputs.reading import PartitionSource, read_partition
+from daskinfer.storage.outputs.sink import OutputPart
 from daskinfer.storage.rows import RowBatch
 
 
@@ -50,7 +50,7 @@ def tokenize(handle: JobHandle, rows: RowBatch) -> Tokens:
     return Tokens(
         ids=np.concatenate(encoded) if encoded else np.empty(0, dtype=np.int32),
         starts=starts,
-        pad=context.tokenizer.pad,
+        pad=context.tokenizer.pad_id,
         microbatches=pack_microbatches(np.diff(starts), context.record.plan.microbatch_tokens),
     )
 

@@ -200,6 +200,11 @@ class DirectActivation:
         # Dask accounts for memory by sys.getsizeof where it does not know a type.
         return object.__sizeof__(self) + self.value.nbytes
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As plain bytes the value leaves the pickle without a copy; numpy does that for its own dtypes only.
+        value = self.value
+        return _restore, (self.activation, _bytes_of(value), value.dtype, value.shape)
+
 
 @dataclass(frozen=True)
 class DirectTransport:
@@ -233,6 +238,10 @@ class DirectTransport:
 
     def drop(self) -> None:
         """There is nothing to drop."""
+
+
+def _restore(activation: Activation, content: Array, dtype: np.dtype[Any], shape: tuple[int, ...]) -> DirectActivation:
+    return DirectActivation(activation, content.view(dtype).reshape(shape))
 
 
 def _refer(edge: Edge, partition: int, microbatch: int, value: Array, dtype: str, chunk: int | None) -> Activation:

@@ -20,8 +20,12 @@ from daskinfer.spec.plan import WorkerShape
 CONNECT_SECONDS = 20
 
 
-def local_shapes(local: recipes.LocalCluster) -> list[WorkerShape]:
-    """Return the workers that `open_cluster` would start, so that a plan needs no cluster."""
+def find_workers(cluster: recipes.Cluster) -> list[WorkerShape]:
+    """Return the workers that a plan can count on: those of a running cluster, or those that would be started."""
+    if cluster.address is not None:
+        with _connect(cluster.address) as client:
+            return worker_shapes(client)
+    local = cluster.workers
     memory = int(psutil.virtual_memory().total / local.workers)
     return [
         WorkerShape(address=f"local-{index}", threads=local.threads, memory=memory, resources=local.resources)

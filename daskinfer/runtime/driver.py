@@ -53,7 +53,7 @@ from daskinfer.runtime.messages import (
 )
 from daskinfer.runtime.tokens import grant_tokens, verify_restrictions
 from daskinfer.spec.rows import PartitionTable
-from daskinfer.storage.inputs import partition_source
+from daskinfer.storage.inputs.reading import partition_source
 
 TICK_SECONDS = 0.25
 # Reading ahead and committing come before computing: they are short, and computing waits for them.

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from daskinfer.errors import OutputOwned, UsageError
+from daskinfer.errors import JobBusy, OutputOwned, UsageError
+from daskinfer.graphs.context import open_job_sink
 from daskinfer.ids import digest_of, shorten
-from daskinfer.models.profile import profile_model
+from daskinfer.models.profile import profile_model, resolve_dtype
 from daskinfer.models.tasks import task_fields
 from daskinfer.models.versions import versions
 from daskinfer.planning.plan import make_plan, place_plan
 from daskinfer.runtime.checkpoints import resolve_checkpoint
 from daskinfer.source import digest_source
-from daskinfer.spec.job import JobRecord, make_request
+from daskinfer.spec.job import JobRecord, digest_files, make_request
 from daskinfer.spec.plan import Numerics, Plan, WorkerShape
-from daskinfer.spec.recipe import Recipe
+from daskinfer.spec.recipe import Input, Recipe
 from daskinfer.storage.filesystem import absolute_url
-from daskinfer.storage.inputs import find_input, index_input
+from daskinfer.storage.inputs.files import find_files
+from daskinfer.storage.inputs.index import index_input
 from daskinfer.storage.jobs import JobStore, create_job
-from daskinfer.storage.outputs import Owner, claim_output, current_owner
+from daskinfer.storage.outputs.owner import Owner, claim, current_owner
 from daskinfer.storage.registry import Registry
 
 
@@ -50,37 +53,49 @@ def open_job(recipe: Recipe, workers: Sequence[WorkerShape], fresh: bool) -> Ope
     OutputOwned
         The output holds another job's work.
     """
-    files = find_input(recipe.input)
-    inputs = digest_of([file.model_dump(mode="json") for file in files])
-    numerics = _make_numerics(recipe, workers)
-    code = digest_source()
-    request = make_request(recipe, inputs, code, numerics)
     output = absolute_url(recipe.output.url)
     owner = current_owner(output)
     if owner is not None and not fresh:
-        store = JobStore(recipe.workspace, owner.job)
-        record = _read_owner_record(store, owner, recipe, output)
-        if owner.request != request:
-            raise _explain_difference(record, recipe, inputs, code, output)
-        if not store.is_done():
-            plan = place_plan(record.plan, recipe, record.hidden, workers)
-            return OpenedJob(store, record, plan, resumed=True, done=False)
-        now = resolve_checkpoint(recipe)
-        if now.snapshot != record.resolution.snapshot:
-            raise OutputOwned(
-                f"{output} was finished by job {record.job} on snapshot {shorten(record.resolution.snapshot)}, but "
-                f"{recipe.model.checkpoint} is {shorten(now.snapshot)} by now",
-                hint="Choose another output.url to keep both, or start over with --fresh.",
-            )
-        return OpenedJob(store, record, record.plan, resumed=True, done=True)
+        return _open_owner(recipe, workers, owner, output)
+    if owner is not None:
+        _refuse_running(recipe, owner, output)
+    return _begin(recipe, workers, owner, output)
 
+
+def _open_owner(recipe: Recipe, workers: Sequence[WorkerShape], owner: Owner, output: str) -> OpenedJob:
+    """Go on with the job that the output belongs to, if it is the one that the recipe asks for."""
+    store = JobStore(recipe.workspace, owner.job)
+    record = _read_owner_record(store, owner, recipe, output)
+    inputs = digest_files(find_files(absolute_input(recipe).url))
+    numerics = _make_numerics(recipe, record.plan.numerics.dtype, workers)
+    if make_request(recipe, inputs, digest_source(), numerics) != owner.request:
+        raise _explain_difference(record, recipe, inputs, output)
+    if store.state() != "done":
+        plan = place_plan(record.plan, recipe, record.hidden, workers)
+        return OpenedJob(store, record, plan, resumed=True, done=False)
+    now = resolve_checkpoint(recipe)
+    if now.snapshot != record.resolution.snapshot:
+        raise OutputOwned(
+            f"{output} was finished by job {record.job} on snapshot {shorten(record.resolution.snapshot)}, but "
+            f"{recipe.model.checkpoint} is {shorten(now.snapshot)} by now",
+            hint="Choose another output.url to keep both, or start over with --fresh.",
+        )
+    return OpenedJob(store, record, record.plan, resumed=True, done=True)
+
+
+def _begin(recipe: Recipe, workers: Sequence[WorkerShape], owner: Owner | None, output: str) -> OpenedJob:
+    """Plan a new job, write it down, and make the output its own."""
     resolution = resolve_checkpoint(recipe)
     registry = Registry(recipe.registry_url)
     manifest = registry.manifest(resolution.snapshot)
     config = json.loads(registry.file(manifest, "config.json"))
-    profile = profile_model(manifest, config, recipe.model.task, numerics.dtype)
+    dtype = resolve_dtype(recipe.model.dtype, manifest)
+    numerics = _make_numerics(recipe, dtype, workers)
+    profile = profile_model(manifest, config, recipe.model.task, dtype)
     plan = make_plan(recipe, profile, workers, numerics)
-    table = index_input(recipe.input, recipe.output.keep, files)
+    table = index_input(absolute_input(recipe), recipe.output.keep)
+    inputs = digest_files(table.files)
+    request = make_request(recipe, inputs, digest_source(), numerics)
 
     def describe(job: str) -> JobRecord:
         return JobRecord(
@@ -90,35 +105,45 @@ def open_job(recipe: Recipe, workers: Sequence[WorkerShape], fresh: bool) -> Ope
             resolution=resolution,
             registry=absolute_url(recipe.registry_url),
             inputs=inputs,
-            code=code,
+            code=digest_source(),
             plan=plan,
             hidden=profile.hidden,
             fields=task_fields(recipe.model.task, config, recipe.model.options),
+            keep={column: table.columns[column] for column in recipe.output.keep},
             output=output,
             rows=table.rows,
             partitions=len(table.partitions),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
+    open_job_sink(describe("unnamed"))  # refuses an unusable output before anything is written
     key = digest_of([resolution.snapshot, request])
     store = create_job(recipe.workspace, describe, f"{recipe.name}-{shorten(key, 10)}")
     # The table is there before the job owns its output: whoever finds the owner finds everything.
     store.save_table(table)
     record = store.record()
-    claim_output(
-        output, Owner(job=record.job, request=request, snapshot=resolution.snapshot, created=record.created), owner
-    )
+    claim(output, Owner(job=record.job, request=request, snapshot=resolution.snapshot, created=record.created), owner)
+    if owner is not None:
+        open_job_sink(record).discard()
     return OpenedJob(store, record, plan, resumed=False, done=False)
 
 
-def _make_numerics(recipe: Recipe, workers: Sequence[WorkerShape]) -> Numerics:
-    wanted = recipe.model.dtype
-    return Numerics(
-        dtype="float32" if wanted == "auto" else wanted,
-        attention="sdpa",
-        threads=recipe.cluster.workers.threads if recipe.cluster.address is None else min(w.threads for w in workers),
-        **versions(),
-    )
+def absolute_input(recipe: Recipe) -> Input:
+    """Return the recipe's input as every worker must see it, whatever folder it runs in."""
+    return recipe.input.model_copy(update={"url": absolute_url(recipe.input.url)})
+
+
+def _make_numerics(recipe: Recipe, dtype: str, workers: Sequence[WorkerShape]) -> Numerics:
+    return Numerics(dtype=dtype, attention="sdpa", threads=min(worker.threads for worker in workers), **versions())
+
+
+def _refuse_running(recipe: Recipe, owner: Owner, output: str) -> None:
+    with suppress(UsageError):  # a job that this workspace does not know cannot be asked
+        if JobStore(recipe.workspace, owner.job).state() == "running":
+            raise JobBusy(
+                f"{output} belongs to job {owner.job}, which is running",
+                hint=f"Stop it first; daskinfer status {owner.job} tells where it runs.",
+            )
 
 
 def _read_owner_record(store: JobStore, owner: Owner, recipe: Recipe, output: str) -> JobRecord:
@@ -131,13 +156,13 @@ def _read_owner_record(store: JobStore, owner: Owner, recipe: Recipe, output: st
         ) from error
 
 
-def _explain_difference(record: JobRecord, recipe: Recipe, inputs: str, code: str, output: str) -> OutputOwned:
+def _explain_difference(record: JobRecord, recipe: Recipe, inputs: str, output: str) -> OutputOwned:
     changed = [
         name
         for name, before, now in (
             ("the recipe", record.recipe.digest, recipe.digest),
             ("an input file", record.inputs, inputs),
-            ("daskinfer's code", record.code, code),
+            ("daskinfer's code", record.code, digest_source()),
         )
         if before != now
     ]

@@ -25,7 +25,7 @@ def _register_tensors() -> None:
     # Registered lazily by distributed itself, this would come after ours and replace it.
     import_module("distributed.protocol.torch")
     tensors = import_module("daskinfer.models.tensors")
-    for kind in tensors.TENSOR_TYPES:
+    for kind in (tensors.Tensor, tensors.Parameter):
         dask_serialize.register(kind)(tensors.tensor_frames)
         dask_deserialize.register(kind)(tensors.tensor_from_frames)
         sizeof.register(kind)(tensors.tensor_nbytes)

@@ -17,10 +17,10 @@ from daskinfer.runtime.ledger import Ledger
 from daskinfer.runtime.opening import OpenedJob
 from daskinfer.spec.job import Phase, Progress
 from daskinfer.spec.recipe import Recipe
-from daskinfer.storage.filesystem import delete, join_url
-from daskinfer.storage.journal import Journal
-from daskinfer.storage.lease import Lease, acquire
-from daskinfer.storage.outputs import Sink
+from daskinfer.storage.filesystem import absolute_url, delete, join_url
+from daskinfer.storage.journal import Event, Journal
+from daskinfer.storage.lease import Lease
+from daskinfer.storage.outputs.sink import Sink
 from daskinfer.storage.registry import Registry
 from daskinfer.storage.snapshotlock import SnapshotLock, take
 
@@ -66,16 +66,25 @@ class Session:
         JobBusy
             Another live driver runs it.
         """
-        with acquire(self.job.store) as self._lease:
+        self._lease = self.job.store.acquire()
+        try:
             self.epoch = self._lease.epoch
-            with Journal(self.job.store, self.epoch) as self._journal:
-                try:
-                    self._run()
-                except KeyboardInterrupt:
-                    self.error = Interrupted("interrupted; everything committed so far stays")
-                except DaskinferError as error:
-                    self.error = error
-                self._enter(_final_phase(self.error))
+            self._journal = Journal(self.job.store.url, self.epoch)
+            try:
+                self._run()
+            except KeyboardInterrupt:
+                self.error = Interrupted("interrupted; everything committed so far stays")
+            except DaskinferError as error:
+                self.error = error
+            self._enter(_final_phase(self.error))
+            self._journal.flush()
+        finally:
+            self._lease.release()
+
+    @property
+    def startup_seconds(self) -> float:
+        """Seconds until the first partition could start, or until now."""
+        return (self.running_since or time.monotonic()) - self._began
 
     @property
     def running_seconds(self) -> float:
@@ -102,12 +111,12 @@ class Session:
         )
 
     def _run(self) -> None:
-        record, store = self.job.record, self.job.store
+        record = self.job.record
         self._enter("starting")
         if self.job.resumed:
             self._note("resumed", f"epoch {self.epoch} goes on where an earlier one stopped")
         lock = take(Registry(record.registry), record.resolution.snapshot, record.job)
-        sink = open_job_sink(record, store)
+        sink = open_job_sink(record)
         sink.create()
         committed = set()
         for commit in sink.committed():
@@ -121,7 +130,7 @@ class Session:
 
     def _compute(self, lock: SnapshotLock, committed: set[int]) -> None:
         record, plan = self.job.record, self.job.plan
-        handle = JobHandle(self.job.store.workspace, record.job, self.epoch)
+        handle = JobHandle(absolute_url(self.recipe.workspace), record.job, self.epoch)
         for transport in open_transports(record, handle.workspace):
             transport.create()
         core = DriverCore(
@@ -190,22 +199,22 @@ class Session:
                 "plan": record.plan.digest,
             }
         )
-        delete(join_url(self.job.store.workspace, "activations", record.job), recursive=True)
+        delete(join_url(absolute_url(self.recipe.workspace), "activations", record.job), recursive=True)
 
     def _enter(self, phase: Phase) -> None:
         self._phase = phase
-        self._journal.write(time.monotonic() - self._began, "phase", phase)
+        self._journal.append(Event(time.monotonic() - self._began, "phase", {"phase": phase}))
         self._tell()
 
     def _note(self, kind: str, detail: str) -> None:
         at = time.monotonic() - self._began
         self.ledger.add_incident(at, kind, detail)
-        self._journal.write(at, kind, detail)
+        self._journal.append(Event(at, kind, {"detail": detail}))
         self._tell(f"{kind}: {detail}")
 
     def _tell(self, message: str = "") -> None:
         progress = self.progress(message)
-        self._lease.update(progress)
+        self._lease.show(progress)
         self._watch(progress)
 
     _lease: Lease

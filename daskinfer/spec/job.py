@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 from daskinfer.ids import digest_of
 from daskinfer.spec.plan import Numerics, Plan
 from daskinfer.spec.recipe import Recipe
+from daskinfer.spec.rows import InputFile
 from daskinfer.spec.section import Section
 from daskinfer.spec.snapshot import Resolution
 
@@ -48,6 +50,8 @@ class JobRecord(Section):
     """Width of the activations between stages."""
     fields: tuple[OutputField, ...]
     """Columns the task writes."""
+    keep: dict[str, str]
+    """Input columns copied to the output -> string, int64, float64 or bool."""
     output: str
     """Absolute URL of the output."""
     rows: int
@@ -61,6 +65,11 @@ class JobRecord(Section):
     def key(self) -> str:
         """Digest of snapshot and request: two jobs with one key would write the same bytes."""
         return digest_of([self.resolution.snapshot, self.request])
+
+
+def digest_files(files: Iterable[InputFile]) -> str:
+    """Return the identity of an input: names, sizes and etags of its files, in order."""
+    return digest_of([file.model_dump(mode="json") for file in files])
 
 
 def make_request(recipe: Recipe, inputs: str, code: str, numerics: Numerics) -> str:

@@ -109,7 +109,8 @@ def _open(file: InputFile) -> Iterator[pq.ParquetFile]:
 
 
 def _slice_rows(parquet: pq.ParquetFile, segment: Segment, columns: list[str]) -> pa.Table:
-    groups, start, first = [], 0, 0
+    groups: list[int] = []
+    start = first = 0
     for number in range(parquet.num_row_groups):
         stop = start + parquet.metadata.row_group(number).num_rows
         if start < segment.end and stop > segment.begin:

@@ -51,7 +51,9 @@ def convert(kind: str, value: Any) -> str | int | float | bool:
     if kind == "string":
         if value is None:
             return ""
-        return convert_text(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
+        if isinstance(value, dict | list | bool | int | float):
+            value = json.dumps(value, ensure_ascii=False, default=str)
+        return convert_text(str(value))
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind == "float64" and value is None:
         return math.nan

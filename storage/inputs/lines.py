@@ -11,7 +11,7 @@ from typing import Any, Literal
 from daskinfer.errors import InputError
 from daskinfer.spec.rows import InputFile, Segment
 from daskinfer.storage.filesystem import read_bytes
-from daskinfer.storage.inputs.kinds import convert, convert_cell, convert_text, infer_kind
+from daskinfer.storage.inputs.kinds import Convert, convert, convert_cell, convert_text, infer_kind
 from daskinfer.storage.inputs.records import BYTE_ORDER_MARK, RecordScanner, Spans, slice_records
 from daskinfer.storage.inputs.seam import Harvest, Layout, MissingColumn
 from daskinfer.storage.rows import EXCERPT_LENGTH, make_excerpt
@@ -35,7 +35,7 @@ class LineFormat:
     def __init__(self, name: LineFormatName) -> None:
         self._name = name
         self._quoted = name == "csv"
-        self._fit = convert_cell if name == "csv" else convert
+        self._fit: Convert = convert_cell if name == "csv" else convert
 
     def read_header(self, files: Sequence[InputFile]) -> tuple[str, ...]:
         """Return the column names of csv files, which must agree."""

@@ -71,11 +71,11 @@ class RecordScanner:
     def feed(self, block: bytes) -> Spans:
         """Return the rows that end in the next block."""
         data = np.frombuffer(block, np.uint8)
-        newlines = np.flatnonzero(data == _NEWLINE)
+        newlines: Offsets = np.flatnonzero(data == _NEWLINE).astype(np.int64)
         stops = newlines
         if self._quoted:
             stops = self._outside_quotes(data, newlines)
-        ends = stops.astype(np.int64) + (1 + self._offset)
+        ends = stops + (1 + self._offset)
         if len(ends):
             begins = np.concatenate([[self._begin], ends[:-1]])
             passed = np.searchsorted(newlines, stops) + 1
@@ -110,7 +110,7 @@ class RecordScanner:
             keep[index] = index == 0 and not self._blank
         return Spans(rows.begins[keep], rows.ends[keep], rows.lines[keep])
 
-    def _outside_quotes(self, data: NDArray[np.uint8], newlines: NDArray[np.intp]) -> NDArray[np.intp]:
+    def _outside_quotes(self, data: NDArray[np.uint8], newlines: Offsets) -> Offsets:
         quotes = np.flatnonzero(data == _QUOTE)
         before = np.where(quotes > 0, data[quotes - 1], self._previous) if len(quotes) else quotes
         changes: list[int] = []
@@ -129,9 +129,9 @@ class RecordScanner:
             self._previous = int(data[-1])
         self._closing = closed_at == len(data) - 1
         parity = np.searchsorted(np.array(changes, np.int64), newlines) & 1
-        outside = parity == (1 if self._inside else 0)
+        outside: Offsets = newlines[parity == int(self._inside)]
         self._inside = inside
-        return newlines[outside]
+        return outside
 
 
 def slice_records(data: bytes, begin: int, line: int, quoted: bool) -> list[tuple[bytes, int]]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -198,6 +199,17 @@ def test_direct_value_that_does_not_match() -> None:
 def test_dask_sees_the_memory_of_a_direct_activation() -> None:
     sent = DirectTransport(EDGE, HIDDEN, "float32").send(0, 0, 0, random_value(3, 16))
     assert sizeof(sent) >= 3 * 16 * HIDDEN * 4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_direct_value_travels_outside_the_pickle(dtype: str) -> None:
+    transport = DirectTransport(EDGE, HIDDEN, dtype)
+    value = random_value(3, 16, dtype)
+    buffers: list[pickle.PickleBuffer] = []
+    head = pickle.dumps(transport.send(0, 0, 0, value), protocol=5, buffer_callback=buffers.append)
+    assert [buffer.raw().nbytes for buffer in buffers] == [value.nbytes]
+    arrived = pickle.loads(head, buffers=[bytes(buffer) for buffer in buffers])
+    assert np.array_equal(bits_of(transport.receive(arrived, 0, 0)), bits_of(value))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

@@ -1,0 +1,8 @@
+"""`python -m daskinfer`."""
+
+from __future__ import annotations
+
+from daskinfer.cli import main
+
+if __name__ == "__main__":
+    main()

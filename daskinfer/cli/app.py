@@ -1,0 +1,44 @@
+"""The command group, and the one place where an error becomes an exit code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from daskinfer.cli.checkpoints import checkpoint
+from daskinfer.cli.failure import EXIT_CODES, fail
+from daskinfer.cli.jobs import jobs, report, status
+from daskinfer.cli.recipes import schema, validate
+from daskinfer.cli.run import run
+
+_HELP = """Batch inference on Dask: a model checkpoint over a dataset, on one locked checkpoint version.
+
+\b
+Examples:
+  daskinfer checkpoint publish minilm ./all-MiniLM-L6-v2 --alias prod
+  daskinfer validate recipe.yaml
+  daskinfer run recipe.yaml
+"""
+
+
+class _Program(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; whatever goes wrong is said once and becomes an exit code."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+            raise
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the last line of defence
+            ctx.exit(fail(ctx, error))
+
+
+def make_group(name: str) -> click.Group:
+    """Return all commands under a group of this name."""
+    group = _Program(name, help=_HELP, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+    for command in (run, validate, schema, status, jobs, report, checkpoint):
+        group.add_command(command)
+    return click.version_option(package_name="daskinfer", prog_name="daskinfer")(group)
+
+
+main = make_group("daskinfer")

@@ -1,0 +1,78 @@
+"""How a failed command ends: one message, what to do next, and an exit code."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from daskinfer.errors import DaskinferError, Interrupted
+
+RESUMABLE = (1, 4, 130)
+
+EXIT_CODES = """\b
+Exit codes:
+  0    done; quarantined rows within the budget are named
+  1    the job failed; the same command resumes it
+  2    the recipe or the arguments are wrong
+  3    the plan cannot fit the workers
+  4    stopped: more rows were quarantined than the recipe allows
+  130  interrupted; the same command resumes it
+"""
+
+_KEY = "daskinfer.circumstances"
+
+
+@dataclass
+class Circumstances:
+    """What a command tells in case it fails."""
+
+    as_json: bool = False
+    """Whether stdout must end with a JSON object."""
+    resume: str | None = None
+    """The command that goes on where this one stopped."""
+    facts: Callable[[], dict[str, Any]] = dict
+    """More fields for the JSON object."""
+
+
+def circumstances(ctx: click.Context) -> Circumstances:
+    """Return the running command's own record."""
+    found: Circumstances = ctx.meta.setdefault(_KEY, Circumstances())
+    return found
+
+
+def fail(ctx: click.Context, error: BaseException) -> int:
+    """Say what went wrong and return the exit code."""
+    known = _recognise(error)
+    told = circumstances(ctx)
+    facts = told.facts()
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {known.message}", err=True)
+    if known.hint:
+        click.echo(f"{click.style('hint:', fg='cyan')} {known.hint}", err=True)
+    resume = told.resume if known.exit_code in RESUMABLE else None
+    if resume:
+        click.echo(f"Nothing that was committed is lost. To resume:\n  {resume}", err=True)
+    if report := facts.get("report"):
+        click.echo(f"What it did: {report}", err=True)
+    if told.as_json:
+        end = {"code": known.exit_code, "error": known.message, "hint": known.hint}
+        if told.resume:
+            end["resume"] = resume
+        click.echo(json.dumps(facts | end))
+    return known.exit_code
+
+
+def _recognise(error: BaseException) -> DaskinferError:
+    if isinstance(error, DaskinferError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted("interrupted")
+    with tempfile.NamedTemporaryFile("w", prefix="daskinfer-bug-", suffix=".txt", delete=False) as file:
+        traceback.print_exception(error, file=file)
+    what = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+    return DaskinferError(f"this is a bug in daskinfer: {what}", hint=f"please report it with {file.name}")

@@ -1,0 +1,107 @@
+"""`status`, `jobs` and `report`: what jobs do and did, read from storage."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from daskinfer.cli.options import json_option, workspace_option
+from daskinfer.errors import StorageError
+
+if TYPE_CHECKING:
+    from daskinfer.spec.job import JobStatus
+
+
+@click.command()
+@click.argument("job")
+@workspace_option
+@click.option("--watch", is_flag=True, help="Follow the job until it ends.")
+@json_option
+def status(job: str, workspace: str, watch: bool, as_json: bool) -> None:
+    """Show how JOB stands.
+
+    \b
+    Examples:
+      daskinfer status embed-news-3f9a1c
+      daskinfer status embed-news-3f9a1c --watch
+    """
+    from daskinfer import api
+    from daskinfer.cli.show import print_status
+
+    found = api.status(job, workspace)
+    if watch and found.state == "running":
+        found = _follow(found, workspace)
+    if as_json:
+        click.echo(found.model_dump_json())
+    else:
+        print_status(found)
+
+
+def _follow(found: JobStatus, workspace: str) -> JobStatus:
+    from daskinfer import api
+    from daskinfer.cli.progress import ProgressDisplay
+    from daskinfer.spec.job import Progress
+
+    with ProgressDisplay(found.name) as display:
+        while found.state == "running":
+            counted = {"rows_total": found.rows_total, "rows_done": found.rows_done}
+            progress = found.progress or Progress(phase="running", job=found.job)
+            display(progress.model_copy(update=counted))
+            time.sleep(1)
+            found = api.status(found.job, workspace)
+    return found
+
+
+@click.command()
+@workspace_option
+@json_option
+def jobs(workspace: str, as_json: bool) -> None:
+    """List the jobs of a workspace, newest first.
+
+    \b
+    Examples:
+      daskinfer jobs
+      daskinfer jobs --workspace s3://bucket/work --json
+    """
+    from daskinfer import api
+    from daskinfer.cli.show import print_jobs
+
+    found = sorted(api.jobs(workspace), key=lambda job: job.created, reverse=True)
+    if as_json:
+        click.echo(json.dumps({"workspace": workspace, "jobs": [job.model_dump(mode="json") for job in found]}))
+    else:
+        print_jobs(found, workspace)
+
+
+@click.command()
+@click.argument("job")
+@workspace_option
+@click.option("--html", "page", type=click.Path(dir_okay=False), help="Write the report as one HTML file.")
+@json_option
+def report(job: str, workspace: str, page: str | None, as_json: bool) -> None:
+    """Show what JOB did.
+
+    \b
+    Examples:
+      daskinfer report embed-news-3f9a1c
+      daskinfer report embed-news-3f9a1c --html report.html
+    """
+    from daskinfer import api
+    from daskinfer.cli.show import print_report
+    from daskinfer.reports import render_html, report_json
+
+    found = api.report(job, workspace)
+    if page is not None:
+        try:
+            Path(page).write_text(render_html(found), encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"{page}: cannot be written: {error.strerror}") from None
+        click.echo(f"wrote {page}", err=True)
+    if as_json:
+        click.echo(report_json(found))
+    elif page is None:
+        print_report(found)

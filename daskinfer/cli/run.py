@@ -1,0 +1,102 @@
+"""`run`: the main job."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import shutil
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from daskinfer.cli.failure import EXIT_CODES, circumstances
+from daskinfer.cli.options import json_option, recipe_argument, set_option
+from daskinfer.errors import DaskinferError
+
+if TYPE_CHECKING:
+    from daskinfer.spec.job import Progress
+    from daskinfer.spec.recipe import Recipe
+
+# What a program may rely on, whether the run succeeds or fails.
+_FIELDS = ("job", "snapshot", "rows_in", "rows_out", "rows_quarantined", "seconds", "output", "report")
+
+
+@click.command(epilog=EXIT_CODES)
+@recipe_argument
+@set_option
+@click.option("--fresh", is_flag=True, help="Start over: discard what an earlier run of this job committed.")
+@json_option
+@click.pass_context
+def run(ctx: click.Context, recipe: str, overrides: tuple[str, ...], fresh: bool, as_json: bool) -> None:
+    """Run RECIPE, or go on where its last run stopped.
+
+    An unfinished job of the same recipe, inputs and code is resumed on the checkpoint version that it is locked
+    on. A finished one is reported at once. Progress goes to stderr, the result to stdout.
+
+    \b
+    Examples:
+      daskinfer run recipe.yaml
+      daskinfer run recipe.yaml --set pipeline.stages=3 --set output.url=results/three.zarr
+      daskinfer run recipe.yaml --json | tail -n 1 | jq .rows_out
+    """
+    told = circumstances(ctx)
+    told.facts = lambda: dict.fromkeys(_FIELDS) | {"verdict": "failed"}
+    from daskinfer.spec.loader import load_recipe
+
+    parsed = load_recipe(recipe, overrides)
+    told.resume = command = _command(ctx, recipe, overrides, as_json)
+    latest: list[Progress] = []
+    told.facts = lambda: _describe_failure(parsed, latest)
+    from daskinfer import api
+    from daskinfer.cli.progress import ProgressDisplay
+    from daskinfer.cli.show import print_report
+
+    began = datetime.now(UTC)
+    with ProgressDisplay(parsed.name) as display:
+
+        def watch(progress: Progress) -> None:
+            latest[:] = [progress]
+            display(progress)
+
+        result = api.run(parsed, fresh=fresh, watch=watch, command=command)
+    earlier = datetime.fromisoformat(result.started) < began
+    display.end(result, earlier)
+    if as_json:
+        facts = {name: getattr(result, name) for name in _FIELDS}
+        click.echo(json.dumps({**facts, "verdict": result.verdict, "code": 0, "already_done": earlier}))
+    else:
+        print_report(result, "already done, nothing to do" if earlier else None)
+
+
+def _describe_failure(recipe: Recipe, latest: list[Progress]) -> dict[str, Any]:
+    """Return the promised fields of a run that failed, as far as they are known."""
+    from daskinfer import api
+
+    facts: dict[str, Any] = dict.fromkeys(_FIELDS) | {"verdict": "failed", "output": recipe.output.url}
+    if not latest or not latest[0].job:
+        return facts
+    (progress,) = latest
+    facts |= {"job": progress.job, "rows_in": progress.rows_total, "rows_quarantined": progress.rows_quarantined}
+    facts |= {"rows_out": progress.rows_done - progress.rows_quarantined, "seconds": progress.seconds}
+    with contextlib.suppress(DaskinferError):
+        report = api.report(progress.job, recipe.workspace)
+        # A driver that could not write its own report leaves that of an earlier run.
+        if report.verdict != "done":
+            facts |= {name: getattr(report, name) for name in (*_FIELDS, "verdict")}
+    return facts
+
+
+def _command(ctx: click.Context, recipe: str, overrides: tuple[str, ...], as_json: bool) -> str:
+    """Return the command that resumes this one, ready for a shell."""
+    program, *rest = ctx.command_path.split(" ")
+    script = sys.executable if rest[:1] == ["-m"] else sys.argv[0]
+    # The short name is right only where the shell would find the same program by it.
+    if script.rpartition("/")[2].startswith(program) and shutil.which(program) != script:
+        program = script
+    words = [program, *rest, recipe]
+    for override in overrides:
+        words += ["--set", override]
+    return shlex.join([*words, "--json"] if as_json else words)

@@ -1,0 +1,154 @@
+"""Results as text on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from daskinfer.ids import shorten
+from daskinfer.spec.job import JobStatus, Report
+from daskinfer.spec.listing import AliasRow, CheckpointDetail, CheckpointRow
+from daskinfer.spec.snapshot import Resolution
+from daskinfer.units import format_bytes, format_duration
+
+_STYLES = {
+    "done": "bold green",
+    "running": "bold cyan",
+    "stopped": "bold yellow",
+    "interrupted": "bold yellow",
+    "over budget": "bold red",
+    "failed": "bold red",
+}
+
+
+def print_report(report: Report, remark: str | None = None) -> None:
+    """Print what a run did, in a handful of lines."""
+    version = f" v{report.version}" if report.version is not None else ""
+    lines = {
+        "job": report.job,
+        "snapshot": f"{report.checkpoint}{version} sha256:{shorten(report.snapshot)}",
+        "rows": f"{report.rows_in:,} in = {report.rows_out:,} out + {report.rows_quarantined:,} quarantined",
+    }
+    if report.verdict != "done":
+        missing = report.rows_in - report.rows_out - report.rows_quarantined
+        lines["rows"] += f" + {missing:,} to go"
+    if report.partitions_resumed:
+        kept = f"{report.partitions_resumed:,} of {report.partitions:,} partitions"
+        lines["resumed"] = f"{kept} were committed by an earlier run"
+    speed = f"{report.rows_per_second:,.0f} rows/s over {format_duration(report.running_seconds)}"
+    whole = f"{format_duration(report.seconds)} in all, {format_duration(report.startup_seconds)} to start"
+    lines |= {"speed": f"{speed} ({whole})", "output": report.output, "report": report.report}
+    _print_verdict(report.verdict, report.name, remark or report.message)
+    _print_lines(lines)
+
+
+def print_status(status: JobStatus) -> None:
+    """Print how a job stands."""
+    share = f" ({status.rows_done / status.rows_total:.0%})" if status.rows_total else ""
+    driver = status.driver
+    if status.heartbeat_age is not None:
+        driver += f", last heard of {format_duration(status.heartbeat_age)} ago"
+    remark = "run the same command again to resume it" if status.state in ("stopped", "failed") else ""
+    _print_verdict(status.state, status.name, remark)
+    _print_lines(
+        {
+            "job": status.job,
+            "snapshot": f"{status.checkpoint} sha256:{shorten(status.snapshot)}",
+            "rows": f"{status.rows_done:,} of {status.rows_total:,}{share}, {status.rows_quarantined:,} quarantined",
+            "partitions": f"{status.partitions_done:,} of {status.partitions:,}",
+            "output": status.output,
+            "created": status.created,
+            "driver": driver,
+        }
+    )
+
+
+def print_jobs(jobs: Sequence[JobStatus], workspace: str) -> None:
+    """Print a line for each job."""
+    rows = [
+        (
+            Text(job.job),
+            Text(job.state, style=_STYLES[job.state]),
+            Text(f"{job.rows_done:,} of {job.rows_total:,}"),
+            Text(job.checkpoint),
+            Text(job.created),
+            Text(job.output),
+        )
+        for job in jobs
+    ]
+    _print_table(("JOB", "STATE", "ROWS", "CHECKPOINT", "CREATED", "OUTPUT"), rows, f"no jobs in {workspace}")
+
+
+def print_resolution(verb: str, resolution: Resolution, alias: str | None = None) -> None:
+    """Print which version something became."""
+    version = f" v{resolution.version}" if resolution.version is not None else ""
+    pointed = f", {resolution.name}@{alias} points at it" if alias else ""
+    _stdout().print(Text(f"{verb} {resolution.name}{version} {resolution.snapshot}{pointed}"))
+
+
+def print_checkpoints(checkpoints: Sequence[CheckpointRow], registry: str) -> None:
+    """Print a line for each checkpoint name."""
+    rows = [
+        (
+            Text(row.name),
+            Text(f"v{row.latest.number}"),
+            Text(f"sha256:{shorten(row.latest.snapshot)}"),
+            Text(str(row.versions)),
+            Text(", ".join(map(_alias, row.aliases))),
+        )
+        for row in checkpoints
+    ]
+    empty = f"no checkpoints in {registry}; publish one: daskinfer checkpoint publish NAME DIRECTORY"
+    _print_table(("NAME", "LATEST", "SNAPSHOT", "VERSIONS", "ALIASES"), rows, empty)
+
+
+def print_checkpoint(detail: CheckpointDetail) -> None:
+    """Print one snapshot, and what goes by its name."""
+    resolution = detail.resolution
+    version = f" v{resolution.version}" if resolution.version is not None else ""
+    _stdout().print(Text(f"{resolution.name}{version}", style="bold"))
+    lines = {
+        "snapshot": resolution.snapshot,
+        "model": f"{detail.architecture}, {detail.dtype}, {format_bytes(detail.size)}",
+        "groups": ", ".join(f"{name} {format_bytes(size)}" for name, size in detail.groups.items()),
+        "files": ", ".join(detail.files),
+        "versions": ", ".join(f"v{row.number} sha256:{shorten(row.snapshot)}" for row in detail.versions),
+        "aliases": ", ".join(map(_alias, detail.aliases)),
+    }
+    _print_lines({name: value for name, value in (lines | detail.provenance).items() if value})
+
+
+def _alias(row: AliasRow) -> str:
+    return f"{row.name} -> {f'v{row.version}' if row.version is not None else shorten(row.snapshot)}"
+
+
+def _print_verdict(verdict: str, name: str, remark: str) -> None:
+    line = Text.assemble((verdict, _STYLES[verdict]), "  ", (name, "bold"))
+    _stdout().print(line.append(f"  {remark}" if remark else ""))
+
+
+def _print_lines(lines: dict[str, str]) -> None:
+    width = max(map(len, lines))
+    for name, value in lines.items():
+        _stdout().print(Text.assemble((f"  {name:<{width}}  ", "dim"), value))
+
+
+def _print_table(heads: Sequence[str], rows: Iterable[Sequence[Text]], empty: str) -> None:
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    for head in heads:
+        table.add_column(head, no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = _stdout()
+    if not table.row_count:
+        console.print(Text(empty))
+        return
+    # A pipe has no width; nothing may be cut off there.
+    console.print(table, width=None if console.is_terminal else 10_000, crop=False)
+
+
+def _stdout() -> Console:
+    return Console(highlight=False, soft_wrap=True)

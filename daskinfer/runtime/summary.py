@@ -1,0 +1,90 @@
+"""From a session that ended to its report."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from typing import Literal
+
+from daskinfer.errors import DaskinferError, Interrupted, RejectBudgetExceeded
+from daskinfer.runtime.session import Session
+from daskinfer.spec.job import Report
+from daskinfer.storage.filesystem import join_url
+from daskinfer.storage.outputs.quarantine import read_quarantine
+
+Verdict = Literal["done", "failed", "interrupted", "over budget"]
+
+SHOWN_REJECTS = 20
+_LIBRARIES = ("daskinfer", "dask", "distributed", "torch", "transformers", "tokenizers", "zarr", "pyarrow", "numpy")
+
+
+def make_report(session: Session, command: str, seconds: float, started: str) -> Report:
+    """Return what a session did.
+
+    Parameters
+    ----------
+    session
+        After its `run`.
+    command
+        What runs or resumes the job.
+    seconds
+        The whole run.
+    started
+        ISO 8601, UTC.
+    """
+    record, ledger = session.job.record, session.ledger
+    running = session.running_seconds
+    rejects = read_quarantine(record.output, SHOWN_REJECTS) if ledger.rows_quarantined else []
+    return Report(
+        job=record.job,
+        name=record.recipe.name,
+        verdict=_verdict(session.error),
+        message=_message(session),
+        checkpoint=record.resolution.reference,
+        snapshot=record.resolution.snapshot,
+        version=record.resolution.version,
+        recipe=record.recipe.digest,
+        key=record.key,
+        rows_in=record.rows,
+        rows_out=ledger.rows_out,
+        rows_quarantined=ledger.rows_quarantined,
+        rows_this_run=ledger.rows_this_run,
+        partitions=record.partitions,
+        partitions_resumed=ledger.partitions_resumed,
+        epoch=session.epoch,
+        tokens=ledger.tokens,
+        padded_tokens=ledger.padded_tokens,
+        seconds=seconds,
+        startup_seconds=session.startup_seconds,
+        running_seconds=running,
+        stages=ledger.stages(running),
+        counters=session.counters,
+        incidents=tuple(ledger.incidents),
+        rejects=tuple(f"{row.source}:{row.line}: {row.error}" for row in rejects),
+        versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+        output=record.output,
+        report=join_url(session.job.store.url, "report.html"),
+        command=command,
+        started=started,
+    )
+
+
+def _verdict(error: DaskinferError | None) -> Verdict:
+    match error:
+        case None:
+            return "done"
+        case Interrupted():
+            return "interrupted"
+        case RejectBudgetExceeded():
+            return "over budget"
+        case _:
+            return "failed"
+
+
+def _message(session: Session) -> str:
+    ledger = session.ledger
+    if session.error is not None:
+        return str(session.error).splitlines()[0]
+    if not ledger.rows_quarantined:
+        return f"All {ledger.rows_out:,} rows are in the output, computed on one snapshot."
+    return f"{ledger.rows_out:,} rows are in the output, {ledger.rows_quarantined:,} in the quarantine."

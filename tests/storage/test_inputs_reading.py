@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from daskinfer.errors import InputError
+from daskinfer.spec.recipe import Input
+from daskinfer.spec.rows import PartitionTable
+from daskinfer.storage.inputs import lines
+from daskinfer.storage.inputs.index import index_input
+from daskinfer.storage.inputs.reading import partition_source, read_partition
+from daskinfer.storage.rows import RowBatch
+
+
+def read_all(table: PartitionTable) -> list[RowBatch]:
+    return [read_partition(partition_source(table, partition.number)) for partition in table.partitions]
+
+
+def index(url: Path | str, rows: int = 3, keep: tuple[str, ...] = (), **more: Any) -> PartitionTable:
+    return index_input(Input(url=str(url), partition_rows=rows, **more), keep)
+
+
+def texts(batches: list[RowBatch], column: str = "text") -> list[str]:
+    return [text for batch in batches for text in batch.strings(column)]
+
+
+def write_jsonl(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_partitions_cross_files_and_keep_the_order_of_paths(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "b.jsonl", [{"text": f"b{i}", "id": i} for i in range(5)])
+    write_jsonl(tmp_path / "a.jsonl", [{"text": f"a{i}", "id": i} for i in range(4)])
+    table = index(tmp_path / "*.jsonl", keep=("id",))
+    assert (table.rows, [partition.rows for partition in table.partitions]) == (9, [3, 3, 3])
+    assert [len(partition.segments) for partition in table.partitions] == [1, 2, 1]
+    assert [partition.first_row for partition in table.partitions] == [0, 3, 6]
+    batches = read_all(table)
+    assert texts(batches) == ["a0", "a1", "a2", "a3", "b0", "b1", "b2", "b3", "b4"]
+    assert batches[1].table.column("id").to_pylist() == [3, 0, 1]
+    assert batches[1].lines.tolist() == [4, 1, 2]
+    assert table.columns == {"text": "string", "id": "int64"}
+    assert PartitionTable.model_validate_json(table.model_dump_json()) == table
+
+
+def test_a_folder_stands_for_its_visible_files(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}])
+    (tmp_path / "_SUCCESS").write_text("")
+    (tmp_path / ".hidden").write_text("x")
+    assert [Path(file.url).name for file in index(tmp_path).files] == ["a.jsonl"]
+
+
+def test_bad_jsonl_rows_are_refused_one_by_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    deep = b'{"text": ' + b"[" * 100_000 + b"\n"
+    path.write_bytes(
+        b'{"text": "good", "id": 1}\n{"text": "torn\n\n[1, 2]\n{"id": 2}\n{"text": null, "id": 3}\n'
+        b'{"text": 4, "id": 4}\n{"text": "\xff", "id": 5}\n' + deep + b'{"text": "\\ud800", "id": 6}\n'
+        b'{"text": "word", "id": "seven"}\n{"text": "none"}\n{"text": "last", "id": 8}'
+    )
+    table = index(path, rows=1)
+    assert table.rows == 12
+    table = index(path, rows=100)
+    table = table.model_copy(update={"columns": {"text": "string", "id": "int64"}})
+    (batch,) = read_all(table)
+    assert batch.strings("text") == ["good", "last"]
+    assert batch.positions.tolist() == [0, 11]
+    assert batch.lines.tolist() == [1, 13]
+    found = {reject.line: reject.error for reject in batch.rejects}
+    assert [reject.row for reject in batch.rejects] == list(range(1, 11))
+    assert found[2].startswith("not valid JSON:")
+    assert found[4] == "a JSON object is wanted, this is a list"
+    assert found[5] == "column 'text' is missing"
+    assert found[6] == "column 'text': is null"
+    assert found[7] == "column 'text': expected a string, got the number 4"
+    assert found[8] == "not valid UTF-8: byte 0xff at byte 11"
+    assert "recursion" in found[9]
+    assert "surrogate" in found[10]
+    assert found[11] == "column 'id': expected int64, got a string (seven)"
+    assert found[12] == "column 'id': expected int64, got null"
+    assert all(reject.source == str(path) and 0 < len(reject.excerpt) <= 200 for reject in batch.rejects)
+
+
+def test_kinds_are_inferred_from_the_first_partition_and_hold_after_it(tmp_path: Path) -> None:
+    first = [
+        {"text": "a", "n": 1, "f": 1, "b": True, "s": "x", "o": {"k": [1]}, "nul": None, "gap": 1, "big": 2**60},
+        {"text": "b", "n": 2, "f": 0.5, "b": False, "s": "y", "o": [2], "nul": None, "gap": None, "big": None},
+    ]
+    later = [{**first[0], "n": 2.5}, {**first[0], "b": 1}, {**first[0], "f": "x"}, {"text": "c", "n": 3, "b": True}]
+    path = write_jsonl(tmp_path / "a.jsonl", first + later)
+    keep = ("n", "f", "b", "s", "o", "nul", "gap", "big")
+    table = index(path, rows=2, keep=keep)
+    kinds = ["int64", "float64", "bool", "string", "string", "string", "float64", "string"]
+    assert table.columns == {"text": "string", **dict(zip(keep, kinds, strict=True))}
+    head, middle, tail = read_all(table)
+    assert head.table.column("o").to_pylist() == ['{"k": [1]}', "[2]"]
+    assert head.table.column("big").to_pylist() == [str(2**60), ""]
+    assert [reject.error for reject in (*middle.rejects, *tail.rejects)] == [
+        "column 'n': expected int64, got the number 2.5",
+        "column 'b': expected bool, got the number 1",
+        "column 'f': expected float64, got a string (x)",
+    ]
+    assert tail.table.column("s").to_pylist() == [""]
+    assert np.isnan(tail.table.column("f").to_pylist()[0])
+
+
+def test_csv_with_mark_crlf_quotes_blank_lines_and_no_last_newline(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(
+        b'\xef\xbb\xbf"text",id,zip\r\n"two\r\nlines, ""quoted""",1,007\r\n\r\nplain,2,8\r\nshort\r\nlast 5" pipe,,9'
+    )
+    table = index(path, rows=2, keep=("id", "zip"))
+    assert table.columns == {"text": "string", "id": "int64", "zip": "string"}
+    first, second = read_all(table)
+    assert first.strings("text") == ['two\r\nlines, "quoted"', "plain"]
+    assert first.strings("zip") == ["007", "8"]
+    assert first.lines.tolist() == [2, 5]
+    assert [(reject.line, reject.row, reject.error) for reject in second.rejects] == [
+        (6, 2, "1 fields where the header has 3"),
+        (7, 3, "column 'id': expected int64, got null"),
+    ]
+    assert second.rejects[1].excerpt == 'last 5" pipe,,9'
+    assert len(second) == 0 and second.table.column_names == ["text", "id", "zip"]
+
+
+def test_long_csv_fields_are_fields(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('text\n"' + "long, " * 50_000 + '"\n')
+    assert len(texts(read_all(index(path)))[0]) == 300_000
+
+
+def test_csv_headers_must_agree(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,id\nx,1\n")
+    (tmp_path / "b.csv").write_text("id,text\n1,x\n")
+    with pytest.raises(InputError, match=r"a\.csv has text, id; .*b\.csv has id, text"):
+        index(tmp_path / "*.csv")
+
+
+def test_an_unclosed_quote_is_an_error_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('text\nx\n"open\nmore\n')
+    with pytest.raises(InputError, match="line 3 is never closed"):
+        index(tmp_path / "a.csv")
+
+
+def test_text_files_are_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf first \r\n\n   \nsecond\n\xfe\xff\nthird")
+    (batch,) = read_all(index(tmp_path / "a.txt", rows=10))
+    assert batch.strings("text") == [" first ", "second", "third"]
+    assert [(reject.line, reject.excerpt) for reject in batch.rejects] == [(5, "\ufffd\ufffd")]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=8), min_size=1, max_size=12),
+    st.integers(1, 5),
+    st.integers(1, 16),
+)
+def test_what_is_written_is_read_in_any_cut(tmp_path_factory: Any, values: list[str], rows: int, block: int) -> None:
+    folder = tmp_path_factory.mktemp("cut")
+    write_jsonl(folder / "a.jsonl", [{"text": value} for value in values])
+    with (folder / "a.csv").open("w", newline="") as stream:
+        csv.writer(stream, quoting=csv.QUOTE_ALL).writerows([["text"], *([value] for value in values)])
+    for name in ("a.jsonl", "a.csv"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(lines, "_BLOCK", block)
+            table = index(folder / name, rows=rows)
+        assert texts(read_all(table)) == values
+
+
+def test_remote_files_are_read_by_url() -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/bucket/in/a.jsonl", b'{"text": "a"}\n{"text": "b"}\n')
+    try:
+        table = index("memory://bucket/in/*.jsonl", rows=1)
+        assert [file.url for file in table.files] == ["memory:///bucket/in/a.jsonl"]
+        assert texts(read_all(table)) == ["a", "b"]
+        memory.pipe("/bucket/in/a.jsonl", b'{"text": "a"}\n{"text": "c"}\n')
+        with pytest.raises(InputError, match="it was written again"):
+            read_all(table)
+    finally:
+        memory.rm("/bucket", recursive=True)
+
+
+@pytest.mark.parametrize("change", ["content", "size", "gone"])
+def test_a_file_that_changed_is_not_read(tmp_path: Path, change: str) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}, {"text": "b"}])
+    table = index(path)
+    if change == "gone":
+        path.unlink()
+    elif change == "size":
+        path.write_text('{"text": "a"}\n')
+    else:
+        before = path.stat()
+        path.write_text(path.read_text().replace("b", "c"))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    with pytest.raises(InputError, match="changed while the job ran"):
+        read_all(table)
+
+
+@pytest.mark.parametrize(
+    ("files", "url", "options", "message"),
+    [
+        ({}, "*.jsonl", {}, r"nothing matches .*looked for a glob"),
+        ({"a.jsonl": ""}, "a.jsonl", {}, r"has no rows in 1 file, 0 bytes"),
+        ({"a.jsonl": "\n\n", "b.jsonl": ""}, "*.jsonl", {}, r"has no rows in 2 files"),
+        ({"a.csv": "text\n"}, "a.csv", {}, r"has no rows in 1 file"),
+        ({"a.jsonl": "{}", "b.csv": "x"}, "*", {}, r"input\.format: auto cannot tell .*'\.csv'.*'\.jsonl'"),
+        ({"a.dat": "{}"}, "a.dat", {}, r"input\.format"),
+        ({"a.jsonl.gz": "x"}, "a.jsonl.gz", {}, r"is compressed"),
+        (
+            {"a.jsonl": '{"txt": "x"}'},
+            "a.jsonl",
+            {},
+            r"input\.columns\.text: .*no column 'text'; it has txt\nDid you mean",
+        ),
+        ({"a.jsonl": '{"text": "x"}'}, "a.jsonl", {"keep": ("id",)}, r"output\.keep: .*no column 'id'; it has text"),
+        ({"a.csv": "txt\nx\n"}, "a.csv", {}, r"input\.columns\.text: .*no column 'text'"),
+        ({"a.csv": "text,text\nx,y\n"}, "a.csv", {}, r"line 1: the header has 'text' more than once"),
+        ({"a.txt": "x\n"}, "a.txt", {"columns": {"text": "body"}}, r"no column 'body'; it has text"),
+        ({"a.jsonl": "nope\n[1]\n"}, "a.jsonl", {}, r"not one of the first 2 rows can be read as jsonl; .*line 1"),
+        ({"a.parquet": "nope"}, "a.parquet", {}, r"a\.parquet cannot be read as parquet"),
+    ],
+)
+def test_bad_input_is_named(
+    tmp_path: Path, files: dict[str, str], url: str, options: dict[str, Any], message: str
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=message) as caught:
+        index(tmp_path / url, **options)
+    assert caught.value.hint
+
+
+def test_a_source_carries_only_its_own_files_and_pickles_small(tmp_path: Path) -> None:
+    for number in range(200):
+        write_jsonl(tmp_path / f"{number:03d}.jsonl", [{"text": "word " * 20, "id": i} for i in range(3)])
+    table = index(tmp_path / "*.jsonl", rows=3)
+    assert len(pickle.dumps(partition_source(table, 7))) < 2000
+    batch = read_partition(partition_source(table, 7))
+    copy = pickle.loads(pickle.dumps(batch))
+    assert copy.table.equals(batch.table) and copy.positions.tolist() == [0, 1, 2]
+
+
+def test_accepted_rows_can_be_refused_later(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}, {"text": 1}])
+    write_jsonl(tmp_path / "b.jsonl", [{"text": "b"}, {"text": "c"}])
+    (batch,) = read_all(index(tmp_path / "*.jsonl", rows=10))
+    rest = batch.without({2: "too long"})
+    assert rest.strings("text") == ["a", "c"] and rest.positions.tolist() == [0, 3]
+    assert [(reject.row, Path(reject.source).name, reject.line) for reject in rest.rejects] == [
+        (1, "a.jsonl", 2),
+        (2, "b.jsonl", 1),
+    ]
+    assert rest.rejects[1].excerpt == '{"text": "b"}'
+    assert batch.without({}) is batch
