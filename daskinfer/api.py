@@ -159,7 +159,7 @@ def checkpoint(reference: str, registry: str) -> CheckpointDetail:
         resolution=resolution,
         architecture=manifest.architecture,
         dtype=manifest.dtype,
-        size=sum(piece.size for piece in (*manifest.files, *manifest.groups)),
+        size=sum(file.size for file in manifest.files) + sum(group.size for group in manifest.groups),
         groups={group.name: group.size for group in manifest.groups},
         files=tuple(file.path for file in manifest.files),
         provenance=manifest.provenance,

@@ -6,7 +6,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from daskinfer.errors import SnapshotGone
 from daskinfer.graphs.handoff import JobHandle
@@ -14,7 +14,7 @@ from daskinfer.models.tokenizer import Tokenizer, make_tokenizer
 from daskinfer.spec.activation import Edge
 from daskinfer.spec.job import JobRecord
 from daskinfer.spec.snapshot import LayerGroup, Manifest
-from daskinfer.storage.activations import DirectTransport, ZarrTransport
+from daskinfer.storage.activations import DirectTransport, Transport, ZarrTransport
 from daskinfer.storage.blobs import read_group, tensors
 from daskinfer.storage.filesystem import join_url
 from daskinfer.storage.jobs import JobStore
@@ -69,7 +69,7 @@ class JobContext:
         return open_job_sink(self.record)
 
     @cached_property
-    def transports(self) -> tuple[ZarrTransport | DirectTransport, ...]:
+    def transports(self) -> tuple[Transport[Any], ...]:
         """One for each edge of the plan."""
         return open_transports(self.record, self.handle.workspace)
 
@@ -168,14 +168,14 @@ def open_job_sink(record: JobRecord) -> Sink:
     )
 
 
-def open_transports(record: JobRecord, workspace: str) -> tuple[ZarrTransport | DirectTransport, ...]:
+def open_transports(record: JobRecord, workspace: str) -> tuple[Transport[Any], ...]:
     """Return the transport of every edge of a job's plan."""
     plan = record.plan
-    opened: list[ZarrTransport | DirectTransport] = []
+    opened: list[Transport[Any]] = []
     for index, kind in enumerate(plan.transports):
         edge = Edge(job=record.job, snapshot=record.resolution.snapshot, name=f"{index}-{index + 1}")
         if kind == "direct":
-            opened.append(DirectTransport(edge))
+            opened.append(DirectTransport(edge, record.hidden, plan.numerics.dtype))
             continue
         url = join_url(workspace, "activations", record.job, edge.name)
         # A partition never has more microbatches than rows, so numbering chunks by both is unique and stays the

@@ -7,18 +7,26 @@ from dask.sizeof import sizeof
 from daskinfer.graphs.handoff import Handoff, Tokens
 from daskinfer.storage.rows import RowBatch
 
+# The Python objects around the buffers.
+_OBJECT_BYTES = 500
+
 
 def register_sizes() -> None:
     """Register `sizeof` for everything that tasks hand to tasks."""
 
-    @sizeof.register(Handoff)
-    def _size_of_handoff(value: Handoff) -> int:
-        return 500 + value.nbytes
+    sizeof.register(Handoff, _size_of_handoff)
+    sizeof.register(Tokens, _size_of_tokens)
+    sizeof.register(RowBatch, _size_of_rows)
 
-    @sizeof.register(Tokens)
-    def _size_of_tokens(value: Tokens) -> int:
-        return 500 + value.ids.nbytes + value.starts.nbytes + 8 * len(value.starts)
 
-    @sizeof.register(RowBatch)
-    def _size_of_rows(value: RowBatch) -> int:
-        return 500 + value.table.nbytes + value.positions.nbytes
+def _size_of_handoff(value: Handoff) -> int:
+    return _OBJECT_BYTES + value.nbytes
+
+
+def _size_of_tokens(value: Tokens) -> int:
+    # 8 bytes a row for its place in a microbatch.
+    return _OBJECT_BYTES + value.ids.nbytes + 2 * value.starts.nbytes
+
+
+def _size_of_rows(value: RowBatch) -> int:
+    return _OBJECT_BYTES + int(value.table.nbytes) + value.positions.nbytes

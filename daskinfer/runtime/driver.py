@@ -233,7 +233,7 @@ class Driver:
         for number, future in zip(numbers, futures, strict=True):
             held.handoffs[number] = future
             done = MicrobatchDone(partition, number)
-            self._watch(future, self._settle("microbatch", partition, number, lambda _, done=done: done))
+            self._watch(future, self._settle("microbatch", partition, number, partial(_give, done)))
 
     def _commit(self, partition: int, attempt: int) -> None:
         held = self._held[partition]
@@ -273,7 +273,7 @@ class Driver:
         _, message = event
         if not isinstance(message, dict):
             return
-        address = message.get("worker")
+        address = str(message.get("worker"))
         if message.get("action") == "remove-worker":
             self._happened.put(lambda: WorkerLost(address))
         elif message.get("action") == "add-worker":
@@ -282,6 +282,10 @@ class Driver:
     def _look_at(self, address: str) -> Event | None:
         shapes = {worker.address: worker for worker in worker_shapes(self._client)}
         return WorkerJoined(shapes[address]) if address in shapes else None
+
+
+def _give(event: Event, _: Future) -> Event:
+    return event
 
 
 def _look_up(resources: dict[Key, dict[str, float]], key: Key) -> dict[str, float]:

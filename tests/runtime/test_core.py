@@ -58,7 +58,7 @@ def make_plan(replicas: tuple[int, ...] = (1, 1), window: int = 4) -> Plan:
     return Plan(
         stages=stages,
         replicas=replicas,
-        transports=("direct",) * (len(replicas) - 1),
+        transports=tuple("direct" for _ in replicas[1:]),
         microbatch_tokens=64,
         max_length=64,
         window=window,
