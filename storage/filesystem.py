@@ -19,6 +19,10 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
+class ShortRead(StorageError):
+    """A store gave fewer bytes of a range than were asked for."""
+
+
 def is_local(url: str) -> bool:
     """Say whether the URL is a path on this machine."""
     return url.startswith(_LOCAL_PREFIXES) or ("://" not in url and "::" not in url)
@@ -62,14 +66,16 @@ def read_bytes(url: str, begin: int | None = None, end: int | None = None) -> by
     ------
     FileNotFoundError
         Where there is no such object.
+    ShortRead
+        Where the object has, or the store gives, fewer bytes than the range.
     StorageError
-        Where the store refuses, or gives fewer bytes than the range has.
+        Where the store refuses.
     """
     with explain_errors(url, "read"):
         filesystem, path = open_filesystem(url)
         data = bytes(filesystem.cat_file(path, start=begin, end=end))
     if end is not None and len(data) != end - (begin or 0):
-        raise StorageError(
+        raise ShortRead(
             f"short read of {url}: bytes {begin or 0} to {end} were asked for, {len(data)} came",
             hint="The object is shorter than its record says, or the connection broke; run the command again.",
         )

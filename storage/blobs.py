@@ -1,0 +1,98 @@
+"""Weights as bytes: what a safetensors blob holds, and reading a layer group's blob with its digest checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+from daskinfer.errors import CheckpointError, CorruptBlob
+from daskinfer.spec.snapshot import LayerGroup, TensorEntry
+from daskinfer.storage.filesystem import ShortRead, is_local, join_url, read_bytes
+
+_RANGE_BYTES = 32 * 2**20
+_CONNECTIONS = 8
+_HINT = "The registry was damaged: restore that file from a copy, or publish the checkpoint again as a new version."
+
+
+def read_header(data: bytes, group: str) -> tuple[TensorEntry, ...]:
+    """Return the tensors of a complete safetensors file, in file order.
+
+    Raises
+    ------
+    CheckpointError
+        Where the bytes are not a whole safetensors file.
+    """
+    try:
+        start = 8 + int.from_bytes(data[:8], "little")
+        header = json.loads(data[8:start])
+        header.pop("__metadata__", None)
+        entries = [
+            TensorEntry(
+                name=name,
+                dtype=entry["dtype"],
+                shape=tuple(entry["shape"]),
+                begin=start + entry["data_offsets"][0],
+                end=start + entry["data_offsets"][1],
+            )
+            for name, entry in header.items()
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise CheckpointError(f"layer group {group} is not a safetensors file: {error}") from error
+    entries.sort(key=lambda entry: (entry.begin, entry.end))
+    borders = [start, *(border for entry in entries for border in (entry.begin, entry.end)), len(data)]
+    # The format has neither holes nor overlaps, so every tensor begins where the one before it ends.
+    if any(first != second for first, second in list(pairwise(borders))[::2]) or borders != sorted(borders):
+        raise CheckpointError(
+            f"layer group {group} is not a whole safetensors file: its tensors do not fill {len(data)} bytes"
+        )
+    return tuple(entries)
+
+
+def read_group(registry_url: str, group: LayerGroup) -> bytes:
+    """Return a layer group's whole blob, verified against its manifest.
+
+    Remote blobs come as concurrent ranges and are hashed as they arrive.
+
+    Raises
+    ------
+    CorruptBlob
+        Where the blob is missing, has another length, or another digest.
+    """
+    url = join_url(registry_url, group.blob)
+    digest = hashlib.sha256()
+    pieces = []
+    try:
+        if is_local(url) or group.size <= _RANGE_BYTES:
+            pieces.append(read_bytes(url))
+            digest.update(pieces[0])
+        else:
+            bounds = [*range(0, group.size, _RANGE_BYTES), group.size]
+            with ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="blob") as pool:
+                for piece in pool.map(lambda ends: read_bytes(url, *ends), pairwise(bounds)):
+                    digest.update(piece)
+                    pieces.append(piece)
+    except FileNotFoundError as error:
+        raise CorruptBlob(f"the blob of layer group {group.name} is gone: {url}", hint=_HINT) from error
+    except ShortRead as error:
+        raise CorruptBlob(f"the blob of layer group {group.name} is too short: {error.message}", hint=_HINT) from error
+    data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    if len(data) != group.size:
+        raise CorruptBlob(
+            f"the blob of layer group {group.name} has {len(data)} bytes, its manifest says {group.size}: {url}",
+            hint=_HINT,
+        )
+    if digest.hexdigest() != group.sha256:
+        raise CorruptBlob(
+            f"the blob of layer group {group.name} is damaged: {url}\n"
+            f"  sha256 {digest.hexdigest()}\n  manifest says {group.sha256}",
+            hint=_HINT,
+        )
+    return data
+
+
+def tensors(group: LayerGroup, data: bytes) -> dict[str, memoryview]:
+    """Return the bytes of each tensor of a verified blob, by name, without copying."""
+    view = memoryview(data)
+    return {entry.name: view[entry.begin : entry.end] for entry in group.tensors}

@@ -1,0 +1,48 @@
+"""Names that become paths, what someone may have meant by a wrong one, and who wrote a record."""
+
+from __future__ import annotations
+
+import difflib
+import getpass
+import os
+import re
+import socket
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+from daskinfer.errors import CheckpointError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def check_name(name: str, what: str) -> str:
+    """Return the name if it may be one of a checkpoint, an alias or a job.
+
+    Raises
+    ------
+    CheckpointError
+        Where it may not; the message calls it the name of a `what`.
+    """
+    if not _NAME.fullmatch(name):
+        raise CheckpointError(
+            f"{name!r} cannot be the name of a {what}",
+            hint="Use up to 100 letters, digits, dots, dashes and underscores; begin with a letter or a digit.",
+        )
+    return name
+
+
+def suggest(wrong: str, known: Iterable[str], empty: str | None = None) -> str | None:
+    """Return "Did you mean ...?", or what there is; `empty` where there is nothing."""
+    known = sorted(known)
+    if close := difflib.get_close_matches(wrong, known, n=1):
+        return f"Did you mean {close[0]}?"
+    return f"There is: {', '.join(known[:10])}." if known else empty
+
+
+def make_signature() -> dict[str, str]:
+    """Return who writes a record (`by`: user@host) and when (`at`: ISO 8601, UTC)."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # containers run under ids without a name
+        user = str(os.getuid())
+    return {"by": f"{user}@{socket.gethostname()}", "at": datetime.now(UTC).isoformat(timespec="seconds")}

@@ -1,0 +1,235 @@
+"""Publishing a checkpoint: blobs first, then one record that makes it exist.
+
+A publish is a slot log. Its second record, `commit`, carries the whole manifest and is the commit point: before it
+nothing can be seen, after it anyone may finish the rest, and every step of the rest can be repeated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from daskinfer.errors import CheckpointError, Conflict, CorruptBlob, SnapshotGone, StorageError
+from daskinfer.ids import make_nonce
+from daskinfer.spec.snapshot import LayerGroup, Manifest, PlainFile, Resolution
+from daskinfer.storage.blobs import read_group, read_header
+from daskinfer.storage.exclusive import create
+from daskinfer.storage.filesystem import delete, join_url, list_names
+from daskinfer.storage.naming import check_name, make_signature
+from daskinfer.storage.registry import Registry, Version, as_version
+from daskinfer.storage.slotlog import SlotLog
+
+PLAIN_SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja", ".md", ".bpe", ".codes", ".tiktoken"})
+"""What a configuration or tokenizer file may be; formats that can carry code are not among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSource:
+    """One layer group, made when it is asked for so that only one is ever in memory."""
+
+    name: str
+    """embeddings, layer.0, layer.1 ..., or the name of a head."""
+    blob: Callable[[], bytes]
+    """Returns a complete safetensors file; the same bytes at every call."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSource:
+    """A checkpoint on its way into a registry."""
+
+    architecture: str
+    """Class name from its configuration, e.g. BertModel."""
+    dtype: str
+    """Precision of the weights, e.g. float32."""
+    files: Mapping[str, bytes]
+    """Configuration and tokenizer files by relative path."""
+    groups: Sequence[GroupSource]
+    """Weights in model order."""
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    """Where it came from and what converted it."""
+
+
+def publish(registry: Registry, name: str, source: CheckpointSource, alias: str | None = None) -> Resolution:
+    """Publish a checkpoint as the next version of a model, and point an alias at it.
+
+    Content that a live version of that model already has is not stored again: that version is returned.
+
+    Parameters
+    ----------
+    registry
+        Where to.
+    name
+        Model name.
+    source
+        What; it is read twice where the model already has versions.
+    alias
+        Alias to move to the published version.
+
+    Raises
+    ------
+    CheckpointError
+        Where a name is not allowed, or the source holds something other than safetensors and plain files.
+    StorageError
+        Where the registry cannot be written.
+    """
+    check_name(name, "checkpoint")
+    if alias is not None:
+        check_name(alias, "alias")
+    _check_source(source)
+    registry.initialise()
+    finish_all(registry)
+    version = _find_equal(registry, name, source) or _publish_new(registry, name, source, alias)
+    if alias is None:
+        return registry.resolve(f"{name}@v{version.number}")
+    if not _points_at(registry, name, alias, version):
+        registry.set_alias(name, alias, f"v{version.number}", publish=version.publish)
+    return registry.resolve(f"{name}@{alias}")
+
+
+def finish_all(registry: Registry) -> list[Version]:
+    """Finish every publish that was committed and then cut off; return the versions that they became."""
+    url = join_url(registry.url, "publish")
+    names = list_names(url)
+    done = {name.removesuffix(".done") for name in names if name.endswith(".done")}
+    finished = []
+    for name in names:
+        if name in done or name.endswith(".done"):
+            continue
+        records = SlotLog(join_url(url, name)).read()
+        if len(records) > 1 and records[1].record["op"] == "commit":
+            finished.append(_finish(registry, name, records[1].record))
+    return finished
+
+
+def _check_source(source: CheckpointSource) -> None:
+    for path, data in source.files.items():
+        pure = PurePosixPath(path)
+        if pure.is_absolute() or ".." in pure.parts or pure.suffix not in PLAIN_SUFFIXES:
+            raise CheckpointError(
+                f"{path!r} cannot be published: it is not a configuration or tokenizer file",
+                hint=f"Files may end in {', '.join(sorted(PLAIN_SUFFIXES))}; weights must be safetensors.",
+            )
+        if not data:
+            raise CheckpointError(f"{path!r} cannot be published: it is empty", hint="Remove it, or mend it.")
+    names = [group.name for group in source.groups]
+    if not names or len(set(names)) < len(names):
+        raise CheckpointError(f"a checkpoint needs layer groups with names of their own, not {names}")
+
+
+def _describe(name: str, source: CheckpointSource, store: Callable[[str, bytes], str]) -> Manifest:
+    """Return the manifest of a source whose every blob goes through `store(sha256, bytes) -> blob path`."""
+    files = []
+    for path, data in sorted(source.files.items()):
+        digest = hashlib.sha256(data).hexdigest()
+        files.append(PlainFile(path=path, size=len(data), sha256=digest, blob=store(digest, data)))
+    groups = []
+    for group in source.groups:
+        data = group.blob()
+        digest = hashlib.sha256(data).hexdigest()
+        entries = read_header(data, group.name)
+        blob = store(digest, data)
+        groups.append(LayerGroup(name=group.name, size=len(data), sha256=digest, blob=blob, tensors=entries))
+    return Manifest(
+        model=name,
+        architecture=source.architecture,
+        dtype=source.dtype,
+        files=tuple(files),
+        groups=tuple(groups),
+        provenance=dict(source.provenance),
+    )
+
+
+def _find_equal(registry: Registry, name: str, source: CheckpointSource) -> Version | None:
+    """Return the latest live version with the source's content, all of it still intact."""
+    versions = registry.versions(name)
+    if not versions:
+        return None
+    content = _describe(name, source, lambda digest, data: "").content
+    for version in reversed(versions):
+        if registry.life(version.snapshot) != "live":
+            continue
+        try:
+            manifest = registry.manifest(version.snapshot)
+            if manifest.content != content:
+                continue
+            # Publishing again is how a damaged version is mended, so a damaged one is not an equal one.
+            for piece in manifest.files:
+                registry.file(manifest, piece.path)
+            for group in manifest.groups:
+                read_group(registry.url, group)
+        except (CorruptBlob, CheckpointError, SnapshotGone):
+            continue
+        return version
+    return None
+
+
+def _publish_new(registry: Registry, name: str, source: CheckpointSource, alias: str | None) -> Version:
+    identity = make_nonce(8)
+    log = SlotLog(join_url(registry.url, "publish", identity))
+    log.append({"op": "begin", "name": name, **make_signature()}, expect=0)
+    stored: list[str] = []
+
+    def store(digest: str, data: bytes) -> str:
+        blob = f"blobs/{digest[:2]}/{digest}.{identity}"
+        stored.append(join_url(registry.url, blob))
+        if not create(stored[-1], data):
+            raise StorageError(f"{stored[-1]} is already there with other bytes", hint="Publish again.")
+        return blob
+
+    try:
+        manifest = _describe(name, source, store)
+    except BaseException:
+        for url in stored:
+            delete(url)
+        raise
+    record: dict[str, Any] = {"op": "commit", "manifest": manifest.model_dump(mode="json"), **make_signature()}
+    if alias is not None:
+        head = registry.alias_log(name, alias).head()
+        record |= {"alias": alias, "alias_sequence": 0 if head is None else head.sequence + 1}
+    try:
+        log.append(record, expect=1)
+    except Conflict as error:
+        raise StorageError(
+            f"publish {identity} of {name} took so long that garbage collection gave it up", hint="Publish again."
+        ) from error
+    return _finish(registry, identity, record)
+
+
+def _finish(registry: Registry, identity: str, commit: dict[str, Any]) -> Version:
+    """Do what follows a commit; all of it may have been done, or be under way elsewhere."""
+    manifest = Manifest.model_validate(commit["manifest"])
+    snapshot = manifest.digest
+    if not create(registry.manifest_url(snapshot), manifest.encode()):
+        raise CorruptBlob(
+            f"{registry.manifest_url(snapshot)} is there with other bytes", hint="Delete that file, then publish again."
+        )
+    version = _append_version(registry, manifest.model, identity, snapshot)
+    if "alias" in commit:
+        # Whoever moved the alias since the commit meant it: a late finisher must not move it back.
+        with suppress(Conflict, SnapshotGone):
+            registry.set_alias(
+                manifest.model, commit["alias"], snapshot, expect=commit["alias_sequence"], publish=identity
+            )
+    create(join_url(registry.url, "publish", f"{identity}.done"), b"{}")
+    return version
+
+
+def _append_version(registry: Registry, name: str, identity: str, snapshot: str) -> Version:
+    log = registry.versions_log(name)
+    while True:
+        slots = log.read()
+        mine = next((slot for slot in slots if slot.record["publish"] == identity), None)
+        if mine is not None:
+            return as_version(mine)
+        record = {"op": "publish", "snapshot": snapshot, "publish": identity, **make_signature()}
+        with suppress(Conflict):
+            return as_version(log.append(record, expect=len(slots)))
+
+
+def _points_at(registry: Registry, name: str, alias: str, version: Version) -> bool:
+    head = registry.alias_log(name, alias).head()
+    return head is not None and head.record["snapshot"] == version.snapshot

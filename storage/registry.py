@@ -1,0 +1,344 @@
+"""The registry: immutable checkpoint versions, movable aliases with history, and what became of each snapshot.
+
+::
+
+    format.json                              what this folder is
+    blobs/<aa>/<sha256>.<pub8>               immutable bytes; the suffix names the publish that stored them
+    manifests/<sha256>.json                  canonical JSON; the sha256 of its bytes is the snapshot's digest
+    publish/<pub8>/                          slot log: begin, commit         publish/<pub8>.done   nothing is left to do
+    models/<name>/versions/                  slot log of snapshots; slot 0 is v1
+    models/<name>/aliases/<alias>/           slot log; the last record is where the alias points
+    life/<sha256>/                           slot log: condemn, then live or sweep; empty while nobody condemned it
+    locks/<sha256>/<job>.json  <job>.hb      who uses a snapshot, and their heartbeat
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from daskinfer.errors import CheckpointError, CorruptBlob, SnapshotGone
+from daskinfer.ids import canonical_json, make_nonce, sha256_of, shorten
+from daskinfer.spec.snapshot import Manifest, Resolution
+from daskinfer.storage import snapshotlock
+from daskinfer.storage.exclusive import create
+from daskinfer.storage.filesystem import absolute_url, join_url, list_names, read_bytes
+from daskinfer.storage.naming import check_name, make_signature, suggest
+from daskinfer.storage.slotlog import Slot, SlotLog
+
+FORMAT = {"daskinfer_registry": 1, "digest": "sha256"}
+
+_VERSION = re.compile(r"v(\d+)")
+_DIGEST = re.compile(r"sha256:([0-9a-f]{8,64})")
+_LIVES = {"condemn": "condemned", "live": "live", "sweep": "swept"}
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One published version of a model."""
+
+    number: int
+    """3 for v3."""
+    snapshot: str
+    """Snapshot digest."""
+    created: str
+    """ISO 8601, UTC."""
+    by: str
+    """Who published it: user@host."""
+    publish: str
+    """Id of the publish that made it."""
+
+
+@dataclass(frozen=True, slots=True)
+class AliasHead:
+    """Where an alias points, or pointed at one time."""
+
+    alias: str
+    """Its name."""
+    sequence: int
+    """Number of the move, from 0."""
+    snapshot: str
+    """Snapshot digest."""
+    version: int | None
+    """Version number of the snapshot."""
+    created: str
+    """When it was moved here; ISO 8601, UTC."""
+    by: str
+    """Who moved it: user@host."""
+    publish: str | None
+    """Id of the publish that moved it; None where a person did."""
+
+
+class Registry:
+    """A registry on any store that daskinfer can create objects exclusively on.
+
+    Parameters
+    ----------
+    url
+        Its root. A missing or empty one is an empty registry; nothing is written before the first publish.
+
+    Raises
+    ------
+    CheckpointError
+        Where the folder holds something else.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = absolute_url(url)
+        if names := list_names(self.url):
+            self._check_format(names)
+
+    def initialise(self) -> None:
+        """Write the format record, unless one is there."""
+        url = join_url(self.url, "format.json")
+        if not create(url, canonical_json(FORMAT)):
+            self._check_format(["format.json"])
+
+    def resolve(self, reference: str) -> Resolution:
+        """Return the snapshot that a reference means now.
+
+        Parameters
+        ----------
+        reference
+            `NAME@alias`, `NAME@v3`, `NAME@sha256:...` (a unique beginning of 8 digits or more), or `NAME` for the
+            latest version.
+
+        Raises
+        ------
+        CheckpointError
+            Where there is no such name, alias, version or snapshot.
+        """
+        name, _, target = reference.partition("@")
+        versions = self.versions(name)
+        if not versions:
+            raise CheckpointError(
+                f"no checkpoint is named {name!r} in registry {self.url}",
+                hint=suggest(name, self.names(), "The registry is empty: daskinfer checkpoint publish NAME DIR"),
+            )
+        if not target:
+            if "@" in reference:
+                raise CheckpointError(f"{reference!r} names no version or alias", hint=f"Write {name}, or {name}@v1.")
+            version = next((each for each in reversed(versions) if self.life(each.snapshot) != "swept"), None)
+            if version is None:
+                raise CheckpointError(f"every version of {name} was deleted", hint="Publish it again.")
+            return Resolution(reference=reference, name=name, snapshot=version.snapshot, version=version.number)
+        if _VERSION.fullmatch(target) or target.startswith("sha256:"):
+            version = self._find_version(name, target, versions)
+            return Resolution(reference=reference, name=name, snapshot=version.snapshot, version=version.number)
+        head = self._alias_head(name, target, versions)
+        if head is None:
+            known = [*list_names(self._aliases_url(name)), *(f"v{each.number}" for each in versions)]
+            raise CheckpointError(f"{name} has no alias {target!r}", hint=suggest(target, known))
+        return Resolution(
+            reference=reference,
+            name=name,
+            snapshot=head.snapshot,
+            version=head.version,
+            alias=target,
+            sequence=head.sequence,
+        )
+
+    def manifest(self, snapshot: str) -> Manifest:
+        """Return a snapshot's manifest, its digest checked.
+
+        Raises
+        ------
+        CorruptBlob
+            Where its bytes do not have the snapshot's digest.
+        SnapshotGone
+            Where garbage collection took it.
+        CheckpointError
+            Where there never was one.
+        """
+        url = self.manifest_url(snapshot)
+        try:
+            data = read_bytes(url)
+        except FileNotFoundError:
+            if self.life(snapshot) == "swept":
+                raise SnapshotGone(
+                    f"snapshot {shorten(snapshot)} was deleted from registry {self.url}", hint="Publish it again."
+                ) from None
+            raise CheckpointError(
+                f"registry {self.url} has no snapshot {snapshot}", hint="Look at: daskinfer checkpoint list"
+            ) from None
+        actual = sha256_of(data)
+        if actual != snapshot:
+            raise CorruptBlob(
+                f"manifest {url} has digest {actual}, its name says {snapshot}",
+                hint="The registry was damaged or edited by hand: restore the file, or publish the checkpoint again.",
+            )
+        try:
+            return Manifest.model_validate_json(data)
+        except ValidationError as error:
+            raise CorruptBlob(
+                f"manifest {url} is not one this version of daskinfer can read: {error}", hint="Upgrade daskinfer."
+            ) from error
+
+    def file(self, manifest: Manifest, path: str) -> bytes:
+        """Return a plain file of a snapshot, verified.
+
+        Raises
+        ------
+        CheckpointError
+            Where the snapshot has no such file.
+        CorruptBlob
+            Where its bytes are gone or differ from the manifest.
+        """
+        piece = next((each for each in manifest.files if each.path == path), None)
+        if piece is None:
+            raise CheckpointError(
+                f"{manifest.model} ({shorten(manifest.digest)}) has no file {path!r}",
+                hint=suggest(path, [each.path for each in manifest.files]),
+            )
+        url = join_url(self.url, piece.blob)
+        hint = "The registry was damaged: restore the file, or publish the checkpoint again."
+        try:
+            data = read_bytes(url)
+        except FileNotFoundError as error:
+            raise CorruptBlob(f"{path} of {manifest.model} is gone: {url}", hint=hint) from error
+        actual = shorten(sha256_of(data), 64)
+        if actual != piece.sha256:
+            raise CorruptBlob(
+                f"{path} of {manifest.model} is damaged: {url} has sha256 {actual}, its manifest says {piece.sha256}",
+                hint=hint,
+            )
+        return data
+
+    def names(self) -> list[str]:
+        """Return the names of all published models."""
+        return list_names(join_url(self.url, "models"))
+
+    def versions(self, name: str) -> list[Version]:
+        """Return the versions of a model, oldest first; none for an unknown name."""
+        return [as_version(slot) for slot in self.versions_log(name).read()]
+
+    def aliases(self, name: str) -> dict[str, AliasHead]:
+        """Return where each alias of a model points."""
+        versions = self.versions(name)
+        heads = {alias: self._alias_head(name, alias, versions) for alias in list_names(self._aliases_url(name))}
+        return {alias: head for alias, head in heads.items() if head is not None}
+
+    def alias_history(self, name: str, alias: str) -> list[AliasHead]:
+        """Return every move of an alias, oldest first; none for an unknown alias."""
+        versions = self.versions(name)
+        return [_as_head(alias, slot, versions) for slot in self.alias_log(name, alias).read()]
+
+    def set_alias(
+        self, name: str, alias: str, target: str, *, expect: int | None = None, publish: str | None = None
+    ) -> AliasHead:
+        """Point an alias at a version, under a lock on it so that garbage collection cannot come between.
+
+        Parameters
+        ----------
+        name, alias
+            Which alias of which model.
+        target
+            `v3`, `sha256:...`, or another alias.
+        expect
+            Number that this move must get in the alias's history; by default it comes after whatever is there.
+        publish
+            Id of the publish that asks for it.
+
+        Raises
+        ------
+        Conflict
+            Where someone else moved the alias first.
+        CheckpointError
+            Where there is no such target, or the alias's name is not allowed.
+        SnapshotGone
+            Where the target is being deleted.
+        """
+        check_name(alias, "alias")
+        if _VERSION.fullmatch(alias):
+            raise CheckpointError(f"{alias!r} cannot be an alias: it reads as a version number", hint="Use a word.")
+        resolution = self.resolve(f"{name}@{target}")
+        lock = snapshotlock.take(self, resolution.snapshot, f"alias-{make_nonce()}", purpose="alias")
+        try:
+            record = {"op": "set", "snapshot": resolution.snapshot, "publish": publish, **make_signature()}
+            slot = self.alias_log(name, alias).append(record, expect=expect)
+        finally:
+            lock.release()
+        return _as_head(alias, slot, self.versions(name))
+
+    def life(self, snapshot: str) -> str:
+        """Return `live`, `condemned` (garbage collection is deciding) or `swept` (deleted, or about to be)."""
+        head = self.life_log(snapshot).head()
+        return "live" if head is None else _LIVES[head.record["op"]]
+
+    def versions_log(self, name: str) -> SlotLog:
+        """Return the log of a model's versions."""
+        return SlotLog(join_url(self.url, "models", check_name(name, "checkpoint"), "versions"))
+
+    def alias_log(self, name: str, alias: str) -> SlotLog:
+        """Return the log of an alias's moves."""
+        return SlotLog(join_url(self._aliases_url(name), check_name(alias, "alias")))
+
+    def life_log(self, snapshot: str) -> SlotLog:
+        """Return the log of a snapshot's condemnations."""
+        return SlotLog(join_url(self.url, "life", shorten(snapshot, 64)))
+
+    def manifest_url(self, snapshot: str) -> str:
+        """Return where a snapshot's manifest lies."""
+        return join_url(self.url, "manifests", f"{shorten(snapshot, 64)}.json")
+
+    def _aliases_url(self, name: str) -> str:
+        return join_url(self.url, "models", check_name(name, "checkpoint"), "aliases")
+
+    def _check_format(self, names: list[str]) -> None:
+        try:
+            found = json.loads(read_bytes(join_url(self.url, "format.json"))) if "format.json" in names else None
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or "daskinfer_registry" not in found:
+            raise CheckpointError(
+                f"{self.url} is not a daskinfer registry; it holds {', '.join(names[:3])}",
+                hint="Give an empty or missing folder, or the folder of a registry.",
+            )
+        if found != FORMAT:
+            raise CheckpointError(
+                f"registry {self.url} has the format {json.dumps(found)}; this daskinfer reads {json.dumps(FORMAT)}",
+                hint="Upgrade daskinfer.",
+            )
+
+    def _find_version(self, name: str, target: str, versions: list[Version]) -> Version:
+        if match := _VERSION.fullmatch(target):
+            found = [each for each in versions if each.number == int(match.group(1))]
+        elif _DIGEST.fullmatch(target):
+            found = [each for each in versions if each.snapshot.startswith(target)]
+        else:
+            raise CheckpointError(
+                f"{target!r} is not a snapshot digest", hint="Write sha256: and at least 8 hex digits, in lower case."
+            )
+        if not found:
+            known = ", ".join(f"v{each.number} ({shorten(each.snapshot)})" for each in versions[-5:])
+            raise CheckpointError(f"{name} has no version {target}", hint=f"It has {known}.")
+        if len({each.snapshot for each in found}) > 1:
+            raise CheckpointError(f"{target} begins several snapshots of {name}", hint="Give more digits.")
+        return found[-1]
+
+    def _alias_head(self, name: str, alias: str, versions: list[Version]) -> AliasHead | None:
+        head = self.alias_log(name, alias).head()
+        return None if head is None else _as_head(alias, head, versions)
+
+
+def as_version(slot: Slot) -> Version:
+    """Return the version that a record of a versions log stands for."""
+    record = slot.record
+    return Version(slot.sequence + 1, record["snapshot"], record["at"], record["by"], record["publish"])
+
+
+def _as_head(alias: str, slot: Slot, versions: list[Version]) -> AliasHead:
+    record = slot.record
+    numbers = [each.number for each in versions if each.snapshot == record["snapshot"]]
+    return AliasHead(
+        alias,
+        slot.sequence,
+        record["snapshot"],
+        numbers[-1] if numbers else None,
+        record["at"],
+        record["by"],
+        record["publish"],
+    )

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from daskinfer.errors import StorageError
+from daskinfer.ids import make_nonce
+from daskinfer.storage.filesystem import (
+    ShortRead,
+    absolute_url,
+    exists,
+    is_local,
+    join_url,
+    list_names,
+    read_bytes,
+    replace_bytes,
+)
+from daskinfer.testing.faultyfs import FaultyFS, be_full, cut_short, deny
+from daskinfer.testing.stores import FilesystemContract
+
+
+class TestFilesystem(FilesystemContract):
+    @pytest.fixture
+    def store(self, any_store: str) -> str:
+        return any_store
+
+
+def test_absolute_url_has_one_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert absolute_url("work/../data") == f"{tmp_path}/data"
+    assert absolute_url("./x", Path("/base")) == "/base/x"
+    assert absolute_url("~/x") == "/home/someone/x"
+    assert absolute_url("file:///a/b/") == "/a/b"
+    assert absolute_url("s3://bucket/key/") == "s3://bucket/key"
+    assert absolute_url("memory://m") == "memory://m"
+    assert join_url("s3://bucket/", "/a/", "b") == "s3://bucket/a/b"
+    assert [is_local(url) for url in ("a/b", "file:///a", "s3://b", "simplecache::s3://b")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_a_short_read_is_an_error() -> None:
+    url = f"memory://{make_nonce()}/x"
+    replace_bytes(url, b"0123456789")
+    with FaultyFS(url, "cat_file", cut_short) as faults, pytest.raises(ShortRead, match=r"2 to 6 .* 3 came"):
+        read_bytes(url, 2, 6)
+    assert faults.hits == 1
+    assert read_bytes(url, 2, 6) == b"2345"
+
+
+def test_a_full_or_forbidden_store_is_named() -> None:
+    url = f"memory://{make_nonce()}/x"
+    with FaultyFS(url, "pipe_file", be_full), pytest.raises(StorageError, match=f"no space left on {url}") as full:
+        replace_bytes(url, b"x")
+    assert full.value.hint and "Free some space" in full.value.hint
+    with FaultyFS(url, "pipe_file", deny), pytest.raises(StorageError, match=f"not allowed to write {url}"):
+        replace_bytes(url, b"x")
+
+
+def test_an_unreachable_store_is_no_traceback() -> None:
+    code = """
+from daskinfer.errors import StorageError
+from daskinfer.storage.filesystem import read_bytes
+try:
+    read_bytes("s3://nowhere/x")
+except StorageError as error:
+    print(error)
+"""
+    environment = {
+        **os.environ,
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_MAX_ATTEMPTS": "1",
+    }
+    done = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+    assert "cannot read s3://nowhere/x" in done.stdout and "127.0.0.1:9" in done.stdout, done.stdout
+
+
+def test_readers_of_a_replaced_file_see_old_or_new(tmp_path: Path) -> None:
+    url = str(tmp_path / "file")
+    versions = [bytes([digit]) * 200_000 for digit in range(8)]
+    replace_bytes(url, versions[0])
+    seen: set[bytes] = set()
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.is_set():
+            seen.add(read_bytes(url))
+
+    reader = threading.Thread(target=watch)
+    reader.start()
+    for version in versions * 3:
+        replace_bytes(url, version)
+    stop.set()
+    reader.join()
+    assert seen <= set(versions)
+    assert list_names(str(tmp_path)) == ["file"]
+
+
+def test_half_written_files_are_not_listed(tmp_path: Path) -> None:
+    (tmp_path / ".slot.json.0123.tmp").write_bytes(b"half")
+    (tmp_path / "slot.json").write_bytes(b"whole")
+    assert list_names(str(tmp_path)) == ["slot.json"]
+    assert exists(str(tmp_path))
