@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from daskinfer.errors import CheckpointError
-from daskinfer.models.families import CLASSIFIER_SUFFIX, Family, family_of, group_of, normal_name
+from daskinfer.models.families import CLASSIFIER_SUFFIX, Family, family_of, group_of, normal_name, positive
 from daskinfer.models.tensorfiles import StoredTensor, read_header, serialize
 
 PLAIN_FILES = (
@@ -206,6 +206,17 @@ def _check_complete(
                     + (f" and {len(difference) - 1} more" if len(difference) > 1 else ""),
                     hint=f"The weights do not belong to a plain {family.model_type} model of this configuration.",
                 )
+    sizes = {name: tensor.shape[:1] for group in wanted for name, tensor in grouped[group]}
+    for name, size in {
+        "embeddings.word_embeddings.weight": positive(config, "vocab_size"),
+        "embeddings.position_embeddings.weight": positive(config, "max_position_embeddings"),
+        f"{family.layers}.0.{family.layer_modules[-1]}.weight": family.hidden(config),
+    }.items():
+        if sizes[name] != (size,):
+            raise CheckpointError(
+                f"{directory}: {name} has {sizes[name][0]} rows, by config.json it should have {size}",
+                hint="Take config.json and weights from the same checkpoint.",
+            )
     absent = [name for name in family.classifier if architecture.endswith(CLASSIFIER_SUFFIX) and name not in grouped]
     if absent:
         raise CheckpointError(
