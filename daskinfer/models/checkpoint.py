@@ -35,6 +35,7 @@ PLAIN_FILES = (
     "NOTICE",
 )
 _VOCABULARIES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model")
+_SENTENCE_MODULES = ("Transformer", "Pooling", "Normalize")
 _DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 # Buffers that old versions of transformers stored; today's modules compute them.
 _COMPUTED = ("embeddings.position_ids", "embeddings.token_type_ids")
@@ -83,6 +84,7 @@ def inspect_checkpoint(directory: Path) -> CheckpointFiles:
     grouped, dropped = _group(directory, family, stored)
     _check_complete(directory, family, config, architecture, grouped)
     files = {name: (directory / name).read_bytes() for name in PLAIN_FILES if (directory / name).is_file()}
+    _check_sentence_modules(directory, files.get("modules.json", b"[]"))
     provenance = {"source": directory.resolve().as_posix(), "format": "transformers safetensors"}
     if dropped:
         provenance["dropped"] = ", ".join(dropped)
@@ -223,6 +225,22 @@ def _check_complete(
             f"{directory}: config.json says {architecture}, but the weights have no {absent[0]!r}",
             hint="Take config.json and weights from the same checkpoint.",
         )
+
+
+def _check_sentence_modules(directory: Path, modules: bytes) -> None:
+    """Refuse a sentence-transformers model with steps that `embed` would leave out."""
+    try:
+        kinds = [str(module["type"]).rpartition(".")[2] for module in json.loads(modules)]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{directory / 'modules.json'}: cannot be read ({error})", hint="Fetch it again."
+        ) from error
+    for kind in kinds:
+        if kind not in _SENTENCE_MODULES:
+            raise CheckpointError(
+                f"{directory / 'modules.json'}: the module {kind} is not supported",
+                hint=f"Only {', '.join(_SENTENCE_MODULES)} are; without modules.json the encoder alone is published.",
+            )
 
 
 def _in_order(family: Family, config: Mapping[str, Any], grouped: Mapping[str, Any]) -> list[str]:

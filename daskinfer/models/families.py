@@ -35,6 +35,8 @@ _DISTILBERT_LAYER = (
 )
 _BERT_TABLES = ("word_embeddings", "position_embeddings", "token_type_embeddings")
 _RENAMED = {"gamma": "weight", "beta": "bias"}
+ATTENTION = "sdpa"
+"""Attention implementation that every model runs with."""
 CLASSIFIER_SUFFIX = "ForSequenceClassification"
 
 

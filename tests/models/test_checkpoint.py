@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 
 from daskinfer.errors import CheckpointError
 from daskinfer.models.checkpoint import inspect_checkpoint
 from daskinfer.models.reference import run_unsplit
-from daskinfer.testing.stages import cut_checkpoint, make_batch, run_through
+from daskinfer.testing.stages import cut_checkpoint, make_batch, read_blob, run_through
 
 
 @pytest.fixture
@@ -50,9 +49,9 @@ def test_every_tensor_is_published_once_under_its_normal_name(copy: Path) -> Non
     original = {name.removeprefix("bert."): tensor for name, tensor in load_file(copy / "model.safetensors").items()}
     published: dict[str, bytes] = {}
     for group in source.groups:
-        for name, entry in safetensors.deserialize(group.blob()):
+        for name, (_, _, data) in read_blob(group.blob).items():
             assert name not in published
-            published[name] = bytes(entry["data"])
+            published[name] = bytes(data)
     assert published == {name: tensor.numpy().tobytes() for name, tensor in original.items()}
 
 
@@ -150,7 +149,12 @@ def claim_huge_header(directory: Path) -> None:
         (lambda path: edit_config(path, position_embedding_type="relative_key"), "relative_key"),
         (lambda path: edit_config(path, num_hidden_layers=5), "says 5 layers, the weights hold 4"),
         (lambda path: edit_config(path, num_hidden_layers=3), "says 3 layers, the weights hold 4"),
-        (lambda path: edit_config(path, vocab_size=50), r"word_embeddings\.weight has 98 rows, .* should have 50"),
+        (
+            lambda path: (path / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense"}]'),
+            "module Dense is not supported",
+        ),
+        (lambda path: (path / "modules.json").write_text('{"a": 1}'), r"modules\.json: cannot be read"),
+        (lambda path: edit_config(path, vocab_size=50), r"word_embeddings\.weight has 97 rows, .* should have 50"),
         (lambda path: edit_config(path, hidden_size=64), "has 32 rows, .* should have 64"),
         (lambda path: edit_config(path, num_hidden_layers="many"), "num_hidden_layers must be a positive number"),
         (

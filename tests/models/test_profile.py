@@ -8,7 +8,6 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-import safetensors
 
 from daskinfer.errors import CheckpointError
 from daskinfer.models.checkpoint import inspect_checkpoint
@@ -17,7 +16,7 @@ from daskinfer.models.profile import profile_model, resolve_dtype, stage_groups
 from daskinfer.models.tasks import label_names, task_fields, use_sigmoid
 from daskinfer.spec.recipe import ModelOptions
 from daskinfer.spec.snapshot import LayerGroup, Manifest, TensorEntry
-from daskinfer.testing.stages import cut_checkpoint
+from daskinfer.testing.stages import cut_checkpoint, read_blob
 
 
 def make_manifest(directory: Path) -> Manifest:
@@ -26,8 +25,8 @@ def make_manifest(directory: Path) -> Manifest:
     for group in source.groups:
         blob = group.blob()
         tensors = tuple(
-            TensorEntry(name=name, dtype=entry["dtype"], shape=tuple(entry["shape"]), begin=0, end=len(entry["data"]))
-            for name, entry in safetensors.deserialize(blob)
+            TensorEntry(name=name, dtype=dtype, shape=shape, begin=0, end=len(data))
+            for name, (dtype, shape, data) in read_blob(group.blob).items()
         )
         digest = sha256(blob).hexdigest()
         groups.append(LayerGroup(name=group.name, size=len(blob), sha256=digest, blob=group.name, tensors=tensors))

@@ -17,7 +17,7 @@ from daskinfer.models.reference import run_unsplit
 from daskinfer.models.skeleton import StageModule
 from daskinfer.models.stage import RawTensor, _refuse_meta, load_stage
 from daskinfer.spec.recipe import ModelOptions
-from daskinfer.testing.stages import cut_checkpoint, make_batch, read_blob, run_through
+from daskinfer.testing.stages import Batch, cut_checkpoint, make_batch, read_blob, run_through
 
 CUTS = [[0], [0, 2], [0, 1, 3], [0, 1, 2, 3]]
 ENCODERS = ["BertModel", "RobertaModel", "XLMRobertaModel", "CamembertModel", "DistilBertModel", "ElectraModel"]
@@ -201,8 +201,11 @@ def test_stubs_hold_no_parameters_and_meta_weights_are_refused(tiny: Callable[[s
 
 
 def test_minilm_in_three_stages_equals_unsplit(minilm: Path) -> None:
-    batches = [make_batch([64, 40, 17, 9], vocabulary=30000), make_batch([20] * 8, vocabulary=30000)]
+    batches: list[Batch] = [make_batch([64, 40, 17, 9], vocabulary=30000), make_batch([20] * 8, vocabulary=30000)]
     stages = cut_checkpoint(minilm, [0, 2, 4])
+    ids, lengths = batches[0]
+    batches += [(ids[row : row + 1, :length], lengths[row : row + 1]) for row, length in enumerate(lengths)]
     expected = run_unsplit(minilm, batches)
     for batch, wanted in zip(batches, expected, strict=True):
         assert np.array_equal(run_through(stages, batch)["embedding"], wanted)
+    assert np.abs(expected[0] - np.concatenate(expected[2:])).max() < 1e-5

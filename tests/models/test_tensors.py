@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -86,7 +87,7 @@ def test_tensors_without_plain_data_are_refused(tensor: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 def test_arrays_and_tensors_are_the_same_bits(dtype: type) -> None:
-    array = np.arange(-8, 8).reshape(4, 4).astype(dtype)
+    array: np.ndarray[Any, Any] = np.arange(-8, 8).reshape(4, 4).astype(dtype)
     for candidate in (array, array[::-1], array.T):
         back = tensor_to_array(array_to_tensor(candidate))
         assert back.dtype == array.dtype
