@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,22 @@ def test_a_stage_depends_on_what_it_receives(tiny: Callable[[str], Path]) -> Non
     result = second.run(*batch, hidden + 1)
     assert isinstance(result, dict)
     assert not np.allclose(result["embedding"], run_through([first, second], batch)["embedding"])
+
+
+def test_calls_from_several_threads_do_not_mix(tiny: Callable[[str], Path]) -> None:
+    directory = tiny("BertModel")
+    stages = cut_checkpoint(directory, [0, 2])
+    inputs = [make_batch([12 - number % 5, 3]) for number in range(40)]
+    expected = run_unsplit(directory, inputs)
+    torch.set_num_threads(2)
+
+    def run(batch: Batch) -> Any:
+        return run_through(stages, batch)["embedding"], torch.get_num_threads()
+
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(run, inputs))
+    assert all(np.array_equal(result, wanted) for (result, _), wanted in zip(results, expected, strict=True))
+    assert {threads for _, threads in results} == {1}
 
 
 def read_groups(directory: Path, first: int, last: int, task: str = "embed") -> list[str]:
