@@ -156,7 +156,12 @@ def replace_bytes(url: str, data: bytes) -> None:
 @contextmanager
 def temporary_file(target: Path, data: bytes) -> Iterator[Path]:
     """Write `data` durably beside `target`, making its folder; delete the file afterwards if it is still there."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise StorageError(
+            f"cannot write {target}: {error.filename} is a file, not a folder", hint="Choose another place."
+        ) from error
     temporary = target.with_name(f".{target.name}.{make_nonce()}.tmp")
     try:
         with temporary.open("xb") as file:
