@@ -1,0 +1,177 @@
+"""What the documentation says is true: its code runs, its recipes are valid, its tables are complete, its links lead somewhere.
+
+The blocks of a page run in order in one folder; pages under howto/ start from a copy of what the tutorial left behind.
+Two comments on the line above a block are understood: `<!-- exits with N -->` and `<!-- not run: REASON -->`. A line that
+ends with "`NAME`:" before a yaml block saves it under that name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from daskinfer.spec.job import Report, StageReport
+from daskinfer.spec.loader import load_recipe
+from daskinfer.spec.recipe import Recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")])
+FENCE = re.compile(r"```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+EXITS = re.compile(r"<!-- exits with (\d+) -->\s*\Z")
+NOT_RUN = re.compile(r"<!-- not run: \S.* -->\s*\Z")
+SAVED = re.compile(r"`([\w./-]+)`:\s*\Z")
+LINK = re.compile(r"\]\(([^)#\s]+)(#[\w-]+)?\)")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    language: str
+    text: str
+    line: int
+    code: int
+    save_as: str | None
+    runs: bool
+
+
+def read_blocks(page: Path) -> list[Block]:
+    text = page.read_text()
+    blocks = []
+    for fence in FENCE.finditer(text):
+        before = text[: fence.start()]
+        exits, saved = EXITS.search(before), SAVED.search(before)
+        blocks.append(
+            Block(
+                language=fence[1],
+                text=fence[2],
+                line=before.count("\n") + 1,
+                code=int(exits[1]) if exits else 0,
+                save_as=saved[1] if saved else None,
+                runs=not NOT_RUN.search(before),
+            )
+        )
+    return blocks
+
+
+def run_page(page: Path, folder: Path) -> None:
+    # The programs of this environment first, and the package under test, whoever installed what.
+    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = os.environ | {"PATH": programs, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+    for block in read_blocks(page):
+        if block.save_as is not None:
+            (folder / block.save_as).write_text(block.text)
+        if not block.runs or block.language not in ("bash", "python"):
+            continue
+        # A file, not a pipe: a killed driver's orphans would keep a pipe open.
+        log = folder / "block.log"
+        command = ["bash", "-eu", "-o", "pipefail", "-c"] if block.language == "bash" else [sys.executable, "-c"]
+        with log.open("w") as stream:
+            done = subprocess.run(
+                [*command, block.text], cwd=folder, stdout=stream, stderr=stream, env=environment, check=False
+            )
+        where = f"{page.relative_to(ROOT)}:{block.line}"
+        assert done.returncode == block.code, f"{where} ended with {done.returncode}:\n{log.read_text()}"
+
+
+@pytest.fixture(scope="session")
+def after_tutorial(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tutorial")
+    run_page(DOCS / "tutorial.md", folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_tutorial_runs(after_tutorial: Path) -> None:
+    assert (after_tutorial / "results/first.zarr/_MANIFEST.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", sorted((DOCS / "howto").glob("*.md")), ids=lambda page: page.stem)
+def test_howto_runs(page: Path, after_tutorial: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(after_tutorial, folder)
+    run_page(page, folder)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_recipes_are_valid(page: Path, tmp_path: Path) -> None:
+    for block in read_blocks(page):
+        if block.language == "yaml" and block.text.startswith("daskinfer: 1"):
+            (tmp_path / "recipe.yaml").write_text(block.text)
+            load_recipe(tmp_path / "recipe.yaml")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = [match[1] for match in LINK.finditer(page.read_text()) if "://" not in match[1]]
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_every_page_is_reachable_from_the_index() -> None:
+    reached, waiting = set(), [DOCS / "index.md"]
+    while waiting:
+        page = waiting.pop()
+        if page in reached or page.suffix != ".md":
+            continue
+        reached.add(page)
+        waiting += [
+            (page.parent / match[1]).resolve() for match in LINK.finditer(page.read_text()) if "://" not in match[1]
+        ]
+    assert sorted(set(DOCS.rglob("*.md")) - reached) == []
+
+
+def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        options = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        inner = next((one for one in options if isinstance(one, type) and issubclass(one, BaseModel)), None)
+        if inner is None:
+            yield prefix + name
+        else:
+            yield from leaves(inner, f"{prefix}{name}.")
+
+
+def test_recipe_reference_is_complete() -> None:
+    rows = re.findall(r"^\| `([\w.]+)` \|", (DOCS / "reference/recipe.md").read_text(), re.MULTILINE)
+    documented = [row for row in rows if row not in ("embed", "classify")]
+    assert documented == list(leaves(Recipe))
+
+
+def test_report_reference_is_complete() -> None:
+    text = (DOCS / "reference/report.md").read_text()
+    names = [*Report.model_fields, *StageReport.model_fields]
+    assert [name for name in names if f"`{name}`" not in text] == []
+
+
+def test_exit_codes_are_those_of_the_errors() -> None:
+    from daskinfer import errors
+
+    classes = [value for value in vars(errors).values() if isinstance(value, type)]
+    codes = {0} | {value.exit_code for value in classes if issubclass(value, errors.DaskinferError)}
+    for page in (ROOT / "README.md", DOCS / "reference/cli.md"):
+        rows = re.findall(r"^\| (\d+) \|", page.read_text(), re.MULTILINE)
+        assert sorted(map(int, rows)) == sorted(codes), page
+
+
+def test_every_command_is_documented() -> None:
+    import click
+
+    from daskinfer.cli import main
+
+    text = (DOCS / "reference/cli.md").read_text()
+    context = click.Context(main)
+    for name in main.list_commands(context):
+        command = main.get_command(context, name)
+        names = command.list_commands(context) if isinstance(command, click.Group) else [""]
+        for inner in names:
+            assert f"`daskinfer {name} {inner}".rstrip() in text, f"daskinfer {name} {inner} is not documented"
