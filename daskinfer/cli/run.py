@@ -7,7 +7,6 @@ import json
 import shlex
 import shutil
 import sys
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -54,7 +53,6 @@ def run(ctx: click.Context, recipe: str, overrides: tuple[str, ...], fresh: bool
     from daskinfer.cli.progress import ProgressDisplay
     from daskinfer.cli.show import print_report
 
-    began = datetime.now(UTC)
     with ProgressDisplay(parsed.name) as display:
 
         def watch(progress: Progress) -> None:
@@ -62,7 +60,7 @@ def run(ctx: click.Context, recipe: str, overrides: tuple[str, ...], fresh: bool
             display(progress)
 
         result = api.run(parsed, fresh=fresh, watch=watch, command=command)
-    earlier = datetime.fromisoformat(result.started) < began
+    earlier = not any(progress.job for progress in latest)  # a run that finds its job done never names it
     display.end(result, earlier)
     if as_json:
         facts = {name: getattr(result, name) for name in _FIELDS}
