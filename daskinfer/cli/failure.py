@@ -75,7 +75,11 @@ def _recognise(error: BaseException) -> DaskinferError:
         return error
     if isinstance(error, KeyboardInterrupt):
         return Interrupted("interrupted")
-    with tempfile.NamedTemporaryFile("w", prefix="daskinfer-bug-", suffix=".txt", delete=False) as file:
-        traceback.print_exception(error, file=file)
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="daskinfer-bug-", suffix=".txt", delete=False) as file:
+            traceback.print_exception(error, file=file)
+        hint = f"please report it with {file.name}"
+    except OSError as full:
+        hint = f"its traceback could not be written: {full.strerror}"
     what = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
-    return DaskinferError(f"this is a bug in daskinfer: {what}", hint=f"please report it with {file.name}")
+    return DaskinferError(f"this is a bug in daskinfer: {what}", hint=hint)

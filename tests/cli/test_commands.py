@@ -148,6 +148,10 @@ def test_a_bug_is_called_one(fake: FakeApi, folder: Path, monkeypatch: pytest.Mo
     (path,) = folder.glob("daskinfer-bug-*.txt")
     assert f"hint: please report it with {path}\n" in result.stderr
     assert "Traceback" in path.read_text()
+    monkeypatch.setattr("tempfile.tempdir", str(folder / "nowhere"))
+    result = call("run", "recipe.yaml")
+    assert result.exit_code == 1
+    assert "hint: its traceback could not be written: No such file or directory\n" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["run", "validate"])

@@ -46,7 +46,7 @@ def bar_cells(progress: Progress) -> int:
     console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system="truecolor")
     with console.capture() as capture:
         console.print(render_progress("n", progress))
-    coloured = re.findall(r"\x1b\[38;2;(?:249;38;114|114;156;31)m(━+)", capture.get().splitlines()[0])
+    coloured = re.findall(r"\x1b\[3[62]m(━+)", capture.get().splitlines()[0])
     return sum(map(len, coloured))
 
 
