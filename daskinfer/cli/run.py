@@ -53,7 +53,8 @@ def run(ctx: click.Context, recipe: str, overrides: tuple[str, ...], fresh: bool
     from daskinfer.cli.progress import ProgressDisplay
     from daskinfer.cli.show import print_report
 
-    began = datetime.now(UTC)
+    # Reports tell time in whole seconds.
+    began = datetime.now(UTC).replace(microsecond=0)
     with ProgressDisplay(parsed.name) as display:
 
         def watch(progress: Progress) -> None:

@@ -71,7 +71,7 @@ class FakeApi:
             output="results/[news].zarr",
             report="work/jobs/embed-news-1/report.html",
             command=self.command,
-            started=started.isoformat(),
+            started=started.isoformat(timespec="seconds"),
         )
         return report.model_copy(update=changes)
 

@@ -14,7 +14,7 @@ from daskinfer.cli import main
 from daskinfer.cli.plugin import infer
 
 if TYPE_CHECKING:
-    from conftest import FakeApi
+    from tests.cli.conftest import FakeApi
 
 pytestmark = pytest.mark.usefixtures("folder")
 
