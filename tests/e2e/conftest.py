@@ -23,7 +23,27 @@ from daskinfer.spec.job import Report
 from daskinfer.spec.recipe import Recipe
 from daskinfer.testing.tinymodels import make_tiny_bert
 
-WORDS = "the cat sat on a mat and dog ran in park with ball over hill near house by sea".split()
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "mat",
+    "and",
+    "dog",
+    "ran",
+    "in",
+    "park",
+    "with",
+    "ball",
+    "over",
+    "hill",
+    "near",
+    "house",
+    "by",
+    "sea",
+]
 # Worker n of the shared cluster declares the tags of all sizes above n: {THREE: 1} finds exactly three workers.
 SIZES = ("ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX")
 
