@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from distributed import Nanny, SpecCluster
+from distributed import Nanny, Scheduler, SpecCluster
 from numpy.typing import NDArray
 
 from daskinfer import api
@@ -118,14 +118,8 @@ def scheduler() -> Iterator[str]:
         for number in range(len(SIZES))
     }
     options = {"dashboard_address": "127.0.0.1:0", "host": "127.0.0.1"}
-    with SpecCluster(workers=workers, scheduler={"cls": _scheduler(), "options": options}, silence_logs=50) as cluster:
+    with SpecCluster(workers=workers, scheduler={"cls": Scheduler, "options": options}, silence_logs=50) as cluster:
         yield cluster.scheduler_address
-
-
-def _scheduler() -> type:
-    from distributed import Scheduler
-
-    return Scheduler
 
 
 def run(recipe: Recipe, scheduler: str, workers: int = 2, **options: Any) -> Report:
