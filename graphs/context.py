@@ -161,7 +161,6 @@ def open_job_sink(record: JobRecord) -> Sink:
         partition_rows=recipe.input.partition_rows,
         rows=record.rows,
         metadata={
-            "daskinfer_job": record.job,
             "daskinfer_snapshot": record.resolution.snapshot,
             "daskinfer_recipe": recipe.digest,
         },

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from daskinfer.errors import CheckpointError, CorruptBlob
 from daskinfer.spec.snapshot import LayerGroup, TensorEntry
-from daskinfer.storage.filesystem import ShortRead, is_local, join_url, read_bytes
+from daskinfer.storage.filesystem import ShortRead, is_local, join_url, open_reader, read_bytes
 
 _RANGE_BYTES = 32 * 2**20
 _CONNECTIONS = 8
@@ -68,9 +68,10 @@ def read_group(registry_url: str, group: LayerGroup) -> bytes:
             pieces.append(read_bytes(url))
             digest.update(pieces[0])
         else:
+            read = open_reader(url)
             bounds = [*range(0, group.size, _RANGE_BYTES), group.size]
             with ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="blob") as pool:
-                for piece in pool.map(lambda ends: read_bytes(url, *ends), pairwise(bounds)):
+                for piece in pool.map(lambda ends: read(*ends), pairwise(bounds)):
                     digest.update(piece)
                     pieces.append(piece)
     except FileNotFoundError as error:

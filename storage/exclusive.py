@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from fsspec import AbstractFileSystem
@@ -66,6 +67,13 @@ def create(url: str, data: bytes) -> bool:
 
 
 def _create_by_link(target: Path, data: bytes) -> bool:
+    for _ in range(_ATTEMPTS):
+        with suppress(FileNotFoundError):  # another's object was deleted before it could be read back
+            return _link_or_compare(target, data)
+    raise StorageError(f"{target} keeps being created and deleted", hint="Find out who else writes there.")
+
+
+def _link_or_compare(target: Path, data: bytes) -> bool:
     if target.exists():
         return _holds(target, data)
     with temporary_file(target, data) as temporary:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from daskinfer.errors import CheckpointError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_VERSION = re.compile(r"v\d+")
 
 
 def check_name(name: str, what: str) -> str:
@@ -21,14 +22,21 @@ def check_name(name: str, what: str) -> str:
     Raises
     ------
     CheckpointError
-        Where it may not; the message calls it the name of a `what`.
+        Where it may not; the message calls it a `what` name.
     """
     if not _NAME.fullmatch(name):
         raise CheckpointError(
-            f"{name!r} cannot be the name of a {what}",
+            f"{name!r} is not allowed as {what} name",
             hint="Use up to 100 letters, digits, dots, dashes and underscores; begin with a letter or a digit.",
         )
     return name
+
+
+def check_alias(alias: str) -> str:
+    """Return the alias if it may be one: a name that does not read as a version number."""
+    if _VERSION.fullmatch(alias):
+        raise CheckpointError(f"{alias!r} is not allowed as alias: it reads as a version number", hint="Use a word.")
+    return check_name(alias, "alias")
 
 
 def suggest(wrong: str, known: Iterable[str], empty: str | None = None) -> str | None:

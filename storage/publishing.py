@@ -19,7 +19,7 @@ from daskinfer.spec.snapshot import LayerGroup, Manifest, PlainFile, Resolution
 from daskinfer.storage.blobs import read_group, read_header
 from daskinfer.storage.exclusive import create
 from daskinfer.storage.filesystem import delete, join_url, list_names
-from daskinfer.storage.naming import check_name, make_signature
+from daskinfer.storage.naming import check_alias, check_name, make_signature
 from daskinfer.storage.registry import Registry, Version, as_version
 from daskinfer.storage.slotlog import SlotLog
 
@@ -78,7 +78,7 @@ def publish(registry: Registry, name: str, source: CheckpointSource, alias: str 
     """
     check_name(name, "checkpoint")
     if alias is not None:
-        check_name(alias, "alias")
+        check_alias(alias)
     _check_source(source)
     registry.initialise()
     finish_all(registry)

@@ -26,7 +26,7 @@ from daskinfer.spec.snapshot import Manifest, Resolution
 from daskinfer.storage import snapshotlock
 from daskinfer.storage.exclusive import create
 from daskinfer.storage.filesystem import absolute_url, join_url, list_names, read_bytes
-from daskinfer.storage.naming import check_name, make_signature, suggest
+from daskinfer.storage.naming import check_alias, check_name, make_signature, suggest
 from daskinfer.storage.slotlog import Slot, SlotLog
 
 FORMAT = {"daskinfer_registry": 1, "digest": "sha256"}
@@ -251,9 +251,7 @@ class Registry:
         SnapshotGone
             Where the target is being deleted.
         """
-        check_name(alias, "alias")
-        if _VERSION.fullmatch(alias):
-            raise CheckpointError(f"{alias!r} cannot be an alias: it reads as a version number", hint="Use a word.")
+        check_alias(alias)
         resolution = self.resolve(f"{name}@{target}")
         lock = snapshotlock.take(self, resolution.snapshot, f"alias-{make_nonce()}", purpose="alias")
         try:

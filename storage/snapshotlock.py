@@ -86,17 +86,19 @@ def take(
     url = _locks_url(registry, snapshot)
     record = {"job": job, "purpose": purpose, "ttl_seconds": ttl_seconds, "nonce": make_nonce(), **make_signature()}
     fresh = create(join_url(url, f"{check_name(job, 'job')}.json"), canonical_json(record))
-    # A collector that gave the old heartbeat up for dead must see a new one before we look at its verdict.
-    _beat(url, job)
     try:
+        # A collector that gave the old heartbeat up for dead must see a new one before we look at its verdict.
+        _beat(url, job)
         life = _await_verdict(registry, snapshot)
         if life != "live":
-            fresh = True
             raise SnapshotGone(
                 f"snapshot {shorten(snapshot)} of registry {registry.url} is {life}: garbage collection took it",
                 hint="Publish the checkpoint again, or choose another version: daskinfer checkpoint list",
             )
         manifest = registry.manifest(snapshot)
+    except SnapshotGone:
+        _remove(url, job)
+        raise
     except CheckpointError as error:
         _remove(url, job)
         raise SnapshotGone(error.message, hint=error.hint) from error

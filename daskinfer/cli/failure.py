@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -51,9 +52,11 @@ def fail(ctx: click.Context, error: BaseException) -> int:
     known = _recognise(error)
     told = circumstances(ctx)
     facts = told.facts()
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {known.message}", err=True)
+    # click strips colours in a pipe, but does not know NO_COLOR.
+    color = False if os.environ.get("NO_COLOR") else None
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {known.message}", err=True, color=color)
     if known.hint:
-        click.echo(f"{click.style('hint:', fg='cyan')} {known.hint}", err=True)
+        click.echo(f"{click.style('hint:', fg='cyan')} {known.hint}", err=True, color=color)
     resume = told.resume if known.exit_code in RESUMABLE else None
     if resume:
         click.echo(f"Nothing that was committed is lost. To resume:\n  {resume}", err=True)
@@ -72,7 +75,11 @@ def _recognise(error: BaseException) -> DaskinferError:
         return error
     if isinstance(error, KeyboardInterrupt):
         return Interrupted("interrupted")
-    with tempfile.NamedTemporaryFile("w", prefix="daskinfer-bug-", suffix=".txt", delete=False) as file:
-        traceback.print_exception(error, file=file)
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="daskinfer-bug-", suffix=".txt", delete=False) as file:
+            traceback.print_exception(error, file=file)
+        hint = f"please report it with {file.name}"
+    except OSError as full:
+        hint = f"its traceback could not be written: {full.strerror}"
     what = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
-    return DaskinferError(f"this is a bug in daskinfer: {what}", hint=f"please report it with {file.name}")
+    return DaskinferError(f"this is a bug in daskinfer: {what}", hint=hint)

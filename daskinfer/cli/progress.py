@@ -77,7 +77,10 @@ def render_progress(name: str, progress: Progress) -> RenderableType:
     for ratio in (None, None, 1, None):
         head.add_column(ratio=ratio, no_wrap=True)
     # An unknown total makes a pulsing bar.
-    bar = ProgressBar(total=total or None, completed=done, pulse=not total)
+    bar = ProgressBar(
+        total=total or None, completed=done, pulse=not total, complete_style="cyan", finished_style="green",
+        pulse_style="cyan",
+    )  # fmt: skip
     counted = f"{done:,} of {total:,} rows  {done / total:4.0%}" if total else "..."
     head.add_row(Text(name, style="bold"), Text(progress.phase, style="cyan"), bar, counted)
     facts = [f"{format_duration(progress.seconds)} so far"]

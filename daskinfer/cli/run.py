@@ -7,14 +7,12 @@ import json
 import shlex
 import shutil
 import sys
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from daskinfer.cli.failure import EXIT_CODES, circumstances
 from daskinfer.cli.options import json_option, recipe_argument, set_option
-from daskinfer.errors import DaskinferError
 
 if TYPE_CHECKING:
     from daskinfer.spec.job import Progress
@@ -54,7 +52,7 @@ def run(ctx: click.Context, recipe: str, overrides: tuple[str, ...], fresh: bool
     from daskinfer.cli.progress import ProgressDisplay
     from daskinfer.cli.show import print_report
 
-    began = datetime.now(UTC)
+    # Reports tell time in whole seconds.
     with ProgressDisplay(parsed.name) as display:
 
         def watch(progress: Progress) -> None:
@@ -62,7 +60,7 @@ def run(ctx: click.Context, recipe: str, overrides: tuple[str, ...], fresh: bool
             display(progress)
 
         result = api.run(parsed, fresh=fresh, watch=watch, command=command)
-    earlier = datetime.fromisoformat(result.started) < began
+    earlier = not any(progress.job for progress in latest)  # a run that finds its job done never names it
     display.end(result, earlier)
     if as_json:
         facts = {name: getattr(result, name) for name in _FIELDS}
@@ -81,7 +79,8 @@ def _describe_failure(recipe: Recipe, latest: list[Progress]) -> dict[str, Any]:
     (progress,) = latest
     facts |= {"job": progress.job, "rows_in": progress.rows_total, "rows_quarantined": progress.rows_quarantined}
     facts |= {"rows_out": progress.rows_done - progress.rows_quarantined, "seconds": progress.seconds}
-    with contextlib.suppress(DaskinferError):
+    # A second failure on the way out must not hide the first.
+    with contextlib.suppress(Exception):
         report = api.report(progress.job, recipe.workspace)
         # A driver that could not write its own report leaves that of an earlier run.
         if report.verdict != "done":

@@ -142,12 +142,11 @@ def _print_table(heads: Sequence[str], rows: Iterable[Sequence[Text]], empty: st
         table.add_column(head, no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    console = _stdout()
     if not table.row_count:
-        console.print(Text(empty))
+        _stdout().print(Text(empty))
         return
-    # A pipe has no width; nothing may be cut off there.
-    console.print(table, width=None if console.is_terminal else 10_000, crop=False)
+    # Wide enough to cut nothing off: a job id that ends in dots cannot be copied.
+    Console(highlight=False, soft_wrap=True, width=10_000).print(table)
 
 
 def _stdout() -> Console:

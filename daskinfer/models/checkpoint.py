@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from daskinfer.errors import CheckpointError
-from daskinfer.models.families import CLASSIFIER_SUFFIX, Family, family_of, group_of, normal_name
+from daskinfer.models.families import CLASSIFIER_SUFFIX, Family, family_of, group_of, normal_name, positive
 from daskinfer.models.tensorfiles import StoredTensor, read_header, serialize
 
 PLAIN_FILES = (
@@ -35,6 +35,7 @@ PLAIN_FILES = (
     "NOTICE",
 )
 _VOCABULARIES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model")
+_SENTENCE_MODULES = ("Transformer", "Pooling", "Normalize")
 _DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 # Buffers that old versions of transformers stored; today's modules compute them.
 _COMPUTED = ("embeddings.position_ids", "embeddings.token_type_ids")
@@ -83,6 +84,7 @@ def inspect_checkpoint(directory: Path) -> CheckpointFiles:
     grouped, dropped = _group(directory, family, stored)
     _check_complete(directory, family, config, architecture, grouped)
     files = {name: (directory / name).read_bytes() for name in PLAIN_FILES if (directory / name).is_file()}
+    _check_sentence_modules(directory, files.get("modules.json", b"[]"))
     provenance = {"source": directory.resolve().as_posix(), "format": "transformers safetensors"}
     if dropped:
         provenance["dropped"] = ", ".join(dropped)
@@ -206,12 +208,39 @@ def _check_complete(
                     + (f" and {len(difference) - 1} more" if len(difference) > 1 else ""),
                     hint=f"The weights do not belong to a plain {family.model_type} model of this configuration.",
                 )
+    sizes = {name: tensor.shape[:1] for group in wanted for name, tensor in grouped[group]}
+    for name, size in {
+        "embeddings.word_embeddings.weight": positive(config, "vocab_size"),
+        "embeddings.position_embeddings.weight": positive(config, "max_position_embeddings"),
+        f"{family.layers}.0.{family.layer_modules[-1]}.weight": family.hidden(config),
+    }.items():
+        if sizes[name] != (size,):
+            raise CheckpointError(
+                f"{directory}: {name} has {sizes[name][0]} rows, by config.json it should have {size}",
+                hint="Take config.json and weights from the same checkpoint.",
+            )
     absent = [name for name in family.classifier if architecture.endswith(CLASSIFIER_SUFFIX) and name not in grouped]
     if absent:
         raise CheckpointError(
             f"{directory}: config.json says {architecture}, but the weights have no {absent[0]!r}",
             hint="Take config.json and weights from the same checkpoint.",
         )
+
+
+def _check_sentence_modules(directory: Path, modules: bytes) -> None:
+    """Refuse a sentence-transformers model with steps that `embed` would leave out."""
+    try:
+        kinds = [str(module["type"]).rpartition(".")[2] for module in json.loads(modules)]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{directory / 'modules.json'}: cannot be read ({error})", hint="Fetch it again."
+        ) from error
+    for kind in kinds:
+        if kind not in _SENTENCE_MODULES:
+            raise CheckpointError(
+                f"{directory / 'modules.json'}: the module {kind} is not supported",
+                hint=f"Only {', '.join(_SENTENCE_MODULES)} are; without modules.json the encoder alone is published.",
+            )
 
 
 def _in_order(family: Family, config: Mapping[str, Any], grouped: Mapping[str, Any]) -> list[str]:

@@ -34,6 +34,9 @@ _DISTILBERT_LAYER = (
     "output_layer_norm",
 )
 _BERT_TABLES = ("word_embeddings", "position_embeddings", "token_type_embeddings")
+_RENAMED = {"gamma": "weight", "beta": "bias"}
+ATTENTION = "sdpa"
+"""Attention implementation that every model runs with."""
 CLASSIFIER_SUFFIX = "ForSequenceClassification"
 
 
@@ -74,15 +77,15 @@ class Family:
 
     def depth(self, config: Mapping[str, Any]) -> int:
         """Return the number of layers."""
-        return _positive(config, self.depth_key)
+        return positive(config, self.depth_key)
 
     def hidden(self, config: Mapping[str, Any]) -> int:
         """Return the width of the activations between layers."""
-        return _positive(config, self.hidden_key)
+        return positive(config, self.hidden_key)
 
     def max_positions(self, config: Mapping[str, Any]) -> int:
         """Return the longest input in tokens."""
-        positions = _positive(config, "max_position_embeddings")
+        positions = positive(config, "max_position_embeddings")
         return positions - self.pad_id(config) - 1 if self.offset_positions else positions
 
     def pad_id(self, config: Mapping[str, Any]) -> int:
@@ -185,9 +188,6 @@ def normal_name(family: Family, name: str) -> str:
     return re.sub(r"LayerNorm\.(gamma|beta)$", lambda m: f"LayerNorm.{_RENAMED[m[1]]}", name)
 
 
-_RENAMED = {"gamma": "weight", "beta": "bias"}
-
-
 def group_of(family: Family, name: str) -> str:
     """Return the layer group of a tensor: `embeddings`, `layer.<i>`, or the head's name."""
     name = normal_name(family, name)
@@ -197,8 +197,11 @@ def group_of(family: Family, name: str) -> str:
     return "embeddings" if head in family.entry else head
 
 
-def _positive(config: Mapping[str, Any], key: str) -> int:
+def positive(config: Mapping[str, Any], key: str) -> int:
+    """Return a size from config.json; `CheckpointError` where it is not a positive integer."""
     value = config.get(key)
     if not isinstance(value, int) or value < 1:
-        raise CheckpointError(f"config.json: {key} must be a positive number, not {value!r}")
+        raise CheckpointError(
+            f"config.json: {key} must be a positive number, not {value!r}", hint="Fetch the checkpoint again."
+        )
     return value

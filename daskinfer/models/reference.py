@@ -21,6 +21,7 @@ def run_unsplit(
     task: str = "embed",
     options: ModelOptions | None = None,
     dtype: str = "float32",
+    threads: int = 1,
 ) -> list[NDArray[np.float32]]:
     """Return embeddings (rows, width) or logits (rows, classes) of each microbatch, by `from_pretrained` and pooling.
 
@@ -32,12 +33,18 @@ def run_unsplit(
         Token ids (rows, tokens) and lengths (rows,) of each.
     task, options, dtype
         As in a recipe.
+    threads
+        Cores to compute with; bits may depend on it.
     """
     options = options or ModelOptions()
     factory: Any = AutoModelForSequenceClassification if task == "classify" else AutoModel
     model = factory.from_pretrained(
         directory, local_files_only=True, attn_implementation="sdpa", dtype=getattr(torch, dtype)
     ).eval()
+    # transformers leaves the weights in the mapped file, at addresses where some kernels sum in another order.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    torch.set_num_threads(threads)
     results = []
     with torch.inference_mode():
         for ids, lengths in microbatches:

@@ -14,9 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModel, AutoModelForSequenceClassification
 
-from daskinfer.models.families import Family, family_of
-
-ATTENTION = "sdpa"
+from daskinfer.models.families import ATTENTION, Family, family_of
 
 
 class Stop(Exception):
@@ -83,8 +81,8 @@ class StageModule(nn.Module):
         self.is_last = last == depth
         self.model = _build(config, self.family, task)
         self.received = Received() if first > 0 else None
-        base = getattr(self.model, self.family.prefix, self.model)
-        layers = base.get_submodule(self.family.layers)
+        base: nn.Module = getattr(self.model, self.family.prefix, self.model)
+        layers: Any = base.get_submodule(self.family.layers)
         for number in range(depth):
             if number < first:
                 layers[number] = PassThrough()
@@ -121,7 +119,7 @@ def _build(config: Mapping[str, Any], family: Family, task: str) -> nn.Module:
     settings = CONFIG_MAPPING[family.model_type].from_dict(dict(config))
     # A checkpoint's configuration may ask for outputs that no task reads, or for tuples.
     settings.update({"output_hidden_states": False, "output_attentions": False, "return_dict": True})
-    factory = AutoModelForSequenceClassification if task == "classify" else AutoModel
+    factory: Any = AutoModelForSequenceClassification if task == "classify" else AutoModel
     with torch.device("meta"):
         model: nn.Module = factory.from_config(settings, attn_implementation=ATTENTION)
     if task == "embed" and hasattr(model, "pooler"):

@@ -32,7 +32,7 @@ def tensor_frames(tensor: Tensor) -> tuple[dict[str, Any], list[memoryview]]:
         "shape": tuple(tensor.shape),
         "requires_grad": tensor.requires_grad,
     }
-    return header, [memoryview(plain.reshape(-1).view(torch.uint8).numpy())]
+    return header, [plain.reshape(-1).view(torch.uint8).numpy().data]
 
 
 def tensor_from_frames(header: dict[str, Any], frames: Sequence[bytes | bytearray | memoryview]) -> Tensor:

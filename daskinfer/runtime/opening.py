@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from daskinfer.errors import JobBusy, OutputOwned, UsageError
 from daskinfer.graphs.context import open_job_sink
 from daskinfer.ids import digest_of, shorten
+from daskinfer.models.families import ATTENTION
 from daskinfer.models.profile import profile_model, resolve_dtype
 from daskinfer.models.tasks import task_fields
 from daskinfer.models.versions import versions
@@ -134,7 +135,7 @@ def absolute_input(recipe: Recipe) -> Input:
 
 
 def _make_numerics(recipe: Recipe, dtype: str, workers: Sequence[WorkerShape]) -> Numerics:
-    return Numerics(dtype=dtype, attention="sdpa", threads=min(worker.threads for worker in workers), **versions())
+    return Numerics(dtype=dtype, attention=ATTENTION, threads=min(worker.threads for worker in workers), **versions())
 
 
 def _refuse_running(recipe: Recipe, owner: Owner, output: str) -> None:

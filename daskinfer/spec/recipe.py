@@ -153,9 +153,10 @@ class Cluster(Section):
         return self.local or LocalCluster()
 
 
-# What may change between two runs of the same job without changing a byte of its output.
-OPERATIONAL = {
+# What may differ between two runs without changing a byte of their output.
+OPERATIONAL: dict[str, Any] = {
     "workspace": True,
+    "output": {"url"},
     "cluster": True,
     "placement": True,
     "errors": True,

@@ -49,7 +49,7 @@ def cut_short(call: Call) -> Any:
 class FaultyFS:
     """Within this context, calls of one method of a URL's filesystem go wrong.
 
-    fsspec keeps one instance for each store, so everything in the process that uses the store is hit.
+    fsspec keeps one instance for each store and thread, so everything that this thread does with the store is hit.
 
     Parameters
     ----------

@@ -87,7 +87,7 @@ class SinkContract(ABC):
 
     def test_rows_come_back_in_input_order(self, tmp_path: Path) -> None:
         """What was written is read, whatever the order of writing."""
-        url = str(tmp_path / "out")
+        url = str(tmp_path / "out [1]")
         self._fill(url, order=(2, 0, 1))
         found = self.read(url)
         assert found["id"] == [row for row in range(ROWS) if row != 5]

@@ -24,10 +24,8 @@ Batch = tuple[NDArray[np.int32], NDArray[np.int32]]
 
 def read_blob(blob: Callable[[], bytes]) -> dict[str, RawTensor]:
     """A group's tensors, parsed by safetensors itself."""
-    return {
-        name: (entry["dtype"], tuple(entry["shape"]), memoryview(entry["data"]))
-        for name, entry in safetensors.deserialize(blob())
-    }
+    parse: Any = safetensors.deserialize
+    return {name: (entry["dtype"], tuple(entry["shape"]), memoryview(entry["data"])) for name, entry in parse(blob())}
 
 
 def cut_checkpoint(

@@ -123,5 +123,6 @@ def _save_tokenizer(tokenizer: Tokenizer, roberta_like: bool, directory: Path) -
             "mask_token": "[MASK]",
         }
     )
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **names)
+    factory: Any = transformers.PreTrainedTokenizerFast
+    fast = factory(tokenizer_object=tokenizer, model_max_length=64, **names)
     fast.save_pretrained(directory)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from daskinfer.errors import InputError
 from daskinfer.spec.rows import InputFile, Segment
 from daskinfer.storage.filesystem import read_bytes
-from daskinfer.storage.inputs.kinds import Convert, convert, convert_cell, convert_text, infer_kind
+from daskinfer.storage.inputs.kinds import Convert, convert, convert_cell, convert_text, describe, infer_kind
 from daskinfer.storage.inputs.records import BYTE_ORDER_MARK, RecordScanner, Spans, slice_records
 from daskinfer.storage.inputs.seam import Harvest, Layout, MissingColumn
 from daskinfer.storage.rows import EXCERPT_LENGTH, make_excerpt
@@ -170,18 +170,8 @@ def _parse_object(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not usable JSON: {error}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"a JSON object is wanted, this is {_JSON_NAMES[type(value)]}")
+        raise ValueError(f"a JSON object is wanted, this is {describe(value)}")
     return value
-
-
-_JSON_NAMES = {
-    type(None): "null",
-    str: "a string",
-    bool: "a boolean",
-    list: "a list",
-    int: "a number",
-    float: "a number",
-}
 
 
 def _split(text: str) -> list[str]:

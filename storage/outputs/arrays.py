@@ -51,7 +51,7 @@ class ZarrSink:
             warnings.filterwarnings("ignore", "Consolidated metadata is currently not part in the Zarr format 3")
             store = self._open_store()
             group = zarr.open_group(store, mode="a", zarr_format=3, use_consolidated=False)
-            group.attrs.update(dict(sorted(self._layout.metadata.items())))
+            group.attrs.update({"daskinfer_job": self._layout.job, **dict(sorted(self._layout.metadata.items()))})
             for column in self._columns():
                 if column.name not in group:
                     group.create_array(

@@ -80,9 +80,9 @@ class Ledger:
         for start in range(0, len(names), _READ_AT_ONCE):
             paths = [join_url(folder, name) for name in names[start : start + _READ_AT_ONCE]]
             with explain_errors(self._commits, "read"):
-                found = filesystem.cat(paths)
-            for path in paths:
-                yield _parse(path, found[path])
+                # Not cat(), which takes brackets in a path for a pattern.
+                found = filesystem.cat_ranges(paths, None, None, on_error="raise")
+            yield from map(_parse, paths, found)
 
     def seal(self, manifest: Mapping[str, Any]) -> bytes:
         """Create the manifest from all records; a second sealer gets the first one's bytes."""
@@ -130,7 +130,7 @@ class Ledger:
             url = join_url(self._url, name)
             if _PART.fullmatch(name) or name == "zarr.json":
                 delete(url)
-            elif not name.startswith("_daskinfer") and exists(join_url(url, "zarr.json")):
+            elif name != RECORDS and exists(join_url(url, "zarr.json")):
                 delete(url, recursive=True)
 
     def _check(self, record: CommitRecord) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from daskinfer.models.reference import run_unsplit
 from daskinfer.models.skeleton import StageModule
 from daskinfer.models.stage import RawTensor, _refuse_meta, load_stage
 from daskinfer.spec.recipe import ModelOptions
-from daskinfer.testing.stages import cut_checkpoint, make_batch, read_blob, run_through
+from daskinfer.testing.stages import Batch, cut_checkpoint, make_batch, read_blob, run_through
 
 CUTS = [[0], [0, 2], [0, 1, 3], [0, 1, 2, 3]]
 ENCODERS = ["BertModel", "RobertaModel", "XLMRobertaModel", "CamembertModel", "DistilBertModel", "ElectraModel"]
@@ -118,6 +119,22 @@ def test_a_stage_depends_on_what_it_receives(tiny: Callable[[str], Path]) -> Non
     assert not np.allclose(result["embedding"], run_through([first, second], batch)["embedding"])
 
 
+def test_calls_from_several_threads_do_not_mix(tiny: Callable[[str], Path]) -> None:
+    directory = tiny("BertModel")
+    stages = cut_checkpoint(directory, [0, 2])
+    inputs = [make_batch([12 - number % 5, 3]) for number in range(40)]
+    expected = run_unsplit(directory, inputs)
+    torch.set_num_threads(2)
+
+    def run(batch: Batch) -> Any:
+        return run_through(stages, batch)["embedding"], torch.get_num_threads()
+
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(run, inputs))
+    assert all(np.array_equal(result, wanted) for (result, _), wanted in zip(results, expected, strict=True))
+    assert {threads for _, threads in results} == {1}
+
+
 def read_groups(directory: Path, first: int, last: int, task: str = "embed") -> list[str]:
     source = inspect_checkpoint(directory)
     calls = []
@@ -201,11 +218,11 @@ def test_stubs_hold_no_parameters_and_meta_weights_are_refused(tiny: Callable[[s
 
 
 def test_minilm_in_three_stages_equals_unsplit(minilm: Path) -> None:
-    batches = [make_batch([64, 40, 17, 9], vocabulary=30000), make_batch([20] * 8, vocabulary=30000)]
+    batches: list[Batch] = [make_batch([64, 40, 17, 9], vocabulary=30000), make_batch([20] * 8, vocabulary=30000)]
     stages = cut_checkpoint(minilm, [0, 2, 4])
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    ids, lengths = batches[0]
+    batches += [(ids[row : row + 1, :length], lengths[row : row + 1]) for row, length in enumerate(lengths)]
     expected = run_unsplit(minilm, batches)
-    torch.set_num_threads(threads)
     for batch, wanted in zip(batches, expected, strict=True):
         assert np.array_equal(run_through(stages, batch)["embedding"], wanted)
+    assert np.abs(expected[0] - np.concatenate(expected[2:])).max() < 1e-5

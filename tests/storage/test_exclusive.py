@@ -12,9 +12,9 @@ import pytest
 from daskinfer.errors import StorageError
 from daskinfer.ids import make_nonce
 from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import exists, join_url, read_bytes
+from daskinfer.storage.filesystem import delete, exists, join_url, read_bytes
 from daskinfer.testing.faultyfs import Fault, FaultyFS, be_busy, be_full, break_connection, deny, lose_acknowledgement
-from daskinfer.testing.stores import CreateContract
+from daskinfer.testing.stores import CreateContract, race
 
 RACER = """
 import sys, time
@@ -63,7 +63,7 @@ def test_one_process_wins_on_a_local_disk(tmp_path: Path) -> None:
 
 @pytest.mark.s3
 def test_one_process_wins_on_s3(s3_url: str) -> None:
-    race_processes(join_url(s3_url, make_nonce()), turns=10, writers=3)
+    race_processes(join_url(s3_url, make_nonce()), turns=6, writers=2)
 
 
 @pytest.mark.s3
@@ -166,3 +166,22 @@ def test_no_space_left_names_the_place(tmp_path: Path, monkeypatch: pytest.Monke
 def test_unknown_stores_are_refused() -> None:
     with pytest.raises(StorageError, match=r"not safe to use: .* no atomic create on dir"):
         create("dir::file:///tmp/nowhere", b"x")
+
+
+def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    for path in ("file/x", "file/folder/x"):
+        with pytest.raises(StorageError, match="cannot"):
+            create(str(tmp_path / path), b"mine")
+
+
+def test_objects_that_come_and_go_are_created_in_the_end(tmp_path: Path) -> None:
+    url = str(tmp_path / "x")
+
+    def act(number: int) -> None:
+        for _ in range(50):
+            create(url, f"{number}".encode())
+            delete(url)
+
+    race(act, writers=3)
+    assert list(tmp_path.iterdir()) == []

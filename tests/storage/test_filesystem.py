@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from fsspec import filesystem
 
 from daskinfer.errors import StorageError
 from daskinfer.ids import make_nonce
@@ -55,6 +56,18 @@ def test_a_short_read_is_an_error() -> None:
         read_bytes(url, 2, 6)
     assert faults.hits == 1
     assert read_bytes(url, 2, 6) == b"2345"
+
+
+@pytest.mark.s3
+def test_what_another_process_writes_is_seen_at_once(s3_url: str) -> None:
+    url = join_url(s3_url, make_nonce())
+    stranger = filesystem("s3", skip_instance_cache=True)
+    replace_bytes(join_url(url, "one"), b".")
+    assert list_names(url) == ["one"] and not exists(join_url(url, "two"))
+    stranger.pipe_file(join_url(url, "two"), b".")
+    assert list_names(url) == ["one", "two"] and exists(join_url(url, "two"))
+    stranger.rm_file(join_url(url, "one"))
+    assert list_names(url) == ["two"] and not exists(join_url(url, "one"))
 
 
 def test_a_full_or_forbidden_store_is_named() -> None:

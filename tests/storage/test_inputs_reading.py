@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import pickle
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 from daskinfer.errors import InputError
 from daskinfer.spec.recipe import Input
 from daskinfer.spec.rows import PartitionTable
+from daskinfer.storage.filesystem import join_url, replace_bytes
 from daskinfer.storage.inputs import lines
 from daskinfer.storage.inputs.index import index_input
 from daskinfer.storage.inputs.reading import partition_source, read_partition
@@ -80,7 +83,7 @@ def test_bad_jsonl_rows_are_refused_one_by_one(tmp_path: Path) -> None:
     found = {reject.line: reject.error for reject in batch.rejects}
     assert [reject.row for reject in batch.rejects] == list(range(1, 11))
     assert found[2].startswith("not valid JSON:")
-    assert found[4] == "a JSON object is wanted, this is a list"
+    assert found[4] == "a JSON object is wanted, this is a list ([1, 2])"
     assert found[5] == "column 'text' is missing"
     assert found[6] == "column 'text': is null"
     assert found[7] == "column 'text': expected a string, got the number 4"
@@ -178,18 +181,25 @@ def test_what_is_written_is_read_in_any_cut(tmp_path_factory: Any, values: list[
         assert texts(read_all(table)) == values
 
 
-def test_remote_files_are_read_by_url() -> None:
-    memory = fsspec.filesystem("memory")
-    memory.pipe("/bucket/in/a.jsonl", b'{"text": "a"}\n{"text": "b"}\n')
-    try:
-        table = index("memory://bucket/in/*.jsonl", rows=1)
-        assert [file.url for file in table.files] == ["memory:///bucket/in/a.jsonl"]
-        assert texts(read_all(table)) == ["a", "b"]
-        memory.pipe("/bucket/in/a.jsonl", b'{"text": "a"}\n{"text": "c"}\n')
-        with pytest.raises(InputError, match="it was written again"):
-            read_all(table)
-    finally:
-        memory.rm("/bucket", recursive=True)
+def test_files_are_read_from_any_store(any_store: str) -> None:
+    place = join_url(any_store, "in", "a.jsonl")
+    replace_bytes(join_url(any_store, "in", "b.jsonl"), b'{"text": "c"}\n')
+    replace_bytes(place, b'{"text": "a"}\n{"text": "b"}\n')
+    table = index(join_url(any_store, "in", "*.jsonl"), rows=1)
+    assert table.files[0].url.endswith("/in/a.jsonl") and table.files[0].etag
+    assert texts(read_all(table)) == ["a", "b", "c"]
+    replace_bytes(place, b'{"text": "a"}\n{"text": "x"}\n')
+    with pytest.raises(InputError, match="it was written again"):
+        read_all(table)
+
+
+def test_parquet_is_read_from_any_store(any_store: str) -> None:
+    stream = io.BytesIO()
+    pq.write_table(pa.table({"text": ["a", "b", "c"]}), stream, row_group_size=2)
+    place = join_url(any_store, "a.parquet")
+    replace_bytes(place, stream.getvalue())
+    table = index(place, rows=2)
+    assert texts(read_all(table)) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("change", ["content", "size", "gone"])

@@ -23,6 +23,8 @@ STEM = "news-0123456789"
 
 def make_record(job: str, created: str = "2026-01-02T03:04:05+00:00") -> JobRecord:
     return JobRecord(
+        hidden=32,
+        keep={},
         job=job,
         request="sha256:" + "12" * 32,
         recipe=Recipe(

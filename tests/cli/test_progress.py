@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import io
+import re
+
+from rich.console import Console
+
+from daskinfer.cli.progress import ProgressDisplay, render_progress
+from daskinfer.spec.job import Progress
+
+RUNNING = Progress(
+    phase="running",
+    job="j",
+    rows_total=10_000,
+    rows_done=6_144,
+    rows_quarantined=2,
+    seconds=8.2,
+    rows_per_second=1_234.4,
+    eta=3.1,
+    busy=(0.87, 0.5),
+)
+
+
+def render(progress: Progress, width: int = 100) -> str:
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None, legacy_windows=False)
+    with console.capture() as capture:
+        console.print(render_progress("embed-news", progress))
+    return capture.get()
+
+
+def test_the_live_block_tells_everything() -> None:
+    text = render(RUNNING)
+    assert "6,144 of 10,000 rows   61%" in text
+    assert "1,234 rows/s   8.2 s so far   3.1 s left   2 quarantined" in text
+    assert "stage 0 ━━━━━━━━━━ 87% busy   stage 1 ━━━━━━━━━━ 50% busy" in text
+    assert len(text.splitlines()) == 3
+
+
+def test_the_bar_grows() -> None:
+    filled = [bar_cells(RUNNING.model_copy(update={"rows_done": done})) for done in (1_000, 5_000, 10_000)]
+    assert filled[0] < filled[1] < filled[2]
+
+
+def bar_cells(progress: Progress) -> int:
+    """Return how many cells of the bar are filled, by their colour."""
+    console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system="truecolor")
+    with console.capture() as capture:
+        console.print(render_progress("n", progress))
+    coloured = re.findall(r"\x1b\[3[62]m(━+)", capture.get().splitlines()[0])
+    return sum(map(len, coloured))
+
+
+def test_a_narrow_terminal_keeps_one_line_each() -> None:
+    assert len(render(RUNNING, width=60).splitlines()) == 3
+
+
+def test_nothing_known_yet() -> None:
+    assert "preparing" in render(Progress(phase="preparing"))
+    assert "0 of" not in render(Progress(phase="preparing"))
+
+
+def test_messages_scroll_by_once_on_a_terminal() -> None:
+    file = io.StringIO()
+    console = Console(file=file, width=100, force_terminal=True, legacy_windows=False)
+    with ProgressDisplay("embed-news", console) as display:
+        for _ in range(3):
+            display(RUNNING.model_copy(update={"message": "worker [0] lost"}))
+    assert file.getvalue().count("worker [0] lost") == 1
+
+
+def test_a_pipe_gets_one_line_at_the_start() -> None:
+    file = io.StringIO()
+    with ProgressDisplay("embed-news", Console(file=file)) as display:
+        for _ in range(3):
+            display(RUNNING)
+    assert file.getvalue() == "embed-news: job j, 10,000 rows\n"

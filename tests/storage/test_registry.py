@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from daskinfer.errors import CheckpointError, Conflict, CorruptBlob, SnapshotGone
+from daskinfer.ids import shorten
+from daskinfer.storage.filesystem import replace_bytes
+from daskinfer.storage.publishing import publish
+from daskinfer.storage.registry import Registry
+from daskinfer.testing.checkpoints import make_checkpoint
+
+MOVER = """
+import sys
+from daskinfer.errors import Conflict
+from daskinfer.storage.registry import Registry
+registry = Registry(sys.argv[1])
+won = 0
+while won < 4:
+    sequence = registry.aliases("mini")["prod"].sequence
+    try:
+        head = registry.set_alias("mini", "prod", sys.argv[2], expect=sequence + 1)
+    except Conflict:
+        continue
+    print(head.sequence)
+    won += 1
+"""
+
+
+def make_registry(url: str | Path, versions: int = 3) -> Registry:
+    registry = Registry(str(url))
+    for seed in range(versions):
+        publish(registry, "mini", make_checkpoint(seed), "prod")
+    return registry
+
+
+def test_references_on_every_store(any_store: str) -> None:
+    registry = make_registry(any_store)
+    first, second, third = registry.versions("mini")
+    assert [version.number for version in (first, second, third)] == [1, 2, 3]
+    by_alias = registry.resolve("mini@prod")
+    assert (by_alias.snapshot, by_alias.version, by_alias.alias, by_alias.sequence) == (third.snapshot, 3, "prod", 2)
+    assert registry.resolve("mini").snapshot == third.snapshot
+    assert registry.resolve("mini@v2").snapshot == second.snapshot
+    assert registry.resolve(f"mini@{first.snapshot}").version == 1
+    assert registry.resolve(f"mini@{first.snapshot[: len('sha256:') + 8]}").snapshot == first.snapshot
+    manifest = registry.manifest(second.snapshot)
+    assert manifest.digest == second.snapshot
+    assert registry.file(manifest, "vocab.txt") == b"[PAD]\nword1\n"
+    assert registry.names() == ["mini"]
+    assert Registry(any_store).resolve("mini@prod") == by_alias
+
+
+@pytest.mark.parametrize(
+    ("reference", "message", "hint"),
+    [
+        ("minu@prod", "no checkpoint is named 'minu'", "Did you mean mini?"),
+        ("mini@prd", "mini has no alias 'prd'", "Did you mean prod?"),
+        ("mini@v9", "mini has no version v9", "It has v1 "),
+        ("mini@sha256:00000000", "mini has no version sha256:00000000", "It has v1 "),
+        ("mini@sha256:0000", "not a snapshot digest", "8 hex digits"),
+        ("mini@", "names no version or alias", "mini@v1"),
+        ("../mini@v1", "not allowed as checkpoint name", "letters"),
+        ("mini@a/b", "not allowed as alias name", "letters"),
+    ],
+)
+def test_wrong_references_are_explained(tmp_path: Path, reference: str, message: str, hint: str) -> None:
+    registry = make_registry(tmp_path, versions=1)
+    with pytest.raises(CheckpointError) as wrong:
+        registry.resolve(reference)
+    assert message in wrong.value.message
+    assert wrong.value.hint and hint in wrong.value.hint
+
+
+def test_a_missing_registry_is_empty_and_not_created(tmp_path: Path) -> None:
+    registry = Registry(str(tmp_path / "none"))
+    assert registry.names() == []
+    with pytest.raises(CheckpointError, match="no checkpoint is named 'mini'"):
+        registry.resolve("mini")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("files", [{"notes.txt": b"mine"}, {"format.json": b"[1]"}, {"format.json": b"{"}])
+def test_a_folder_of_something_else_is_refused(tmp_path: Path, files: dict[str, bytes]) -> None:
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(CheckpointError, match="is not a daskinfer registry"):
+        Registry(str(tmp_path))
+
+
+def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "format.json").write_bytes(b'{"daskinfer_registry":2}')
+    with pytest.raises(CheckpointError, match="Upgrade daskinfer"):
+        Registry(str(tmp_path))
+
+
+def test_a_changed_manifest_is_refused(tmp_path: Path) -> None:
+    registry = make_registry(tmp_path, versions=1)
+    snapshot = registry.resolve("mini").snapshot
+    path = Path(registry.manifest_url(snapshot))
+    path.write_bytes(path.read_bytes().replace(b"TestModel", b"Testmodel"))
+    with pytest.raises(CorruptBlob, match="its name says"):
+        registry.manifest(snapshot)
+
+
+def test_a_changed_file_is_refused(tmp_path: Path) -> None:
+    registry = make_registry(tmp_path, versions=1)
+    manifest = registry.manifest(registry.resolve("mini").snapshot)
+    with pytest.raises(CheckpointError, match=r"no file 'vocab.tx'") as wrong:
+        registry.file(manifest, "vocab.tx")
+    assert wrong.value.hint == "Did you mean vocab.txt?"
+    blob = tmp_path / next(piece.blob for piece in manifest.files if piece.path == "vocab.txt")
+    blob.write_bytes(blob.read_bytes().replace(b"w", b"W"))
+    with pytest.raises(CorruptBlob, match=r"vocab.txt of mini is damaged"):
+        registry.file(manifest, "vocab.txt")
+    blob.unlink()
+    with pytest.raises(CorruptBlob, match=r"vocab.txt of mini is gone"):
+        registry.file(manifest, "vocab.txt")
+
+
+def test_alias_history_and_rollback(any_store: str) -> None:
+    registry = make_registry(any_store)
+    registry.set_alias("mini", "prod", "v1", expect=3)
+    registry.set_alias("mini", "canary", "prod")
+    history = registry.alias_history("mini", "prod")
+    assert [(move.sequence, move.version) for move in history] == [(0, 1), (1, 2), (2, 3), (3, 1)]
+    assert {alias: head.version for alias, head in registry.aliases("mini").items()} == {"prod": 1, "canary": 1}
+    assert history[-1].publish is None and history[0].publish is not None
+    with pytest.raises(Conflict):
+        registry.set_alias("mini", "prod", "v2", expect=3)
+    with pytest.raises(CheckpointError, match="reads as a version"):
+        registry.set_alias("mini", "v7", "v2")
+    assert registry.aliases("mini")["prod"].sequence == 3
+
+
+def test_processes_that_move_an_alias_make_one_history(tmp_path: Path) -> None:
+    registry = make_registry(tmp_path)
+    command = [sys.executable, "-c", MOVER, str(tmp_path)]
+    movers = [subprocess.Popen([*command, f"v{n + 1}"], stdout=subprocess.PIPE) for n in range(3)]
+    won = [list(map(int, mover.communicate(timeout=60)[0].split())) for mover in movers]
+    assert [mover.returncode for mover in movers] == [0, 0, 0]
+    history = registry.alias_history("mini", "prod")
+    assert [move.sequence for move in history] == list(range(3 + 12))
+    for number, sequences in enumerate(won, start=1):
+        assert len(sequences) == 4
+        assert {history[sequence].version for sequence in sequences} == {number}
+
+
+def test_life_of_a_snapshot(tmp_path: Path) -> None:
+    registry = make_registry(tmp_path, versions=2)
+    newest = registry.resolve("mini").snapshot
+    assert registry.life(newest) == "live"
+    log = registry.life_log(newest)
+    for operation, life in (("condemn", "condemned"), ("live", "live"), ("condemn", "condemned"), ("sweep", "swept")):
+        log.append({"op": operation})
+        assert registry.life(newest) == life
+    assert registry.resolve("mini").version == 1
+    with pytest.raises(SnapshotGone, match="swept"):
+        registry.set_alias("mini", "stable", "v2")
+    assert "stable" not in registry.aliases("mini")
+    Path(registry.manifest_url(newest)).unlink()
+    with pytest.raises(SnapshotGone, match=shorten(newest)):
+        registry.manifest(newest)
+
+
+def test_an_ambiguous_digest_is_refused(tmp_path: Path) -> None:
+    registry = make_registry(tmp_path, versions=1)
+    same = "sha256:" + "ab" * 31
+    for end in ("00", "11"):
+        registry.versions_log("mini").append(
+            {"op": "publish", "snapshot": same + end, "publish": "0", "by": "a", "at": "b"}
+        )
+    with pytest.raises(CheckpointError, match="begins several snapshots"):
+        registry.resolve(f"mini@{same[:20]}")
+
+
+def test_stray_files_do_not_confuse(tmp_path: Path) -> None:
+    registry = make_registry(tmp_path, versions=1)
+    replace_bytes(str(tmp_path / "models/mini/aliases/prod/.DS_Store"), b"x")
+    assert registry.resolve("mini@prod").version == 1
