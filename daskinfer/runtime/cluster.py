@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -80,6 +81,9 @@ def _connect(address: str) -> Client:
 
 @contextmanager
 def _start(local: recipes.LocalCluster) -> Iterator[LocalCluster]:
+    # Ctrl-C in a terminal reaches every process of the group. Threads and processes inherit what is blocked here, so
+    # that only the driver hears it and stops the workers in good order.
+    heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         workers = LocalCluster(
             n_workers=local.workers,
@@ -93,6 +97,8 @@ def _start(local: recipes.LocalCluster) -> Iterator[LocalCluster]:
         )
     except RuntimeError as error:
         raise JobFailed(f"the local workers did not start: {error}") from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
     with workers:
         yield workers
 
