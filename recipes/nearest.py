@@ -42,8 +42,8 @@ def main() -> None:
     for query, scores in zip(queries, embed(queries, options.recipe, result["snapshot"]) @ vectors.T, strict=True):
         table = Table(title=f"nearest to “{query}”", title_justify="left", show_header=False, box=None)
         table.add_column(justify="right", width=4)
-        table.add_column(style="bold", no_wrap=True, max_width=24)
-        table.add_column(no_wrap=True)
+        table.add_column(style="bold", no_wrap=True, width=22)
+        table.add_column(no_wrap=True, width=max(20, console.width - 32))
         for best in np.argsort(-scores)[: options.count]:
             table.add_row(f"{scores[best]:.2f}", shorten(str(names[best])), str(texts[best]))
         console.print(table, "")
