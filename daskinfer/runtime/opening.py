@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from daskinfer.errors import OutputOwned, UsageError
 from daskinfer.graphs.context import open_job_sink
@@ -20,7 +21,7 @@ from daskinfer.runtime.checkpoints import resolve_checkpoint
 from daskinfer.source import digest_source
 from daskinfer.spec.job import JobRecord, digest_files, make_request
 from daskinfer.spec.plan import Numerics, Plan, WorkerShape
-from daskinfer.spec.recipe import Input, Recipe
+from daskinfer.spec.recipe import OPERATIONAL, Input, Recipe
 from daskinfer.storage.filesystem import absolute_url
 from daskinfer.storage.inputs.files import find_files
 from daskinfer.storage.inputs.index import index_input
@@ -168,7 +169,7 @@ def _explain_difference(record: JobRecord, recipe: Recipe, inputs: str, output: 
     changed = [
         name
         for name, before, now in (
-            ("the recipe", record.recipe.digest, recipe.digest),
+            (f"the recipe ({_name_changes(record.recipe, recipe)})", record.recipe.digest, recipe.digest),
             ("an input file", record.inputs, inputs),
             ("daskinfer's code", record.code, digest_source()),
         )
@@ -179,3 +180,16 @@ def _explain_difference(record: JobRecord, recipe: Recipe, inputs: str, output: 
         f"{output} belongs to job {record.job}; {what} has changed since, so this is another job",
         hint="Choose another output.url to keep both, or start over with --fresh.",
     )
+
+
+def _name_changes(before: Recipe, now: Recipe) -> str:
+    first, second = (_flatten("", each.model_dump(mode="json", exclude=OPERATIONAL)) for each in (before, now))
+    return ", ".join(sorted(key for key in {*first, *second} if first.get(key) != second.get(key)))
+
+
+def _flatten(prefix: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {
+        path: leaf for key, each in value.items() for path, leaf in _flatten(f"{prefix}.{key}".strip("."), each).items()
+    }
