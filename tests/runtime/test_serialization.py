@@ -59,6 +59,20 @@ def test_a_tensor_is_scattered_whole(client: Client, addresses: list[str]) -> No
     assert client.submit(read_bytes, scattered, workers=[addresses[0]]).result()[1] == read_bytes(tensor)[1]
 
 
+def make_parameter() -> Any:
+    import torch
+
+    return torch.nn.Parameter(make_tensor("bfloat16"), requires_grad=False)
+
+
+def test_a_parameter_stays_one(client: Client, addresses: list[str]) -> None:
+    made = client.submit(make_parameter, workers=[addresses[0]])
+    assert client.submit(read_bytes, made, workers=[addresses[1]]).result()[1] == read_bytes(make_parameter())[1]
+    assert type(made.result()) is torch.nn.Parameter
+    key = made.key
+    assert client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.tasks[key].nbytes) == 600_000
+
+
 def test_a_worker_that_comes_later_is_set_up_too(client: Client, addresses: list[str]) -> None:
     client.restart_workers([addresses[1]], timeout=60)
     test_a_tensor_goes_from_worker_to_worker_to_client(
