@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import dask
 import pytest
 
@@ -16,6 +18,9 @@ from daskinfer.storage.registry import Registry
 from daskinfer.testing.tinymodels import make_tiny_bert
 from tests.e2e.conftest import Bench, data_bytes, run
 from tests.e2e.faults import commits, interrupt, once, patched_workers
+
+# Workers need not be able to import the tests.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 @pytest.fixture(autouse=True)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
+import cloudpickle
 import pytest
 import torch
 from dask.sizeof import sizeof
 from distributed import Client, wait
+
+# Workers need not be able to import the tests.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 DTYPES = ["float32", "bfloat16", "float16", "float8_e4m3fn", "int64", "bool"]
 
