@@ -145,7 +145,9 @@ class Driver:
         futures = [*self._loads]
         for held in self._held.values():
             futures += [*filter(None, (held.rows, held.tokens)), *held.handoffs.values(), *held.others]
-        self._client.cancel(futures, force=True)
+        # Not Client.cancel: forced, it trips over tasks that no client holds and takes the connection down with it.
+        for future in futures:
+            future.release()
         tokens = [
             crew_token(self._handle.job),
             *(stage_token(self._handle.job, s.index) for s in self._ledger.plan.stages),
