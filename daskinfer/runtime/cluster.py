@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any
 
 import dask
@@ -82,7 +83,9 @@ def _connect(address: str) -> Client:
 @contextmanager
 def _start(local: recipes.LocalCluster) -> Iterator[LocalCluster]:
     # Ctrl-C in a terminal reaches every process of the group. Threads and processes inherit what is blocked here, so
-    # that only the driver hears it and stops the workers in good order.
+    # that only the driver hears it and stops the workers in good order. The tracker is started first, for its start
+    # would lift the block again.
+    resource_tracker.ensure_running()
     heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         workers = LocalCluster(
