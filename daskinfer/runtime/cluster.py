@@ -20,6 +20,8 @@ from daskinfer.spec import recipe as recipes
 from daskinfer.spec.plan import WorkerShape
 
 CONNECT_SECONDS = 20
+# Every connection keeps its last 1,000 messages by default, whole graphs among them: memory that grows for an hour.
+_QUIET = {"distributed.admin.low-level-log-length": 20}
 
 
 def find_workers(cluster: recipes.Cluster) -> list[WorkerShape]:
@@ -45,7 +47,7 @@ def open_cluster(cluster: recipes.Cluster) -> Iterator[Client]:
         The scheduler cannot be reached, or workers do not start.
     """
     if cluster.address is not None:
-        with _connect(cluster.address) as client:
+        with dask.config.set(_QUIET), _connect(cluster.address) as client:
             set_up_processes(client)
             yield client
         return
@@ -109,7 +111,7 @@ def _start(local: recipes.LocalCluster) -> Iterator[LocalCluster]:
 def _local_settings(local: recipes.LocalCluster) -> dict[str, Any]:
     """Return Dask settings without the defaults that slow or break inference."""
     threads = str(local.threads)
-    return {
+    return _QUIET | {
         "distributed.nanny.pre-spawn-environ": {
             # Freed activations go back to the kernel and are faulted in again under the nanny's own setting, which
             # costs a quarter of CPU inference.
