@@ -12,12 +12,12 @@ import dask
 import psutil
 from distributed import Client, LocalCluster
 
-from daskinfer.errors import JobFailed
+from daskinfer.errors import JobFailed, RecipeError
 from daskinfer.runtime.processes import set_up_processes
 from daskinfer.spec import recipe as recipes
 from daskinfer.spec.plan import WorkerShape
 
-CONNECT_SECONDS = 20
+CONNECT_SECONDS = 15
 
 
 def find_workers(cluster: recipes.Cluster) -> list[WorkerShape]:
@@ -72,7 +72,11 @@ def shape_worker(address: str, identity: dict[str, Any]) -> WorkerShape:
 def _connect(address: str) -> Client:
     try:
         return Client(address, timeout=CONNECT_SECONDS)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
+        raise RecipeError(
+            f"cluster.address: {address} is no address: {error}", hint="Write it as tcp://HOST:PORT or tls://HOST:PORT."
+        ) from error
+    except OSError as error:
         raise JobFailed(
             f"no Dask scheduler answers at {address}: {error}", hint="Start it, or mend cluster.address in the recipe."
         ) from error
