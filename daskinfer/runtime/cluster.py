@@ -11,13 +11,14 @@ from typing import Any
 import dask
 import psutil
 from distributed import Client, LocalCluster
+from distributed.utils import silence_logging_cmgr
 
 from daskinfer.errors import JobFailed, RecipeError
 from daskinfer.runtime.processes import set_up_processes
 from daskinfer.spec import recipe as recipes
 from daskinfer.spec.plan import WorkerShape
 
-CONNECT_SECONDS = 15
+CONNECT_SECONDS = 10
 
 
 def find_workers(cluster: recipes.Cluster) -> list[WorkerShape]:
@@ -43,7 +44,8 @@ def open_cluster(cluster: recipes.Cluster) -> Iterator[Client]:
         The scheduler cannot be reached, or workers do not start.
     """
     if cluster.address is not None:
-        with _connect(cluster.address) as client:
+        # As a local cluster does: what goes wrong is told once, by the job.
+        with silence_logging_cmgr(logging.CRITICAL), _connect(cluster.address) as client:
             set_up_processes(client)
             yield client
         return
