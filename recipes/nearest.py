@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,18 +38,16 @@ def main() -> None:
     rows = zarr.open_group(result["output"], mode="r")
     vectors = np.asarray(rows["embedding"])
     texts, names = np.asarray(rows["text"]), np.asarray(rows["id"])
-    console = Console()
+    console = Console(highlight=False)
     for query, scores in zip(queries, embed(queries, options.recipe, result["snapshot"]) @ vectors.T, strict=True):
-        table = Table(
-            title=f"nearest to “{query}”", title_justify="left", show_header=False, width=min(console.width, 120)
-        )
-        table.add_column(justify="right", no_wrap=True)
-        table.add_column(style="bold", no_wrap=True, max_width=28)
-        table.add_column(no_wrap=True)
+        table = Table(title=f"nearest to “{query}”", title_justify="left", show_header=False, box=None)
+        table.add_column(justify="right", width=4)
+        table.add_column(style="bold", no_wrap=True, width=22)
+        table.add_column(no_wrap=True, width=max(20, console.width - 32))
         for best in np.argsort(-scores)[: options.count]:
-            table.add_row(f"{scores[best]:.2f}", str(names[best]), str(texts[best]))
-        console.print(table)
-    console.print(summarise(result), soft_wrap=True, highlight=False)
+            table.add_row(f"{scores[best]:.2f}", shorten(str(names[best])), str(texts[best]))
+        console.print(table, "")
+    console.print(summarise(result), soft_wrap=True)
 
 
 def embed(queries: list[str], recipe: Path, snapshot: str) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -73,6 +72,11 @@ def embed(queries: list[str], recipe: Path, snapshot: str) -> np.ndarray[Any, np
         sys.exit(done.returncode)
     output = json.loads(done.stdout.splitlines()[-1])["output"]
     return np.asarray(zarr.open_group(output, mode="r")["embedding"])
+
+
+def shorten(name: str) -> str:
+    """Return the word of `dog.n.02084071`, and any other id as it is."""
+    return re.sub(r"\.[a-z]\.\d{8}$", "", name).replace("_", " ")
 
 
 def summarise(result: dict[str, Any]) -> str:

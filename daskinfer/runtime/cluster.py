@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any
 
 import dask
@@ -19,6 +21,8 @@ from daskinfer.spec import recipe as recipes
 from daskinfer.spec.plan import WorkerShape
 
 CONNECT_SECONDS = 10
+# Every connection keeps its last 1,000 messages by default, whole graphs among them: memory that grows for an hour.
+_QUIET = {"distributed.admin.low-level-log-length": 20}
 
 
 def find_workers(cluster: recipes.Cluster) -> list[WorkerShape]:
@@ -44,8 +48,12 @@ def open_cluster(cluster: recipes.Cluster) -> Iterator[Client]:
         The scheduler cannot be reached, or workers do not start.
     """
     if cluster.address is not None:
-        # As a local cluster does: what goes wrong is told once, by the job.
-        with silence_logging_cmgr(logging.CRITICAL), _connect(cluster.address) as client:
+        # Silent as a local cluster is: what goes wrong is told once, by the job.
+        with (
+            dask.config.set(_QUIET),
+            silence_logging_cmgr(logging.CRITICAL),
+            _connect(cluster.address) as client,
+        ):
             set_up_processes(client)
             yield client
         return
@@ -86,6 +94,11 @@ def _connect(address: str) -> Client:
 
 @contextmanager
 def _start(local: recipes.LocalCluster) -> Iterator[LocalCluster]:
+    # Ctrl-C in a terminal reaches every process of the group. Threads and processes inherit what is blocked here, so
+    # that only the driver hears it and stops the workers in good order. The tracker is started first, for its start
+    # would lift the block again.
+    resource_tracker.ensure_running()
+    heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         workers = LocalCluster(
             n_workers=local.workers,
@@ -99,6 +112,8 @@ def _start(local: recipes.LocalCluster) -> Iterator[LocalCluster]:
         )
     except RuntimeError as error:
         raise JobFailed(f"the local workers did not start: {error}") from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
     with workers:
         yield workers
 
@@ -106,7 +121,7 @@ def _start(local: recipes.LocalCluster) -> Iterator[LocalCluster]:
 def _local_settings(local: recipes.LocalCluster) -> dict[str, Any]:
     """Return Dask settings without the defaults that slow or break inference."""
     threads = str(local.threads)
-    return {
+    return _QUIET | {
         "distributed.nanny.pre-spawn-environ": {
             # Freed activations go back to the kernel and are faulted in again under the nanny's own setting, which
             # costs a quarter of CPU inference.

@@ -81,6 +81,13 @@ class Bench:
         return path
 
 
+def make_bench(folder: Path, model: Path, rows: int) -> Bench:
+    """Publish the model as `tiny@prod` in a folder and write rows for it."""
+    api.publish("tiny", str(model), registry=str(folder / "work/registry"), alias="prod")
+    write_rows(folder / "in.jsonl", rows)
+    return Bench(folder, model)
+
+
 def write_rows(path: Path, count: int, seed: int = 0) -> Path:
     """Write rows of one to forty words with ids."""
     source = random.Random(seed)
@@ -97,9 +104,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def bench(tmp_path: Path, tiny_model: Path) -> Bench:
     """A fresh folder with `tiny@prod` published and 300 rows."""
-    api.publish("tiny", str(tiny_model), registry=str(tmp_path / "work/registry"), alias="prod")
-    write_rows(tmp_path / "in.jsonl", 300)
-    return Bench(tmp_path, tiny_model)
+    return make_bench(tmp_path, tiny_model, 300)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,125 @@
+"""Killing the processes of a running job: it ends by itself or is resumed, and its output is what it would have been."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.e2e.conftest import Bench, daskinfer, data_bytes, make_bench, run
+
+pytestmark = pytest.mark.slow
+
+ROWS, PARTITION = 1_920, 32
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, scheduler: str) -> Bench:
+    """A job of 60 partitions, and `calm.zarr`: what it writes when nothing disturbs it."""
+    bench = make_bench(tmp_path_factory.mktemp("kills"), tiny_model, ROWS)
+    run(bench.recipe("calm.zarr", input__partition_rows=PARTITION), scheduler)
+    bench.write_recipe(input__partition_rows=PARTITION, pipeline__activations={"transport": "zarr"})
+    return bench
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Runs of the command with one output."""
+
+    bench: Bench
+    name: str
+
+    def start(self) -> subprocess.Popen[str]:
+        words = ("--set", f"output.url={self.name}", "--set", f"name={self.name.removesuffix('.zarr')}")
+        return daskinfer("run", "recipe.yaml", *words, "--json", cwd=self.bench.folder)
+
+    def commits(self) -> dict[str, int]:
+        """Return the commit records there are, with the time each was written."""
+        found = self.bench.folder.glob(f"{self.name}/_daskinfer/commits/*/*.json")
+        return {path.name: path.stat().st_mtime_ns for path in found}
+
+    def await_commits(self, job: subprocess.Popen[str], count: int) -> None:
+        deadline = time.monotonic() + 120
+        while len(self.commits()) < count:
+            assert job.poll() is None, job.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def assert_calm(self) -> None:
+        assert data_bytes(self.bench.folder / self.name) == data_bytes(self.bench.folder / "calm.zarr")
+        assert len(self.commits()) == ROWS // PARTITION
+        assert not any((self.bench.folder / "work").glob("activations/*"))
+
+
+def workers_of(job: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Return the worker processes of a driver."""
+    found = psutil.Process(job.pid).children(recursive=True)
+    return [process for process in found if "spawn_main" in " ".join(process.cmdline())]
+
+
+def finish(job: subprocess.Popen[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Wait for a run to succeed; return what it printed and its report."""
+    out, err = job.communicate(timeout=170)
+    assert job.returncode == 0, err
+    printed = json.loads(out.splitlines()[-1])
+    return printed, json.loads(Path(printed["report"]).with_suffix(".json").read_text())
+
+
+def test_a_killed_worker_of_each_stage_is_replaced(folder: Bench) -> None:
+    attempt = Attempt(folder, "workers.zarr")
+    job = attempt.start()
+    attempt.await_commits(job, 3)
+    first, second = workers_of(job)
+    first.send_signal(signal.SIGKILL)
+    attempt.await_commits(job, 20)
+    second.send_signal(signal.SIGKILL)
+    printed, report = finish(job)
+    assert printed["rows_out"] == ROWS
+    assert report["counters"]["workers_lost"] == 2
+    assert sum(incident["kind"] == "worker-lost" for incident in report["incidents"]) == 2
+    attempt.assert_calm()
+
+
+@pytest.mark.parametrize(
+    ("name", "stop", "code"),
+    [
+        ("killed.zarr", lambda job: job.kill(), -signal.SIGKILL),
+        ("interrupted.zarr", lambda job: os.killpg(job.pid, signal.SIGINT), 130),  # as Ctrl-C does in a terminal
+        ("terminated.zarr", lambda job: job.terminate(), 130),
+    ],
+)
+def test_a_stopped_driver_is_resumed(
+    folder: Bench, name: str, stop: Callable[[subprocess.Popen[str]], None], code: int
+) -> None:
+    attempt = Attempt(folder, name)
+    job = attempt.start()
+    attempt.await_commits(job, 10)
+    workers = workers_of(job)
+    stop(job)
+    out, err = job.communicate(timeout=60)
+    assert job.returncode == code, err
+    assert "Traceback" not in err
+    if code == 130:
+        assert "run recipe.yaml" in json.loads(out.splitlines()[-1])["resume"]
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive, "workers outlive their driver"
+    before = attempt.commits()
+    assert 10 <= len(before) < ROWS // PARTITION
+
+    printed, report = finish(attempt.start())
+    assert printed["rows_out"] == ROWS
+    after = attempt.commits()
+    assert {name: after[name] for name in before} == before, "committed partitions were committed again"
+    assert report["partitions_resumed"] == len(before)
+    assert report["rows_this_run"] == ROWS - len(before) * PARTITION
+    assert report["epoch"] == 2
+    attempt.assert_calm()
