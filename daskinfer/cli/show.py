@@ -26,7 +26,9 @@ _STYLES = {
 
 def print_report(report: Report, remark: str | None = None) -> None:
     """Print what a run did, in a handful of lines."""
-    version = f" v{report.version}" if report.version is not None else ""
+    version = (
+        "" if report.version is None or report.checkpoint.endswith(f"@v{report.version}") else f" v{report.version}"
+    )
     lines = {
         "job": report.job,
         "snapshot": f"{report.checkpoint}{version} sha256:{shorten(report.snapshot)}",

@@ -13,13 +13,14 @@ from typing import Any
 import dask
 import psutil
 from distributed import Client, LocalCluster
+from distributed.utils import silence_logging_cmgr
 
-from daskinfer.errors import JobFailed
+from daskinfer.errors import JobFailed, RecipeError
 from daskinfer.runtime.processes import set_up_processes
 from daskinfer.spec import recipe as recipes
 from daskinfer.spec.plan import WorkerShape
 
-CONNECT_SECONDS = 20
+CONNECT_SECONDS = 10
 # Every connection keeps its last 1,000 messages by default, whole graphs among them: memory that grows for an hour.
 _QUIET = {"distributed.admin.low-level-log-length": 20}
 
@@ -47,7 +48,12 @@ def open_cluster(cluster: recipes.Cluster) -> Iterator[Client]:
         The scheduler cannot be reached, or workers do not start.
     """
     if cluster.address is not None:
-        with dask.config.set(_QUIET), _connect(cluster.address) as client:
+        # Silent as a local cluster is: what goes wrong is told once, by the job.
+        with (
+            dask.config.set(_QUIET),
+            silence_logging_cmgr(logging.CRITICAL),
+            _connect(cluster.address) as client,
+        ):
             set_up_processes(client)
             yield client
         return
@@ -76,7 +82,11 @@ def shape_worker(address: str, identity: dict[str, Any]) -> WorkerShape:
 def _connect(address: str) -> Client:
     try:
         return Client(address, timeout=CONNECT_SECONDS)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
+        raise RecipeError(
+            f"cluster.address: {address} is no address: {error}", hint="Write it as tcp://HOST:PORT or tls://HOST:PORT."
+        ) from error
+    except OSError as error:
         raise JobFailed(
             f"no Dask scheduler answers at {address}: {error}", hint="Start it, or mend cluster.address in the recipe."
         ) from error
