@@ -202,7 +202,10 @@ class Driver:
         def settle(future: Future) -> Event:
             if future.status != "finished":
                 return ShardFailed(stage, worker, _error_of(future))
-            return ShardLoaded(ShardAck(**future.result()))
+            ack = ShardAck(**future.result())
+            if ack.worker != worker:
+                return ShardFailed(stage, worker, JobFailed(f"Dask ran the load of stage {stage} on {ack.worker}"))
+            return ShardLoaded(ack)
 
         self._watch(future, settle)
 

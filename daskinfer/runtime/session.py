@@ -15,11 +15,12 @@ from daskinfer.runtime.core import DriverCore, Limits
 from daskinfer.runtime.driver import Driver
 from daskinfer.runtime.ledger import Ledger
 from daskinfer.runtime.opening import OpenedJob
-from daskinfer.spec.job import Phase, Progress
+from daskinfer.spec.job import JobRecord, Phase, Progress
 from daskinfer.spec.recipe import Recipe
 from daskinfer.storage.filesystem import absolute_url, delete, join_url
 from daskinfer.storage.journal import Event, Journal
 from daskinfer.storage.lease import Lease
+from daskinfer.storage.outputs.owner import confirm
 from daskinfer.storage.outputs.sink import Sink
 from daskinfer.storage.registry import Registry
 from daskinfer.storage.snapshotlock import SnapshotLock, take
@@ -116,8 +117,7 @@ class Session:
         if self.job.resumed:
             self._note("resumed", f"epoch {self.epoch} goes on where an earlier one stopped")
         lock = take(Registry(record.registry), record.resolution.snapshot, record.job)
-        sink = open_job_sink(record)
-        sink.create()
+        sink = self._open_sink(record)
         committed = set()
         for commit in sink.committed():
             self.ledger.add_earlier(commit)
@@ -127,6 +127,16 @@ class Session:
         self._enter("sealing")
         self._seal(sink)
         lock.release()
+
+    def _open_sink(self, record: JobRecord) -> Sink:
+        """Prepare the output. Under the lease and before the first task, so that nothing of this job can be lost."""
+        confirm(record.output, record.job)
+        sink = open_job_sink(record)
+        if not self.job.store.is_cleared():
+            sink.discard()
+            self.job.store.mark_cleared()
+        sink.create()
+        return sink
 
     def _compute(self, lock: SnapshotLock, committed: set[int]) -> None:
         record, plan = self.job.record, self.job.plan
