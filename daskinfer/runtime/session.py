@@ -28,6 +28,7 @@ from daskinfer.storage.snapshotlock import SnapshotLock, take
 PROGRESS_SECONDS = 0.25
 CHECK_SECONDS = 5.0
 SNAPSHOT_HEARTBEAT_SECONDS = 200.0
+TROUBLE_SECONDS = 60.0
 
 
 class Session:
@@ -57,7 +58,7 @@ class Session:
         self._watch = watch
         self._began = began
         self._phase: Phase = "starting"
-        self._due = {"progress": 0.0, "check": 0.0, "snapshot": 0.0}
+        self._due: dict[str, float] = {}
 
     def run(self) -> None:
         """Run the job to its seal; `error` says afterwards why it did not get there.
@@ -186,11 +187,13 @@ class Session:
             self._tell()
         if self._is_due("check", now, CHECK_SECONDS):
             self._lease.check()
+            if self._lease.trouble and self._is_due("trouble", now, TROUBLE_SECONDS):
+                self._note("heartbeat-failed", self._lease.trouble)
         if self._is_due("snapshot", now, SNAPSHOT_HEARTBEAT_SECONDS):
             lock.heartbeat()
 
     def _is_due(self, what: str, now: float, every: float) -> bool:
-        if now < self._due[what]:
+        if now < self._due.get(what, 0.0):
             return False
         self._due[what] = now + every
         return True
