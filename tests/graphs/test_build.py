@@ -38,8 +38,8 @@ def test_a_microbatch_goes_through_all_stages_on_the_workers_that_hold_them() ->
     assert graph.wanted == (("job/stage-2", 3, 5, 0, 0), ("job/stage-2", 3, 5, 7, 0))
     assert len(graph.tasks) == 6
     for stage in range(3):
-        key = ("job/stage-%d" % stage, 3, 5, 7, 0)
-        before = {("job/stage-%d" % (stage - 1), 3, 5, 7, 0)} if stage else set()
+        key = (f"job/stage-{stage}", 3, 5, 7, 0)
+        before = {(f"job/stage-{stage - 1}", 3, 5, 7, 0)} if stage else set()
         assert dependencies(graph.tasks[key]) == {tokens, *before}
         assert graph.resources[key] == {"GPU": 1, stage_token(HANDLE, stage): 1}
 
