@@ -1,7 +1,6 @@
 # Every target makes .venv on a machine that has only Python 3.11 or later with pip.
 PYTHON ?= python3
-# Where PyPI's build of torch would bring CUDA along unwanted:
-#   make TORCH='torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu' test
+# What is installed as torch, before all else: say make TORCH=... where another build of that version is wanted.
 TORCH ?= torch==2.13.0
 # Glosses that the demo embeds; `make demo ROWS=all` takes all 117,659.
 ROWS ?= 12000

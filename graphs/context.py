@@ -13,6 +13,8 @@ from daskinfer.graphs.handoff import JobHandle
 from daskinfer.models.tokenizer import Tokenizer, make_tokenizer
 from daskinfer.spec.activation import Edge
 from daskinfer.spec.job import JobRecord
+from daskinfer.spec.plan import Numerics
+from daskinfer.spec.recipe import ModelOptions
 from daskinfer.spec.snapshot import LayerGroup, Manifest
 from daskinfer.storage.activations import DirectTransport, Transport, ZarrTransport
 from daskinfer.storage.blobs import read_group, tensors
@@ -25,7 +27,7 @@ from daskinfer.storage.registry import Registry
 if TYPE_CHECKING:
     from daskinfer.models.stage import Stage
 
-ShardKey = tuple[str, int, int, str, str]
+ShardKey = tuple[str, int, int, Numerics, str, ModelOptions]
 
 
 @dataclass(slots=True)
@@ -33,6 +35,8 @@ class Loaded:
     """A stage in memory and what it took to bring it there."""
 
     stage: Stage
+    snapshot: str
+    """Digest of the manifest that its weights were verified against."""
     read_bytes: int
     seconds: float
 
@@ -75,9 +79,9 @@ class JobContext:
 
     def load(self, stage: int) -> Loaded:
         """Return a stage's module, loading its shard when this process has not."""
-        plan = self.record.plan
+        plan, model = self.record.plan, self.record.recipe.model
         wanted = plan.stages[stage]
-        key = (self.snapshot, wanted.first, wanted.last, plan.numerics.dtype, self.record.recipe.model.task)
+        key = (self.snapshot, wanted.first, wanted.last, plan.numerics, model.task, model.options)
         return _SHARDS.get(key, partial(self._load, stage))
 
     def _load(self, stage: int) -> Loaded:
@@ -99,7 +103,7 @@ class JobContext:
             device="cpu",
             threads=plan.numerics.threads,
         )
-        return Loaded(module, sum(group.size for group in groups), time.perf_counter() - began)
+        return Loaded(module, self.manifest.digest, sum(group.size for group in groups), time.perf_counter() - began)
 
     def _read(self, group: LayerGroup) -> dict[str, tuple[str, tuple[int, ...], memoryview]]:
         data = read_group(self.record.registry, group)
@@ -140,10 +144,11 @@ def open_context(handle: JobHandle) -> JobContext:
 
 
 def forget_job(handle: JobHandle) -> None:
-    """Drop a job's records and the shards that it used from this process."""
+    """Drop a job's records from this process, and its shards unless another job uses the snapshot."""
     with _CONTEXTS_LOCK:
         context = _CONTEXTS.pop((handle.workspace, handle.job), None)
-    if context is not None:
+        still_used = {other.snapshot for other in _CONTEXTS.values()}
+    if context is not None and context.snapshot not in still_used:
         with _SHARDS.lock:
             for key in [key for key in _SHARDS.shards if key[0] == context.snapshot]:
                 del _SHARDS.shards[key]

@@ -17,6 +17,7 @@ from daskinfer.spec.activation import Activation
 from daskinfer.spec.job import CommitRecord, StageTrail
 from daskinfer.storage.activations import DirectActivation
 from daskinfer.storage.inputs.reading import PartitionSource, read_partition
+from daskinfer.storage.outputs.owner import confirm
 from daskinfer.storage.outputs.sink import OutputPart
 from daskinfer.storage.rows import RowBatch
 
@@ -28,7 +29,7 @@ def load_shard(handle: JobHandle, stage: int) -> dict[str, object]:
     return {
         "stage": stage,
         "worker": get_identity(),
-        "snapshot": context.manifest.digest,
+        "snapshot": loaded.snapshot,
         "source": digest_source(),
         "read_bytes": loaded.read_bytes,
         "seconds": loaded.seconds,
@@ -65,7 +66,7 @@ def run_stage(
 ) -> Handoff:
     """Compute one microbatch's pass through one stage."""
     context = open_context(handle)
-    module = context.load(stage).stage
+    loaded = context.load(stage)
     hidden, receive = None, 0.0
     if received is not None:
         if not isinstance(received.payload, Activation | DirectActivation):
@@ -75,7 +76,7 @@ def run_stage(
         receive = time.perf_counter() - began
     ids, lengths = tokens.padded(number)
     began = time.perf_counter()
-    result = module.run(ids, lengths, hidden)
+    result = loaded.stage.run(ids, lengths, hidden)
     compute = time.perf_counter() - began
     payload: Activation | DirectActivation | dict[str, np.ndarray]
     if isinstance(result, dict):
@@ -85,7 +86,7 @@ def run_stage(
         chunk = partition * context.record.recipe.input.partition_rows + number
         payload = context.transports[stage].send(partition, number, chunk, result)
         send = time.perf_counter() - began
-    hop = Hop(stage, get_identity(), context.snapshot, compute, receive, send)
+    hop = Hop(stage, get_identity(), loaded.snapshot, compute, receive, send)
     return Handoff(payload, (*(received.trail if received else ()), hop))
 
 
@@ -98,6 +99,8 @@ def commit_partition(handle: JobHandle, rows: RowBatch, tokens: Tokens, handoffs
         A microbatch was computed on another snapshot than the job's.
     JobBusy
         A newer driver has taken the job over.
+    OutputOwned
+        Another job has taken the output over.
     """
     context = open_context(handle)
     trail = _check_trails(context, rows.partition.number, handoffs)
@@ -110,6 +113,7 @@ def commit_partition(handle: JobHandle, rows: RowBatch, tokens: Tokens, handoffs
     )
     if context.store.current_epoch() != handle.epoch:
         raise JobBusy(f"job {handle.job} was taken over by a newer driver; this one stops")
+    confirm(context.record.output, handle.job)
     written = context.sink.write(part)
     record = CommitRecord(
         job=handle.job,

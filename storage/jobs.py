@@ -8,6 +8,7 @@
     lease.json        heartbeat and progress of the last one
     journal/          what happened
     report.json .html what the last run did
+    cleared.json      created once, when the output holds nothing of its former owner
     done.json         created once, when the output is sealed
 """
 
@@ -103,6 +104,14 @@ class JobStore:
         """Return how many drivers the job has had."""
         newest = lease.read_driver(self.url)
         return 0 if newest is None else newest[0]
+
+    def is_cleared(self) -> bool:
+        """Say whether the output holds nothing of its former owner."""
+        return exists(self._place("cleared.json"))
+
+    def mark_cleared(self) -> None:
+        """Note that the output holds nothing of its former owner."""
+        create(self._place("cleared.json"), canonical_json({"job": self.job}))
 
     def save_report(self, report: Report, html: str) -> str:
         """Store what the last run did, and return the URL of the HTML page."""

@@ -23,6 +23,7 @@ from daskinfer.graphs.build import (
     prepare_graph,
     stage_token,
 )
+from daskinfer.graphs.context import forget_job
 from daskinfer.graphs.handoff import JobHandle
 from daskinfer.runtime.cluster import worker_shapes
 from daskinfer.runtime.core import DriverCore
@@ -56,6 +57,7 @@ from daskinfer.spec.rows import PartitionTable
 from daskinfer.storage.inputs.reading import partition_source
 
 TICK_SECONDS = 0.25
+RESULT_SECONDS = 2
 # Reading ahead and committing come before computing: they are short, and computing waits for them.
 _PRIORITY_FIRST = 10**9
 
@@ -146,20 +148,26 @@ class Driver:
         for held in self._held.values():
             futures += [*filter(None, (held.rows, held.tokens)), *held.handoffs.values(), *held.others]
         self._client.cancel(futures, force=True)
-        tokens = [
-            crew_token(self._handle.job),
-            *(stage_token(self._handle.job, s.index) for s in self._ledger.plan.stages),
-        ]
-        for worker in self._tokens & set(self._client.scheduler_info(n_workers=-1)["workers"]):
+        stages = self._ledger.plan.stages
+        tokens = [crew_token(self._handle), *(stage_token(self._handle, stage.index) for stage in stages)]
+        workers = self._tokens & {worker.address for worker in worker_shapes(self._client)}
+        for worker in workers:
             grant_tokens(self._client, worker, dict.fromkeys(tokens, 0))
+        self._client.run(forget_job, self._handle, workers=list(workers))
 
     def _step(self) -> None:
+        event: Event | None = Tick()
         try:
-            event = self._happened.get(timeout=TICK_SECONDS)()
+            happened = self._happened.get(timeout=TICK_SECONDS)
         except queue.Empty:
-            event = Tick()
             if self._client.status not in ("running", "newly-created"):
                 raise JobFailed("the connection to the Dask scheduler is lost") from None
+        else:
+            try:
+                event = happened()
+            except TimeoutError:
+                # The result was lost with its worker and is computed again, perhaps on one that we have yet to place.
+                self._happened.put(happened)
         if event is not None:
             if isinstance(event, ShardLoaded):
                 self._ledger.add_ack(event.ack)
@@ -202,14 +210,16 @@ class Driver:
         def settle(future: Future) -> Event:
             if future.status != "finished":
                 return ShardFailed(stage, worker, _error_of(future))
-            return ShardLoaded(ShardAck(**future.result()))
+            ack = ShardAck(**future.result(RESULT_SECONDS))
+            if ack.worker != worker:
+                return ShardFailed(stage, worker, JobFailed(f"Dask ran the load of stage {stage} on {ack.worker}"))
+            return ShardLoaded(ack)
 
         self._watch(future, settle)
 
     def _grant(self, stage: int, worker: str) -> None:
-        job = self._handle.job
         try:
-            grant_tokens(self._client, worker, {stage_token(job, stage): 1, crew_token(job): 1})
+            grant_tokens(self._client, worker, {stage_token(self._handle, stage): 1, crew_token(self._handle): 1})
         except OSError:
             return  # it died meanwhile: the scheduler's event follows
         self._tokens.add(worker)
@@ -218,7 +228,10 @@ class Driver:
         graph = prepare_graph(self._handle, partition_source(self._table, partition), attempt)
         rows, tokens, count = self._submit(graph, priority=_PRIORITY_FIRST - partition)
         self._held[partition] = _Held(rows, tokens)
-        self._watch(count, self._settle("prepare", partition, 0, lambda future: Prepared(partition, future.result())))
+        self._watch(
+            count,
+            self._settle("prepare", partition, 0, lambda future: Prepared(partition, future.result(RESULT_SECONDS))),
+        )
 
     def _submit_microbatches(self, partition: int, numbers: Sequence[int], attempt: int) -> None:
         held = self._held[partition]
@@ -241,7 +254,9 @@ class Driver:
         handoffs: list[Key] = [held.handoffs[number].key for number in sorted(held.handoffs)]
         graph = commit_graph(self._handle, partition, held.rows.key, held.tokens.key, handoffs, attempt)
         (future,) = self._submit(graph, priority=2 * _PRIORITY_FIRST - partition)
-        self._watch(future, self._settle("commit", partition, 0, lambda future: Committed(future.result())))
+        self._watch(
+            future, self._settle("commit", partition, 0, lambda future: Committed(future.result(RESULT_SECONDS)))
+        )
         held.others.append(future)
 
     def _submit(self, graph: TaskGraph, priority: int, workers: list[str] | None = None) -> list[Future]:

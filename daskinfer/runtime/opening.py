@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from daskinfer.errors import JobBusy, OutputOwned, UsageError
+from daskinfer.errors import OutputOwned, UsageError
 from daskinfer.graphs.context import open_job_sink
 from daskinfer.ids import digest_of, shorten
 from daskinfer.models.families import ATTENTION
@@ -62,9 +62,10 @@ def open_job(recipe: Recipe, workers: Sequence[WorkerShape], fresh: bool) -> Ope
         return job
     output = absolute_url(recipe.output.url)
     owner = current_owner(output)
-    if owner is not None:
-        _refuse_running(recipe, owner, output)
-    return _begin(recipe, workers, owner, output)
+    if owner is None:
+        return _begin(recipe, workers, None, output)
+    with _hold_back(recipe, owner):
+        return _begin(recipe, workers, owner, output)
 
 
 def find_owner(recipe: Recipe, workers: Sequence[WorkerShape]) -> OpenedJob | None:
@@ -155,8 +156,6 @@ def _begin(recipe: Recipe, workers: Sequence[WorkerShape], owner: Owner | None, 
         Owner(job=record.job, request=record.request, snapshot=record.resolution.snapshot, created=record.created),
         owner,
     )
-    if owner is not None:
-        open_job_sink(record).discard()
     return OpenedJob(store, record, record.plan, resumed=False, done=False)
 
 
@@ -170,13 +169,21 @@ def _make_numerics(recipe: Recipe, dtype: str, workers: Sequence[WorkerShape]) -
     return Numerics(dtype=dtype, attention=ATTENTION, threads=min(worker.threads for worker in able), **versions())
 
 
-def _refuse_running(recipe: Recipe, owner: Owner, output: str) -> None:
-    with suppress(UsageError):  # a job that this workspace does not know cannot be asked
-        if JobStore(recipe.workspace, owner.job).state() == "running":
-            raise JobBusy(
-                f"{output} belongs to job {owner.job}, which is running",
-                hint=f"Stop it first; daskinfer status {owner.job} tells where it runs.",
-            )
+@contextmanager
+def _hold_back(recipe: Recipe, owner: Owner) -> Iterator[None]:
+    """Hold the lease of an output's former owner, so that it neither runs now nor commits anything from now on.
+
+    Raises
+    ------
+    JobBusy
+        It is running.
+    """
+    store = JobStore(recipe.workspace, owner.job)
+    with ExitStack() as held:
+        with suppress(UsageError):  # a job that this workspace does not know cannot be held back
+            store.record()
+            held.callback(store.acquire().release)
+        yield
 
 
 def _read_owner_record(store: JobStore, owner: Owner, recipe: Recipe, output: str) -> JobRecord:

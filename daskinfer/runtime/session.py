@@ -15,11 +15,12 @@ from daskinfer.runtime.core import DriverCore, Limits
 from daskinfer.runtime.driver import Driver
 from daskinfer.runtime.ledger import Ledger
 from daskinfer.runtime.opening import OpenedJob
-from daskinfer.spec.job import Phase, Progress
+from daskinfer.spec.job import JobRecord, Phase, Progress
 from daskinfer.spec.recipe import Recipe
 from daskinfer.storage.filesystem import absolute_url, delete, join_url
 from daskinfer.storage.journal import Event, Journal
 from daskinfer.storage.lease import Lease
+from daskinfer.storage.outputs.owner import confirm
 from daskinfer.storage.outputs.sink import Sink
 from daskinfer.storage.registry import Registry
 from daskinfer.storage.snapshotlock import SnapshotLock, take
@@ -27,6 +28,7 @@ from daskinfer.storage.snapshotlock import SnapshotLock, take
 PROGRESS_SECONDS = 0.25
 CHECK_SECONDS = 5.0
 SNAPSHOT_HEARTBEAT_SECONDS = 200.0
+TROUBLE_SECONDS = 60.0
 
 
 class Session:
@@ -56,7 +58,7 @@ class Session:
         self._watch = watch
         self._began = began
         self._phase: Phase = "starting"
-        self._due = {"progress": 0.0, "check": 0.0, "snapshot": 0.0}
+        self._due: dict[str, float] = {}
 
     def run(self) -> None:
         """Run the job to its seal; `error` says afterwards why it did not get there.
@@ -116,8 +118,7 @@ class Session:
         if self.job.resumed:
             self._note("resumed", f"epoch {self.epoch} goes on where an earlier one stopped")
         lock = take(Registry(record.registry), record.resolution.snapshot, record.job)
-        sink = open_job_sink(record)
-        sink.create()
+        sink = self._open_sink(record)
         committed = set()
         for commit in sink.committed():
             self.ledger.add_earlier(commit)
@@ -127,6 +128,16 @@ class Session:
         self._enter("sealing")
         self._seal(sink)
         lock.release()
+
+    def _open_sink(self, record: JobRecord) -> Sink:
+        """Prepare the output. Under the lease and before the first task, so that nothing of this job can be lost."""
+        confirm(record.output, record.job)
+        sink = open_job_sink(record)
+        if not self.job.store.is_cleared():
+            sink.discard()
+            self.job.store.mark_cleared()
+        sink.create()
+        return sink
 
     def _compute(self, lock: SnapshotLock, committed: set[int]) -> None:
         record, plan = self.job.record, self.job.plan
@@ -176,11 +187,13 @@ class Session:
             self._tell()
         if self._is_due("check", now, CHECK_SECONDS):
             self._lease.check()
+            if self._lease.trouble and self._is_due("trouble", now, TROUBLE_SECONDS):
+                self._note("heartbeat-failed", self._lease.trouble)
         if self._is_due("snapshot", now, SNAPSHOT_HEARTBEAT_SECONDS):
             lock.heartbeat()
 
     def _is_due(self, what: str, now: float, every: float) -> bool:
-        if now < self._due[what]:
+        if now < self._due.get(what, 0.0):
             return False
         self._due[what] = now + every
         return True

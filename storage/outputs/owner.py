@@ -68,6 +68,22 @@ def claim(url: str, owner: Owner, expect: Owner | None) -> Owner:
     )
 
 
+def confirm(url: str, job: str) -> None:
+    """Make sure that an output still belongs to a job.
+
+    Raises
+    ------
+    OutputOwned
+        Another job has taken it over.
+    """
+    owner = current_owner(url)
+    if owner is None or owner.job != job:
+        raise OutputOwned(
+            f"{url} was taken over by job {owner.job if owner else 'none'}; job {job} stops",
+            hint="Choose another output.url, or start over with --fresh.",
+        )
+
+
 def _owner_of(url: str, head: Slot | None) -> Owner | None:
     if head is not None:
         return Owner.model_validate(head.record)
