@@ -10,7 +10,7 @@ from typing import Any
 
 import fsspec
 import pytest
-from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+from jsonschema import Draft202012Validator
 
 from daskinfer import api
 from daskinfer.testing.tinymodels import make_tiny_bert
