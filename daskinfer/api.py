@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from daskinfer.errors import JobFailed
+from daskinfer.errors import JobFailed, OutputOwned
 from daskinfer.graphs.context import open_job_sink
 from daskinfer.reports.page import render_html
 from daskinfer.runtime.checkpoints import publish_directory
@@ -22,6 +22,7 @@ from daskinfer.spec.listing import AliasRow, CheckpointDetail, CheckpointRow, Ve
 from daskinfer.spec.recipe import Recipe
 from daskinfer.spec.snapshot import Resolution
 from daskinfer.storage import jobs as job_store
+from daskinfer.storage.outputs.owner import current_owner
 from daskinfer.storage.registry import Registry
 
 
@@ -83,7 +84,7 @@ def validate(recipe: Recipe) -> list[str]:
     """
     workers = find_workers(recipe.cluster)
     draft, table = draft_job(recipe, workers)
-    owner = find_owner(recipe, workers)
+    current_owner(draft.output)  # refuses files of strangers
     resolution, plan = draft.resolution, draft.plan
     cut = f"{plan.stages[-1].last} layers in {len(plan.stages)} stage(s) on {sum(plan.replicas)} worker(s)"
     written = ", ".join(f"{field.name} {field.kind}{list(field.shape) or ''}" for field in draft.fields)
@@ -93,6 +94,10 @@ def validate(recipe: Recipe) -> list[str]:
         f"plan: {cut}, {plan.numerics.dtype}, texts of at most {plan.max_length} tokens",
         f"output: {written}{''.join(f', {name}' for name in recipe.output.keep)}",
     ]
+    try:
+        owner = find_owner(recipe, workers)
+    except OutputOwned as error:  # --fresh may be what the user has in mind
+        return [*lines, f"in the way: {error.message}"]
     if owner is not None:
         lines.append(f"job: {owner.record.job} {'is done already' if owner.done else 'would go on'}")
     return lines

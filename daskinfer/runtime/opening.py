@@ -207,8 +207,9 @@ def _explain_difference(record: JobRecord, recipe: Recipe, inputs: str, output: 
     if record.code != digest_source():
         changed.append("daskinfer's code")
     what = " and ".join(changed) or "a library that decides numerics"
+    have = "have" if len(changed) > 1 else "has"
     return OutputOwned(
-        f"{output} belongs to job {record.job}; {what} has changed since, so this is another job",
+        f"{output} belongs to job {record.job}; {what} {have} changed since, so this is another job",
         hint="Choose another output.url to keep both, or start over with --fresh.",
     )
 

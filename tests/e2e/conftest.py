@@ -127,6 +127,13 @@ def scheduler() -> Iterator[str]:
         yield cluster.scheduler_address
 
 
+@pytest.fixture
+def warm(bench: Bench, scheduler: str) -> Bench:
+    """The bench with its recipe written down for two of the warm workers."""
+    bench.write_recipe(cluster__address=scheduler, placement__requires={"TWO": 1})
+    return bench
+
+
 def run(recipe: Recipe, scheduler: str, workers: int = 2, **options: Any) -> Report:
     """Run a recipe on exactly so many of the shared workers."""
     changes = {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -44,23 +46,28 @@ def test_validate_says_what_a_run_would_meet(bench: Bench, scheduler: str) -> No
     assert err == ""
     found = parsed("validate", "recipe.yaml", cwd=bench.folder)
     assert (found["valid"], found["checks"]) == (True, out.splitlines()[:4])
-    for code, change in (
-        (2, "output.url=out.tiff"),
-        (2, "model.options.max_length=1"),
-        (2, "input.url=nothing"),
-        (3, "pipeline.stages=9"),
-        (3, "placement.requires={TPU: 1}"),
-    ):
-        found = parsed("validate", "recipe.yaml", "--set", change, cwd=bench.folder, code=code)
-        assert found["code"] == code
-        assert found["error"] and found["hint"]
+    refused = {
+        "output.url=out.tiff": 2,
+        "model.options.max_length=1": 2,
+        "input.url=nothing": 2,
+        "pipeline.stages=9": 3,
+        "placement.requires={TPU: 1}": 3,
+    }
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        ends = pool.map(
+            lambda case: parsed("validate", "recipe.yaml", "--set", case[0], cwd=bench.folder, code=case[1]),
+            refused.items(),
+        )
+    assert [(end["code"], bool(end["error"] and end["hint"])) for end in ends] == [
+        (code, True) for code in refused.values()
+    ]
     assert sorted(path.name for path in bench.folder.iterdir()) == ["in.jsonl", recipe.name, "work"]
     assert not (bench.folder / "work/jobs").exists()
     report = run(bench.recipe(), scheduler)
     bench.write_recipe()
     assert f"job: {report.job} is done already\n" in call("validate", "recipe.yaml", cwd=bench.folder)[0]
-    _, err = call("validate", "recipe.yaml", "--set", "model.options.pooling=cls", cwd=bench.folder, code=2)
-    assert f"belongs to job {report.job}; the recipe (model.options.pooling) has changed since" in err
+    out, _ = call("validate", "recipe.yaml", "--set", "model.options.pooling=cls", cwd=bench.folder)
+    assert f"belongs to job {report.job}; the recipe (model.options.pooling) has changed since" in out
 
 
 def test_the_schema_tells_good_recipes_from_bad(bench: Bench) -> None:
@@ -127,13 +134,16 @@ def test_checkpoints_from_publish_to_alias(tmp_path: Path, tiny_model: Path) -> 
     assert (shown["resolution"]["version"], shown["architecture"]) == (2, "BertModel")
     out, _ = call("checkpoint", "show", "tiny@v1", cwd=tmp_path)
     assert first["snapshot"] in out
-    for words, said in (
+    refused = (
         (("show", "tiny@prd"), "Did you mean prod?"),
         (("alias", "tiny", "prod", "v7"), "It has v1"),
         (("publish", "tiny", "nowhere"), "nowhere: no such directory"),
         (("publish", "a name", str(tiny_model)), "'a name' is not allowed as checkpoint name"),
-    ):
-        assert said in call("checkpoint", *words, cwd=tmp_path, code=2)[1]
+    )
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        ends = pool.map(lambda case: call("checkpoint", *case[0], cwd=tmp_path, code=2), refused)
+    for (_, said), (_, err) in zip(refused, ends, strict=True):
+        assert said in err
 
 
 @pytest.mark.s3
