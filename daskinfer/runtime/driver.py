@@ -241,7 +241,7 @@ class Driver:
         )
         futures = self._submit(graph, priority=-partition)
         if not self._verified:
-            verify_restrictions(self._client, graph.resources)
+            verify_restrictions(self._client, graph.resources, graph.wanted)
             self._verified = True
         for number, future in zip(numbers, futures, strict=True):
             held.handoffs[number] = future

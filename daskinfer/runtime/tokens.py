@@ -7,6 +7,8 @@ token must be followed by a kick; that is internal API of distributed, used here
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +16,8 @@ from distributed import Client, Scheduler, Worker
 
 from daskinfer.errors import JobFailed
 from daskinfer.graphs.build import Key
+
+_INTAKE_SECONDS = 30.0
 
 
 def grant_tokens(client: Client, worker: str, tokens: Mapping[str, float]) -> None:
@@ -38,15 +42,26 @@ async def _kick(dask_scheduler: Scheduler) -> None:
         dask_scheduler.transitions(recommendations, stimulus_id="daskinfer-token")
 
 
-def verify_restrictions(client: Client, resources: Mapping[Key, Mapping[str, float]]) -> None:
+def verify_restrictions(client: Client, resources: Mapping[Key, Mapping[str, float]], held: Sequence[Key]) -> None:
     """Check on the scheduler that tasks kept what pins them to their workers.
+
+    Parameters
+    ----------
+    client
+        The one that submitted them.
+    resources
+        What each of them must ask for.
+    held
+        Those that the client holds futures of, so that the scheduler cannot have forgotten them.
 
     Raises
     ------
     JobFailed
         A task lost its resources: it could have run on any worker, with any weights.
     """
-    found = client.run_on_scheduler(_read_restrictions, list(resources))
+    found = client.run_on_scheduler(_read_restrictions, list(resources), list(held))
+    if missing := [key for key in held if key not in found]:
+        raise JobFailed(f"the scheduler has not taken in task {missing[0]} within {_INTAKE_SECONDS:.0f} s")
     for key, wanted in resources.items():
         # A task that has finished and been released already had to be somewhere that was allowed to run it.
         if key in found and found[key] != dict(wanted):
@@ -56,6 +71,15 @@ def verify_restrictions(client: Client, resources: Mapping[Key, Mapping[str, flo
             )
 
 
-async def _read_restrictions(keys: Sequence[Key], dask_scheduler: Scheduler) -> dict[Key, Any]:
+async def _read_restrictions(keys: Sequence[Key], held: Sequence[Key], dask_scheduler: Scheduler) -> dict[Key, Any]:
     tasks = dask_scheduler.tasks
-    return {key: dict(tasks[key].resource_restrictions or {}) for key in keys if key in tasks}
+
+    def is_known(key: Key) -> bool:
+        # A key that is only desired by a client has a task without anything to run.
+        return key in tasks and tasks[key].run_spec is not None
+
+    # The scheduler unpacks a graph in the background: tasks that are not there yet prove nothing.
+    deadline = time.monotonic() + _INTAKE_SECONDS
+    while not all(map(is_known, held)) and time.monotonic() < deadline:
+        await asyncio.sleep(0.01)
+    return {key: dict(tasks[key].resource_restrictions or {}) for key in keys if is_known(key)}

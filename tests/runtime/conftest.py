@@ -1,0 +1,28 @@
+"""A small cluster of real processes that the tests of this floor share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from distributed import Client, Nanny, Scheduler, SpecCluster
+
+from daskinfer.runtime.processes import set_up_processes
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    """A client of two workers that are set up as for a job."""
+    workers = {number: {"cls": Nanny, "options": {"nthreads": 1, "memory_limit": 0}} for number in range(2)}
+    options = {"dashboard_address": "127.0.0.1:0", "host": "127.0.0.1"}
+    with (
+        SpecCluster(workers=workers, scheduler={"cls": Scheduler, "options": options}, silence_logs=50) as cluster,
+        Client(cluster) as client,
+    ):
+        set_up_processes(client)
+        yield client
+
+
+@pytest.fixture
+def addresses(client: Client) -> list[str]:
+    return sorted(client.scheduler_info(n_workers=-1)["workers"])

@@ -1,0 +1,104 @@
+"""Tokens against the installed distributed: what we rely on inside the scheduler still holds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import dask
+import pytest
+from distributed import Client, Future, get_worker
+
+from daskinfer.errors import JobFailed
+from daskinfer.runtime import tokens
+from daskinfer.runtime.tokens import grant_tokens, verify_restrictions
+
+TOKEN = "job-0123456789/stage-0"
+
+
+def where() -> str:
+    return str(get_worker().address)
+
+
+@pytest.fixture
+def submit(client: Client, addresses: list[str]) -> Iterator[Callable[[str], Future]]:
+    """Submit a task that asks for the token; all tokens are taken back afterwards."""
+    yield lambda key: client.submit(where, key=key, resources={TOKEN: 1}, pure=False)
+    for address in addresses:
+        grant_tokens(client, address, {TOKEN: 0})
+
+
+def state_of(client: Client, key: str) -> str | None:
+    def read(dask_scheduler: Any) -> str | None:
+        return dask_scheduler.tasks[key].state if key in dask_scheduler.tasks else None
+
+    return client.run_on_scheduler(read)  # type: ignore[no-any-return]
+
+
+def await_state(client: Client, key: str, state: str) -> None:
+    deadline = time.monotonic() + 20
+    while state_of(client, key) != state:
+        assert time.monotonic() < deadline, state_of(client, key)
+        time.sleep(0.02)
+
+
+def test_a_token_wakes_the_task_that_waits_for_it(
+    client: Client, addresses: list[str], submit: Callable[[str], Future]
+) -> None:
+    waiting = submit("waiting")
+    await_state(client, "waiting", "no-worker")
+    grant_tokens(client, addresses[1], {TOKEN: 1})
+    assert waiting.result(timeout=20) == addresses[1]
+
+
+def test_without_the_kick_the_task_would_wait_for_ever(
+    client: Client, addresses: list[str], submit: Callable[[str], Future], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = submit("stuck")
+    await_state(client, "stuck", "no-worker")
+    with monkeypatch.context() as patch:
+        patch.setattr(tokens, "_kick", lambda dask_scheduler: None)
+        grant_tokens(client, addresses[0], {TOKEN: 1})
+    time.sleep(1)
+    assert state_of(client, "stuck") == "no-worker"
+    grant_tokens(client, addresses[0], {TOKEN: 1})
+    assert waiting.result(timeout=20) == addresses[0]
+
+
+def test_a_token_taken_back_lets_nothing_new_start(
+    client: Client, addresses: list[str], submit: Callable[[str], Future]
+) -> None:
+    for address in addresses:
+        grant_tokens(client, address, {TOKEN: 1})
+    grant_tokens(client, addresses[0], {TOKEN: 0})
+    assert {submit(f"moved-{number}").result(timeout=20) for number in range(4)} == {addresses[1]}
+    grant_tokens(client, addresses[1], {TOKEN: 0})
+    waiting = submit("drained")
+    await_state(client, "drained", "no-worker")
+    grant_tokens(client, addresses[0], {TOKEN: 1})
+    assert waiting.result(timeout=20) == addresses[0]
+
+
+def test_a_worker_that_is_gone_gets_no_token(client: Client) -> None:
+    with pytest.raises(OSError):
+        grant_tokens(client, "tcp://127.0.0.1:1", {TOKEN: 1})
+
+
+def test_restrictions_are_read_from_the_scheduler(
+    client: Client, addresses: list[str], submit: Callable[[str], Future]
+) -> None:
+    key: tuple[str | int, ...] = ("job/stage-0", 1)
+    with dask.annotate(resources={TOKEN: 1}):
+        (future,) = client.get({key: (where,)}, [key], sync=False)
+    # Asked at once: the scheduler may not have unpacked the graph yet.
+    verify_restrictions(client, {key: {TOKEN: 1}}, [key])
+    with pytest.raises(JobFailed, match=r"lost the restrictions of task .*wanted \{'GPU': 1\}, found"):
+        verify_restrictions(client, {key: {"GPU": 1}}, [key])
+    future.cancel()
+
+
+def test_a_task_that_the_scheduler_never_saw_is_no_proof(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "_INTAKE_SECONDS", 0.2)
+    with pytest.raises(JobFailed, match="has not taken in task"):
+        verify_restrictions(client, {("job/stage-0", 2): {TOKEN: 1}}, [("job/stage-0", 2)])
