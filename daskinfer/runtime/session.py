@@ -46,6 +46,9 @@ class Session:
         `time.monotonic()` when the run began.
     """
 
+    _lease: Lease
+    _journal: Journal
+
     def __init__(self, job: OpenedJob, recipe: Recipe, watch: Callable[[Progress], None], began: float) -> None:
         self.job = job
         self.recipe = recipe
@@ -200,6 +203,7 @@ class Session:
 
     def _seal(self, sink: Sink) -> None:
         record = self.job.record
+        self._lease.check()
         sink.seal(
             {
                 "job": record.job,
@@ -229,9 +233,6 @@ class Session:
         progress = self.progress(message)
         self._lease.show(progress)
         self._watch(progress)
-
-    _lease: Lease
-    _journal: Journal
 
 
 def _final_phase(error: DaskinferError | None) -> Phase:
