@@ -115,6 +115,8 @@ class Driver:
         self._note = note
         self._pulse = pulse
         self._happened: queue.SimpleQueue[Callable[[], Event | None]] = queue.SimpleQueue()
+        self._lost: list[Callable[[], Event | None]] = []
+        self._look_again = 0.0
         self._held: dict[int, _Held] = {}
         self._loads: list[Future] = []
         self._tokens: set[str] = set()
@@ -156,6 +158,11 @@ class Driver:
         self._client.run(forget_job, self._handle, workers=list(workers))
 
     def _step(self) -> None:
+        if self._lost and time.monotonic() >= self._look_again:
+            for look in self._lost:
+                self._happened.put(look)
+            self._lost.clear()
+            self._look_again = time.monotonic() + TICK_SECONDS
         event: Event | None = Tick()
         try:
             happened = self._happened.get(timeout=TICK_SECONDS)
@@ -163,11 +170,7 @@ class Driver:
             if self._client.status not in ("running", "newly-created"):
                 raise JobFailed("the connection to the Dask scheduler is lost") from None
         else:
-            try:
-                event = happened()
-            except TimeoutError:
-                # The result was lost with its worker and is computed again, perhaps on one that we have yet to place.
-                self._happened.put(happened)
+            event = happened()
         if event is not None:
             if isinstance(event, ShardLoaded):
                 self._ledger.add_ack(event.ack)
@@ -270,7 +273,18 @@ class Driver:
     # Events
 
     def _watch(self, future: Future, settle: Callable[[Future], Event | None]) -> None:
-        future.add_done_callback(lambda future: self._happened.put(partial(settle, future)))
+        def look() -> Event | None:
+            try:
+                if future.status in ("finished", "error", "cancelled"):
+                    return settle(future)
+            except TimeoutError:
+                pass
+            # It was done, and was lost with its worker before we looked. It is computed again, perhaps on a worker that
+            # we have yet to place: look again later, and never wait for it here.
+            self._lost.append(look)
+            return None
+
+        future.add_done_callback(lambda _: self._happened.put(look))
 
     def _settle(
         self, step: Step, partition: int, number: int, succeed: Callable[[Future], Event]
@@ -310,5 +324,5 @@ def _look_up(resources: dict[Key, dict[str, float]], key: Key) -> dict[str, floa
 def _error_of(future: Future) -> BaseException:
     if future.status == "cancelled":
         return JobFailed(f"the scheduler dropped task {future.key}")
-    error: BaseException | None = future.exception()
+    error: BaseException | None = future.exception(RESULT_SECONDS)
     return error if error is not None else DaskinferError(f"task {future.key} ended as {future.status}")
