@@ -149,7 +149,9 @@ class Driver:
         futures = [*self._loads]
         for held in self._held.values():
             futures += [*filter(None, (held.rows, held.tokens)), *held.handoffs.values(), *held.others]
-        self._client.cancel(futures, force=True)
+        # Not Client.cancel: forced, it trips over tasks that no client holds and takes the connection down with it.
+        for future in futures:
+            future.release()
         stages = self._ledger.plan.stages
         tokens = [crew_token(self._handle), *(stage_token(self._handle, stage.index) for stage in stages)]
         workers = self._tokens & {worker.address for worker in worker_shapes(self._client)}

@@ -22,10 +22,10 @@ def register_serializers() -> None:
 
 
 def _register_tensors() -> None:
-    # Registered lazily by distributed itself, this would come after ours and replace it.
+    # Registered lazily by distributed itself, this would come after ours and replace it. Its parameters and modules
+    # are made of tensors, hence of ours.
     import_module("distributed.protocol.torch")
     tensors = import_module("daskinfer.models.tensors")
-    for kind in (tensors.Tensor, tensors.Parameter):
-        dask_serialize.register(kind)(tensors.tensor_frames)
-        dask_deserialize.register(kind)(tensors.tensor_from_frames)
-        sizeof.register(kind)(tensors.tensor_nbytes)
+    dask_serialize.register(tensors.Tensor)(tensors.tensor_frames)
+    dask_deserialize.register(tensors.Tensor)(tensors.tensor_from_frames)
+    sizeof.register(tensors.Tensor)(tensors.tensor_nbytes)

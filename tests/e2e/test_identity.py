@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -13,15 +14,21 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from distributed import Client
 
 from daskinfer import api
 from daskinfer.errors import Interrupted, JobBusy, JobFailed, OutputOwned
 from daskinfer.testing.tinymodels import make_tiny_bert
-from tests.e2e.conftest import WORDS, Bench, data_bytes, read_output, run
+from tests.e2e.conftest import WORDS, Bench, data_bytes, read_output, run, write_rows
 from tests.e2e.faults import commits, fingerprints, interrupt, once
 
-PARTITIONS = 19
-"""300 rows by 16."""
+ROWS, PARTITIONS = 120, 8
+
+
+@pytest.fixture
+def bench(bench: Bench) -> Bench:
+    write_rows(bench.folder / "in.jsonl", ROWS)
+    return bench
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +116,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped_on_its_snapshot(
     report = run(small(bench, output.name), scheduler)
     assert [incident.kind for incident in report.incidents] == ["resumed"]
     assert (report.partitions_resumed, report.snapshot, report.epoch) == (len(done), versions[0], 2)
-    assert report.rows_this_run == 300 - 16 * len(done)
+    assert report.rows_this_run == ROWS - 16 * len(done)
     after = fingerprints(output)
     assert len(before) >= 2 * len(done)
     assert {path: after[path] for path in before} == before
@@ -170,11 +177,11 @@ def test_starting_over_leaves_nothing_of_the_old_job(
     run(small(bench, f"calm.{suffix}", input__partition_rows=32), scheduler)
     assert data_bytes(output) == data_bytes(bench.folder / f"calm.{suffix}")
     assert not (output / "_quarantine").exists()
-    assert len(list(output.glob("_daskinfer/commits/*/*.json"))) == len(commits(output)) == 10
+    assert len(list(output.glob("_daskinfer/commits/*/*.json"))) == len(commits(output)) == 4
     manifests = [
         json.loads((bench.folder / name / "_MANIFEST.json").read_text()) for name in (output.name, f"calm.{suffix}")
     ]
-    assert manifests[0]["rows_in"] == 300 and manifests[0]["parts"] == manifests[1]["parts"]
+    assert manifests[0]["rows_in"] == ROWS and manifests[0]["parts"] == manifests[1]["parts"]
 
 
 # Another job
@@ -182,7 +189,7 @@ def test_starting_over_leaves_nothing_of_the_old_job(
 
 def add_row(bench: Bench) -> None:
     with (bench.folder / "in.jsonl").open("a") as file:
-        file.write(json.dumps({"id": "row-300", "text": WORDS[1]}) + "\n")
+        file.write(json.dumps({"id": "row-more", "text": WORDS[1]}) + "\n")
 
 
 def touch(bench: Bench) -> None:
@@ -344,3 +351,18 @@ def test_a_local_directory_is_published_on_first_use_and_only_then(
         assert snapshots == {api.checkpoint("other@v1", registry_of(bench)).resolution.snapshot}
         snapshots.add(api.checkpoint("other", registry_of(bench)).resolution.snapshot)
     assert stored == sorted((bench.folder / "work/registry").glob("[bm][la]*/*/*.*"))
+
+
+def test_an_interrupted_job_leaves_the_cluster_to_others(
+    bench: Bench, scheduler: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    interrupt(small(bench), scheduler)
+    job = commits(bench.folder / "out.zarr")[0]["job"]
+    with Client(scheduler) as client:
+        assert not client.run_on_scheduler(
+            lambda dask_scheduler: [key for key in dask_scheduler.tasks if job in str(key)]
+        )
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    assert not any(amount for worker in workers for tag, amount in worker["resources"].items() if tag.startswith(job))
+    gc.collect()
+    assert "never retrieved" not in caplog.text  # the scheduler runs in this process

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import dask
 import pytest
 
@@ -14,8 +16,19 @@ from daskinfer import api
 from daskinfer.errors import CorruptBlob, InputError, JobFailed, SnapshotSkew
 from daskinfer.storage.registry import Registry
 from daskinfer.testing.tinymodels import make_tiny_bert
-from tests.e2e.conftest import Bench, data_bytes, run
+from tests.e2e.conftest import Bench, data_bytes, run, write_rows
 from tests.e2e.faults import commits, interrupt, once, patched_workers
+
+# Workers need not be able to import the tests.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+ROWS = 120
+
+
+@pytest.fixture
+def bench(bench: Bench) -> Bench:
+    write_rows(bench.folder / "in.jsonl", ROWS)
+    return bench
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +37,7 @@ def every_event_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def small(bench: Bench, name: str = "out.zarr", **changes: Any) -> Any:
-    changes = {"pipeline__activations": {"transport": "zarr"}, "input__partition_rows": 32, **changes}
+    changes = {"pipeline__activations": {"transport": "zarr"}, "input__partition_rows": 16, **changes}
     return bench.recipe(name, **changes)
 
 
@@ -66,7 +79,7 @@ def test_a_damaged_blob_stops_the_run_before_a_row(
     assert refusal.value.exit_code == 1
     assert not results(bench.folder / "out.zarr")
     blob.write_bytes(good)
-    assert run(small(bench), scheduler).rows_out == 300
+    assert run(small(bench), scheduler).rows_out == ROWS
 
 
 @pytest.mark.parametrize("begun", [False, True], ids=["new", "resumed"])
@@ -158,7 +171,7 @@ def test_an_input_that_changes_in_mid_run_stops_it(bench: Bench, scheduler: str)
     run(small(bench, "calm.zarr"), scheduler)
     calm = commits(bench.folder / "calm.zarr")
     with pytest.raises(InputError, match=rf"{path} changed while the job ran: it was written again") as failure:
-        run(recipe, scheduler, watch=once(64, lambda: path.write_bytes(good.replace(b"cat", b"dog"))))
+        run(recipe, scheduler, watch=once(32, lambda: path.write_bytes(good.replace(b"cat", b"dog"))))
     assert failure.value.exit_code == 2
     done = commits(output)
     assert 2 <= len(done) < len(calm)

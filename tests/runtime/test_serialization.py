@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
+import cloudpickle
 import pytest
 import torch
 from dask.sizeof import sizeof
 from distributed import Client, wait
+
+# Workers need not be able to import the tests.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 DTYPES = ["float32", "bfloat16", "float16", "float8_e4m3fn", "int64", "bool"]
 
@@ -57,6 +62,20 @@ def test_a_tensor_is_scattered_whole(client: Client, addresses: list[str]) -> No
     tensor = make_tensor("bfloat16")
     scattered = client.scatter(tensor, workers=[addresses[1]])
     assert client.submit(read_bytes, scattered, workers=[addresses[0]]).result()[1] == read_bytes(tensor)[1]
+
+
+def make_parameter() -> Any:
+    import torch
+
+    return torch.nn.Parameter(make_tensor("bfloat16"), requires_grad=False)
+
+
+def test_a_parameter_stays_one(client: Client, addresses: list[str]) -> None:
+    made = client.submit(make_parameter, workers=[addresses[0]])
+    assert client.submit(read_bytes, made, workers=[addresses[1]]).result()[1] == read_bytes(make_parameter())[1]
+    assert type(made.result()) is torch.nn.Parameter
+    key = made.key
+    assert client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.tasks[key].nbytes) == 600_000
 
 
 def test_a_worker_that_comes_later_is_set_up_too(client: Client, addresses: list[str]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import cloudpickle
 import dask
 import pytest
 from distributed import Client, Future, get_worker
@@ -13,6 +15,9 @@ from distributed import Client, Future, get_worker
 from daskinfer.errors import JobFailed
 from daskinfer.runtime import tokens
 from daskinfer.runtime.tokens import grant_tokens, verify_restrictions
+
+# Workers need not be able to import the tests.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 TOKEN = "job-0123456789/stage-0"
 
@@ -81,7 +86,7 @@ def test_a_token_taken_back_lets_nothing_new_start(
 
 
 def test_a_worker_that_is_gone_gets_no_token(client: Client) -> None:
-    with pytest.raises(OSError):
+    with dask.config.set({"distributed.comm.timeouts.connect": "0.5s"}), pytest.raises(OSError):
         grant_tokens(client, "tcp://127.0.0.1:1", {TOKEN: 1})
 
 
