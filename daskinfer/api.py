@@ -5,19 +5,16 @@ A notebook and an Airflow task call the same functions as the command line.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from daskinfer.errors import JobFailed
+from daskinfer.errors import JobFailed, OutputOwned
 from daskinfer.graphs.context import open_job_sink
-from daskinfer.models.profile import profile_model, resolve_dtype
-from daskinfer.models.tasks import task_fields
 from daskinfer.reports.page import render_html
-from daskinfer.runtime.checkpoints import publish_directory, resolve_checkpoint
+from daskinfer.runtime.checkpoints import publish_directory
 from daskinfer.runtime.cluster import find_workers
-from daskinfer.runtime.opening import absolute_input, open_job
+from daskinfer.runtime.opening import draft_job, find_owner, open_job
 from daskinfer.runtime.session import Session
 from daskinfer.runtime.summary import make_report
 from daskinfer.spec.job import JobRecord, JobStatus, Progress, Report
@@ -25,7 +22,7 @@ from daskinfer.spec.listing import AliasRow, CheckpointDetail, CheckpointRow, Ve
 from daskinfer.spec.recipe import Recipe
 from daskinfer.spec.snapshot import Resolution
 from daskinfer.storage import jobs as job_store
-from daskinfer.storage.inputs.index import index_input
+from daskinfer.storage.outputs.owner import current_owner
 from daskinfer.storage.registry import Registry
 
 
@@ -73,7 +70,7 @@ def run(
 
 
 def validate(recipe: Recipe) -> list[str]:
-    """Check a recipe against the world without running it: input, checkpoint, task.
+    """Check a recipe against the world without running it: input, checkpoint, task, workers, output.
 
     Returns
     -------
@@ -85,21 +82,25 @@ def validate(recipe: Recipe) -> list[str]:
     DaskinferError
         Whatever would stop the run before it begins.
     """
-    table = index_input(absolute_input(recipe), recipe.output.keep)
-    resolution = resolve_checkpoint(recipe)
-    registry = Registry(recipe.registry_url)
-    manifest = registry.manifest(resolution.snapshot)
-    config = json.loads(registry.file(manifest, "config.json"))
-    dtype = resolve_dtype(recipe.model.dtype, manifest)
-    profile = profile_model(manifest, config, recipe.model.task, dtype)
-    fields = task_fields(recipe.model.task, config, recipe.model.options)
-    written = ", ".join(f"{field.name} {field.kind}{list(field.shape) or ''}" for field in fields)
-    return [
+    workers = find_workers(recipe.cluster)
+    draft, table = draft_job(recipe, workers)
+    current_owner(draft.output)  # refuses files of strangers
+    resolution, plan = draft.resolution, draft.plan
+    cut = f"{plan.stages[-1].last} layers in {len(plan.stages)} stage(s) on {sum(plan.replicas)} worker(s)"
+    written = ", ".join(f"{field.name} {field.kind}{list(field.shape) or ''}" for field in draft.fields)
+    lines = [
         f"input: {table.rows:,} rows of {table.format} in {len(table.files)} file(s), {len(table.partitions):,} partitions",
         f"checkpoint: {resolution.reference} is {resolution.snapshot}",
-        f"model: {profile.architecture}, {len(profile.layers)} layers, {dtype}",
+        f"plan: {cut}, {plan.numerics.dtype}, texts of at most {plan.max_length} tokens",
         f"output: {written}{''.join(f', {name}' for name in recipe.output.keep)}",
     ]
+    try:
+        owner = find_owner(recipe, workers)
+    except OutputOwned as error:  # --fresh may be what the user has in mind
+        return [*lines, f"in the way: {error.message}"]
+    if owner is not None:
+        lines.append(f"job: {owner.record.job} {'is done already' if owner.done else 'would go on'}")
+    return lines
 
 
 def status(job: str, workspace: str) -> JobStatus:

@@ -34,14 +34,17 @@ class TaskGraph:
     """What each task must find on its worker."""
 
 
-def stage_token(job: str, stage: int) -> str:
-    """Return the resource that says: this worker holds this stage's shard for this job."""
-    return f"{job}/stage-{stage}"
+def stage_token(handle: JobHandle, stage: int) -> str:
+    """Return the resource that says: this worker holds this stage's shard for this driver.
+
+    The epoch is part of it: a driver that was killed leaves its tokens behind.
+    """
+    return f"{handle.job}/{handle.epoch}/stage-{stage}"
 
 
-def crew_token(job: str) -> str:
-    """Return the resource that says: this worker works for this job."""
-    return f"{job}/crew"
+def crew_token(handle: JobHandle) -> str:
+    """Return the resource that says: this worker works for this driver."""
+    return f"{handle.job}/{handle.epoch}/crew"
 
 
 def load_graph(handle: JobHandle, stage: int, worker: str) -> TaskGraph:
@@ -61,7 +64,7 @@ def prepare_graph(handle: JobHandle, source: PartitionSource, attempt: int) -> T
         tokens: Task(tokens, tokenize, handle, TaskRef(rows)),
         count: Task(count, count_microbatches, TaskRef(tokens)),
     }
-    crew = {crew_token(handle.job): _CREW_SHARE}
+    crew = {crew_token(handle): _CREW_SHARE}
     return TaskGraph(tasks, (rows, tokens, count), dict.fromkeys(tasks, crew))
 
 
@@ -83,7 +86,7 @@ def microbatch_graph(
         for stage in range(stages):
             key = _key(handle, f"stage-{stage}", partition, number, attempt)
             tasks[key] = Task(key, run_stage, handle, stage, partition, number, TaskRef(tokens), received)
-            resources[key] = {**requires, stage_token(handle.job, stage): 1}
+            resources[key] = {**requires, stage_token(handle, stage): 1}
             received = TaskRef(key)
         wanted.append(key)
     return TaskGraph(tasks, tuple(wanted), resources)
@@ -97,7 +100,7 @@ def commit_graph(
     task = Task(
         key, commit_partition, handle, TaskRef(rows), TaskRef(tokens), List([TaskRef(handoff) for handoff in handoffs])
     )
-    return TaskGraph({key: task}, (key,), {key: {crew_token(handle.job): _CREW_SHARE}})
+    return TaskGraph({key: task}, (key,), {key: {crew_token(handle): _CREW_SHARE}})
 
 
 def _key(handle: JobHandle, step: str, *place: Any) -> Key:

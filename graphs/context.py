@@ -144,10 +144,11 @@ def open_context(handle: JobHandle) -> JobContext:
 
 
 def forget_job(handle: JobHandle) -> None:
-    """Drop a job's records and the shards that it used from this process."""
+    """Drop a job's records from this process, and its shards unless another job uses the snapshot."""
     with _CONTEXTS_LOCK:
         context = _CONTEXTS.pop((handle.workspace, handle.job), None)
-    if context is not None:
+        still_used = {other.snapshot for other in _CONTEXTS.values()}
+    if context is not None and context.snapshot not in still_used:
         with _SHARDS.lock:
             for key in [key for key in _SHARDS.shards if key[0] == context.snapshot]:
                 del _SHARDS.shards[key]

@@ -1,6 +1,6 @@
 """Write the demo's input: one sentence a line, from WordNet's glosses or else from text that this machine has.
 
-Run it as `python recipes/glosses.py data/glosses.jsonl --rows 12000`. The same call writes the same bytes, and a
+Run it as `python recipes/glosses.py data/glosses.jsonl --rows 24000`. The same call writes the same bytes, and a
 file that already holds them is left untouched, so that a finished job stays finished.
 """
 
@@ -28,7 +28,7 @@ def main() -> None:
     """Find text and write it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("output", type=Path, help="file to write, e.g. data/glosses.jsonl")
-    parser.add_argument("--rows", default="12000", help="how many, spread evenly over WordNet, or `all`")
+    parser.add_argument("--rows", default="24000", help="how many, spread evenly over WordNet, or `all`")
     parser.add_argument("--work", type=Path, default=Path("work"), help="folder for WordNet's files")
     options = parser.parse_args()
     if options.rows != "all" and not (options.rows.isdigit() and int(options.rows)):

@@ -202,6 +202,10 @@ def _explain(error: OSError, url: str, action: str) -> StorageError:
         )
     if error.errno in _DENIED or isinstance(error, PermissionError):
         return StorageError(f"not allowed to {action} {url}: {error}", hint="Check the permissions on that location.")
+    if error.errno == errno.ENOTDIR and is_local(url):
+        path = Path(absolute_url(url))
+        blocking = next((folder for folder in (path, *path.parents) if folder.is_file()), path)
+        return StorageError(f"cannot {action} {url}: {blocking} is a file, not a folder", hint="Choose another place.")
     return StorageError(
         f"cannot {action} {url}: {error}", hint="Check that the location exists and works, then try again."
     )

@@ -59,7 +59,8 @@ def fail(ctx: click.Context, error: BaseException) -> int:
         click.echo(f"{click.style('hint:', fg='cyan')} {known.hint}", err=True, color=color)
     resume = told.resume if known.exit_code in RESUMABLE else None
     if resume:
-        click.echo(f"Nothing that was committed is lost. To resume:\n  {resume}", err=True)
+        begun = "Nothing that was committed is lost. To resume:" if facts.get("job") else "To run it again:"
+        click.echo(f"{begun}\n  {resume}", err=True)
     if report := facts.get("report"):
         click.echo(f"What it did: {report}", err=True)
     if told.as_json:

@@ -92,7 +92,7 @@ def report(job: str, workspace: str, page: str | None, as_json: bool) -> None:
     """
     from daskinfer import api
     from daskinfer.cli.show import print_report
-    from daskinfer.reports import render_html, report_json
+    from daskinfer.reports.page import render_html
 
     found = api.report(job, workspace)
     if page is not None:
@@ -102,6 +102,6 @@ def report(job: str, workspace: str, page: str | None, as_json: bool) -> None:
             raise StorageError(f"{page}: cannot be written: {error.strerror}") from None
         click.echo(f"wrote {page}", err=True)
     if as_json:
-        click.echo(report_json(found))
+        click.echo(found.model_dump_json())
     elif page is None:
         print_report(found)

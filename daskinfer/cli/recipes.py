@@ -16,8 +16,8 @@ from daskinfer.cli.options import json_option, recipe_argument, set_option
 def validate(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Check RECIPE and what it names, without running it.
 
-    Every mistake is shown with its line. Then the input must match, the checkpoint must resolve and the output
-    must be free.
+    Every mistake is shown with its line. Then the input must match, the checkpoint must resolve, the plan must fit
+    the workers, and the output must be possible; what it holds already is told.
 
     \b
     Examples:

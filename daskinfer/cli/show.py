@@ -26,7 +26,9 @@ _STYLES = {
 
 def print_report(report: Report, remark: str | None = None) -> None:
     """Print what a run did, in a handful of lines."""
-    version = f" v{report.version}" if report.version is not None else ""
+    version = (
+        "" if report.version is None or report.checkpoint.endswith(f"@v{report.version}") else f" v{report.version}"
+    )
     lines = {
         "job": report.job,
         "snapshot": f"{report.checkpoint}{version} sha256:{shorten(report.snapshot)}",
@@ -35,6 +37,9 @@ def print_report(report: Report, remark: str | None = None) -> None:
     if report.verdict != "done":
         missing = report.rows_in - report.rows_out - report.rows_quarantined
         lines["rows"] += f" + {missing:,} to go"
+    if report.rejects:
+        more = report.rows_quarantined - 1
+        lines["refused"] = report.rejects[0] + (f", and {more:,} more in {report.output}/_quarantine" if more else "")
     if report.partitions_resumed:
         kept = f"{report.partitions_resumed:,} of {report.partitions:,} partitions"
         lines["resumed"] = f"{kept} were committed by an earlier run"

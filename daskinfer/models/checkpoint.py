@@ -78,7 +78,10 @@ def inspect_checkpoint(directory: Path) -> CheckpointFiles:
         If the directory is not a whole safetensors checkpoint of a supported architecture.
     """
     config = _read_config(directory)
-    family = family_of(config)
+    try:
+        family = family_of(config)
+    except CheckpointError as error:
+        raise CheckpointError(f"{directory}: {error.message}", hint=error.hint) from error
     architecture = str((config.get("architectures") or [family.model_type])[0])
     stored = _read_headers(directory)
     grouped, dropped = _group(directory, family, stored)
@@ -103,7 +106,8 @@ def inspect_checkpoint(directory: Path) -> CheckpointFiles:
 def _read_config(directory: Path) -> dict[str, Any]:
     if not directory.is_dir():
         raise CheckpointError(
-            f"{directory}: not a directory", hint="Give a folder written by `save_pretrained` or downloaded whole."
+            f"{directory}: {'not a directory' if directory.exists() else 'no such directory'}",
+            hint="Give a folder written by `save_pretrained` or downloaded whole.",
         )
     path = directory / "config.json"
     if not path.is_file():

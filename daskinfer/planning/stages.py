@@ -85,7 +85,8 @@ def choose_starts(
         if list(starts) != sorted(set(starts)) or starts[-1] >= layers:
             raise PlanError(
                 f"pipeline.stages: {list(wanted)} are not rising layer numbers between 1 and {layers - 1}",
-                hint=f"The model has {layers} layers; [2, 4] would give stages 0-1, 2-3 and 4-{layers - 1}.",
+                hint=f"Give the first layer of every stage after the first; [{(layers + 1) // 2}] would cut the "
+                f"{layers} layers in halves.",
             )
         return starts
     work = [layer.flops_per_token for layer in profile.layers]
@@ -95,7 +96,7 @@ def choose_starts(
         if wanted > layers:
             raise PlanError(
                 f"pipeline.stages: {wanted} stages, but {profile.architecture} has only {layers} layers",
-                hint="Ask for fewer stages.",
+                hint=f"Set pipeline.stages to {layers} or fewer.",
             )
         return cut_layers(work, wanted)
     for stages in range(1, min(layers, workers) + 1):

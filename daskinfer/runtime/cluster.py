@@ -7,18 +7,22 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any
 
 import dask
 import psutil
 from distributed import Client, LocalCluster
+from distributed.utils import silence_logging_cmgr
 
-from daskinfer.errors import JobFailed
+from daskinfer.errors import JobFailed, RecipeError
 from daskinfer.runtime.processes import set_up_processes
 from daskinfer.spec import recipe as recipes
 from daskinfer.spec.plan import WorkerShape
 
-CONNECT_SECONDS = 20
+CONNECT_SECONDS = 10
+# Every connection keeps its last 1,000 messages by default, whole graphs among them: memory that grows for an hour.
+_QUIET = {"distributed.admin.low-level-log-length": 20}
 
 
 def find_workers(cluster: recipes.Cluster) -> list[WorkerShape]:
@@ -44,7 +48,12 @@ def open_cluster(cluster: recipes.Cluster) -> Iterator[Client]:
         The scheduler cannot be reached, or workers do not start.
     """
     if cluster.address is not None:
-        with _connect(cluster.address) as client:
+        # Silent as a local cluster is: what goes wrong is told once, by the job.
+        with (
+            dask.config.set(_QUIET),
+            silence_logging_cmgr(logging.CRITICAL),
+            _connect(cluster.address) as client,
+        ):
             set_up_processes(client)
             yield client
         return
@@ -73,7 +82,11 @@ def shape_worker(address: str, identity: dict[str, Any]) -> WorkerShape:
 def _connect(address: str) -> Client:
     try:
         return Client(address, timeout=CONNECT_SECONDS)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
+        raise RecipeError(
+            f"cluster.address: {address} is no address: {error}", hint="Write it as tcp://HOST:PORT or tls://HOST:PORT."
+        ) from error
+    except OSError as error:
         raise JobFailed(
             f"no Dask scheduler answers at {address}: {error}", hint="Start it, or mend cluster.address in the recipe."
         ) from error
@@ -82,7 +95,9 @@ def _connect(address: str) -> Client:
 @contextmanager
 def _start(local: recipes.LocalCluster) -> Iterator[LocalCluster]:
     # Ctrl-C in a terminal reaches every process of the group. Threads and processes inherit what is blocked here, so
-    # that only the driver hears it and stops the workers in good order.
+    # that only the driver hears it and stops the workers in good order. The tracker is started first, for its start
+    # would lift the block again.
+    resource_tracker.ensure_running()
     heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         workers = LocalCluster(
@@ -106,7 +121,7 @@ def _start(local: recipes.LocalCluster) -> Iterator[LocalCluster]:
 def _local_settings(local: recipes.LocalCluster) -> dict[str, Any]:
     """Return Dask settings without the defaults that slow or break inference."""
     threads = str(local.threads)
-    return {
+    return _QUIET | {
         "distributed.nanny.pre-spawn-environ": {
             # Freed activations go back to the kernel and are faulted in again under the nanny's own setting, which
             # costs a quarter of CPU inference.

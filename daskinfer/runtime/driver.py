@@ -23,6 +23,7 @@ from daskinfer.graphs.build import (
     prepare_graph,
     stage_token,
 )
+from daskinfer.graphs.context import forget_job
 from daskinfer.graphs.handoff import JobHandle
 from daskinfer.runtime.cluster import worker_shapes
 from daskinfer.runtime.core import DriverCore
@@ -56,6 +57,7 @@ from daskinfer.spec.rows import PartitionTable
 from daskinfer.storage.inputs.reading import partition_source
 
 TICK_SECONDS = 0.25
+RESULT_SECONDS = 2
 # Reading ahead and committing come before computing: they are short, and computing waits for them.
 _PRIORITY_FIRST = 10**9
 
@@ -113,6 +115,8 @@ class Driver:
         self._note = note
         self._pulse = pulse
         self._happened: queue.SimpleQueue[Callable[[], Event | None]] = queue.SimpleQueue()
+        self._lost: list[Callable[[], Event | None]] = []
+        self._look_again = 0.0
         self._held: dict[int, _Held] = {}
         self._loads: list[Future] = []
         self._tokens: set[str] = set()
@@ -148,20 +152,27 @@ class Driver:
         # Not Client.cancel: forced, it trips over tasks that no client holds and takes the connection down with it.
         for future in futures:
             future.release()
-        tokens = [
-            crew_token(self._handle.job),
-            *(stage_token(self._handle.job, s.index) for s in self._ledger.plan.stages),
-        ]
-        for worker in self._tokens & set(self._client.scheduler_info(n_workers=-1)["workers"]):
+        stages = self._ledger.plan.stages
+        tokens = [crew_token(self._handle), *(stage_token(self._handle, stage.index) for stage in stages)]
+        workers = self._tokens & {worker.address for worker in worker_shapes(self._client)}
+        for worker in workers:
             grant_tokens(self._client, worker, dict.fromkeys(tokens, 0))
+        self._client.run(forget_job, self._handle, workers=list(workers))
 
     def _step(self) -> None:
+        if self._lost and time.monotonic() >= self._look_again:
+            for look in self._lost:
+                self._happened.put(look)
+            self._lost.clear()
+            self._look_again = time.monotonic() + TICK_SECONDS
+        event: Event | None = Tick()
         try:
-            event = self._happened.get(timeout=TICK_SECONDS)()
+            happened = self._happened.get(timeout=TICK_SECONDS)
         except queue.Empty:
-            event = Tick()
             if self._client.status not in ("running", "newly-created"):
                 raise JobFailed("the connection to the Dask scheduler is lost") from None
+        else:
+            event = happened()
         if event is not None:
             if isinstance(event, ShardLoaded):
                 self._ledger.add_ack(event.ack)
@@ -204,7 +215,7 @@ class Driver:
         def settle(future: Future) -> Event:
             if future.status != "finished":
                 return ShardFailed(stage, worker, _error_of(future))
-            ack = ShardAck(**future.result())
+            ack = ShardAck(**future.result(RESULT_SECONDS))
             if ack.worker != worker:
                 return ShardFailed(stage, worker, JobFailed(f"Dask ran the load of stage {stage} on {ack.worker}"))
             return ShardLoaded(ack)
@@ -212,9 +223,8 @@ class Driver:
         self._watch(future, settle)
 
     def _grant(self, stage: int, worker: str) -> None:
-        job = self._handle.job
         try:
-            grant_tokens(self._client, worker, {stage_token(job, stage): 1, crew_token(job): 1})
+            grant_tokens(self._client, worker, {stage_token(self._handle, stage): 1, crew_token(self._handle): 1})
         except OSError:
             return  # it died meanwhile: the scheduler's event follows
         self._tokens.add(worker)
@@ -223,7 +233,10 @@ class Driver:
         graph = prepare_graph(self._handle, partition_source(self._table, partition), attempt)
         rows, tokens, count = self._submit(graph, priority=_PRIORITY_FIRST - partition)
         self._held[partition] = _Held(rows, tokens)
-        self._watch(count, self._settle("prepare", partition, 0, lambda future: Prepared(partition, future.result())))
+        self._watch(
+            count,
+            self._settle("prepare", partition, 0, lambda future: Prepared(partition, future.result(RESULT_SECONDS))),
+        )
 
     def _submit_microbatches(self, partition: int, numbers: Sequence[int], attempt: int) -> None:
         held = self._held[partition]
@@ -246,7 +259,9 @@ class Driver:
         handoffs: list[Key] = [held.handoffs[number].key for number in sorted(held.handoffs)]
         graph = commit_graph(self._handle, partition, held.rows.key, held.tokens.key, handoffs, attempt)
         (future,) = self._submit(graph, priority=2 * _PRIORITY_FIRST - partition)
-        self._watch(future, self._settle("commit", partition, 0, lambda future: Committed(future.result())))
+        self._watch(
+            future, self._settle("commit", partition, 0, lambda future: Committed(future.result(RESULT_SECONDS)))
+        )
         held.others.append(future)
 
     def _submit(self, graph: TaskGraph, priority: int, workers: list[str] | None = None) -> list[Future]:
@@ -260,7 +275,18 @@ class Driver:
     # Events
 
     def _watch(self, future: Future, settle: Callable[[Future], Event | None]) -> None:
-        future.add_done_callback(lambda future: self._happened.put(partial(settle, future)))
+        def look() -> Event | None:
+            try:
+                if future.status in ("finished", "error", "cancelled"):
+                    return settle(future)
+            except TimeoutError:
+                pass
+            # It was done, and was lost with its worker before we looked. It is computed again, perhaps on a worker that
+            # we have yet to place: look again later, and never wait for it here.
+            self._lost.append(look)
+            return None
+
+        future.add_done_callback(lambda _: self._happened.put(look))
 
     def _settle(
         self, step: Step, partition: int, number: int, succeed: Callable[[Future], Event]
@@ -300,5 +326,5 @@ def _look_up(resources: dict[Key, dict[str, float]], key: Key) -> dict[str, floa
 def _error_of(future: Future) -> BaseException:
     if future.status == "cancelled":
         return JobFailed(f"the scheduler dropped task {future.key}")
-    error: BaseException | None = future.exception()
+    error: BaseException | None = future.exception(RESULT_SECONDS)
     return error if error is not None else DaskinferError(f"task {future.key} ended as {future.status}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,13 +15,16 @@ from daskinfer.ids import digest_of, shorten
 from daskinfer.models.families import ATTENTION
 from daskinfer.models.profile import profile_model, resolve_dtype
 from daskinfer.models.tasks import task_fields
+from daskinfer.models.tokenizer import make_tokenizer
 from daskinfer.models.versions import versions
+from daskinfer.planning.placement import eligible_workers
 from daskinfer.planning.plan import make_plan, place_plan
 from daskinfer.runtime.checkpoints import resolve_checkpoint
 from daskinfer.source import digest_source
 from daskinfer.spec.job import JobRecord, digest_files, make_request
 from daskinfer.spec.plan import Numerics, Plan, WorkerShape
 from daskinfer.spec.recipe import OPERATIONAL, Input, Recipe
+from daskinfer.spec.rows import PartitionTable
 from daskinfer.storage.filesystem import absolute_url
 from daskinfer.storage.inputs.files import find_files
 from daskinfer.storage.inputs.index import index_input
@@ -55,18 +58,28 @@ def open_job(recipe: Recipe, workers: Sequence[WorkerShape], fresh: bool) -> Ope
     OutputOwned
         The output holds another job's work.
     """
+    if not fresh and (job := find_owner(recipe, workers)) is not None:
+        return job
     output = absolute_url(recipe.output.url)
     owner = current_owner(output)
-    if owner is not None and not fresh:
-        return _open_owner(recipe, workers, owner, output)
     if owner is None:
         return _begin(recipe, workers, None, output)
     with _hold_back(recipe, owner):
         return _begin(recipe, workers, owner, output)
 
 
-def _open_owner(recipe: Recipe, workers: Sequence[WorkerShape], owner: Owner, output: str) -> OpenedJob:
-    """Go on with the job that the output belongs to, if it is the one that the recipe asks for."""
+def find_owner(recipe: Recipe, workers: Sequence[WorkerShape]) -> OpenedJob | None:
+    """Return the job that the output belongs to, None where it is free.
+
+    Raises
+    ------
+    OutputOwned
+        It is not the job that the recipe asks for.
+    """
+    output = absolute_url(recipe.output.url)
+    owner = current_owner(output)
+    if owner is None:
+        return None
     store = JobStore(recipe.workspace, owner.job)
     record = _read_owner_record(store, owner, recipe, output)
     inputs = digest_files(find_files(absolute_input(recipe).url))
@@ -86,47 +99,64 @@ def _open_owner(recipe: Recipe, workers: Sequence[WorkerShape], owner: Owner, ou
     return OpenedJob(store, record, record.plan, resumed=True, done=True)
 
 
-def _begin(recipe: Recipe, workers: Sequence[WorkerShape], owner: Owner | None, output: str) -> OpenedJob:
-    """Plan a new job, write it down, and make the output its own."""
+def draft_job(recipe: Recipe, workers: Sequence[WorkerShape]) -> tuple[JobRecord, PartitionTable]:
+    """Plan a new job, still without an id, and refuse whatever would stop it later; no job is written.
+
+    Raises
+    ------
+    DaskinferError
+        Input, checkpoint, task, plan or output cannot be as the recipe says.
+    """
     resolution = resolve_checkpoint(recipe)
     registry = Registry(recipe.registry_url)
     manifest = registry.manifest(resolution.snapshot)
-    config = json.loads(registry.file(manifest, "config.json"))
+    files = {file.path: registry.file(manifest, file.path) for file in manifest.files}
+    config = json.loads(files["config.json"])
+    fields = task_fields(recipe.model.task, config, recipe.model.options)
+    make_tokenizer(files, recipe.model.options.max_length)
     dtype = resolve_dtype(recipe.model.dtype, manifest)
     numerics = _make_numerics(recipe, dtype, workers)
     profile = profile_model(manifest, config, recipe.model.task, dtype)
     plan = make_plan(recipe, profile, workers, numerics)
     table = index_input(absolute_input(recipe), recipe.output.keep)
     inputs = digest_files(table.files)
-    request = make_request(recipe, inputs, digest_source(), numerics)
+    record = JobRecord(
+        job="unnamed",
+        request=make_request(recipe, inputs, digest_source(), numerics),
+        recipe=recipe,
+        resolution=resolution,
+        registry=absolute_url(recipe.registry_url),
+        inputs=inputs,
+        code=digest_source(),
+        plan=plan,
+        hidden=profile.hidden,
+        fields=fields,
+        keep={column: table.columns[column] for column in recipe.output.keep},
+        output=absolute_url(recipe.output.url),
+        rows=table.rows,
+        partitions=len(table.partitions),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    open_job_sink(record)  # refuses an unusable output
+    return record, table
 
-    def describe(job: str) -> JobRecord:
-        return JobRecord(
-            job=job,
-            request=request,
-            recipe=recipe,
-            resolution=resolution,
-            registry=absolute_url(recipe.registry_url),
-            inputs=inputs,
-            code=digest_source(),
-            plan=plan,
-            hidden=profile.hidden,
-            fields=task_fields(recipe.model.task, config, recipe.model.options),
-            keep={column: table.columns[column] for column in recipe.output.keep},
-            output=output,
-            rows=table.rows,
-            partitions=len(table.partitions),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
 
-    open_job_sink(describe("unnamed"))  # refuses an unusable output before anything is written
-    key = digest_of([resolution.snapshot, request])
-    store = create_job(recipe.workspace, describe, f"{recipe.name}-{shorten(key, 10)}")
+def _begin(recipe: Recipe, workers: Sequence[WorkerShape], owner: Owner | None, output: str) -> OpenedJob:
+    """Plan a new job, write it down, and make the output its own."""
+    draft, table = draft_job(recipe, workers)
+    key = digest_of([draft.resolution.snapshot, draft.request])
+    store = create_job(
+        recipe.workspace, lambda job: draft.model_copy(update={"job": job}), f"{recipe.name}-{shorten(key, 10)}"
+    )
     # The table is there before the job owns its output: whoever finds the owner finds everything.
     store.save_table(table)
     record = store.record()
-    claim(output, Owner(job=record.job, request=request, snapshot=resolution.snapshot, created=record.created), owner)
-    return OpenedJob(store, record, plan, resumed=False, done=False)
+    claim(
+        output,
+        Owner(job=record.job, request=record.request, snapshot=record.resolution.snapshot, created=record.created),
+        owner,
+    )
+    return OpenedJob(store, record, record.plan, resumed=False, done=False)
 
 
 def absolute_input(recipe: Recipe) -> Input:
@@ -135,7 +165,8 @@ def absolute_input(recipe: Recipe) -> Input:
 
 
 def _make_numerics(recipe: Recipe, dtype: str, workers: Sequence[WorkerShape]) -> Numerics:
-    return Numerics(dtype=dtype, attention=ATTENTION, threads=min(worker.threads for worker in workers), **versions())
+    able = eligible_workers(workers, recipe.placement.requires)
+    return Numerics(dtype=dtype, attention=ATTENTION, threads=min(worker.threads for worker in able), **versions())
 
 
 @contextmanager
@@ -166,30 +197,26 @@ def _read_owner_record(store: JobStore, owner: Owner, recipe: Recipe, output: st
 
 
 def _explain_difference(record: JobRecord, recipe: Recipe, inputs: str, output: str) -> OutputOwned:
-    changed = [
-        name
-        for name, before, now in (
-            (f"the recipe ({_name_changes(record.recipe, recipe)})", record.recipe.digest, recipe.digest),
-            ("an input file", record.inputs, inputs),
-            ("daskinfer's code", record.code, digest_source()),
-        )
-        if before != now
-    ]
+    before, now = (
+        dict(_flatten(each.model_dump(mode="json", exclude=OPERATIONAL))) for each in (record.recipe, recipe)
+    )
+    keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    changed = [f"the recipe ({', '.join(keys)})"] if keys else []
+    if record.inputs != inputs:
+        changed.append("an input file")
+    if record.code != digest_source():
+        changed.append("daskinfer's code")
     what = " and ".join(changed) or "a library that decides numerics"
+    have = "have" if len(changed) > 1 else "has"
     return OutputOwned(
-        f"{output} belongs to job {record.job}; {what} has changed since, so this is another job",
+        f"{output} belongs to job {record.job}; {what} {have} changed since, so this is another job",
         hint="Choose another output.url to keep both, or start over with --fresh.",
     )
 
 
-def _name_changes(before: Recipe, now: Recipe) -> str:
-    first, second = (_flatten("", each.model_dump(mode="json", exclude=OPERATIONAL)) for each in (before, now))
-    return ", ".join(sorted(key for key in {*first, *second} if first.get(key) != second.get(key)))
-
-
-def _flatten(prefix: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    return {
-        path: leaf for key, each in value.items() for path, leaf in _flatten(f"{prefix}.{key}".strip("."), each).items()
-    }
+def _flatten(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -28,6 +28,7 @@ from daskinfer.storage.snapshotlock import SnapshotLock, take
 PROGRESS_SECONDS = 0.25
 CHECK_SECONDS = 5.0
 SNAPSHOT_HEARTBEAT_SECONDS = 200.0
+TROUBLE_SECONDS = 60.0
 
 
 class Session:
@@ -45,6 +46,9 @@ class Session:
         `time.monotonic()` when the run began.
     """
 
+    _lease: Lease
+    _journal: Journal
+
     def __init__(self, job: OpenedJob, recipe: Recipe, watch: Callable[[Progress], None], began: float) -> None:
         self.job = job
         self.recipe = recipe
@@ -57,7 +61,7 @@ class Session:
         self._watch = watch
         self._began = began
         self._phase: Phase = "starting"
-        self._due = {"progress": 0.0, "check": 0.0, "snapshot": 0.0}
+        self._due: dict[str, float] = {}
 
     def run(self) -> None:
         """Run the job to its seal; `error` says afterwards why it did not get there.
@@ -186,17 +190,20 @@ class Session:
             self._tell()
         if self._is_due("check", now, CHECK_SECONDS):
             self._lease.check()
+            if self._lease.trouble and self._is_due("trouble", now, TROUBLE_SECONDS):
+                self._note("heartbeat-failed", self._lease.trouble)
         if self._is_due("snapshot", now, SNAPSHOT_HEARTBEAT_SECONDS):
             lock.heartbeat()
 
     def _is_due(self, what: str, now: float, every: float) -> bool:
-        if now < self._due[what]:
+        if now < self._due.get(what, 0.0):
             return False
         self._due[what] = now + every
         return True
 
     def _seal(self, sink: Sink) -> None:
         record = self.job.record
+        self._lease.check()
         sink.seal(
             {
                 "job": record.job,
@@ -226,9 +233,6 @@ class Session:
         progress = self.progress(message)
         self._lease.show(progress)
         self._watch(progress)
-
-    _lease: Lease
-    _journal: Journal
 
 
 def _final_phase(error: DaskinferError | None) -> Phase:

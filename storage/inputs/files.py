@@ -46,7 +46,7 @@ def find_files(url: str) -> list[InputFile]:
     if not infos:
         looked = "a glob" if has_magic(path) else "a file or a folder with files"
         raise InputError(
-            f"input.url: nothing matches {url} (looked for {looked} at {place})",
+            f"input.url: nothing matches {place} (looked for {looked})",
             hint="Check the path; a relative one starts from the working directory.",
         )
     files = [_describe(filesystem, place, name, infos[name]) for name in sorted(infos)]

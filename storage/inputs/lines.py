@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from daskinfer.errors import InputError
 from daskinfer.spec.rows import InputFile, Segment
-from daskinfer.storage.filesystem import read_bytes
+from daskinfer.storage.filesystem import is_local, read_bytes
 from daskinfer.storage.inputs.kinds import Convert, convert, convert_cell, convert_text, describe, infer_kind
 from daskinfer.storage.inputs.records import BYTE_ORDER_MARK, RecordScanner, Spans, slice_records
 from daskinfer.storage.inputs.seam import Harvest, Layout, MissingColumn
@@ -18,7 +18,9 @@ from daskinfer.storage.rows import EXCERPT_LENGTH, make_excerpt
 
 LineFormatName = Literal["jsonl", "csv", "text"]
 
-_BLOCK = 8 << 20
+# A request to a remote store is worth more bytes than a read from a disk.
+_LOCAL_BLOCK = 1 << 20
+_REMOTE_BLOCK = 8 << 20
 _HEADER_BLOCK = 64 << 10
 
 
@@ -58,8 +60,9 @@ class LineFormat:
         """Find the rows of a file."""
         begin, line = self._find_body(file)
         scanner = RecordScanner(begin, line, self._quoted)
-        for offset in range(begin, file.size, _BLOCK):
-            yield scanner.feed(read_bytes(file.url, offset, min(offset + _BLOCK, file.size)))
+        block = _LOCAL_BLOCK if is_local(file.url) else _REMOTE_BLOCK
+        for offset in range(begin, file.size, block):
+            yield scanner.feed(read_bytes(file.url, offset, min(offset + block, file.size)))
         if scanner.open_quote_line is not None:
             raise InputError(
                 f"{file.url}: a quoted field in the row at line {scanner.open_quote_line} is never closed",

@@ -81,6 +81,13 @@ class Bench:
         return path
 
 
+def make_bench(folder: Path, model: Path, rows: int) -> Bench:
+    """Publish the model as `tiny@prod` in a folder and write rows for it."""
+    api.publish("tiny", str(model), registry=str(folder / "work/registry"), alias="prod")
+    write_rows(folder / "in.jsonl", rows)
+    return Bench(folder, model)
+
+
 def write_rows(path: Path, count: int, seed: int = 0) -> Path:
     """Write rows of one to forty words with ids."""
     source = random.Random(seed)
@@ -97,9 +104,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def bench(tmp_path: Path, tiny_model: Path) -> Bench:
     """A fresh folder with `tiny@prod` published and 300 rows."""
-    api.publish("tiny", str(tiny_model), registry=str(tmp_path / "work/registry"), alias="prod")
-    write_rows(tmp_path / "in.jsonl", 300)
-    return Bench(tmp_path, tiny_model)
+    return make_bench(tmp_path, tiny_model, 300)
 
 
 @pytest.fixture(scope="session")
@@ -120,6 +125,13 @@ def scheduler() -> Iterator[str]:
     options = {"dashboard_address": "127.0.0.1:0", "host": "127.0.0.1"}
     with SpecCluster(workers=workers, scheduler={"cls": Scheduler, "options": options}, silence_logs=50) as cluster:
         yield cluster.scheduler_address
+
+
+@pytest.fixture
+def warm(bench: Bench, scheduler: str) -> Bench:
+    """The bench with its recipe written down for two of the warm workers."""
+    bench.write_recipe(cluster__address=scheduler, placement__requires={"TWO": 1})
+    return bench
 
 
 def run(recipe: Recipe, scheduler: str, workers: int = 2, **options: Any) -> Report:

@@ -134,7 +134,7 @@ def claim_huge_header(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (shutil.rmtree, "not a directory"),
+        (shutil.rmtree, "no such directory"),
         (lambda path: (path / "config.json").unlink(), "no config.json"),
         (lambda path: (path / "config.json").write_text("{"), "not valid JSON"),
         (lambda path: (path / "model.safetensors").unlink(), "no model.safetensors"),

@@ -1,9 +1,16 @@
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daskinfer.planning.microbatches import pack_microbatches
+from daskinfer.planning.microbatches import OVERHEAD_TOKENS, pack_microbatches
+
+
+def cost(lengths: list[int], cuts: tuple[int, ...]) -> int:
+    falling = sorted(lengths, reverse=True)
+    return sum((end - start) * falling[start] + OVERHEAD_TOKENS for start, end in itertools.pairwise(cuts))
 
 
 @given(st.lists(st.integers(1, 300), max_size=200), st.integers(1, 4096))
@@ -13,16 +20,31 @@ def test_every_row_travels_once_and_none_but_a_lone_row_exceeds_the_limit(length
     for microbatch in packed:
         assert microbatch.length == max(lengths[row] for row in microbatch.rows)
         assert microbatch.tokens <= tokens or len(microbatch.rows) == 1
+    lengths_packed = [microbatch.length for microbatch in packed]
+    assert lengths_packed == sorted(lengths_packed, reverse=True)
 
 
-@given(st.lists(st.integers(1, 300), min_size=1, max_size=200), st.integers(300, 4096))
-def test_microbatches_are_sorted_and_full(lengths: list[int], tokens: int) -> None:
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=9), st.integers(60, 400))
+def test_no_other_cut_of_the_sorted_rows_costs_less(lengths: list[int], tokens: int) -> None:
     packed = pack_microbatches(lengths, tokens)
-    assert [microbatch.length for microbatch in packed] == sorted(
-        (microbatch.length for microbatch in packed), reverse=True
-    )
-    for microbatch in packed[:-1]:
-        assert (len(microbatch.rows) + 1) * microbatch.length > tokens
+    falling = sorted(lengths, reverse=True)
+    every = [
+        (0, *inner, len(lengths))
+        for count in range(len(lengths))
+        for inner in itertools.combinations(range(1, len(lengths)), count)
+    ]
+    fitting = [
+        cuts
+        for cuts in every
+        if all((end - start) * falling[start] <= tokens for start, end in itertools.pairwise(cuts))
+    ]
+    found = (0, *itertools.accumulate(len(microbatch.rows) for microbatch in packed))
+    assert cost(lengths, found) == min(cost(lengths, cuts) for cuts in fitting)
+
+
+def test_a_row_of_another_length_is_not_padded_to_far_more_than_a_microbatch_costs() -> None:
+    packed = pack_microbatches([100, 10, 10, 10], 4096)
+    assert [(microbatch.rows, microbatch.length) for microbatch in packed] == [((0,), 100), ((1, 2, 3), 10)]
 
 
 def test_equal_lengths_keep_their_order() -> None:

@@ -69,8 +69,8 @@ def test_without_wordnet_and_apt_the_machine_s_own_text_is_used_and_said(tmp_pat
     if not Path("/usr/share/wordnet/data.noun").exists():
         assert "text that ships with this machine" in done.stderr
     rows = read_rows(tmp_path / "g.jsonl")
-    assert len(rows) == 12_000
-    assert len({row["id"] for row in rows}) == 12_000
+    assert len(rows) == 24_000
+    assert len({row["id"] for row in rows}) == 24_000
 
 
 def test_a_wrong_number_of_rows_is_refused(tmp_path: Path) -> None:

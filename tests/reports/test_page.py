@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from daskinfer.reports import render_html, report_json
-from daskinfer.reports.page import divide_run, divide_stage, mark_axis
+from daskinfer.reports.page import divide_run, divide_stage, mark_axis, render_html
 from daskinfer.spec.job import Incident, Report, StageReport
 
 STAGES = (
@@ -199,4 +198,4 @@ def test_the_axis_has_a_handful_of_round_times() -> None:
 
 def test_json_is_the_whole_report() -> None:
     report = make_report()
-    assert Report.model_validate(json.loads(report_json(report))) == report
+    assert Report.model_validate(json.loads(report.model_dump_json())) == report

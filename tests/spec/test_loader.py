@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jsonschema  # type: ignore[import-untyped]
+import jsonschema
 import pytest
 import yaml
 
@@ -381,11 +381,8 @@ def test_the_schema_is_valid_and_tells_good_from_bad(tmp_path: Path) -> None:
     path = tmp_path / "recipe.schema.json"
     path.write_text(json.dumps(schema))
     command = [sys.executable, "-m", "check_jsonschema"]
-    for arguments, code in {
-        ("--check-metaschema", str(path)): 0,
-        ("--schemafile", str(path), str(write(tmp_path, GOOD))): 0,
-    }.items():
-        assert subprocess.run([*command, *arguments], capture_output=True, check=False).returncode == code
+    for arguments in (("--check-metaschema", str(path)), ("--schemafile", str(path), str(write(tmp_path, GOOD)))):
+        subprocess.run([*command, *arguments], capture_output=True, check=True)
     validator = jsonschema.Draft202012Validator(schema)
     good = yaml.safe_load(GOOD)
     assert list(validator.iter_errors(good)) == []

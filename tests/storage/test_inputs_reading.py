@@ -176,7 +176,7 @@ def test_what_is_written_is_read_in_any_cut(tmp_path_factory: Any, values: list[
         csv.writer(stream, quoting=csv.QUOTE_ALL).writerows([["text"], *([value] for value in values)])
     for name in ("a.jsonl", "a.csv"):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(lines, "_BLOCK", block)
+            patch.setattr(lines, "_LOCAL_BLOCK", block)
             table = index(folder / name, rows=rows)
         assert texts(read_all(table)) == values
 

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from dask._task_spec import Task
+
+from daskinfer.graphs.build import commit_graph, crew_token, load_graph, microbatch_graph, prepare_graph, stage_token
+from daskinfer.graphs.handoff import Handoff, JobHandle, Tokens
+from daskinfer.graphs.sizes import register_sizes
+from daskinfer.spec.rows import InputFile, Microbatch, Partition, Segment
+from daskinfer.storage.inputs.reading import PartitionSource
+from daskinfer.storage.inputs.seam import Layout
+
+HANDLE = JobHandle(workspace="/work", job="job", epoch=3)
+PARTITION = Partition(number=5, first_row=50, rows=10, segments=(Segment(file=0, begin=0, end=100, rows=10, line=51),))
+
+
+def dependencies(task: Task) -> set[Any]:
+    return set(task.dependencies)
+
+
+def test_a_partition_is_read_tokenised_and_counted() -> None:
+    file = InputFile(url="in.jsonl", size=100, etag="1")
+    source = PartitionSource("jsonl", PARTITION, (file,), Layout({"text": "string"}, ("text",), ()))
+    graph = prepare_graph(HANDLE, source, attempt=2)
+    rows, tokens, count = graph.wanted
+    assert rows == ("job/read", 3, 5, 2)
+    assert dependencies(graph.tasks[tokens]) == {rows}
+    assert dependencies(graph.tasks[count]) == {tokens}
+    assert all(resources.keys() == {crew_token(HANDLE)} for resources in graph.resources.values())
+
+
+def test_a_microbatch_goes_through_all_stages_on_the_workers_that_hold_them() -> None:
+    tokens = ("job/tokenize", 3, 5, 0)
+    graph = microbatch_graph(HANDLE, 3, {"GPU": 1}, partition=5, numbers=(0, 7), tokens=tokens, attempt=0)
+    assert graph.wanted == (("job/stage-2", 3, 5, 0, 0), ("job/stage-2", 3, 5, 7, 0))
+    assert len(graph.tasks) == 6
+    for stage in range(3):
+        key = (f"job/stage-{stage}", 3, 5, 7, 0)
+        before = {(f"job/stage-{stage - 1}", 3, 5, 7, 0)} if stage else set()
+        assert dependencies(graph.tasks[key]) == {tokens, *before}
+        assert graph.resources[key] == {"GPU": 1, stage_token(HANDLE, stage): 1}
+
+
+def test_a_commit_needs_every_microbatch() -> None:
+    handoffs = [("job/stage-1", 3, 5, number, 0) for number in range(4)]
+    graph = commit_graph(HANDLE, 5, ("job/read", 3, 5, 0), ("job/tokenize", 3, 5, 0), handoffs, attempt=0)
+    (task,) = graph.tasks.values()
+    assert dependencies(task) == {("job/read", 3, 5, 0), ("job/tokenize", 3, 5, 0), *handoffs}
+
+
+def test_another_epoch_shares_no_key_and_no_token() -> None:
+    later = JobHandle(workspace="/work", job="job", epoch=4)
+    assert load_graph(HANDLE, 0, "a").wanted != load_graph(later, 0, "a").wanted
+    assert stage_token(HANDLE, 0) != stage_token(later, 0)
+    assert crew_token(HANDLE) != crew_token(later)
+
+
+def test_tokens_are_padded_on_the_right_in_the_order_of_the_microbatch() -> None:
+    tokens = Tokens(
+        ids=np.array([1, 2, 3, 4, 5, 6], np.int32),
+        starts=np.array([0, 1, 4, 6]),
+        pad=9,
+        microbatches=(Microbatch((1, 2), 3), Microbatch((0,), 1)),
+    )
+    ids, lengths = tokens.padded(0)
+    assert ids.tolist() == [[2, 3, 4], [5, 6, 9]]
+    assert lengths.tolist() == [3, 2]
+    assert tokens.padded(1)[0].tolist() == [[1]]
+
+
+@pytest.mark.parametrize("rows", [10, 1000])
+def test_dask_sees_the_bytes_of_what_tasks_hand_on(rows: int) -> None:
+    from dask.sizeof import sizeof
+
+    register_sizes()
+    assert sizeof(Handoff({"embedding": np.zeros((rows, 384), np.float32)}, ())) >= rows * 384 * 4
+    tokens = Tokens(np.zeros(rows * 20, np.int32), np.zeros(rows + 1, np.int64), 0, ())
+    assert sizeof(tokens) >= rows * 20 * 4
