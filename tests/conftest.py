@@ -15,6 +15,15 @@ from fsspec import filesystem
 
 from daskinfer.ids import make_nonce
 
+# One request after the other: with threads, moto checks If-None-Match and stores the object in two steps, and two
+# writers can win, which S3 rules out.
+_SERVER = """
+import sys
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import run_simple
+run_simple("127.0.0.1", int(sys.argv[1]), DomainDispatcherApplication(create_backend_app), threaded=False)
+"""
+
 
 @pytest.fixture(scope="session")
 def s3_url() -> Iterator[str]:
@@ -31,7 +40,7 @@ def s3_url() -> Iterator[str]:
         "AWS_EC2_METADATA_DISABLED": "true",
         "NO_PROXY": "127.0.0.1",
     }
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    command = [sys.executable, "-c", _SERVER, str(port)]
     with pytest.MonkeyPatch.context() as patch:
         for key, value in environment.items():
             patch.setenv(key, value)

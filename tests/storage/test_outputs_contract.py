@@ -66,7 +66,7 @@ class TestZarr(SinkContract):
     def read(self, url: str) -> dict[str, list[Any]]:
         group = zarr.open_group(url, mode="r")
         arrays: dict[str, Any] = dict(group.arrays())
-        assert dict(group.attrs) == METADATA
+        assert dict(group.attrs) == {"daskinfer_job": "job-1", **METADATA}
         assert all(array.shape[0] == ROWS and array.chunks[0] == PARTITION_ROWS for array in arrays.values())
         valid = arrays.pop("valid")[:]
         assert np.isnan(arrays["embedding"][:][~valid]).all() and (arrays["label"][:][~valid] == "").all()
