@@ -15,7 +15,7 @@ DEMO_RUN = $(BIN)/daskinfer run recipes/embed_text.yaml $(DEMO_SET) --json > wor
 
 .PHONY: demo test check bench docs clean
 
-test: check
+test: check .venv/.minilm
 	$(BIN)/python -m pytest -q
 
 check: .venv/.stamp

@@ -29,7 +29,6 @@ from daskinfer.errors import Conflict, IntegrityError, UsageError
 from daskinfer.ids import canonical_json, make_nonce
 from daskinfer.spec.job import JobRecord, JobStatus, Report, State
 from daskinfer.spec.rows import PartitionTable
-from daskinfer.spec.snapshot import Resolution
 from daskinfer.storage import lease
 from daskinfer.storage.exclusive import create
 from daskinfer.storage.filesystem import absolute_url, exists, join_url, list_names, read_bytes, replace_bytes
@@ -69,10 +68,6 @@ class JobStore:
             raise UsageError(f"no job {self.job}: {place} does not exist", hint="List them: daskinfer jobs") from error
         except (ValueError, KeyError, TypeError) as error:
             raise _unreadable(place, "job record") from error
-
-    def pin(self) -> Resolution:
-        """Return what the checkpoint reference meant when the job was born; a resume never resolves it again."""
-        return self.record().resolution
 
     def save_table(self, table: PartitionTable) -> None:
         """Store the partition table, once and for the whole job.

@@ -60,16 +60,6 @@ def profile_model(manifest: Manifest, config: Mapping[str, Any], task: str, dtyp
     )
 
 
-def stage_groups(profile: ModelProfile, first: int, last: int) -> tuple[str, ...]:
-    """Return the groups of a stage that owns layers [first, last), in the order they run."""
-    groups = [layer.name for layer in profile.layers[first:last]]
-    if first == 0:
-        groups = [layer.name for layer in profile.entry] + groups
-    if last == len(profile.layers):
-        groups += [layer.name for layer in profile.head]
-    return tuple(groups)
-
-
 def resolve_dtype(dtype: str, manifest: Manifest) -> str:
     """Return the precision that `auto` stands for: the stored one, float32 where that cannot be computed in."""
     if dtype != "auto":

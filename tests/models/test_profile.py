@@ -12,8 +12,9 @@ import pytest
 from daskinfer.errors import CheckpointError
 from daskinfer.models.checkpoint import inspect_checkpoint
 from daskinfer.models.families import family_of, group_of
-from daskinfer.models.profile import profile_model, resolve_dtype, stage_groups
+from daskinfer.models.profile import profile_model, resolve_dtype
 from daskinfer.models.tasks import label_names, task_fields, use_sigmoid
+from daskinfer.planning.stages import make_stages
 from daskinfer.spec.recipe import ModelOptions
 from daskinfer.spec.snapshot import LayerGroup, Manifest, TensorEntry
 from daskinfer.testing.stages import cut_checkpoint, read_blob
@@ -59,15 +60,19 @@ def test_profile_of_a_known_layer(tiny: Callable[[str], Path]) -> None:
     assert {layer.flops_per_token for layer in profile.layers} == {2 * weights}
     assert profile.layers[0].parameter_bytes == 4 * (weights + 5 * 32 + 64 + 4 * 32)
     assert (profile.hidden, profile.max_positions, profile.architecture) == (32, 64, "BertModel")
-    assert stage_groups(profile, 0, 2) == ("embeddings", "layer.0", "layer.1")
-    assert stage_groups(profile, 2, 4) == ("layer.2", "layer.3")
+    assert [stage.groups for stage in make_stages(profile, (0, 2))] == [
+        ("embeddings", "layer.0", "layer.1"),
+        ("layer.2", "layer.3"),
+    ]
 
 
 def test_head_groups_belong_to_the_last_stage(tiny: Callable[[str], Path]) -> None:
     directory = tiny("DistilBertForSequenceClassification")
     profile = profile_model(make_manifest(directory), read_config(directory), "classify", "float32")
-    assert stage_groups(profile, 0, 3) == ("embeddings", "layer.0", "layer.1", "layer.2")
-    assert stage_groups(profile, 3, 4) == ("layer.3", "pre_classifier", "classifier")
+    assert [stage.groups for stage in make_stages(profile, (0, 3))] == [
+        ("embeddings", "layer.0", "layer.1", "layer.2"),
+        ("layer.3", "pre_classifier", "classifier"),
+    ]
 
 
 def test_positions_of_roberta_are_offset(tiny: Callable[[str], Path]) -> None:

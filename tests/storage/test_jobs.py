@@ -100,7 +100,7 @@ def test_record_comes_back(store: JobStore, workspace: str) -> None:
     assert store.job == STEM
     again = JobStore(workspace, STEM)
     assert again.record() == make_record(STEM)
-    assert again.pin() == make_record(STEM).resolution
+    assert again.record().resolution == make_record(STEM).resolution
     assert again.record().key == make_record(STEM).key
 
 
