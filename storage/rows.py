@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +32,8 @@ class RowBatch:
     """Accepted rows, only the columns that the job reads or keeps."""
     rejects: tuple[Reject, ...]
     """Refused rows, ascending."""
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """Array column -> (n, ...) values of the accepted rows."""
 
     def __len__(self) -> int:
         return len(self.positions)

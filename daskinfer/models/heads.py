@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from daskinfer.models.tasks import label_names, use_sigmoid
+from daskinfer.models.tasks.fields import label_names, use_sigmoid
 from daskinfer.spec.recipe import ModelOptions
 
 Outputs = dict[str, np.ndarray[Any, Any]]

@@ -14,7 +14,7 @@ from daskinfer.graphs.context import open_job_sink
 from daskinfer.ids import digest_of, shorten
 from daskinfer.models.families import ATTENTION
 from daskinfer.models.profile import profile_model, resolve_dtype
-from daskinfer.models.tasks import task_fields
+from daskinfer.models.tasks.fields import task_fields
 from daskinfer.models.tokenizer import make_tokenizer
 from daskinfer.models.versions import versions
 from daskinfer.planning.placement import eligible_workers

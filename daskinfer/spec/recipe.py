@@ -21,12 +21,18 @@ Amount = Annotated[float, Field(gt=0)]
 class ModelOptions(Section):
     """What the task does around the model's own layers."""
 
-    pooling: Literal["mean", "cls"] = "mean"
-    """`embed`: average over the tokens of the mask, or take the first token."""
-    normalize: bool = True
-    """`embed`: scale every embedding to length 1."""
+    pooling: Literal["auto", "mean", "cls", "max", "mean_sqrt_len", "weightedmean", "lasttoken"] = "auto"
+    """`embed`: how tokens make one vector; `auto` does as the checkpoint says, `mean` where it says nothing."""
+    normalize: Auto | bool = "auto"
+    """`embed`: scale every embedding to length 1; `auto` does as the checkpoint says, and does where it says nothing."""
+    prompt: str | None = None
+    """Text put before every row's; without it the checkpoint's own default prompt, where it has one."""
+    prompt_name: str | None = None
+    """Name of one of the checkpoint's own prompts."""
     max_length: Annotated[int, Field(ge=1)] = 256
     """Longest input in tokens, special tokens included; longer texts are truncated."""
+    per_token: bool = False
+    """`score`: also write every token's id and log-probability."""
 
 
 class Model(Section):
@@ -36,8 +42,13 @@ class Model(Section):
     """`NAME@alias`, `NAME@v3`, `NAME@sha256:...`, or a local directory (published on first use)."""
     registry: str | None = None
     """URL of the registry; the default is `registry/` under the workspace."""
-    task: Literal["embed", "classify"] = "embed"
-    """`embed` writes one vector a row, `classify` a label with its scores."""
+    entry: str | None = None
+    """`package.module:function` that builds a model of your own; its source is hashed into the snapshot."""
+    trust_code: bool = False
+    """Run model code that comes with the checkpoint; it is hashed into the snapshot."""
+    task: Literal["embed", "classify", "score", "forward"] = "embed"
+    """`embed` writes one vector a row, `classify` a label with its scores, `score` the log-probability of a text,
+    `forward` whatever arrays the model returns."""
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     """Precision of weights and activations."""
     options: ModelOptions = ModelOptions()
@@ -49,10 +60,11 @@ class Input(Section):
 
     url: str
     """Any fsspec URL or glob."""
-    format: Literal["auto", "jsonl", "csv", "text", "parquet"] = "auto"
-    """File format; `auto` goes by the suffix."""
-    columns: dict[str, str] = {"text": "text"}
-    """What the task reads, and the column it comes from. `text` files have the one column `text`."""
+    format: Literal["auto", "jsonl", "csv", "text", "parquet", "images", "zarr"] = "auto"
+    """File format; `auto` goes by the suffix. `images`: every file is a row."""
+    columns: dict[str, str] = {}
+    """What the task reads, and the column it comes from: `text`, `image`, or for `forward` the names of the model's
+    inputs. What is not named comes from the column of the same name."""
     partition_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 2048
     """Rows of a partition, the unit of commit and retry."""
 
@@ -95,6 +107,8 @@ class Placement(Section):
 
     requires: dict[str, Amount] = {"GPU": 1}
     """Dask resources that a worker must declare."""
+    offload: Literal["none", "cpu", "disk"] = "none"
+    """Where a shard that is larger than its device may keep what does not fit."""
 
 
 class Consistency(Section):

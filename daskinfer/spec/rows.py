@@ -46,6 +46,15 @@ class Partition(Section):
     """Where the rows lie, in order."""
 
 
+class ArrayColumn(Section):
+    """A column whose rows are arrays of one shape."""
+
+    dtype: str
+    """uint8, int64, float32 ..."""
+    shape: tuple[int, ...]
+    """Shape of one row; () for numbers."""
+
+
 class PartitionTable(Section):
     """The input, cut into partitions once and for the whole job."""
 
@@ -60,9 +69,11 @@ class PartitionTable(Section):
     partitions: tuple[Partition, ...]
     """All partitions in order."""
     columns: dict[str, str]
-    """Column name -> kind (string, int64, float64, bool) of the columns that the job reads or keeps."""
+    """Column name -> kind (string, int64, float64, bool, binary) of the columns that the job reads or keeps."""
     reads: tuple[str, ...] = ("text",)
-    """Those of them that the task reads: strings that must be there."""
+    """Those of them that the task reads: strings or encoded images that must be there."""
+    arrays: dict[str, ArrayColumn] = {}
+    """Columns of arrays that the task reads."""
     header: tuple[str, ...] = ()
     """csv: names of all columns, in file order."""
 

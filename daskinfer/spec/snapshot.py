@@ -26,29 +26,42 @@ class TensorEntry(Section):
 
     name: str
     """Module name, without the base model's prefix."""
+    blake3: str
+    """64 hex digits over its bytes: what every load verifies."""
     dtype: str
     """safetensors dtype: F32, BF16, F16, I64 ..."""
     shape: tuple[int, ...]
     """Dimensions."""
     begin: int
-    """First byte in the blob."""
+    """First byte in the blob, or in `file`."""
     end: int
     """One past the last byte."""
+    file: str | None = None
+    """URL of the checkpoint's own file that holds the bytes, where it was published by reference."""
 
 
 class LayerGroup(Section):
     """The tensors of one layer, stored as one safetensors blob: the unit of cutting and of loading."""
 
     name: str
-    """embeddings, layer.0, layer.1 ..., or the name of a head."""
+    """Path of its unit in the model: `embeddings`, `encoder.layer.0`, `lm_head`."""
     size: int
-    """Length of the blob in bytes."""
+    """Length in bytes of its blob, or of what would be one."""
     sha256: str
     """64 hex digits over the whole blob."""
-    blob: str
-    """Where the bytes lie, relative to the registry root."""
+    blob: str | None
+    """Where the bytes lie, relative to the registry root; None where every tensor names its own file."""
     tensors: tuple[TensorEntry, ...]
     """What the blob holds, in blob order."""
+
+
+class EntryPoint(Section):
+    """Code outside transformers that builds the model."""
+
+    function: str
+    """`package.module:function`; called without arguments, returns a `torch.nn.Module`."""
+    source: str
+    """sha256 digest of the source file that the function is in."""
 
 
 class Manifest(Section):
@@ -68,6 +81,10 @@ class Manifest(Section):
     """Configuration and tokenizer files."""
     groups: tuple[LayerGroup, ...]
     """Weights, one blob a layer."""
+    tied: dict[str, str] = {}
+    """Name of a tensor that is stored under another name -> that name."""
+    entry: EntryPoint | None = None
+    """The user's own code that builds the model; None where transformers does."""
     provenance: dict[str, str] = {}
     """Where it came from and what converted it."""
 
@@ -85,7 +102,8 @@ class Manifest(Section):
         """Digest of the weights and files alone, wherever they are stored and whoever published them."""
         pieces = [(piece.path, piece.sha256) for piece in self.files]
         pieces += [(group.name, group.sha256) for group in self.groups]
-        return digest_of([self.architecture, self.dtype, sorted(pieces)])
+        code = None if self.entry is None else self.entry.model_dump()
+        return digest_of([self.architecture, self.dtype, sorted(pieces), self.tied, code])
 
     def group(self, name: str) -> LayerGroup:
         """Return a layer group by name; `KeyError` where there is none."""

@@ -13,7 +13,7 @@ from daskinfer.errors import CheckpointError
 from daskinfer.models.checkpoint import inspect_checkpoint
 from daskinfer.models.families import family_of, group_of
 from daskinfer.models.profile import profile_model, resolve_dtype
-from daskinfer.models.tasks import label_names, task_fields, use_sigmoid
+from daskinfer.models.tasks.fields import label_names, task_fields, use_sigmoid
 from daskinfer.planning.stages import make_stages
 from daskinfer.spec.recipe import ModelOptions
 from daskinfer.spec.snapshot import LayerGroup, Manifest, TensorEntry

@@ -1,0 +1,111 @@
+"""The outline of a model: its layers in the order they run, and what crosses each cut between them.
+
+Found once without weights, kept with the registry, and followed by every worker: no stage decides anything itself.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from operator import mul
+from typing import Any, Literal
+
+from daskinfer.spec.section import Section
+
+Dim = tuple[int, int, int, int]
+"""A size as (constant, per row, per token of the padded length, per row and token)."""
+
+ITEM_BYTES = {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "bfloat16": 2, "float16": 2, "uint8": 1, "bool": 1}
+
+
+class InputArray(Section):
+    """An array that the model's forward takes, by name."""
+
+    name: str
+    """Keyword of the forward: input_ids, attention_mask, pixel_values ..."""
+    dtype: str
+    """int64, float32 ...; floating-point inputs are cast to the stage's precision."""
+    shape: tuple[int | None, ...]
+    """Shape of one row; None stands for the padded length in tokens."""
+    bound: int | None = None
+    """Integers are below this number."""
+
+
+class TensorSpec(Section):
+    """A tensor whose shape follows from the microbatch's."""
+
+    dtype: str
+    """Element type."""
+    dims: tuple[Dim, ...]
+    """Every dimension."""
+
+    def shape(self, rows: int, length: int) -> tuple[int, ...]:
+        """Return its shape in a microbatch of `rows` rows padded to `length` tokens."""
+        return tuple(a + b * rows + c * length + d * rows * length for a, b, c, d in self.dims)
+
+    def nbytes(self, rows: int, length: int) -> int:
+        """Return its bytes in such a microbatch."""
+        return reduce(mul, self.shape(rows, length), ITEM_BYTES[self.dtype])
+
+
+class Event(Section):
+    """One call of a unit."""
+
+    unit: str
+    """Path of the unit."""
+    structure: Any
+    """How its output nests, as JSON; leaves are numbered."""
+    leaves: tuple[TensorSpec, ...]
+    """The tensors of its output."""
+
+
+class Carried(Section):
+    """A tensor that crosses a cut."""
+
+    event: int
+    """Number of the call that made it."""
+    leaf: int
+    """Which tensor of the call's output."""
+    tensor: TensorSpec
+    """What it looks like."""
+
+
+class LayerOutline(Section):
+    """A layer, with whatever runs between it and the layer before."""
+
+    name: str
+    """Path of the layer."""
+    units: tuple[str, ...]
+    """Paths of all units that run with it; the first layer's include the embeddings, the last one's the head."""
+    begin: int
+    """First event."""
+    end: int
+    """One past the last event."""
+    flops: tuple[int, int]
+    """Operations of a row of L tokens: first * L + second * L**2; of a row, where lengths are fixed: first."""
+    cut: tuple[Carried, ...]
+    """What crosses a cut before this layer; empty for the first."""
+
+
+class Outline(Section):
+    """A model as planning sees it and as stages follow it."""
+
+    schema_: Literal["daskinfer.outline/1"] = "daskinfer.outline/1"
+    """Format of this record."""
+    architecture: str
+    """Class name, e.g. BertModel."""
+    task: str
+    """What the model was built for."""
+    dtype: str
+    """Precision it was traced in."""
+    inputs: tuple[InputArray, ...]
+    """What every stage is given."""
+    events: tuple[Event, ...]
+    """All calls of units with parameters, in order."""
+    layers: tuple[LayerOutline, ...]
+    """The layers that can be cut between."""
+    shared: tuple[str, ...]
+    """Units, or modules that hold parameters of their own, that every stage needs."""
+    outputs: dict[str, TensorSpec]
+    """What the last stage returns."""
+    uncut: str | None = None
+    """Why the model cannot be cut, where it cannot: it then has one layer."""
