@@ -18,6 +18,7 @@ from transformers import CONFIG_MAPPING
 
 from daskinfer.errors import CheckpointError
 
+transformers.logging.set_verbosity_error()
 ATTENTION = "sdpa"
 """Attention implementation that every model runs with, where it has one; else transformers' plain one."""
 
@@ -89,7 +90,7 @@ def make_config(config: Mapping[str, Any]) -> Any:
         Where transformers does not know the model type.
     """
     model_type = config.get("model_type")
-    if model_type not in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise CheckpointError(
             f"config.json: model_type {model_type!r} is not known to transformers {transformers.__version__}",
             hint="Upgrade transformers, or publish the model through its own code: model.entry.",
