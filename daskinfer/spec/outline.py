@@ -76,6 +76,8 @@ class LayerOutline(Section):
     """Path of the layer."""
     units: tuple[str, ...]
     """Paths of all units that run with it; the first layer's include the embeddings, the last one's the head."""
+    tensors: tuple[str, ...]
+    """Names in the snapshot of all their tensors."""
     begin: int
     """First event."""
     end: int
@@ -104,7 +106,7 @@ class Outline(Section):
     layers: tuple[LayerOutline, ...]
     """The layers that can be cut between."""
     shared: tuple[str, ...]
-    """Units, or modules that hold parameters of their own, that every stage needs."""
+    """Names in the snapshot of the tensors that every stage needs: the forward reads them outside any unit."""
     outputs: dict[str, TensorSpec]
     """What the last stage returns."""
     uncut: str | None = None
