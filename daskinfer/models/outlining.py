@@ -278,7 +278,7 @@ def _fit_flops(traces: Sequence[Trace], shapes: Sequence[tuple[int, int]], begin
     if shapes is _FIXED_SHAPES:
         return round(measure(0)), 0
     short, long = shapes[0][1], shapes[2][1]
-    square = (measure(2) / long - measure(0) / short) / (long - short)
+    square = max(0.0, (measure(2) / long - measure(0) / short) / (long - short))
     return round(measure(0) / short - square * short), round(square)
 
 

@@ -6,6 +6,7 @@ so nothing that may run keeps one. NaN poisons whatever it touches, and is seen.
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -61,7 +62,8 @@ def make_random(name: str, tensor: Tensor) -> Tensor:
     count = min(tensor.numel(), 1_000_003)
     numbers = torch.randn(max(count, 1), generator=generator)
     if tensor.ndim < 2:
-        numbers = 1 + 0.1 * numbers if name.endswith("weight") else 0.1 * numbers
+        # Scales and variances are near 1, everything else near 0.
+        numbers = 0.1 * numbers + name.endswith(("weight", "var"))
     else:
         numbers *= max(1, tensor[0].numel()) ** -0.5
     repeats = -(-tensor.numel() // max(count, 1))
@@ -102,6 +104,9 @@ def random_weights(model: nn.Module, always: Iterable[str]) -> Iterator[Callable
 def fake_weights(model: nn.Module) -> Iterator[FakeTensorMode]:
     """Give everything in a model a shape and a device but no values, and yield the mode that computes with it."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
+    logger = logging.getLogger("torch._subclasses.fake_tensor")  # it prints what the caller handles
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     before = {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
@@ -111,6 +116,7 @@ def fake_weights(model: nn.Module) -> Iterator[FakeTensorMode]:
     try:
         yield mode
     finally:
+        logger.setLevel(level)
         for name, tensor in before.items():
             _put(model, name, tensor)
 

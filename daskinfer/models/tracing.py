@@ -200,6 +200,8 @@ class _Observer(TorchDispatchMode):
     def _count(self, packet: Any, args: Any, kwargs: Any, output: Any) -> None:
         if packet in flop_registry:
             self._flops += int(flop_registry[packet](*args, **kwargs, out_val=output))
+        elif packet is _aten._grouped_mm:
+            self._flops += 2 * args[0].shape[0] * args[1].shape[-2] * args[1].shape[-1]
         elif packet is _aten._scaled_dot_product_flash_attention_for_cpu:
             self._flops += int(sdpa_flop_count(*(tuple(tensor.shape) for tensor in args[:3])))
 
