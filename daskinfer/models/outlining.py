@@ -165,7 +165,7 @@ def _describe(
         used |= dict.fromkeys(inner for trace in traces for name in list(used) for inner in trace.nested.get(name, ()))
         layers.append(
             LayerOutline(
-                name=architecture if uncut else names[blocks[number]],
+                name=architecture if uncut else name_in_snapshot(model, names[blocks[number]]),
                 units=tuple(used),
                 tensors=tuple(_tensors_of(model, used)),
                 begin=begin,

@@ -44,7 +44,7 @@ class Skeleton:
         outline: Outline,
         first: int,
         last: int,
-        around: Callable[[str], AbstractContextManager[None]] = nullcontext,
+        around: Callable[[str], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         if not 0 <= first < last <= len(outline.layers):
             raise ValueError(f"layers {first} to {last} of a model with {len(outline.layers)}")

@@ -80,7 +80,9 @@ def unflatten(structure: Any, leaves: Sequence[Tensor], number: Callable[[Any], 
         if kind == "dict":
             return {key: make(part) for key, part in parts[0].items()}
         module, _, name = parts[0].partition(":")
-        output = getattr(importlib.import_module(module), name, None) if module.startswith("transformers.") else None
+        output: Any = None
+        if module.startswith("transformers."):
+            output = getattr(importlib.import_module(module), name, None)
         if not _is_output(output):
             raise Unsupported(f"an output of the unknown class {parts[0]}")
         return output(**{key: made for key, part in parts[1].items() if (made := make(part)) is not None})

@@ -22,6 +22,7 @@ Leaf = tuple[int, int]
 """(number of a call, number of a tensor in its output)."""
 
 _aten = torch.ops.aten
+_count_attention: Callable[..., Any] = sdpa_flop_count
 # These take a tensor for its shape alone.
 _SHAPE_ONLY = {
     _aten.zeros_like,
@@ -137,11 +138,11 @@ def trace_forward(
     return observer.trace
 
 
-class _Observer(TorchDispatchMode):
+class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows tensors by their storage: views and in-place operations share it."""
 
     def __init__(self, model: nn.Module, around: Callable[[str], Any]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.trace = Trace()
         self._around = around
         self._inside: str | None = None
@@ -156,6 +157,7 @@ class _Observer(TorchDispatchMode):
             self.trace.nested.setdefault(self._inside, set()).add(path)
             with self._around(path):
                 return forward(*args, **kwargs)
+        self._find_shared((args, kwargs))
         uses = self._origin_of((args, kwargs))
         self._inside = path
         try:
@@ -203,7 +205,7 @@ class _Observer(TorchDispatchMode):
         elif packet is _aten._grouped_mm:
             self._flops += 2 * args[0].shape[0] * args[1].shape[-2] * args[1].shape[-1]
         elif packet is _aten._scaled_dot_product_flash_attention_for_cpu:
-            self._flops += int(sdpa_flop_count(*(tuple(tensor.shape) for tensor in args[:3])))
+            self._flops += int(_count_attention(*(tuple(tensor.shape) for tensor in args[:3])))
 
     def _find_shared(self, value: Any) -> None:
         if not self._names:
@@ -250,7 +252,7 @@ def _replace(value: Any, fresh: Mapping[int, Tensor]) -> Any:
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _name(tensor: Tensor) -> str:
