@@ -5,7 +5,9 @@ Found once without weights, kept with the registry, and followed by every worker
 
 from __future__ import annotations
 
-from functools import reduce
+from collections.abc import Iterable
+from functools import lru_cache, reduce
+from itertools import accumulate
 from operator import mul
 from typing import Any, Literal
 
@@ -15,6 +17,9 @@ Dim = tuple[int, int, int, int]
 """A size as (constant, per row, per token of the padded length, per row and token)."""
 
 ITEM_BYTES = {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "bfloat16": 2, "float16": 2, "uint8": 1, "bool": 1}
+
+ALIGNMENT = 64
+"""Bytes: where every tensor of a bundle begins, at rest and in memory."""
 
 
 class InputArray(Section):
@@ -45,6 +50,30 @@ class TensorSpec(Section):
     def nbytes(self, rows: int, length: int) -> int:
         """Return its bytes in such a microbatch."""
         return reduce(mul, self.shape(rows, length), ITEM_BYTES[self.dtype])
+
+
+def bundle_offsets(sizes: Iterable[int]) -> tuple[int, ...]:
+    """Return where tensors of these many bytes begin when they lie end to end, and where the last one ends, aligned."""
+    return tuple(accumulate((-(-size // ALIGNMENT) * ALIGNMENT for size in sizes), initial=0))
+
+
+@lru_cache(maxsize=256)
+def largest_bundle(tensors: tuple[TensorSpec, ...], capacity: int, max_length: int) -> int:
+    """Return the most bytes that the tensors of a microbatch take when they lie end to end, aligned.
+
+    Parameters
+    ----------
+    tensors
+        What crosses the edge.
+    capacity
+        Most padded tokens of a microbatch, rows * length.
+    max_length
+        Longest length in tokens; 1 where all rows have the same.
+    """
+    return max(
+        bundle_offsets(tensor.nbytes(capacity // length, length) for tensor in tensors)[-1]
+        for length in range(1, min(max_length, capacity) + 1)
+    )
 
 
 class Event(Section):
