@@ -93,14 +93,19 @@ class Interception:
     def __init__(self, model: nn.Module, paths: Iterable[str], handle: Callable[..., Any]) -> None:
         found = {id(module): (path, module) for path in paths for module in [model.get_submodule(path)]}
         self._modules = [(module, partial(_redirect, handle, path, module.forward)) for path, module in found.values()]
+        # accelerate's hooks put a forward of their own on a module.
+        self._before = [module.__dict__.get("forward") for module, _ in self._modules]
 
     def __enter__(self) -> None:
         for module, redirect in self._modules:
             module.forward = redirect
 
     def __exit__(self, *error: object) -> None:
-        for module, _ in self._modules:
-            del module.forward
+        for (module, _), before in zip(self._modules, self._before, strict=True):
+            if before is None:
+                del module.forward
+            else:
+                module.forward = before
 
 
 def _redirect(handle: Callable[..., Any], path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

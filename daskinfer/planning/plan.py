@@ -10,7 +10,7 @@ from daskinfer.errors import PlanError
 from daskinfer.planning.placement import count_replicas, eligible_workers
 from daskinfer.planning.stages import choose_starts, make_stages
 from daskinfer.spec.outline import largest_bundle
-from daskinfer.spec.plan import ModelProfile, Numerics, Plan, WorkerShape
+from daskinfer.spec.plan import ModelProfile, Numerics, Plan, StagePlan, WorkerShape
 from daskinfer.spec.recipe import Recipe
 from daskinfer.units import format_bytes
 
@@ -53,18 +53,13 @@ def make_plan(recipe: Recipe, profile: ModelProfile, workers: Sequence[WorkerSha
     """
     able = eligible_workers(workers, recipe.placement.requires)
     known = [worker.memory for worker in able if worker.memory]
-    memory = int(min(known) * SHARD_SHARE) if known and recipe.placement.offload == "none" else 0
+    memory = int(min(known) * SHARD_SHARE) if known else 0
     max_length = profile.row_tokens or min(recipe.model.options.max_length, profile.max_length or sys.maxsize)
     typical = min(max_length, TYPICAL_LENGTH)
-    starts = choose_starts(profile, recipe.pipeline.stages, memory, len(able), typical)
-    stages = make_stages(profile, starts, typical)
-    for stage in stages:
-        if memory and stage.parameter_bytes > memory:
-            raise PlanError(
-                f"stage {stage.index} (layers {stage.first}-{stage.last - 1}) needs {format_bytes(stage.parameter_bytes)}, "
-                f"but a worker has {format_bytes(memory)} for its shard",
-                hint="Ask for more stages, leave pipeline.stages on auto, or allow placement.offload.",
-            )
+    starts = choose_starts(
+        profile, recipe.pipeline.stages, memory, len(able), typical, must_fit=recipe.placement.offload == "none"
+    )
+    stages = tuple(_fit_stage(stage, memory, recipe) for stage in make_stages(profile, starts, typical))
     wanted = recipe.pipeline.microbatch_tokens
     plan = Plan(
         stages=stages,
@@ -104,6 +99,19 @@ def place_plan(plan: Plan, recipe: Recipe, workers: Sequence[WorkerShape]) -> Pl
             bundle = max(largest_bundle(edge, *plan.largest) for edge in plan.edges)
             window = max(1, min(window, int(min(known) * WINDOW_SHARE / bundle)))
     return plan.model_copy(update={"replicas": replicas, "window": window})
+
+
+def _fit_stage(stage: StagePlan, memory: int, recipe: Recipe) -> StagePlan:
+    """Return the stage, its weights kept elsewhere where they do not fit and the recipe allows it."""
+    if not memory or stage.parameter_bytes <= memory:
+        return stage
+    if recipe.placement.offload != "none":
+        return stage.model_copy(update={"offload": recipe.placement.offload})
+    raise PlanError(
+        f"stage {stage.index} (layers {stage.first}-{stage.last - 1}) needs {format_bytes(stage.parameter_bytes)}, "
+        f"but a worker has {format_bytes(memory)} for its shard",
+        hint="Ask for more stages, leave pipeline.stages on auto, or allow placement.offload.",
+    )
 
 
 def _choose_transport(recipe: Recipe, size: int, compute: float) -> Literal["zarr", "direct"]:

@@ -57,7 +57,12 @@ def make_stages(profile: ModelProfile, starts: Sequence[int], length: int) -> tu
 
 
 def choose_starts(
-    profile: ModelProfile, wanted: str | int | tuple[int | str, ...], memory: int, workers: int, length: int
+    profile: ModelProfile,
+    wanted: str | int | tuple[int | str, ...],
+    memory: int,
+    workers: int,
+    length: int,
+    must_fit: bool = True,
 ) -> tuple[int, ...]:
     """Turn `pipeline.stages` into the first layer of every stage.
 
@@ -72,6 +77,8 @@ def choose_starts(
         Workers there are; `auto` needs no more stages than that.
     length
         Tokens of a typical row, which the work is compared at.
+    must_fit
+        Whether shards larger than `memory` are refused; otherwise `auto` takes as many stages as there can be.
 
     Raises
     ------
@@ -91,6 +98,8 @@ def choose_starts(
         largest = max(stage.parameter_bytes for stage in make_stages(profile, starts, length))
         if not memory or largest <= memory:
             return starts
+    if not must_fit:
+        return starts
     reason = f" It cannot be cut: {profile.uncut}." if profile.uncut else ""
     raise PlanError(
         f"the smallest shard of {profile.architecture} over {workers} workers needs {format_bytes(largest)}, "

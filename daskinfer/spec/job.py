@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from daskinfer.ids import digest_of
+from daskinfer.spec.outline import Outline
 from daskinfer.spec.plan import Numerics, Plan
 from daskinfer.spec.recipe import Recipe
 from daskinfer.spec.rows import InputFile
@@ -46,8 +47,10 @@ class JobRecord(Section):
     """Digest of daskinfer's own source."""
     plan: Plan
     """How it is cut; decides bits."""
-    hidden: int
-    """Width of the activations between stages."""
+    outline: Outline
+    """The model's layers and cuts, as every worker follows them."""
+    slots: int
+    """Microbatches that a partition may have."""
     fields: tuple[OutputField, ...]
     """Columns the task writes."""
     keep: dict[str, str]
@@ -93,6 +96,8 @@ class StageTrail(Section):
     """Seconds reading and checking activations."""
     send: float
     """Seconds writing activations."""
+    out_of_memory: int = 0
+    """Times that a microbatch did not fit the device and was run in smaller parts."""
     workers: tuple[str, ...]
     """Who computed it."""
 
@@ -141,6 +146,10 @@ class StageReport(Section):
     """Bytes read to load it, all workers together."""
     load_seconds: float
     """Longest load among its workers."""
+    device: str
+    """What its workers compute with."""
+    out_of_memory: int
+    """Times that a microbatch did not fit the device and was run in smaller parts."""
     workers: tuple[str, ...]
     """Who held it."""
     microbatches: int

@@ -79,6 +79,8 @@ class StagePlan(Section):
     """Bytes of its shard."""
     share: float
     """Its part of the model's FLOPs, 0 to 1."""
+    offload: Literal["none", "cpu", "disk"] = "none"
+    """Where its weights wait for their turn on the device, where they do not fit it."""
 
 
 class Numerics(Section):

@@ -28,9 +28,7 @@ def make_profile(layers: int = 6, parameter_bytes: int = 1000, uncut: str | None
         architecture="BertModel",
         max_length=512,
         layers=tuple(
-            LayerProfile(
-                name=f"layer.{index}", tensors=tensors, flops=(3_500_000, 0), cut=(HIDDEN,) if index else ()
-            )
+            LayerProfile(name=f"layer.{index}", tensors=tensors, flops=(3_500_000, 0), cut=(HIDDEN,) if index else ())
             for index, tensors in enumerate(own)
         ),
         sizes={"embeddings.weight": 5000, **{f"layer.{index}.weight": parameter_bytes for index in range(layers)}},
