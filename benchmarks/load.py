@@ -10,7 +10,6 @@ new memory, and into memory that was written to before:
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import re
@@ -28,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from daskinfer.spec.snapshot import LayerGroup, TensorEntry
+from daskinfer.testing.groups import store_group
 from daskinfer.units import format_bytes, format_duration
 
 LAYERS = 32
@@ -75,29 +75,15 @@ def write_checkpoint(work: Path, nbytes: int) -> None:
     width = math.isqrt(nbytes // LAYERS // 4)
     random = np.random.default_rng(0)
     groups = []
-    (work / "blobs").mkdir(parents=True)
     for number in range(LAYERS):
         name = f"layers.{number}"
         arrays = {
             f"{name}.weight": random.random((width, width), dtype=np.float32),
             f"{name}.bias": random.random(width, dtype=np.float32),
         }
-        groups.append(write_group(work, name, arrays))
+        groups.append(store_group(str(work.absolute()), name, arrays))
     first, last = LAYERS // STAGES, 2 * LAYERS // STAGES
     (work / "stage.json").write_text(json.dumps([group.model_dump() for group in groups[first:last]]))
-
-
-def write_group(work: Path, name: str, arrays: dict[str, np.ndarray[Any, Any]]) -> LayerGroup:
-    """Write one blob as publishing does and return what the manifest says of it."""
-    from safetensors.numpy import save
-
-    from daskinfer.storage.blobs import read_header
-
-    data = save(arrays)
-    blob = f"blobs/{name}"
-    (work / blob).write_bytes(data)
-    digest = hashlib.sha256(data).hexdigest()
-    return LayerGroup(name=name, size=len(data), sha256=digest, blob=blob, tensors=read_header(data, name))
 
 
 def run(role: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -119,12 +105,13 @@ def load(work: Path, groups: list[LayerGroup], dtype: str) -> dict[str, Any]:
     from daskinfer.storage.nodecache import load_tensors
 
     width = groups[0].tensors[0].shape[0]
-    module = nn.ModuleDict({"layers": nn.ModuleDict()})
+    layers = nn.ModuleDict()
     for group in groups:
         linear = nn.Linear(width, width, device="meta", dtype=getattr(torch, dtype))
-        module["layers"][group.name.rpartition(".")[2]] = linear
+        layers[group.name.rpartition(".")[2]] = linear
     pairs = [(group, entry) for group in groups for entry in group.tensors]
     wanted = {entry.name: entry for _, entry in pairs}
+    module = nn.ModuleDict({"layers": layers})
     before = start_peak()
     began = time.perf_counter()
     count = fill_module(module, wanted, partial(load_tensors, str(work.absolute()), pairs))

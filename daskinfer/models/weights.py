@@ -94,6 +94,7 @@ def fill_module(
     places = _find_places(module)
     tensors: dict[str, Tensor] = {}
     fillings: dict[str, Filling] = {}
+    spare: defaultdict[int, list[Tensor]] = defaultdict(list)
     stream = torch.cuda.Stream(device) if torch.device(device).type == "cuda" else None  # type: ignore[no-untyped-call]
     if stream is not None:
         # Memory that is handed out may still be in use by what was queued before.
@@ -105,7 +106,7 @@ def fill_module(
         if entry.name not in tensors:
             dtype = torch.float32 if keep_float32(path) else place.dtype
             tensors[entry.name] = tensor = _allocate(entry, place, dtype, device)
-            fillings[entry.name] = Filling(tensor, _DTYPES[entry.dtype], stream)
+            fillings[entry.name] = Filling(tensor, _DTYPES[entry.dtype], stream, spare)
         elif tuple(place.shape) != tuple(entry.shape):
             raise _wrong_shape(entry, place)
         is_parameter = isinstance(place, nn.Parameter)
@@ -141,24 +142,37 @@ class Filling:
     """Type of the bytes."""
     stream: torch.cuda.Stream | None = None
     """CUDA stream of the copies; the caller waits for it in the end."""
+    spare: defaultdict[int, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+    """Staging memory to use again, by size."""
     _staging: dict[int, Tensor] = field(default_factory=dict)
 
     def buffer(self, offset: int, nbytes: int) -> memoryview:
         """Return memory for the bytes from `offset` on, which begin with a whole element."""
         if self._is_direct:
             return _view_bytes(self._slice(offset, nbytes))
-        # torch recycles page-locked memory, and not before the copies out of it are done.
-        staging = torch.empty(nbytes // self.stored.itemsize, dtype=self.stored, pin_memory=self.stream is not None)
-        self._staging[offset] = staging
-        return _view_bytes(staging)
+        self._staging[offset] = staging = self._take(nbytes)
+        return _view_bytes(staging)[:nbytes]
 
     def filled(self, offset: int, nbytes: int) -> None:
         """Convert and copy what was read, where that is still to be done."""
         if self._is_direct:
             return
         staging = self._staging.pop(offset)
-        with nullcontext() if self.stream is None else torch.cuda.stream(self.stream), torch.no_grad():
-            self._slice(offset, nbytes).copy_(staging.to(self.tensor.device, non_blocking=self.stream is not None))
+        source = staging[:nbytes].view(self.stored)
+        with nullcontext() if self.stream is None else torch.cuda.stream(self.stream):
+            self._slice(offset, nbytes).copy_(source.to(self.tensor.device, non_blocking=self.stream is not None))
+        if self.stream is None:
+            self.spare[len(staging)].append(staging)
+
+    def _take(self, nbytes: int) -> Tensor:
+        if self.stream is not None:
+            # torch keeps page-locked memory for the next one, but not before the copies out of it are done.
+            return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+        size = 1 << (nbytes - 1).bit_length()
+        try:
+            return self.spare[size].pop()
+        except IndexError:
+            return torch.empty(size, dtype=torch.uint8)
 
     @property
     def _is_direct(self) -> bool:
