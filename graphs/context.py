@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from daskinfer.errors import SnapshotGone
 from daskinfer.graphs.handoff import JobHandle
-from daskinfer.models.tasks.encoders import Encoder, make_encoder
+from daskinfer.models.tasks.encode import Encoder, make_encoder
 from daskinfer.models.tasks.fields import task_wants
 from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.spec.activation import Edge
@@ -23,10 +23,10 @@ from daskinfer.spec.snapshot import Manifest
 from daskinfer.storage.activations import DirectTransport, Transport, ZarrTransport
 from daskinfer.storage.filesystem import join_url
 from daskinfer.storage.jobs import JobStore
+from daskinfer.storage.nodecache import load_tensors
 from daskinfer.storage.outputs.choice import open_sink
 from daskinfer.storage.outputs.sink import Sink
 from daskinfer.storage.registry import Registry
-from daskinfer.storage.tensorreads import stream_tensors
 
 if TYPE_CHECKING:
     from daskinfer.models.stage import Stage
@@ -105,17 +105,15 @@ class JobContext:
 
         plan, wanted = self.record.plan, self.record.plan.stages[stage]
         began = time.perf_counter()
-        loaded, read_bytes = load_stage(
+        loaded = load_stage(
             request=self.request,
             outline=self.record.outline,
             manifest=self.manifest,
-            first=wanted.first,
-            last=wanted.last,
+            stage=wanted,
             numerics=plan.numerics,
-            offload=self.record.recipe.placement.offload,
-            read=partial(stream_tensors, self.record.registry),
+            read=partial(load_tensors, self.record.registry),
         )
-        return Loaded(loaded, self.manifest.digest, read_bytes, time.perf_counter() - began)
+        return Loaded(loaded, self.manifest.digest, loaded.read_bytes, time.perf_counter() - began)
 
     @cached_property
     def _registry(self) -> Registry:

@@ -84,14 +84,18 @@ def open_cache() -> NodeCache | None:
         Where DASKINFER_CACHE_BYTES is not a number.
     """
     limit = os.environ.get(LIMIT_VARIABLE)
-    folder = os.environ.get(FOLDER_VARIABLE) or "~/.cache/daskinfer"
     if limit is not None and not limit.isdecimal():
         raise StorageError(
             f"{LIMIT_VARIABLE}={limit!r} is not a number of bytes", hint="Give one, or 0 for no cache, or unset it."
         )
     if limit is not None and int(limit) == 0:
         return None
-    return NodeCache(Path(folder).expanduser().absolute(), None if limit is None else int(limit))
+    return NodeCache(cache_folder(), None if limit is None else int(limit))
+
+
+def cache_folder() -> Path:
+    """Return where this machine keeps what can be had again."""
+    return Path(os.environ.get(FOLDER_VARIABLE) or "~/.cache/daskinfer").expanduser().absolute()
 
 
 class NodeCache:

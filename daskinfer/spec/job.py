@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from typing import Literal
 
-from daskinfer.ids import digest_of
+from daskinfer.ids import canonical_json, digest_of
 from daskinfer.spec.outline import Outline
 from daskinfer.spec.plan import Numerics, Plan
 from daskinfer.spec.recipe import Recipe
@@ -22,7 +23,7 @@ class OutputField(Section):
 
     name: str
     """Column or array name."""
-    kind: Literal["float32", "float64", "int64", "string", "bool"]
+    kind: Literal["float32", "float64", "int64", "int32", "uint8", "bool", "string"]
     """Element type."""
     shape: tuple[int, ...] = ()
     """Shape of one row's value; () for a scalar."""
@@ -72,10 +73,13 @@ class JobRecord(Section):
 
 def digest_files(files: Iterable[InputFile]) -> str:
     """Return the identity of an input: names, sizes and etags of its files, in order."""
-    return digest_of([file.model_dump(mode="json") for file in files])
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(canonical_json([file.url, file.size, file.etag]))
+    return f"sha256:{digest.hexdigest()}"
 
 
-def make_request(recipe: Recipe, inputs: str, code: str, numerics: Numerics) -> str:
+def make_job_request(recipe: Recipe, inputs: str, code: str, numerics: Numerics) -> str:
     """Return the digest of all that decides the output except the snapshot.
 
     `threads` is left out: a resume keeps the recorded plan's.
