@@ -150,9 +150,9 @@ class StageReport(Section):
     """Bytes read to load it, all workers together."""
     load_seconds: float
     """Longest load among its workers."""
-    device: str
+    device: str = ""
     """What its workers compute with."""
-    out_of_memory: int
+    out_of_memory: int = 0
     """Times that a microbatch did not fit the device and was run in smaller parts."""
     workers: tuple[str, ...]
     """Who held it."""
