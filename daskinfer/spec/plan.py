@@ -53,6 +53,23 @@ class ModelProfile(Section):
         return sum(linear * length + square * length**2 for linear, square in flops)
 
 
+class DeviceShape(Section):
+    """What a worker computes on."""
+
+    kind: Literal["cuda", "mps", "cpu"]
+    """Kind of device, as torch calls it."""
+    name: str
+    """What its maker calls it."""
+    memory: int
+    """Bytes: its own, or the machine's for a CPU."""
+    threads: int
+    """CPU cores that the process may use."""
+    bf16: bool
+    """Whether it computes bfloat16 faster than float32."""
+    fp16: bool
+    """Whether it computes float16 faster than float32."""
+
+
 class WorkerShape(Section):
     """A worker as planning sees it."""
 
