@@ -73,14 +73,15 @@ class RowBatch:
             positions=self.positions[keep],
             lines=self.lines[keep],
             sources=tuple(compress(self.sources, keep)),
-            table=self.table.filter(pa.array(keep)),
+            # A table without columns has no rows.
+            table=self.table.filter(pa.array(keep)) if self.table.num_columns else self.table,
             rejects=tuple(sorted((*self.rejects, *moved), key=lambda reject: reject.row)),
             arrays={column: values[keep] for column, values in self.arrays.items()},
         )
 
     def _refuse(self, index: int, refused: Mapping[int, str]) -> Reject:
         position = int(self.positions[index])
-        row = self.table.slice(index, 1).to_pylist()[0]
+        row = {name: self.table.column(name)[index].as_py() for name in self.table.column_names}
         return Reject(
             row=self.partition.first_row + position,
             source=self.sources[index],

@@ -18,7 +18,7 @@ Dims = tuple[int | None, ...]
 def describe_type(own: pa.DataType) -> tuple[np.dtype[Any], Dims] | None:
     """Return dtype and shape of a row of numbers, None for lengths that the type leaves open; None for other types."""
     dims: list[int | None] = []
-    if isinstance(own, pa.FixedShapeTensorType) and own.permutation is None:
+    if isinstance(own, pa.FixedShapeTensorType) and own.permutation in (None, [*range(len(own.shape))]):
         dims, own = list(own.shape), own.value_type
     while pa.types.is_fixed_size_list(own) or pa.types.is_list(own) or pa.types.is_large_list(own):
         dims.append(own.list_size if pa.types.is_fixed_size_list(own) else None)
