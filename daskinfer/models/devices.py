@@ -26,7 +26,7 @@ def find_device() -> DeviceShape:
 
     `CUDA_VISIBLE_DEVICES` is honoured. Where nothing hints at an accelerator, torch is not even imported.
     """
-    cpu = describe_cpu(_read(Path("/proc/cpuinfo")))
+    cpu = find_cpu()
     if not _may_have_accelerator():
         return cpu
     import torch  # seconds and hundreds of megabytes that a worker without an accelerator can do without
@@ -47,6 +47,11 @@ def find_device() -> DeviceShape:
         memory = torch.mps.recommended_max_memory()
         return cpu.model_copy(update={"kind": "mps", "memory": memory, "bf16": False, "fp16": True})
     return cpu
+
+
+def find_cpu() -> DeviceShape:
+    """Return this machine's CPU."""
+    return describe_cpu(_read(Path("/proc/cpuinfo")))
 
 
 def describe_cpu(cpuinfo: str) -> DeviceShape:

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from daskinfer.errors import CheckpointError, JobFailed
-from daskinfer.models.devices import describe_cpu, find_device
+from daskinfer.models.devices import find_cpu, find_device
 from daskinfer.models.offload import fill_offloaded
 from daskinfer.models.runner import Results, Runner
 from daskinfer.models.skeleton import Skeleton, owned_names
@@ -161,7 +161,7 @@ def _take_device(kind: str) -> DeviceShape:
     if found.kind == kind:
         return found
     if kind == "cpu":
-        return describe_cpu()
+        return find_cpu()
     raise JobFailed(
         f"the plan counts on {kind}, but this worker has only {found.kind}",
         hint="Start workers with the same devices as before, or start over with --fresh.",

@@ -52,7 +52,7 @@ def make_plan(recipe: Recipe, profile: ModelProfile, workers: Sequence[WorkerSha
         Nothing that the recipe allows would fit.
     """
     able = eligible_workers(workers, recipe.placement.requires)
-    known = [worker.memory for worker in able if worker.memory]
+    known = [worker.shard_memory for worker in able if worker.shard_memory]
     memory = int(min(known) * SHARD_SHARE) if known else 0
     max_length = profile.row_tokens or min(recipe.model.options.max_length, profile.max_length or sys.maxsize)
     typical = min(max_length, TYPICAL_LENGTH)

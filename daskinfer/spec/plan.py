@@ -70,6 +70,10 @@ class DeviceShape(Section):
     """Whether it computes float16 faster than float32."""
 
 
+UNKNOWN_DEVICE = DeviceShape(kind="cpu", name="a CPU", memory=0, threads=1, bf16=False, fp16=False)
+"""Stands for a device that nobody asked about."""
+
+
 class WorkerShape(Section):
     """A worker as planning sees it."""
 
@@ -81,6 +85,13 @@ class WorkerShape(Section):
     """Bytes it may use; 0 where unknown."""
     resources: dict[str, float]
     """Tags that it declares."""
+    device: DeviceShape = UNKNOWN_DEVICE
+    """What it computes on."""
+
+    @property
+    def shard_memory(self) -> int:
+        """Bytes that a shard competes for; 0 where unknown."""
+        return self.memory if self.device.kind == "cpu" else self.device.memory
 
 
 class StagePlan(Section):
