@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from torch import nn
+from transformers import PreTrainedModel
 
 from daskinfer.errors import CheckpointError
 from daskinfer.models.architecture import build_model
@@ -145,7 +145,7 @@ def inspect_entry(function: str, source: Path | Folder | None = None, *, dtype: 
         entry,
         provenance,
     )
-    return found if dtype is None else _convert(found, model, dtype)
+    return found if dtype is None else _convert(found, None, dtype)
 
 
 def inspect_snapshot(
@@ -192,7 +192,7 @@ def _open_folder(source: Path | Folder) -> Folder:
         folder: Folder = source
         if folder.names():
             return folder
-        reason = "no such folder, or an empty one"
+        reason = "no such directory, or an empty one"
     elif source.is_dir():
         return LocalFolder(source)
     else:
@@ -217,7 +217,7 @@ def _refuse(where: str, config: Mapping[str, Any]) -> None:
         )
 
 
-def _build(where: str, config: Mapping[str, Any]) -> tuple[nn.Module, str]:
+def _build(where: str, config: Mapping[str, Any]) -> tuple[PreTrainedModel, str]:
     """Return the checkpoint's model on the meta device, its weights tied, and the name of its class."""
     architecture = str((config.get("architectures") or ["AutoModel"])[0])
     try:
@@ -234,7 +234,7 @@ def _build(where: str, config: Mapping[str, Any]) -> tuple[nn.Module, str]:
     return model, type(model).__name__
 
 
-def _convert(found: CheckpointFiles, model: nn.Module | None, dtype: str) -> CheckpointFiles:
+def _convert(found: CheckpointFiles, model: PreTrainedModel | None, dtype: str) -> CheckpointFiles:
     if dtype not in ("float32", "bfloat16", "float16"):
         raise CheckpointError(f"cannot convert to {dtype!r}", hint="Choose float32, bfloat16 or float16.")
     precision = precision_of(model, _CODES[dtype])

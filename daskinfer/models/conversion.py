@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -51,7 +51,7 @@ class Mapped:
     """All others that the model has no place for -> the names they would have."""
 
 
-def map_tensors(model: nn.Module, stored: Mapping[str, StoredTensor]) -> Mapped:
+def map_tensors(model: PreTrainedModel, stored: Mapping[str, StoredTensor]) -> Mapped:
     """Return where each tensor of a transformers model comes from, as `from_pretrained` would load it.
 
     Nothing is read: merging and transposing are tried on tensors without data.
@@ -61,7 +61,7 @@ def map_tensors(model: nn.Module, stored: Mapping[str, StoredTensor]) -> Mapped:
     CheckpointError
         Where two tensors of the checkpoint are the same tensor of the model, or cannot be merged.
     """
-    wanted = model.state_dict()
+    wanted: dict[str, torch.Tensor] = model.state_dict()
     mapping = get_model_conversion_mapping(model)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
@@ -87,7 +87,7 @@ def map_tensors(model: nn.Module, stored: Mapping[str, StoredTensor]) -> Mapped:
                 _add(tensors, target, conversion.tensor(target, example))
             else:
                 strange[parts[0][1].name] = target
-    found = SimpleNamespace(missing_keys=wanted.keys() - tensors, unexpected_keys=set(strange.values()))
+    found: Any = SimpleNamespace(missing_keys=wanted.keys() - tensors, unexpected_keys=set(strange.values()))
     model._adjust_missing_and_unexpected_keys(found)
     for name in wanted.keys() - tensors - found.missing_keys:
         if not wanted[name].is_meta:
@@ -108,7 +108,7 @@ def cast(tensor: Tensor, dtype: str) -> Tensor:
     return Tensor(dtype, tensor.shape, partial(_cast_pieces, tensor, dtype), tensor.origin)
 
 
-def precision_of(model: nn.Module | None, dtype: str) -> Callable[[str], str]:
+def precision_of(model: PreTrainedModel | None, dtype: str) -> Callable[[str], str]:
     """Return what precision each tensor, by its name in the model, has in a model of `dtype` (F32, BF16, F16)."""
     plan = {} if model is None else model._get_dtype_plan(FLOATS[dtype])
     if not plan:
@@ -117,7 +117,7 @@ def precision_of(model: nn.Module | None, dtype: str) -> Callable[[str], str]:
 
     def choose(name: str) -> str:
         match = kept.search(name)
-        return dtype if match is None else _NAMES[plan[by_group[match.lastgroup]]]
+        return dtype if match is None else _NAMES[plan[by_group[match.lastgroup or ""]]]
 
     return choose
 

@@ -93,7 +93,7 @@ def read_sentence_weights(folder: Folder, files: Mapping[str, bytes]) -> tuple[G
             refuse_pickles(f"{folder.url}/{path}", ["pytorch_model.bin"])
         tensors = read_header(folder, file)
         config = _parse(folder, f"{path}/config.json", files.get(f"{path}/config.json", b"{}"))
-        wanted = {"linear.weight": (config.get("out_features"), config.get("in_features"))}
+        wanted: dict[str, tuple[Any, ...]] = {"linear.weight": (config.get("out_features"), config.get("in_features"))}
         if config.get("bias", True):
             wanted["linear.bias"] = (config.get("out_features"),)
         found = {name: tensor.shape for name, tensor in tensors.items()}

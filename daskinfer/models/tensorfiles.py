@@ -103,7 +103,10 @@ class StoredTensor:
         digest = blake3()
         for begin in range(self.begin, self.end, _PIECE_BYTES):
             end = min(begin + _PIECE_BYTES, self.end)
-            piece = self.folder.read(self.file, begin, end)
+            try:
+                piece = self.folder.read(self.file, begin, end)
+            except FileNotFoundError as error:
+                raise CheckpointError(f"{self.where}: the file is gone", hint="Restore it, and try again.") from error
             if len(piece) != end - begin:
                 raise CheckpointError(f"{self.where}: the file ends inside the tensor", hint=DAMAGED)
             if self.blake3 is not None:
