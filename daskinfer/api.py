@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from daskinfer.errors import JobFailed, OutputOwned
 from daskinfer.graphs.context import open_job_sink
 from daskinfer.reports.page import render_html
-from daskinfer.runtime.checkpoints import publish_directory
+from daskinfer.runtime.checkpoints import publish_checkpoint
 from daskinfer.runtime.cluster import find_workers
 from daskinfer.runtime.opening import draft_job, find_owner, open_job
 from daskinfer.runtime.session import Session
@@ -23,6 +23,7 @@ from daskinfer.spec.recipe import Recipe
 from daskinfer.spec.snapshot import Resolution
 from daskinfer.storage import jobs as job_store
 from daskinfer.storage.outputs.owner import current_owner
+from daskinfer.storage.publishing import Watch
 from daskinfer.storage.registry import Registry
 
 
@@ -130,15 +131,47 @@ def report(job: str, workspace: str) -> Report:
     return found
 
 
-def publish(name: str, directory: str, *, registry: str, alias: str | None = None) -> Resolution:
-    """Publish a local checkpoint directory, and point an alias at it; the same content is stored once.
+def publish(
+    name: str,
+    source: str | None = None,
+    *,
+    registry: str,
+    alias: str | None = None,
+    entry: str | None = None,
+    dtype: str | None = None,
+    reference: bool = False,
+    watch: Watch | None = None,
+) -> Resolution:
+    """Publish a checkpoint, and point an alias at it; the same content is stored once.
+
+    Parameters
+    ----------
+    name
+        Model name.
+    source
+        A directory, an fsspec URL of one, or a published checkpoint (`minilm@v1`). Without it the entry's own weights
+        are published.
+    registry
+        URL of the registry.
+    alias
+        Alias to point at it.
+    entry
+        `package.module:function` that builds a model of your own.
+    dtype
+        Convert floating-point tensors to float32, bfloat16 or float16.
+    reference
+        Copy nothing that needs no conversion: the snapshot refers to the directory's own files.
+    watch
+        Called with what is being done, and how many of how many bytes are done.
 
     Raises
     ------
     CheckpointError
-        The directory cannot be published, or a name is not allowed.
+        It cannot be published, or a name is not allowed.
     """
-    return publish_directory(Registry(registry), name, directory, alias)
+    return publish_checkpoint(
+        Registry(registry), name, source, alias=alias, entry=entry, dtype=dtype, reference=reference, watch=watch
+    )
 
 
 def checkpoints(registry: str) -> list[CheckpointRow]:

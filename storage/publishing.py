@@ -7,24 +7,46 @@ nothing can be seen, after it anyone may finish the rest, and every step of the 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import Any
 
+from blake3 import blake3
+
 from daskinfer.errors import CheckpointError, Conflict, CorruptBlob, SnapshotGone, StorageError
 from daskinfer.ids import make_nonce
-from daskinfer.spec.snapshot import LayerGroup, Manifest, PlainFile, Resolution
-from daskinfer.storage.blobs import read_group, read_header
+from daskinfer.spec.snapshot import EntryPoint, LayerGroup, Manifest, PlainFile, Resolution, TensorEntry
 from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import delete, join_url, list_names
+from daskinfer.storage.filesystem import ShortRead, delete, join_url, list_names, open_reader
 from daskinfer.storage.naming import check_alias, check_name, make_signature
 from daskinfer.storage.registry import Registry, Version, as_version
 from daskinfer.storage.slotlog import SlotLog
 
 PLAIN_SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja", ".md", ".bpe", ".codes", ".tiktoken"})
 """What a configuration or tokenizer file may be; formats that can carry code are not among them."""
+PLAIN_NAMES = frozenset({"LICENSE", "NOTICE"})
+"""Plain files without a suffix."""
+_RANGE_BYTES = 32 * 2**20
+
+Watch = Callable[[str, int, int], None]
+"""Called with what is being done (`comparing`, `storing`), and how many of how many bytes are done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where the publisher's own file holds a tensor's bytes."""
+
+    url: str
+    """Absolute path or URL."""
+    begin: int
+    """First byte in the file."""
+    end: int
+    """One past the last byte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +54,13 @@ class GroupSource:
     """One layer group, made when it is asked for so that only one is ever in memory."""
 
     name: str
-    """embeddings, layer.0, layer.1 ..., or the name of a head."""
+    """Path of its unit: embeddings, encoder.layer.0 ..., classifier."""
     blob: Callable[[], bytes]
     """Returns a complete safetensors file; the same bytes at every call."""
+    size: int = 0
+    """About how many bytes that is; for progress."""
+    origins: Mapping[str, Origin] | None = None
+    """Where every tensor's bytes stay when the group is published by reference; None where they must be copied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +75,19 @@ class CheckpointSource:
     """Configuration and tokenizer files by relative path."""
     groups: Sequence[GroupSource]
     """Weights in model order."""
+    tied: Mapping[str, str] = field(default_factory=dict)
+    """Name of a tensor that is stored under another name -> that name."""
+    entry: EntryPoint | None = None
+    """The user's own code that builds the model."""
+    parent: str | None = None
+    """Digest of the snapshot that it was made from."""
     provenance: Mapping[str, str] = field(default_factory=dict)
     """Where it came from and what converted it."""
 
 
-def publish(registry: Registry, name: str, source: CheckpointSource, alias: str | None = None) -> Resolution:
+def publish(
+    registry: Registry, name: str, source: CheckpointSource, alias: str | None = None, watch: Watch | None = None
+) -> Resolution:
     """Publish a checkpoint as the next version of a model, and point an alias at it.
 
     Content that a live version of that model already has is not stored again: that version is returned.
@@ -68,6 +102,8 @@ def publish(registry: Registry, name: str, source: CheckpointSource, alias: str 
         What; it is read twice where the model already has versions.
     alias
         Alias to move to the published version.
+    watch
+        Called after every layer group.
 
     Raises
     ------
@@ -82,7 +118,8 @@ def publish(registry: Registry, name: str, source: CheckpointSource, alias: str 
     _check_source(source)
     registry.initialise()
     finish_all(registry)
-    version = _find_equal(registry, name, source) or _publish_new(registry, name, source, alias)
+    watch = watch or (lambda doing, done, total: None)
+    version = _find_equal(registry, name, source, watch) or _publish_new(registry, name, source, alias, watch)
     if alias is None:
         return registry.resolve(f"{name}@v{version.number}")
     if not _points_at(registry, name, alias, version):
@@ -108,7 +145,7 @@ def finish_all(registry: Registry) -> list[Version]:
 def _check_source(source: CheckpointSource) -> None:
     for path, data in source.files.items():
         pure = PurePosixPath(path)
-        if pure.is_absolute() or ".." in pure.parts or pure.suffix not in PLAIN_SUFFIXES:
+        if pure.is_absolute() or ".." in pure.parts or not _is_plain(pure):
             raise CheckpointError(
                 f"{path!r} cannot be published: it is not a configuration or tokenizer file",
                 hint=f"Files may end in {', '.join(sorted(PLAIN_SUFFIXES))}; weights must be safetensors.",
@@ -120,54 +157,130 @@ def _check_source(source: CheckpointSource) -> None:
         raise CheckpointError(f"a checkpoint needs layer groups with names of their own, not {names}")
 
 
-def _describe(name: str, source: CheckpointSource, store: Callable[[str, bytes], str]) -> Manifest:
-    """Return the manifest of a source whose every blob goes through `store(sha256, bytes) -> blob path`."""
+def _is_plain(path: PurePosixPath) -> bool:
+    return path.suffix in PLAIN_SUFFIXES or path.name in PLAIN_NAMES
+
+
+def _describe(
+    name: str, source: CheckpointSource, store: Callable[[str, bytes], str], watch: Callable[[int, int], None]
+) -> Manifest:
+    """Return the manifest of a source whose every copied blob goes through `store(sha256, bytes) -> blob path`."""
     files = []
     for path, data in sorted(source.files.items()):
         digest = hashlib.sha256(data).hexdigest()
         files.append(PlainFile(path=path, size=len(data), sha256=digest, blob=store(digest, data)))
-    groups = []
+    groups: list[LayerGroup] = []
+    total = sum(group.size for group in source.groups)
     for group in source.groups:
         data = group.blob()
         digest = hashlib.sha256(data).hexdigest()
-        entries = read_header(data, group.name)
-        blob = store(digest, data)
+        entries = list_tensors(data, group.name)
+        if group.origins is None:
+            blob = store(digest, data)
+        else:
+            blob = None
+            places = [group.origins[entry.name] for entry in entries]
+            entries = tuple(
+                entry.model_copy(update={"file": place.url, "begin": place.begin, "end": place.end})
+                for entry, place in zip(entries, places, strict=True)
+            )
         groups.append(LayerGroup(name=group.name, size=len(data), sha256=digest, blob=blob, tensors=entries))
+        watch(sum(each.size for each in source.groups[: len(groups)]), total)
+        del data  # or two groups are in memory while the next is made
     return Manifest(
         model=name,
         architecture=source.architecture,
         dtype=source.dtype,
+        parent=source.parent,
         files=tuple(files),
         groups=tuple(groups),
+        tied=dict(source.tied),
+        entry=source.entry,
         provenance=dict(source.provenance),
     )
 
 
-def _find_equal(registry: Registry, name: str, source: CheckpointSource) -> Version | None:
+def list_tensors(data: bytes, group: str) -> tuple[TensorEntry, ...]:
+    """Return the tensors of a complete safetensors file, with their digests, in file order.
+
+    Raises
+    ------
+    CheckpointError
+        Where the bytes are not a whole safetensors file.
+    """
+    view = memoryview(data)
+    try:
+        start = 8 + int.from_bytes(data[:8], "little")
+        header = json.loads(data[8:start])
+        header.pop("__metadata__", None)
+        entries = [
+            TensorEntry(
+                name=name,
+                blake3=blake3(view[start + begin : start + end]).hexdigest(),
+                dtype=entry["dtype"],
+                shape=tuple(entry["shape"]),
+                begin=start + begin,
+                end=start + end,
+            )
+            for name, entry in header.items()
+            for begin, end in [entry["data_offsets"]]
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise CheckpointError(f"layer group {group} is not a safetensors file: {error}") from error
+    entries.sort(key=lambda entry: (entry.begin, entry.end))
+    borders = [start, *(border for entry in entries for border in (entry.begin, entry.end)), len(data)]
+    # The format has neither holes nor overlaps, so every tensor begins where the one before it ends.
+    if any(first != second for first, second in list(pairwise(borders))[::2]) or borders != sorted(borders):
+        raise CheckpointError(
+            f"layer group {group} is not a whole safetensors file: its tensors do not fill {len(data)} bytes"
+        )
+    return tuple(entries)
+
+
+def _find_equal(registry: Registry, name: str, source: CheckpointSource, watch: Watch) -> Version | None:
     """Return the latest live version with the source's content, all of it still intact."""
     versions = registry.versions(name)
     if not versions:
         return None
-    content = _describe(name, source, lambda digest, data: "").content
+    wanted = _describe(name, source, lambda digest, data: "", partial(watch, "comparing"))
     for version in reversed(versions):
         if registry.life(version.snapshot) != "live":
             continue
         try:
             manifest = registry.manifest(version.snapshot)
-            if manifest.content != content:
-                continue
-            # Publishing again is how a damaged version is mended, so a damaged one is not an equal one.
-            for piece in manifest.files:
-                registry.file(manifest, piece.path)
-            for group in manifest.groups:
-                read_group(registry.url, group)
+            if manifest.content == wanted.content and _is_intact(registry, manifest, wanted):
+                return version
         except (CorruptBlob, CheckpointError, SnapshotGone):
             continue
-        return version
     return None
 
 
-def _publish_new(registry: Registry, name: str, source: CheckpointSource, alias: str | None) -> Version:
+def _is_intact(registry: Registry, manifest: Manifest, wanted: Manifest) -> bool:
+    """Say whether a version that says it has the wanted content does have it: publishing again mends a damaged one."""
+    for piece in manifest.files:
+        registry.file(manifest, piece.path)
+    for group in manifest.groups:
+        if group.blob is not None:
+            if _hash_blob(join_url(registry.url, group.blob), group.size) != group.sha256:
+                return False
+        # By reference: the files were read a moment ago, if they are the same ones.
+        elif group != wanted.group(group.name):
+            return False
+    return True
+
+
+def _hash_blob(url: str, size: int) -> str | None:
+    digest = hashlib.sha256()
+    try:
+        read = open_reader(url)
+        for begin in range(0, size, _RANGE_BYTES):
+            digest.update(read(begin, min(begin + _RANGE_BYTES, size)))
+    except (FileNotFoundError, ShortRead):
+        return None
+    return digest.hexdigest()
+
+
+def _publish_new(registry: Registry, name: str, source: CheckpointSource, alias: str | None, watch: Watch) -> Version:
     identity = make_nonce(8)
     log = SlotLog(join_url(registry.url, "publish", identity))
     log.append({"op": "begin", "name": name, **make_signature()}, expect=0)
@@ -181,7 +294,7 @@ def _publish_new(registry: Registry, name: str, source: CheckpointSource, alias:
         return blob
 
     try:
-        manifest = _describe(name, source, store)
+        manifest = _describe(name, source, store, partial(watch, "storing"))
     except BaseException:
         for url in stored:
             delete(url)

@@ -10,6 +10,7 @@
     models/<name>/aliases/<alias>/           slot log; the last record is where the alias points
     life/<sha256>/                           slot log: condemn, then live or sweep; empty while nobody condemned it
     locks/<sha256>/<job>.json  <job>.hb      who uses a snapshot, and their heartbeat
+    sources/<sha256>.json                    which snapshot an unchanged folder became
 """
 
 from __future__ import annotations

@@ -25,25 +25,57 @@ def checkpoint() -> None:
 
 @checkpoint.command()
 @click.argument("name")
-@click.argument("directory", type=click.Path())
+@click.argument("source", required=False)
 @click.option("--alias", help="Point this alias at the new version.")
+@click.option("--entry", metavar="MODULE:FUNCTION", help="Function of your own that builds the model.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Convert the weights.")
+@click.option("--reference", is_flag=True, help="Copy nothing that needs no conversion: refer to SOURCE's files.")
 @registry_option
 @json_option
-def publish(name: str, directory: str, alias: str | None, registry: str, as_json: bool) -> None:
-    """Publish the checkpoint in DIRECTORY as a version of NAME.
+def publish(
+    name: str,
+    source: str | None,
+    alias: str | None,
+    entry: str | None,
+    dtype: str | None,
+    reference: bool,
+    registry: str,
+    as_json: bool,
+) -> None:
+    """Publish the checkpoint in SOURCE as a version of NAME.
+
+    SOURCE is a directory, the URL of one, or a published checkpoint to convert. Only safetensors are read; a pickled
+    checkpoint is refused. A model of your own comes from --entry, with SOURCE's weights or with its own.
 
     \b
     Examples:
       daskinfer checkpoint publish minilm ./all-MiniLM-L6-v2 --alias prod
+      daskinfer checkpoint publish minilm minilm@v1 --dtype bfloat16
+      daskinfer checkpoint publish llama s3://models/llama-70b --reference
+      daskinfer checkpoint publish unet ./weights --entry mymodels.unet:build
     """
     from daskinfer import api
     from daskinfer.cli.show import print_resolution
+    from daskinfer.cli.transfer import TransferDisplay
 
-    found = api.publish(name, directory, registry=registry, alias=alias)
+    with TransferDisplay(name) as display:
+        found = api.publish(
+            name,
+            source,
+            registry=registry,
+            alias=alias,
+            entry=entry,
+            dtype=dtype,
+            reference=reference,
+            watch=display,
+        )
     if as_json:
         click.echo(found.model_dump_json())
-    else:
-        print_resolution("published", found, alias)
+        return
+    print_resolution("published", found, alias)
+    if reference:
+        provenance = api.checkpoint(f"{found.name}@{found.snapshot}", registry).provenance
+        click.echo(provenance.get("reference", "it was published before, as a copy"))
 
 
 @checkpoint.command("list")

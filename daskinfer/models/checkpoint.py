@@ -1,54 +1,32 @@
-"""A transformers checkpoint directory, checked and cut into layer groups for publishing.
+"""A checkpoint, checked and cut into layer groups for publishing: a transformers directory, a user's own module, or
+a snapshot in another precision.
 
-Tensors get the base model's names, so that a stage reads its groups as they are: no conversion at load.
+Tensors get the names that a stage's modules have, so that a stage reads its groups as they are: no conversion at load.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedModel
+
 from daskinfer.errors import CheckpointError
-from daskinfer.models.families import CLASSIFIER_SUFFIX, Family, family_of, group_of, normal_name, positive
-from daskinfer.models.tensorfiles import StoredTensor, read_header, serialize
+from daskinfer.models.architecture import build_model
+from daskinfer.models.conversion import as_tensor, cast, map_tensors, precision_of
+from daskinfer.models.entry import find_entry, load_entry
+from daskinfer.models.grouping import GroupFile, group_tensors, refuse_odd_layers
+from daskinfer.models.plainfiles import build_tokenizer, read_config, read_plain_files, read_sentence_weights
+from daskinfer.models.tensorfiles import Folder, LocalFolder, StoredTensor, as_stored, read_weights
+from daskinfer.spec.snapshot import EntryPoint, Manifest
 
-PLAIN_FILES = (
-    "config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "modules.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-    "1_Pooling/config.json",
-    "README.md",
-    "LICENSE",
-    "NOTICE",
-)
-_VOCABULARIES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model")
-_SENTENCE_MODULES = ("Transformer", "Pooling", "Normalize")
 _DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-# Buffers that old versions of transformers stored; today's modules compute them.
-_COMPUTED = ("embeddings.position_ids", "embeddings.token_type_ids")
-
-
-@dataclass(frozen=True, slots=True)
-class GroupFile:
-    """One layer group, its bytes read only when asked for."""
-
-    name: str
-    """embeddings, layer.0, ..., or a head's name."""
-    blob: Callable[[], bytes]
-    """Return the group as a safetensors file; equal checkpoints give equal bytes."""
+_CODES = {name: code for code, name in _DTYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,235 +34,226 @@ class CheckpointFiles:
     """Everything that publishing a checkpoint stores."""
 
     architecture: str
-    """Class name from the configuration, e.g. BertModel."""
+    """Class name, e.g. BertModel."""
     dtype: str
     """Precision of most of the weights."""
-    files: dict[str, bytes]
-    """Configuration and tokenizer files by name; `tokenizer.json` is always among them."""
+    files: Mapping[str, bytes]
+    """Configuration, tokenizer and processor files by name."""
     groups: tuple[GroupFile, ...]
-    """Weights, in the order they run: embeddings, layers, heads."""
-    provenance: dict[str, str]
+    """Weights, in model order."""
+    tied: Mapping[str, str] = field(default_factory=dict)
+    """Name of a tensor that is stored under another name -> that name."""
+    entry: EntryPoint | None = None
+    """The user's own code that builds the model."""
+    provenance: Mapping[str, str] = field(default_factory=dict)
     """Where it came from and what was changed."""
 
 
-def inspect_checkpoint(directory: Path) -> CheckpointFiles:
-    """Check a local checkpoint directory and return what there is to publish.
+def inspect_checkpoint(source: Path | Folder, *, dtype: str | None = None) -> CheckpointFiles:
+    """Check a transformers checkpoint and return what there is to publish.
 
-    Weights are not read yet, only the headers of their files.
+    Weights are not read yet, only the headers of their files; no pickled file is opened, and no code is run.
+
+    Parameters
+    ----------
+    source
+        A directory, or a folder of any store.
+    dtype
+        Convert floating-point tensors to float32, bfloat16 or float16; those that transformers keeps in float32 stay.
 
     Raises
     ------
     CheckpointError
-        If the directory is not a whole safetensors checkpoint of a supported architecture.
+        If it is not a whole safetensors checkpoint of an architecture that transformers knows.
     """
-    config = _read_config(directory)
-    try:
-        family = family_of(config)
-    except CheckpointError as error:
-        raise CheckpointError(f"{directory}: {error.message}", hint=error.hint) from error
-    architecture = str((config.get("architectures") or [family.model_type])[0])
-    stored = _read_headers(directory)
-    grouped, dropped = _group(directory, family, stored)
-    _check_complete(directory, family, config, architecture, grouped)
-    files = {name: (directory / name).read_bytes() for name in PLAIN_FILES if (directory / name).is_file()}
-    _check_sentence_modules(directory, files.get("modules.json", b"[]"))
-    provenance = {"source": directory.resolve().as_posix(), "format": "transformers safetensors"}
-    if dropped:
+    folder = _open_folder(source)
+    names = folder.names()
+    config = read_config(folder, names)
+    _refuse(folder.url, config)
+    files = read_plain_files(folder, names)
+    model, architecture = _build(folder.url, config)
+    mapped = map_tensors(model, read_weights(folder))
+    refuse_odd_layers(model, mapped.unexpected.values(), folder.url)
+    grouped = group_tensors(model, mapped.tensors, folder.url)
+    provenance = {"source": folder.url, "format": "transformers safetensors"}
+    if dropped := [*mapped.ignored, *mapped.unexpected]:
         provenance["dropped"] = ", ".join(dropped)
-    if "tokenizer.json" not in files:
-        files["tokenizer.json"] = _build_tokenizer(directory, config)
-        provenance["tokenizer.json"] = "built from the vocabulary by transformers"
-    return CheckpointFiles(
+    if grouped.untied:
+        provenance["untied"] = ", ".join(grouped.untied)
+    if "tokenizer.json" not in files and getattr(model, "main_input_name", "") == "input_ids":
+        built = build_tokenizer(folder, names, config)
+        if built is not None:
+            files["tokenizer.json"] = built
+            provenance["tokenizer.json"] = "built from the vocabulary by transformers"
+    found = CheckpointFiles(
         architecture,
-        _main_dtype(directory, stored),
+        _main_dtype(folder.url, grouped.groups),
         files,
-        tuple(GroupFile(name, partial(serialize, grouped[name])) for name in _in_order(family, config, grouped)),
+        (*grouped.groups, *read_sentence_weights(folder, files)),
+        grouped.tied,
+        provenance=provenance,
+    )
+    return found if dtype is None else _convert(found, model, dtype)
+
+
+def inspect_entry(function: str, source: Path | Folder | None = None, *, dtype: str | None = None) -> CheckpointFiles:
+    """Call a user's function and return what there is to publish of the module that it builds.
+
+    Parameters
+    ----------
+    function
+        `package.module:function`, called without arguments.
+    source
+        Where its weights are, in safetensors files, under the names of its `state_dict`; without it the module's own
+        weights are published.
+    dtype
+        Convert floating-point tensors.
+
+    Raises
+    ------
+    CheckpointError
+        Where the function does not give a module, or the weights are not the module's.
+    """
+    entry = find_entry(function)
+    # With real weights: modules that share one lose that on the meta device.
+    model = load_entry(entry, weights=True)
+    provenance = {"source": function, "format": "torch.nn.Module"}
+    files: dict[str, bytes] = {}
+    state: Mapping[str, Any] = model.state_dict()
+    if source is None:
+        where = f"model.entry {function}"
+        tensors = {name: as_tensor(value, f"{where}: {name}") for name, value in state.items()}
+    else:
+        folder = _open_folder(source)
+        where = folder.url
+        stored = read_weights(folder)
+        tensors = {name: as_stored(tensor) for name, tensor in stored.items() if name in state}
+        files = read_plain_files(folder, folder.names())
+        provenance |= {"source": where, "format": "safetensors"}
+        refuse_odd_layers(model, stored.keys() - state.keys(), where)
+        if dropped := sorted(stored.keys() - state.keys()):
+            provenance["dropped"] = ", ".join(dropped)
+    grouped = group_tensors(model, tensors, where)
+    if grouped.untied:
+        provenance["untied"] = ", ".join(grouped.untied)
+    found = CheckpointFiles(
+        type(model).__name__,
+        _main_dtype(where, grouped.groups),
+        files,
+        grouped.groups,
+        grouped.tied,
+        entry,
         provenance,
+    )
+    return found if dtype is None else _convert(found, None, dtype)
+
+
+def inspect_snapshot(
+    manifest: Manifest, files: Mapping[str, bytes], blobs: Folder, *, dtype: str | None = None
+) -> CheckpointFiles:
+    """Return a published snapshot as something to publish, in another precision or under another name.
+
+    Parameters
+    ----------
+    manifest
+        The snapshot's manifest.
+    files
+        Its plain files.
+    blobs
+        Reads its blobs, and the files that it was published from by reference, by their paths in the manifest.
+    dtype
+        Convert floating-point tensors.
+    """
+    groups = []
+    for group in manifest.groups:
+        tensors = []
+        for one in group.tensors:
+            file = one.file or group.blob or ""
+            stored = StoredTensor(blobs, file, one.name, one.dtype, one.shape, one.begin, one.end, one.blake3)
+            tensors.append((one.name, as_stored(stored)))
+        groups.append(GroupFile(group.name, tuple(tensors)))
+    found = CheckpointFiles(
+        manifest.architecture,
+        manifest.dtype,
+        files,
+        tuple(groups),
+        manifest.tied,
+        manifest.entry,
+        {"source": f"{manifest.model} {manifest.digest}"},
+    )
+    if dtype is None:
+        return found
+    model = None if manifest.entry is not None else _build(manifest.model, json.loads(files["config.json"]))[0]
+    return _convert(found, model, dtype)
+
+
+def _open_folder(source: Path | Folder) -> Folder:
+    if not isinstance(source, Path):
+        folder: Folder = source
+        if folder.names():
+            return folder
+        reason = "no such directory, or an empty one"
+    elif source.is_dir():
+        return LocalFolder(source)
+    else:
+        reason = "not a directory" if source.exists() else "no such directory"
+    raise CheckpointError(
+        f"{source if isinstance(source, Path) else source.url}: {reason}",
+        hint="Give a folder written by `save_pretrained` or downloaded whole.",
     )
 
 
-def _read_config(directory: Path) -> dict[str, Any]:
-    if not directory.is_dir():
+def _refuse(where: str, config: Mapping[str, Any]) -> None:
+    if config.get("auto_map"):
         raise CheckpointError(
-            f"{directory}: {'not a directory' if directory.exists() else 'no such directory'}",
-            hint="Give a folder written by `save_pretrained` or downloaded whole.",
+            f"{where}/config.json: auto_map is set: the model comes with code of its own, which is not run",
+            hint="If you trust it, write a function that builds the model, and give it as the entry: "
+            "--entry package.module:function, or model.entry in a recipe.",
         )
-    path = directory / "config.json"
-    if not path.is_file():
-        adapter = (directory / "adapter_config.json").is_file()
+    if config.get("quantization_config"):
         raise CheckpointError(
-            f"{directory}: no config.json" + (", but an adapter: it is not a model by itself" if adapter else ""),
-            hint="Merge the adapter into its base model and save that."
-            if adapter
-            else "A checkpoint directory holds config.json, tokenizer.json and model.safetensors.",
+            f"{where}/config.json: quantization_config is set: the weights are quantised, which is not supported",
+            hint="Publish the model in float32, bfloat16 or float16.",
         )
-    try:
-        config = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})", hint="Fetch the checkpoint again.") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: a JSON object is wanted", hint="Fetch the checkpoint again.")
-    return config
 
 
-def _read_headers(directory: Path) -> dict[str, StoredTensor]:
-    index = directory / "model.safetensors.index.json"
-    if (directory / "model.safetensors").is_file():
-        return read_header(directory / "model.safetensors")
-    if not index.is_file():
-        pickles = sorted(path.name for suffix in ("bin", "pt", "pth", "ckpt") for path in directory.glob(f"*.{suffix}"))
-        if pickles:
-            raise CheckpointError(
-                f"{directory}: only pickled weights ({', '.join(pickles[:3])}), which can run code when they are read",
-                hint="Convert them where you trust them: "
-                "AutoModel.from_pretrained(DIR).save_pretrained(NEW, safe_serialization=True).",
-            )
-        raise CheckpointError(
-            f"{directory}: no model.safetensors and no model.safetensors.index.json",
-            hint="Download the weights too, or save the model with `save_pretrained`.",
-        )
+def _build(where: str, config: Mapping[str, Any]) -> tuple[PreTrainedModel, str]:
+    """Return the checkpoint's model on the meta device, its weights tied, and the name of its class."""
+    architecture = str((config.get("architectures") or ["AutoModel"])[0])
     try:
-        weight_map: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
-        shards = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index}: no readable weight_map", hint="Fetch the checkpoint again.") from error
-    headers = {}
-    for shard in shards:
-        if Path(shard).name != shard or not (directory / shard).is_file():
-            raise CheckpointError(
-                f"{directory}: the index names {shard}, which is not there", hint="Download every shard."
-            )
-        headers[shard] = read_header(directory / shard)
-    absent = sorted(name for name, shard in weight_map.items() if name not in headers[shard])
-    if absent:
+        model: Any = build_model(config, architecture)
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}/{error.message}", hint=error.hint) from error
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, StrictDataclassError) as error:
         raise CheckpointError(
-            f"{directory}: {weight_map[absent[0]]} lacks the tensor {absent[0]} that the index promises",
+            f"{where}/config.json: transformers makes no {architecture} of it: {error}",
             hint="Fetch the checkpoint again.",
-        )
-    return {name: headers[shard][name] for name, shard in weight_map.items()}
-
-
-def _group(
-    directory: Path, family: Family, stored: Mapping[str, StoredTensor]
-) -> tuple[dict[str, list[tuple[str, StoredTensor]]], list[str]]:
-    grouped: dict[str, list[tuple[str, StoredTensor]]] = defaultdict(list)
-    origin: dict[str, str] = {}
-    dropped = []
-    for raw, tensor in sorted(stored.items()):
-        name = normal_name(family, raw)
-        if name in _COMPUTED:
-            dropped.append(name)
-            continue
-        if name in origin:
-            raise CheckpointError(
-                f"{directory}: {origin[name]} and {raw} are the same tensor {name}",
-                hint="Load and save the model once with transformers.",
-            )
-        origin[name] = raw
-        grouped[group_of(family, name)].append((name, tensor))
-    return dict(grouped), dropped
-
-
-def _check_complete(
-    directory: Path,
-    family: Family,
-    config: Mapping[str, Any],
-    architecture: str,
-    grouped: Mapping[str, list[tuple[str, StoredTensor]]],
-) -> None:
-    depth = family.depth(config)
-    wanted = {"embeddings": family.entry_tensors(config)}
-    for number in range(depth):
-        wanted[f"layer.{number}"] = frozenset(f"{family.layers}.{number}.{name}" for name in family.layer_tensors)
-    found_layers = sum(name.startswith("layer.") for name in grouped)
-    extra = sorted(name for name in grouped if name.startswith("layer.") and name not in wanted)
-    if extra or found_layers < depth:
-        raise CheckpointError(
-            f"{directory}: config.json says {depth} layers, the weights hold {found_layers}",
-            hint="Take config.json and weights from the same checkpoint.",
-        )
-    for group, names in wanted.items():
-        present = {name for name, _ in grouped.get(group, ())}
-        for problem, difference in (("missing", names - present), ("unexpected", present - names)):
-            if difference:
-                raise CheckpointError(
-                    f"{directory}: {problem} tensor {min(difference)} in {group}"
-                    + (f" and {len(difference) - 1} more" if len(difference) > 1 else ""),
-                    hint=f"The weights do not belong to a plain {family.model_type} model of this configuration.",
-                )
-    sizes = {name: tensor.shape[:1] for group in wanted for name, tensor in grouped[group]}
-    for name, size in {
-        "embeddings.word_embeddings.weight": positive(config, "vocab_size"),
-        "embeddings.position_embeddings.weight": positive(config, "max_position_embeddings"),
-        f"{family.layers}.0.{family.layer_modules[-1]}.weight": family.hidden(config),
-    }.items():
-        if sizes[name] != (size,):
-            raise CheckpointError(
-                f"{directory}: {name} has {sizes[name][0]} rows, by config.json it should have {size}",
-                hint="Take config.json and weights from the same checkpoint.",
-            )
-    absent = [name for name in family.classifier if architecture.endswith(CLASSIFIER_SUFFIX) and name not in grouped]
-    if absent:
-        raise CheckpointError(
-            f"{directory}: config.json says {architecture}, but the weights have no {absent[0]!r}",
-            hint="Take config.json and weights from the same checkpoint.",
-        )
-
-
-def _check_sentence_modules(directory: Path, modules: bytes) -> None:
-    """Refuse a sentence-transformers model with steps that `embed` would leave out."""
-    try:
-        kinds = [str(module["type"]).rpartition(".")[2] for module in json.loads(modules)]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{directory / 'modules.json'}: cannot be read ({error})", hint="Fetch it again."
         ) from error
-    for kind in kinds:
-        if kind not in _SENTENCE_MODULES:
-            raise CheckpointError(
-                f"{directory / 'modules.json'}: the module {kind} is not supported",
-                hint=f"Only {', '.join(_SENTENCE_MODULES)} are; without modules.json the encoder alone is published.",
-            )
+    # Parameters made on the meta device lose their ties.
+    model.tie_weights()
+    return model, type(model).__name__
 
 
-def _in_order(family: Family, config: Mapping[str, Any], grouped: Mapping[str, Any]) -> list[str]:
-    body = ["embeddings", *(f"layer.{number}" for number in range(family.depth(config)))]
-    heads = [*family.classifier, *sorted(grouped)]
-    return list(dict.fromkeys(name for name in body + heads if name in grouped))
+def _convert(found: CheckpointFiles, model: PreTrainedModel | None, dtype: str) -> CheckpointFiles:
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise CheckpointError(f"cannot convert to {dtype!r}", hint="Choose float32, bfloat16 or float16.")
+    precision = precision_of(model, _CODES[dtype])
+    groups = tuple(
+        GroupFile(group.name, tuple((name, cast(tensor, precision(name))) for name, tensor in group.tensors))
+        for group in found.groups
+    )
+    provenance = {**found.provenance, "dtype": f"converted from {found.dtype}"}
+    return replace(found, groups=groups, dtype=_main_dtype(found.architecture, groups), provenance=provenance)
 
 
-def _main_dtype(directory: Path, stored: Mapping[str, StoredTensor]) -> str:
+def _main_dtype(where: str, groups: Iterable[GroupFile]) -> str:
     sizes: Counter[str] = Counter()
-    for tensor in stored.values():
-        sizes[tensor.dtype] += tensor.end - tensor.begin
-    dtype = sizes.most_common(1)[0][0]
+    for group in groups:
+        for _, tensor in group.tensors:
+            sizes[tensor.dtype] += tensor.nbytes
+    dtype = sizes.most_common(1)[0][0] if sizes else "nothing"
     if dtype not in _DTYPES:
         raise CheckpointError(
-            f"{directory}: the weights are stored as {dtype}", hint="Publish them in float32, bfloat16 or float16."
+            f"{where}: the weights are stored as {dtype}", hint="Publish them in float32, bfloat16 or float16."
         )
     return _DTYPES[dtype]
-
-
-def _build_tokenizer(directory: Path, config: Mapping[str, Any]) -> bytes:
-    # Without a vocabulary transformers would build a tokenizer of its special tokens alone, and say nothing.
-    if not any((directory / name).is_file() for name in _VOCABULARIES):
-        raise CheckpointError(
-            f"{directory}: no tokenizer: neither tokenizer.json nor a vocabulary ({', '.join(_VOCABULARIES)})",
-            hint="Save the model's tokenizer there with `tokenizer.save_pretrained`.",
-        )
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        text: str = tokenizer.backend_tokenizer.to_str()
-    except (OSError, ValueError, ImportError, AttributeError) as error:
-        raise CheckpointError(
-            f"{directory}: no tokenizer.json, and none could be built ({error})",
-            hint="Save the model's tokenizer there with `tokenizer.save_pretrained`.",
-        ) from error
-    if len(tokenizer) > int(config["vocab_size"]):
-        raise CheckpointError(
-            f"{directory}: the tokenizer knows {len(tokenizer)} tokens, the model {config['vocab_size']}",
-            hint="Take tokenizer and weights from the same checkpoint.",
-        )
-    return text.encode()

@@ -1,31 +1,81 @@
 """safetensors files by their bytes: headers read and checked, blobs written, nothing decoded.
 
-Working on bytes keeps every dtype exact and torch out of publishing.
+Working on bytes keeps every dtype exact and torch out of what needs no conversion.
 """
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from daskinfer.errors import CheckpointError
+from blake3 import blake3
+
+from daskinfer.errors import CheckpointError, CorruptBlob
 
 # Bytes of one element, by safetensors' name of the type.
 ITEM_SIZES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+DAMAGED = "The file is damaged or was not fully downloaded; fetch it again."
 _LARGEST_HEADER = 100_000_000
-_DAMAGED = "The file is damaged or was not fully downloaded; fetch it again."
+_PIECE_BYTES = 32 * 2**20  # a multiple of every item's size
+
+
+class Folder(Protocol):
+    """A place that checkpoint files are read from."""
+
+    @property
+    def url(self) -> str:
+        """Absolute path or URL."""
+
+    def names(self) -> list[str]:
+        """Return the names of the direct children, sorted; `FileNotFoundError` where there is no such folder."""
+
+    def size(self, name: str) -> int | None:
+        """Return a file's length in bytes; None where there is no such file."""
+
+    def read(self, name: str, begin: int | None = None, end: int | None = None) -> bytes:
+        """Return a file's bytes, or those from `begin` up to `end`; fewer where the file ends before."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFolder:
+    """A directory on this machine."""
+
+    path: Path
+
+    @property
+    def url(self) -> str:
+        """Absolute path."""
+        return self.path.resolve().as_posix()
+
+    def names(self) -> list[str]:
+        """Return the names of the direct children, sorted."""
+        return sorted(child.name for child in self.path.iterdir())
+
+    def size(self, name: str) -> int | None:
+        """Return a file's length in bytes; None where there is no such file."""
+        file = self.path / name
+        return file.stat().st_size if file.is_file() else None
+
+    def read(self, name: str, begin: int | None = None, end: int | None = None) -> bytes:
+        """Return a file's bytes, or a range of them."""
+        with (self.path / name).open("rb") as stream:
+            stream.seek(begin or 0)
+            return stream.read() if end is None else stream.read(end - (begin or 0))
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
     """Where one tensor lies in a file."""
 
-    file: Path
+    folder: Folder
+    """Where the file is."""
+    file: str
     """The safetensors file."""
     name: str
     """Name inside the file."""
@@ -37,9 +87,116 @@ class StoredTensor:
     """First byte in the file."""
     end: int
     """One past the last byte."""
+    blake3: str | None = None
+    """64 hex digits that its bytes must have, where they are known."""
+
+    def pieces(self) -> Iterator[bytes]:
+        """Return its bytes, a piece at a time.
+
+        Raises
+        ------
+        CheckpointError
+            Where the file ends too early.
+        CorruptBlob
+            Where the bytes are not those of the digest.
+        """
+        digest = blake3()
+        for begin in range(self.begin, self.end, _PIECE_BYTES):
+            end = min(begin + _PIECE_BYTES, self.end)
+            try:
+                piece = self.folder.read(self.file, begin, end)
+            except FileNotFoundError as error:
+                raise CheckpointError(f"{self.where}: the file is gone", hint="Restore it, and try again.") from error
+            if len(piece) != end - begin:
+                raise CheckpointError(f"{self.where}: the file ends inside the tensor", hint=DAMAGED)
+            if self.blake3 is not None:
+                digest.update(piece)
+            yield piece
+        if self.blake3 is not None and digest.hexdigest() != self.blake3:
+            raise CorruptBlob(
+                f"{self.where}: its bytes are not those that were published",
+                hint="Restore the file from a copy, or publish the checkpoint again.",
+            )
+
+    @property
+    def where(self) -> str:
+        """File and name, for messages."""
+        return f"{self.folder.url}/{self.file}: {self.name}"
 
 
-def read_header(file: Path) -> dict[str, StoredTensor]:
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor on its way into a blob."""
+
+    dtype: str
+    """safetensors dtype."""
+    shape: tuple[int, ...]
+    """Dimensions."""
+    pieces: Callable[[], Iterable[bytes]]
+    """Returns its bytes; called every time the blob is made."""
+    origin: str
+    """Where it comes from, for messages."""
+    stored: StoredTensor | None = None
+    """What holds exactly these bytes, where anything does."""
+
+    @property
+    def nbytes(self) -> int:
+        """Length in bytes."""
+        return prod(self.shape) * ITEM_SIZES[self.dtype]
+
+
+def as_stored(tensor: StoredTensor) -> Tensor:
+    """Return a tensor that is taken as it is."""
+    return Tensor(tensor.dtype, tensor.shape, tensor.pieces, tensor.where, tensor)
+
+
+def read_weights(folder: Folder) -> dict[str, StoredTensor]:
+    """Return the tensors of a checkpoint by name: of its index's shards, or of its only safetensors file.
+
+    Raises
+    ------
+    CheckpointError
+        Where there is none, where it is pickled, or where a file is absent, truncated or damaged.
+    """
+    names = folder.names()
+    if "model.safetensors" in names:
+        return read_header(folder, "model.safetensors")
+    if "model.safetensors.index.json" in names:
+        return _read_shards(folder, names)
+    files = [name for name in names if name.endswith(".safetensors")]
+    if len(files) == 1:
+        return read_header(folder, files[0])
+    if files:
+        raise CheckpointError(
+            f"{folder.url}: {len(files)} safetensors files, but no model.safetensors.index.json",
+            hint="Download the index too, or save the model with `save_pretrained`.",
+        )
+    refuse_pickles(folder.url, names)
+    raise CheckpointError(
+        f"{folder.url}: no model.safetensors and no model.safetensors.index.json",
+        hint="Download the weights too, or save the model with `save_pretrained`.",
+    )
+
+
+def refuse_pickles(url: str, names: Sequence[str]) -> None:
+    """Raise `CheckpointError` where any of the files is pickled; none is ever opened."""
+    shards = [name for name in names if name == ".metadata" or name.endswith(".distcp")]
+    if shards:
+        raise CheckpointError(
+            f"{url}: a torch.distributed checkpoint ({', '.join(shards[:3])}), which can run code when it is read",
+            hint="Convert it where you trust it: load it with torch.distributed.checkpoint.format_utils, "
+            "then model.save_pretrained(NEW).",
+        )
+    pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    if pickles:
+        raise CheckpointError(
+            f"{url}: only pickled weights ({', '.join(pickles[:3])}), which can run code when they are read",
+            hint="Convert them where you trust them: AutoModel.from_pretrained(DIR).save_pretrained(NEW), "
+            "or safetensors.torch.save_file for a state_dict.",
+        )
+
+
+def read_header(folder: Folder, file: str) -> dict[str, StoredTensor]:
     """Return the tensors of a safetensors file by name.
 
     Raises
@@ -47,17 +204,19 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     CheckpointError
         If the file is truncated or its header does not describe its bytes.
     """
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        prefix = stream.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= min(_LARGEST_HEADER, size - 8):
-            raise CheckpointError(f"{file}: not a whole safetensors file ({size} bytes)", hint=_DAMAGED)
-        text = stream.read(length)
+    where = f"{folder.url}/{file}"
+    size = folder.size(file)
+    if size is None:
+        raise CheckpointError(f"{where}: no such file", hint="Download every file of the checkpoint.")
+    prefix = folder.read(file, 0, min(8, size))
+    length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+    if not 2 <= length <= min(_LARGEST_HEADER, size - 8):
+        raise CheckpointError(f"{where}: not a whole safetensors file ({size} bytes)", hint=DAMAGED)
     try:
-        header: dict[str, Any] = json.loads(text)
+        header: dict[str, Any] = json.loads(folder.read(file, 8, 8 + length))
         tensors = {
             name: StoredTensor(
+                folder,
                 file,
                 name,
                 str(entry["dtype"]),
@@ -69,47 +228,67 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             if name != "__metadata__"
         }
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise CheckpointError(f"{file}: its safetensors header cannot be read ({error})", hint=_DAMAGED) from error
-    _check_layout(file, size, 8 + length, tensors)
+        raise CheckpointError(f"{where}: its safetensors header cannot be read ({error})", hint=DAMAGED) from error
+    _check_layout(where, size, 8 + length, tensors)
     return tensors
 
 
-def serialize(tensors: Sequence[tuple[str, StoredTensor]]) -> bytes:
-    """Return a safetensors file of the given (new name, tensor) pairs; equal input gives equal bytes."""
+def serialize(tensors: Sequence[tuple[str, Tensor]]) -> bytes:
+    """Return a safetensors file of the given (name, tensor) pairs; equal input gives equal bytes."""
     # Wide types first keeps every tensor aligned to its own type, as safetensors itself does.
     ordered = sorted(tensors, key=lambda pair: (-ITEM_SIZES[pair[1].dtype], pair[0]))
     header: dict[str, Any] = {}
     offset = 0
     for name, tensor in ordered:
-        end = offset + tensor.end - tensor.begin
+        end = offset + tensor.nbytes
         header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    chunks = [struct.pack("<Q", len(text)), text]
+    stream = BytesIO()
+    stream.write(struct.pack("<Q", len(text)) + text)
     for _, tensor in ordered:
-        with tensor.file.open("rb") as stream:
-            stream.seek(tensor.begin)
-            chunks.append(stream.read(tensor.end - tensor.begin))
-        if len(chunks[-1]) != tensor.end - tensor.begin:
-            raise CheckpointError(f"{tensor.file}: ends inside the tensor {tensor.name}", hint=_DAMAGED)
-    return b"".join(chunks)
+        for piece in tensor.pieces():
+            stream.write(piece)
+    return stream.getvalue()
 
 
-def _check_layout(file: Path, size: int, begin: int, tensors: dict[str, StoredTensor]) -> None:
+def _read_shards(folder: Folder, names: Sequence[str]) -> dict[str, StoredTensor]:
+    index = "model.safetensors.index.json"
+    try:
+        weight_map: dict[str, str] = json.loads(folder.read(index))["weight_map"]
+        shards = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder.url}/{index}: no readable weight_map", hint="Fetch it again.") from error
+    absent = [shard for shard in shards if shard not in names]
+    if absent:
+        raise CheckpointError(
+            f"{folder.url}: the index names {absent[0]}, which is not there", hint="Download every shard."
+        )
+    headers = {shard: read_header(folder, shard) for shard in shards}
+    lacking = sorted(name for name, shard in weight_map.items() if name not in headers[shard])
+    if lacking:
+        raise CheckpointError(
+            f"{folder.url}/{weight_map[lacking[0]]}: no tensor {lacking[0]}, which the index promises",
+            hint="Fetch the checkpoint again.",
+        )
+    return {name: headers[shard][name] for name, shard in weight_map.items()}
+
+
+def _check_layout(where: str, size: int, begin: int, tensors: dict[str, StoredTensor]) -> None:
     position = begin
     for tensor in sorted(tensors.values(), key=lambda item: (item.begin, item.end)):
         item = ITEM_SIZES.get(tensor.dtype)
         if item is None:
             raise CheckpointError(
-                f"{file}: tensor {tensor.name} is stored as {tensor.dtype}, which is not supported",
+                f"{where}: tensor {tensor.name} is stored as {tensor.dtype}, which is not supported",
                 hint="Publish a checkpoint in float32, bfloat16 or float16.",
             )
         if tensor.begin != position or tensor.end - tensor.begin != prod(tensor.shape) * item:
-            raise CheckpointError(f"{file}: the bytes of tensor {tensor.name} do not match its header", hint=_DAMAGED)
+            raise CheckpointError(f"{where}: the bytes of tensor {tensor.name} do not match its header", hint=DAMAGED)
         position = tensor.end
     if position != size:
         raise CheckpointError(
-            f"{file}: {size} bytes, but its header describes {position}: the file is truncated or has bytes added",
-            hint=_DAMAGED,
+            f"{where}: {size} bytes, but its header describes {position}: the file is truncated or has bytes added",
+            hint=DAMAGED,
         )

@@ -1,39 +1,147 @@
-"""From a checkpoint directory to a snapshot: where the models and storage floors meet."""
+"""From a checkpoint to a snapshot: where the models and storage floors meet."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from daskinfer.models.checkpoint import inspect_checkpoint
+from daskinfer.errors import CheckpointError
+from daskinfer.ids import make_nonce
+from daskinfer.models.entry import find_entry
 from daskinfer.spec.recipe import Recipe
 from daskinfer.spec.snapshot import Resolution
-from daskinfer.storage.publishing import CheckpointSource, GroupSource, publish
+from daskinfer.storage import snapshotlock
+from daskinfer.storage.folder import Folder
+from daskinfer.storage.publishing import CheckpointSource, GroupSource, Origin, Watch, publish
 from daskinfer.storage.registry import Registry
+from daskinfer.storage.sources import identify_source, recall_source, remember_source
+
+if TYPE_CHECKING:
+    from daskinfer.models.checkpoint import CheckpointFiles
+    from daskinfer.models.grouping import GroupFile
 
 
-def publish_directory(registry: Registry, name: str, directory: str, alias: str | None = None) -> Resolution:
-    """Convert a checkpoint directory and publish it; content that is there already is not stored again.
+def publish_checkpoint(
+    registry: Registry,
+    name: str,
+    source: str | None = None,
+    *,
+    alias: str | None = None,
+    entry: str | None = None,
+    dtype: str | None = None,
+    reference: bool = False,
+    watch: Watch | None = None,
+) -> Resolution:
+    """Convert a checkpoint and publish it; content that is there already is not stored again.
+
+    Parameters
+    ----------
+    registry
+        Where to.
+    name
+        Model name.
+    source
+        A directory, an fsspec URL of one, or a published checkpoint (`minilm@v1`). Without it the entry's own weights
+        are published.
+    alias
+        Alias to point at it.
+    entry
+        `package.module:function` that builds the model.
+    dtype
+        Convert floating-point tensors to float32, bfloat16 or float16.
+    reference
+        Leave the bytes of whatever needs no conversion where they are.
+    watch
+        Called with the progress.
 
     Raises
     ------
     CheckpointError
-        It is no checkpoint, or none that can be cut.
+        It is no checkpoint that can be published.
     """
-    found = inspect_checkpoint(Path(directory))
-    source = CheckpointSource(
-        architecture=found.architecture,
-        dtype=found.dtype,
-        files=found.files,
-        groups=tuple(GroupSource(group.name, group.blob) for group in found.groups),
-        provenance=found.provenance,
-    )
-    return publish(registry, name, source, alias)
+    # Torch takes a second to import, and a driver that finds the checkpoint published needs none.
+    from daskinfer.models.checkpoint import inspect_checkpoint, inspect_entry
+
+    if source is None and entry is None:
+        raise CheckpointError("nothing to publish", hint="Give a directory, or the entry that builds the model.")
+    if source is not None and "@" in source and not _is_folder(source):
+        if entry is not None or reference:
+            raise CheckpointError(
+                f"{source} is a published checkpoint: it has its own code, and no files to refer to",
+                hint="Leave out the entry and the reference, or publish from a directory.",
+            )
+        return _publish_again(registry, name, source, alias, dtype, watch)
+    if source is None:
+        # What its functions compute can hang on more than one file, so it is never taken as unchanged.
+        found = inspect_entry(entry or "", dtype=dtype)
+        return publish(registry, name, _as_source(found, reference=False), alias, watch)
+    folder = Folder(source)
+    code = None if entry is None else find_entry(entry).source
+    key = identify_source(name, folder, code, dtype)
+    found = inspect_checkpoint(folder, dtype=dtype) if entry is None else inspect_entry(entry, folder, dtype=dtype)
+    parent = None if dtype is None else recall_source(registry, identify_source(name, folder, code, None))
+    origin = None if parent is None else parent.snapshot
+    resolution = publish(registry, name, _as_source(found, reference, origin), alias, watch)
+    remember_source(registry, key, resolution)
+    return resolution
 
 
 def resolve_checkpoint(recipe: Recipe) -> Resolution:
-    """Return what the recipe's checkpoint means now, publishing a local directory on its first use."""
-    reference = recipe.model.checkpoint
+    """Return what the recipe's checkpoint means now, publishing a directory on its first use."""
+    model = recipe.model
     registry = Registry(recipe.registry_url)
-    if "@" not in reference and ("/" in reference or Path(reference).is_dir()):
-        return publish_directory(registry, Path(reference).resolve().name, reference)
-    return registry.resolve(reference)
+    if not _is_folder(model.checkpoint):
+        return registry.resolve(model.checkpoint)
+    folder = Folder(model.checkpoint)
+    name = folder.url.rpartition("/")[2]
+    code = None if model.entry is None else find_entry(model.entry).source
+    known = recall_source(registry, identify_source(name, folder, code, None))
+    return known or publish_checkpoint(registry, name, folder.url, entry=model.entry)
+
+
+def _is_folder(reference: str) -> bool:
+    return "://" in reference or Path(reference).is_dir() or ("/" in reference and "@" not in reference)
+
+
+def _publish_again(
+    registry: Registry, name: str, reference: str, alias: str | None, dtype: str | None, watch: Watch | None
+) -> Resolution:
+    from daskinfer.models.checkpoint import inspect_snapshot
+
+    snapshot = registry.resolve(reference).snapshot
+    lock = snapshotlock.take(registry, snapshot, f"publish-{make_nonce()}", purpose="publish")
+    try:
+        manifest = registry.manifest(snapshot)
+        files = {piece.path: registry.file(manifest, piece.path) for piece in manifest.files}
+        found = inspect_snapshot(manifest, files, Folder(registry.url), dtype=dtype)
+        return publish(registry, name, _as_source(found, reference=False, parent=snapshot), alias, watch)
+    finally:
+        lock.release()
+
+
+def _as_source(found: CheckpointFiles, reference: bool, parent: str | None = None) -> CheckpointSource:
+    origins = {group.name: _find_origins(group) if reference else None for group in found.groups}
+    provenance = dict(found.provenance)
+    if reference:
+        kept = sum(places is not None for places in origins.values())
+        provenance["reference"] = f"{kept} of {len(origins)} layer groups stay in the checkpoint's own files"
+        if kept < len(origins):
+            provenance["reference"] += f", {len(origins) - kept} need conversion and are copied"
+    return CheckpointSource(
+        architecture=found.architecture,
+        dtype=found.dtype,
+        files=found.files,
+        groups=[GroupSource(group.name, group.blob, group.size, origins[group.name]) for group in found.groups],
+        tied=found.tied,
+        entry=found.entry,
+        parent=parent,
+        provenance=provenance,
+    )
+
+
+def _find_origins(group: GroupFile) -> dict[str, Origin] | None:
+    """Return where the checkpoint's own files hold the group; None where any of it is converted."""
+    stored = group.stored
+    if stored is None:
+        return None
+    return {name: Origin(f"{one.folder.url}/{one.file}", one.begin, one.end) for name, one in stored.items()}

@@ -1,0 +1,98 @@
+"""Models that a user's own code builds: `package.module:function`, named in the recipe and pinned by its source."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from daskinfer.errors import CheckpointError
+from daskinfer.ids import sha256_of
+from daskinfer.spec.snapshot import EntryPoint
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_HINT = "Install the package that it is in, or put its folder on PYTHONPATH, on every machine."
+
+
+def find_entry(function: str) -> EntryPoint:
+    """Return the entry point that `package.module:function` names, with the digest of its source file.
+
+    The code is not run, and torch is not imported.
+
+    Raises
+    ------
+    CheckpointError
+        Where there is no such module, or it is not a Python file.
+    """
+    module, _, name = function.partition(":")
+    if not all(part.isidentifier() for part in [*module.split("."), name]):
+        raise CheckpointError(
+            f"model.entry {function!r} is not of the form package.module:function", hint="E.g. mymodels.unet:build."
+        )
+    return EntryPoint(function=function, source=sha256_of(_find_source(function, module).read_bytes()))
+
+
+def load_entry(entry: EntryPoint, *, weights: bool = False) -> nn.Module:
+    """Call an entry point and return the module it builds, in evaluation mode.
+
+    Parameters
+    ----------
+    entry
+        What to call; its source must still be what it was published as.
+    weights
+        Build it with weights of its own; by default all parameters are on the meta device.
+
+    Raises
+    ------
+    CheckpointError
+        Where the code is absent, has changed, fails, or returns something else than a module.
+    """
+    # Torch stays out of processes that only look for an entry point.
+    from torch import nn
+
+    from daskinfer.models.architecture import without_weights
+
+    found = find_entry(entry.function)
+    if found.source != entry.source:
+        raise CheckpointError(
+            f"model.entry {entry.function}: its source has changed since it was published\n"
+            f"  now {found.source}\n  published {entry.source}",
+            hint="Publish the model again, or install the code that it was published with on every machine.",
+        )
+    module, _, name = entry.function.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise CheckpointError(f"model.entry {entry.function} cannot be imported: {error}", hint=_HINT) from error
+    try:
+        with nullcontext() if weights else without_weights():
+            model = function()
+    except Exception as error:
+        raise CheckpointError(
+            f"model.entry {entry.function} failed: {type(error).__name__}: {error}",
+            hint="It is called without arguments.",
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise CheckpointError(
+            f"model.entry {entry.function} returned a {type(model).__name__}", hint="Return a torch.nn.Module."
+        )
+    return model.eval()
+
+
+def _find_source(function: str, module: str) -> Path:
+    # `python` has the working directory on its path; the daskinfer command and Dask's workers have not.
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError) as error:
+        raise CheckpointError(f"model.entry {function}: {error}", hint=_HINT) from error
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        raise CheckpointError(f"model.entry {function}: there is no Python file for {module}", hint=_HINT)
+    return Path(spec.origin)

@@ -1,0 +1,164 @@
+"""A model's tensors cut into layer groups: every one checked, named as in a snapshot, and in exactly one group."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from blake3 import blake3
+from torch import nn
+
+from daskinfer.errors import CheckpointError
+from daskinfer.models.architecture import stored_prefix
+from daskinfer.models.tensorfiles import StoredTensor, Tensor, serialize
+from daskinfer.models.units import Unit, find_units, unit_of
+
+_MISMATCH = "Take config.json and weights from the same checkpoint."
+
+
+@dataclass(frozen=True, slots=True)
+class GroupFile:
+    """One layer group, its bytes read only when asked for."""
+
+    name: str
+    """Path of its unit: embeddings, encoder.layer.0, ..., classifier."""
+    tensors: tuple[tuple[str, Tensor], ...]
+    """Names in the snapshot, and the tensors."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of its tensors."""
+        return sum(tensor.nbytes for _, tensor in self.tensors)
+
+    @property
+    def stored(self) -> dict[str, StoredTensor] | None:
+        """Where the source itself holds each tensor's bytes; None where any of them has to be converted."""
+        found = {name: tensor.stored for name, tensor in self.tensors if tensor.stored is not None}
+        return found if len(found) == len(self.tensors) else None
+
+    def blob(self) -> bytes:
+        """Return the group as a safetensors file; equal checkpoints give equal bytes."""
+        return serialize(self.tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """All of a model's tensors."""
+
+    groups: tuple[GroupFile, ...]
+    """In model order."""
+    tied: dict[str, str]
+    """Name of a tensor that is stored under another name -> that name."""
+    untied: tuple[str, ...]
+    """Tensors that the model ties to others, but whose values differ."""
+
+
+def group_tensors(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> Grouped:
+    """Cut a model's tensors into layer groups.
+
+    Parameters
+    ----------
+    model
+        The model, its weights tied; they may be on the meta device.
+    tensors
+        By name in the model's `state_dict`. Of tied ones, one is enough.
+    where
+        The checkpoint, for messages.
+
+    Raises
+    ------
+    CheckpointError
+        Where a tensor is missing or has another shape than the model's.
+    """
+    prefix = stored_prefix(model)
+    units = find_units(model)
+    grouped: dict[str, list[tuple[str, Tensor]]] = defaultdict(list)
+    tied: dict[str, str] = {}
+    untied = []
+    missing = []
+    for names, shape in _find_ties(model):
+        present = [name for name in names if name in tensors]
+        if not present:
+            missing.append(names[0].removeprefix(prefix))
+            continue
+        main = tensors[present[0]]
+        for name in names:
+            tensor = tensors.get(name, main)
+            _check_shape(name.removeprefix(prefix), tensor, shape)
+            differs = tensor is not main and not _are_equal(tensor, main)
+            if name != names[0] and not differs:
+                tied[name.removeprefix(prefix)] = names[0].removeprefix(prefix)
+                continue
+            if differs:
+                untied.append(name.removeprefix(prefix))
+            grouped[_group_of(name, units, prefix)].append((name.removeprefix(prefix), tensor))
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CheckpointError(
+            f"{where}: missing tensor {missing[0]}{more}",
+            hint=f"The weights are not those of a {type(model).__name__} of this configuration.",
+        )
+    named = [name for group in grouped.values() for name, _ in group]
+    if len(set(named)) < len(named):
+        raise CheckpointError(f"{where}: {type(model).__name__} has tensors whose names differ only in {prefix!r}")
+    groups = tuple(GroupFile(name, tuple(group)) for name, group in grouped.items())
+    return Grouped(groups, tied, tuple(untied))
+
+
+def refuse_odd_layers(model: nn.Module, unexpected: Iterable[str], where: str) -> None:
+    """Raise `CheckpointError` where one of these names is inside a layer, or in a layer that the model lacks.
+
+    What is outside the layers is some other class's head; inside, the layer would compute something else.
+    """
+    prefix = stored_prefix(model)
+    layers = {unit.path.removeprefix(prefix) for unit in find_units(model) if unit.is_block}
+    for name in unexpected:
+        short = name.removeprefix(prefix)
+        for base in {layer.rpartition(".")[0] for layer in layers}:
+            if not short.startswith(f"{base}."):
+                continue
+            layer = f"{base}.{short.removeprefix(f'{base}.').partition('.')[0]}"
+            if layer in layers:
+                raise CheckpointError(f"{where}: unexpected tensor {short} in layer {layer}", hint=_MISMATCH)
+            count = sum(each.rpartition(".")[0] == base for each in layers)
+            raise CheckpointError(
+                f"{where}: by config.json there are {count} layers in {base}, but the weights have {layer}",
+                hint=_MISMATCH,
+            )
+
+
+def _find_ties(model: nn.Module) -> list[tuple[list[str], tuple[int, ...]]]:
+    """Return the names of each tensor of the model, in model order, and its shape."""
+    names: dict[int, list[str]] = defaultdict(list)
+    state: Mapping[str, Any] = model.state_dict(keep_vars=True)
+    for name, tensor in state.items():
+        names[id(tensor)].append(name)
+    return [(group, tuple(state[group[0]].shape)) for group in names.values()]
+
+
+def _group_of(name: str, units: tuple[Unit, ...], prefix: str) -> str:
+    owner = unit_of(name, units)
+    if any(unit.path == owner for unit in units):
+        return owner.removeprefix(prefix)
+    return name.removeprefix(prefix).rpartition(".")[0] or "model"
+
+
+def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tensor.shape != shape:
+        raise CheckpointError(
+            f"{tensor.origin}: its shape is {list(tensor.shape)}, by the configuration {name} has {list(shape)}",
+            hint=_MISMATCH,
+        )
+
+
+def _are_equal(first: Tensor, second: Tensor) -> bool:
+    # By digest: neither of two large tables needs to be in memory.
+    digests = []
+    for tensor in (first, second):
+        digest = blake3()
+        for piece in tensor.pieces():
+            digest.update(piece)
+        digests.append((tensor.dtype, digest.digest()))
+    return digests[0] == digests[1]

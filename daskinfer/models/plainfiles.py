@@ -1,0 +1,159 @@
+"""What a checkpoint has besides weights: configuration, tokenizer, processors, sentence-transformers' modules."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from daskinfer.errors import CheckpointError
+from daskinfer.models.grouping import GroupFile
+from daskinfer.models.tensorfiles import Folder, as_stored, read_header, refuse_pickles
+
+_KEPT = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "image_processor_config.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "README.md",
+    "LICENSE",
+    "LICENSE.md",
+    "LICENSE.txt",
+    "NOTICE",
+)
+_VOCABULARIES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
+_SENTENCE_MODULES = ("Transformer", "Pooling", "Normalize", "Dense")
+
+
+def read_config(folder: Folder, names: list[str]) -> dict[str, Any]:
+    """Return the content of config.json.
+
+    Raises
+    ------
+    CheckpointError
+        Where there is none, or it is not a JSON object.
+    """
+    if "config.json" not in names:
+        adapter = "adapter_config.json" in names
+        if not adapter and not any(name.endswith(".safetensors") for name in names):
+            refuse_pickles(folder.url, names)
+        raise CheckpointError(
+            f"{folder.url}: no config.json" + (", but an adapter: it is not a model by itself" if adapter else ""),
+            hint="Merge the adapter into its base model and save that."
+            if adapter
+            else "A checkpoint directory holds config.json and model.safetensors; a model of your own needs its entry.",
+        )
+    config = _parse(folder, "config.json", folder.read("config.json"))
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{folder.url}/config.json: a JSON object is wanted", hint="Fetch the checkpoint again.")
+    return config
+
+
+def read_plain_files(folder: Folder, names: list[str]) -> dict[str, bytes]:
+    """Return the files of a checkpoint that a snapshot keeps; empty ones say nothing and are left out."""
+    files = {name: folder.read(name) for name in _KEPT if name in names}
+    for _, path in _sentence_modules(folder, files):
+        if path and folder.size(f"{path}/config.json") is not None:
+            files[f"{path}/config.json"] = folder.read(f"{path}/config.json")
+    return {name: data for name, data in files.items() if data}
+
+
+def read_sentence_weights(folder: Folder, files: Mapping[str, bytes]) -> tuple[GroupFile, ...]:
+    """Return the weights of sentence-transformers' own modules, a group each.
+
+    Raises
+    ------
+    CheckpointError
+        Where `embed` has no such module, or its weights are absent, pickled or of another shape.
+    """
+    groups = []
+    for kind, path in _sentence_modules(folder, files):
+        if kind not in _SENTENCE_MODULES:
+            raise CheckpointError(
+                f"{folder.url}/modules.json: the module {kind} is not supported",
+                hint=f"Only {', '.join(_SENTENCE_MODULES)} are; without modules.json the model alone is published.",
+            )
+        if kind != "Dense":
+            continue
+        file = f"{path}/model.safetensors"
+        if folder.size(file) is None and folder.size(f"{path}/pytorch_model.bin") is not None:
+            refuse_pickles(f"{folder.url}/{path}", ["pytorch_model.bin"])
+        tensors = read_header(folder, file)
+        config = _parse(folder, f"{path}/config.json", files.get(f"{path}/config.json", b"{}"))
+        wanted: dict[str, tuple[Any, ...]] = {"linear.weight": (config.get("out_features"), config.get("in_features"))}
+        if config.get("bias", True):
+            wanted["linear.bias"] = (config.get("out_features"),)
+        found = {name: tensor.shape for name, tensor in tensors.items()}
+        if found != wanted:
+            raise CheckpointError(
+                f"{folder.url}/{file}: it holds {found}, by {path}/config.json it should hold {wanted}",
+                hint="Fetch the checkpoint again.",
+            )
+        groups.append(GroupFile(path, tuple((f"{path}.{name}", as_stored(tensor)) for name, tensor in tensors.items())))
+    return tuple(groups)
+
+
+def build_tokenizer(folder: Folder, names: list[str], config: Mapping[str, Any]) -> bytes | None:
+    """Return a tokenizer.json made of the checkpoint's vocabulary; None where it has none.
+
+    Raises
+    ------
+    CheckpointError
+        Where transformers cannot make one, or it does not fit the model.
+    """
+    # Without a vocabulary transformers would build a tokenizer of its special tokens alone, and say nothing.
+    if not any(name in names for name in _VOCABULARIES):
+        return None
+    from transformers import AutoTokenizer
+
+    with TemporaryDirectory(prefix="daskinfer-tokenizer-") as scratch:
+        for name in {*_KEPT, *_VOCABULARIES}.intersection(names):
+            (Path(scratch) / name).write_bytes(folder.read(name))
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(scratch, local_files_only=True)
+            text: str = tokenizer.backend_tokenizer.to_str()
+        except (OSError, ValueError, ImportError, AttributeError) as error:
+            raise CheckpointError(
+                f"{folder.url}: no tokenizer.json, and none could be built ({error})",
+                hint="Save the model's tokenizer there with `tokenizer.save_pretrained`.",
+            ) from error
+    size = config.get("vocab_size")
+    if isinstance(size, int) and len(tokenizer) > size:
+        raise CheckpointError(
+            f"{folder.url}: the tokenizer knows {len(tokenizer)} tokens, the model {size}",
+            hint="Take tokenizer and weights from the same checkpoint.",
+        )
+    return text.encode()
+
+
+def _sentence_modules(folder: Folder, files: Mapping[str, bytes]) -> list[tuple[str, str]]:
+    """Return kind and folder of each of sentence-transformers' modules."""
+    try:
+        modules = _parse(folder, "modules.json", files.get("modules.json", b"[]"))
+        return [(str(module["type"]).rpartition(".")[2], str(module.get("path", ""))) for module in modules]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{folder.url}/modules.json: cannot be read ({error})", hint="Fetch the checkpoint again."
+        ) from error
+
+
+def _parse(folder: Folder, name: str, data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{folder.url}/{name}: not valid JSON ({error})", hint="Fetch the checkpoint again."
+        ) from error
