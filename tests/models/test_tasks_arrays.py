@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from daskinfer.errors import CheckpointError, InputError
 from daskinfer.models.architecture import stored_prefix
 from daskinfer.models.arrays import ArrayEncoder
-from daskinfer.models.tasks.forward import make_forward
+from daskinfer.models.entry import find_entry
+from daskinfer.models.tasks.forward import Forward, make_forward
 from daskinfer.models.tasks.images import make_image_classify, make_image_embed
 from daskinfer.models.tasks.kinds import fields_of_outputs, is_image_model
 from daskinfer.models.tasks.module import TaskModule
@@ -174,6 +175,52 @@ def test_forward_is_the_plain_model(name: str) -> None:
     assert all(torch.equal(value, wanted[key]) for key, value in outputs.items())
 
 
+def make_own_request(name: str, **changes: Any) -> TaskRequest:
+    case = CASES[name]
+    entry = find_entry(f"daskinfer.testing.ownmodels:{case.architecture}")
+    return replace(make_request("forward", case.architecture, {}, case.inputs), entry=entry, **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "outputs"), [("unet", {"mask"}), ("own", {"scores", "norm"}), ("sequential", {"output"})]
+)
+def test_forward_runs_modules_of_the_users_own(name: str, outputs: set[str]) -> None:
+    case = CASES[name]
+    # A Sequential's array is called as its column is.
+    arrays = tuple(array.model_copy(update={"name": "any"}) for array in case.inputs) if name == "sequential" else None
+    module = make_forward(make_own_request(name, arrays=arrays or case.inputs), "float32")
+    plain = case.build()
+    give_weights(module, plain)
+    inputs = make_inputs(case, 4, 1, 1)
+    with torch.inference_mode():
+        got = module(**{array.name: value for array, value in zip(module.inputs, inputs.values(), strict=True)})
+        wanted = plain(*inputs.values())
+    assert got.keys() == outputs
+    for key, value in got.items():
+        assert torch.equal(value, wanted if name == "sequential" else wanted[key])
+
+
+def test_forward_refuses_two_arrays_for_a_sequential() -> None:
+    array = InputArray(name="x", dtype="float32", shape=(8,))
+    with pytest.raises(CheckpointError, match="takes one array; the recipe gives 2"):
+        make_forward(make_own_request("sequential", arrays=(array, array)), "float32")
+
+
+class Odd(nn.Module):
+    """Returns what it is given; not all of it belongs to rows."""
+
+    def forward(self, x: Tensor) -> Any:
+        return x, None, [x], x.sum(), torch.zeros(99), x.half()
+
+
+def test_only_tensors_with_rows_first_come_out() -> None:
+    outputs = Forward(Odd(), (), ())(x=torch.ones(2, 3))
+    assert {name: (value.dtype, tuple(value.shape)) for name, value in outputs.items()} == {
+        "output_0": (torch.float32, (2, 3)),
+        "output_5": (torch.float32, (2, 3)),
+    }
+
+
 def test_half_precision_comes_out_as_float32() -> None:
     case = CASES["segformer"]
     module = make_forward(make_request("forward", case.architecture, case.config, case.inputs), "bfloat16")
@@ -293,7 +340,7 @@ def test_image_models_are_told_by_their_files(config: dict[str, Any], files: dic
 
 def test_the_zoo_is_deterministic_and_pads() -> None:
     assert len(CASES) == len(ZOO)
-    case = replace(CASES["bert"])
+    case = CASES["bert"]
     first, second = case.make()[0].state_dict(), case.make()[0].state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
     inputs = make_inputs(case, 4, 9, 2)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from daskinfer.errors import CheckpointError
-from daskinfer.models.architecture import build_model, stored_prefix, without_weights
+from daskinfer.models.architecture import build_model, stored_prefix
+from daskinfer.models.entry import load_entry
 from daskinfer.models.tasks.module import TaskModule
 from daskinfer.models.tasks.request import TaskRequest
 
@@ -42,11 +43,7 @@ def make_forward(request: TaskRequest, dtype: str) -> TaskModule:
     if request.entry is None:
         model = build_model(request.config, request.architecture, dtype)
     else:
-        from daskinfer.models.entry import load_entry
-
-        with without_weights():
-            model = load_entry(request.entry)
-        model = model.to(getattr(torch, dtype)).eval()
+        model = load_entry(request.entry).to(getattr(torch, dtype))
     _check_names(model, [array.name for array in request.arrays], request.architecture)
     prefix = stored_prefix(model)
     return Forward(model, ((prefix, ""),) if prefix else (), request.arrays)

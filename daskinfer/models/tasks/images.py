@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from daskinfer.errors import CheckpointError
 from daskinfer.models.architecture import build_model, stored_prefix
 from daskinfer.models.images import ImageEncoder
+from daskinfer.models.tasks.fields import use_sigmoid
 from daskinfer.models.tasks.module import TaskModule
 from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.spec.outline import InputArray
@@ -76,14 +77,8 @@ def make_image_classify(request: TaskRequest, dtype: str) -> TaskModule:
             f"{request.architecture} cannot classify: it has no trained image classifier",
             hint="Use a checkpoint whose architecture ends in ForImageClassification, or the task embed.",
         )
-    problem = request.config.get("problem_type")
-    if problem == "regression":
-        raise CheckpointError(
-            "config.json: problem_type is regression, which has no classes",
-            hint="Use a checkpoint that was trained to classify.",
-        )
+    sigmoid = use_sigmoid(request.config)
     model = build_model(request.config, request.architecture, dtype)
-    sigmoid = problem == "multi_label_classification" or cast(Any, model).config.num_labels == 1
     return ImageClassifier(model, _prefixes(model), ImageEncoder(request.files).input, sigmoid)
 
 
