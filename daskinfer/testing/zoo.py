@@ -72,7 +72,8 @@ def make_inputs(case: ZooCase, rows: int, length: int, seed: int) -> dict[str, T
     return {array.name: fill(array) for array in case.inputs}
 
 
-def _build(architecture: str, config: Mapping[str, Any]) -> nn.Module:
+def make_model(architecture: str, config: Mapping[str, Any]) -> nn.Module:
+    """Return a model of transformers, float32 with seeded random weights in evaluation mode."""
     model_class: Any = getattr(transformers, architecture)
     settings = make_config(config)
     settings._attn_implementation = ATTENTION if model_class._supports_sdpa else "eager"
@@ -83,7 +84,7 @@ def _case(
     name: str, family: str, architecture: str, inputs: tuple[InputArray, ...], model_type: str, **options: Any
 ) -> ZooCase:
     config = {"model_type": model_type, "architectures": [architecture], **options}
-    return ZooCase(name, family, architecture, inputs, config, partial(_build, architecture, config))
+    return ZooCase(name, family, architecture, inputs, config, partial(make_model, architecture, config))
 
 
 def _own(name: str, family: str, array: InputArray, build: Callable[[], nn.Module]) -> ZooCase:
