@@ -38,8 +38,8 @@ class Encoded:
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays, and 8 for every item's place in a microbatch."""
-        arrays = (self.rows.ids, self.rows.starts, self.rows.starts, *self.rows.arrays.values())
-        return sum(array.nbytes for array in arrays)
+        texts = self.rows.ids.nbytes + 2 * self.rows.starts.nbytes
+        return texts + sum(array.nbytes for array in self.rows.arrays.values())
 
     def batch(self, number: int) -> dict[str, np.ndarray]:
         """Return a microbatch as the model's inputs, (items, ...) each."""

@@ -19,7 +19,7 @@ from transformers import CONFIG_MAPPING
 from daskinfer.errors import CheckpointError
 from daskinfer.models.versions import ATTENTION
 
-transformers.logging.set_verbosity_error()
+transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 class _EmptyOnMeta(TorchFunctionMode):

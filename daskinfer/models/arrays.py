@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -61,13 +61,21 @@ class ArrayEncoder:
         return make_rows(cast), refused
 
 
+def count_row_tokens(inputs: Sequence[InputArray]) -> int:
+    """Return what a row of such inputs counts as, in tokens."""
+    return _count_tokens(array.shape for array in inputs)
+
+
 def make_rows(arrays: Mapping[str, Array]) -> EncodedRows:
     """Return arrays (rows, ...) as encoded rows; a row's length stands for its number of values."""
     rows = len(next(iter(arrays.values())))
-    values = sum(prod(array.shape[1:]) for array in arrays.values())
-    cost = max(1, -(-values // VALUES_PER_TOKEN))
-    starts = np.arange(rows + 1, dtype=np.int64) * cost
+    starts = np.arange(rows + 1, dtype=np.int64) * _count_tokens(array.shape[1:] for array in arrays.values())
     return EncodedRows(ids=np.empty(0, dtype=np.int32), starts=starts, arrays=arrays)
+
+
+def _count_tokens(shapes: Iterable[tuple[int | None, ...]]) -> int:
+    values = sum(prod(size or 1 for size in shape) for shape in shapes)
+    return max(1, -(-values // VALUES_PER_TOKEN))
 
 
 def _require(array: InputArray, columns: Mapping[str, Array]) -> Array:

@@ -17,7 +17,7 @@ from daskinfer.models.standins import make_blank, replace_state, state_names
 from daskinfer.models.tasks.build import build_task
 from daskinfer.models.tasks.module import TaskModule
 from daskinfer.models.tasks.request import TaskRequest
-from daskinfer.models.tensors import Array, tensor_nbytes
+from daskinfer.models.tensors import Array
 from daskinfer.models.weights import Filling, fill_module, find_entries, float32_paths
 from daskinfer.spec.outline import Outline
 from daskinfer.spec.plan import DeviceShape, Numerics, StagePlan

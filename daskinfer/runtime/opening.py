@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from daskinfer.errors import OutputOwned, UsageError
+from daskinfer.errors import OutputOwned, RecipeError, UsageError
 from daskinfer.graphs.context import make_request, open_job_sink
 from daskinfer.ids import digest_of, shorten
+from daskinfer.models.arrays import count_row_tokens
 from daskinfer.models.devices import choose_dtype
-from daskinfer.models.encoding import count_row_tokens
 from daskinfer.models.tasks.encode import make_encoder, row_length
 from daskinfer.models.tasks.fields import task_fields, task_wants
+from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.models.versions import ATTENTION, versions
 from daskinfer.planning.placement import eligible_workers
 from daskinfer.planning.plan import make_plan, place_plan
@@ -85,7 +86,7 @@ def find_owner(recipe: Recipe, workers: Sequence[WorkerShape]) -> OpenedJob | No
     store = JobStore(recipe.workspace, owner.job)
     record = _read_owner_record(store, owner, recipe, output)
     inputs = digest_files(find_input(absolute_input(recipe)).files)
-    numerics = _make_numerics(recipe, record.plan.numerics.dtype, record.plan.numerics.dtype, workers)
+    numerics = _make_numerics(recipe, None, workers).model_copy(update={"dtype": record.plan.numerics.dtype})
     if make_job_request(recipe, inputs, digest_source(), numerics) != owner.request:
         raise _explain_difference(record, recipe, inputs, output)
     if store.state() != "done":
@@ -113,7 +114,7 @@ def draft_job(recipe: Recipe, workers: Sequence[WorkerShape]) -> tuple[JobRecord
     registry = Registry(recipe.registry_url)
     manifest = registry.manifest(resolution.snapshot)
     files = {file.path: registry.file(manifest, file.path) for file in manifest.files}
-    wants = task_wants(make_request(recipe, manifest, files, ()), recipe.input.columns)
+    wants = _find_wants(recipe, make_request(recipe, manifest, files, ()))
     columns = {recipe.input.columns.get(role, role): want for role, want in wants.items()}
     table = index_input(absolute_input(recipe), columns, recipe.output.keep)
     arrays = tuple(
@@ -122,7 +123,7 @@ def draft_job(recipe: Recipe, workers: Sequence[WorkerShape]) -> tuple[JobRecord
         if (array := table.arrays.get(recipe.input.columns.get(role, role))) is not None
     )
     request = make_request(recipe, manifest, files, arrays)
-    numerics = _make_numerics(recipe, recipe.model.dtype, manifest.dtype, workers)
+    numerics = _make_numerics(recipe, manifest.dtype, workers)
     outline = find_outline(registry.url, request, numerics.dtype)
     is_text = any(None in array.shape for array in outline.inputs)
     profile = make_profile(
@@ -180,15 +181,25 @@ def absolute_input(recipe: Recipe) -> Input:
     return recipe.input.model_copy(update={"url": absolute_url(recipe.input.url)})
 
 
-def _make_numerics(
-    recipe: Recipe, dtype: Literal["float32", "bfloat16", "float16", "auto"], stored: str, workers: Sequence[WorkerShape]
-) -> Numerics:
+def _find_wants(recipe: Recipe, request: TaskRequest) -> dict[str, Literal["text", "image", "array"]]:
+    """Return what the task reads, by role; the inputs of `forward` are those that the recipe names."""
+    if request.task != "forward":
+        return task_wants(request)
+    if not recipe.input.columns:
+        raise RecipeError(
+            "input.columns: the task forward needs the model's inputs by name",
+            hint="Write {NAME: COLUMN} for every argument of the model's forward, such as {pixel_values: image}.",
+        )
+    return dict.fromkeys(recipe.input.columns, "array")
+
+
+def _make_numerics(recipe: Recipe, stored: str | None, workers: Sequence[WorkerShape]) -> Numerics:
+    """Return what the workers compute with; `stored` is the checkpoint's precision."""
     able = eligible_workers(workers, recipe.placement.requires)
     # What not all of them have cannot be counted on.
     device = next((worker.device for worker in able if worker.device.kind == "cpu"), able[0].device)
-    chosen, _ = choose_dtype(dtype, stored, device)
     return Numerics(
-        dtype=chosen,
+        dtype=choose_dtype(recipe.model.dtype, stored or "float32", device)[0],
         device=device.kind,
         attention=ATTENTION,
         threads=min(worker.threads for worker in able),

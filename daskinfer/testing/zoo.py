@@ -11,7 +11,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from daskinfer.models.architecture import ATTENTION, make_config
+from daskinfer.models.architecture import make_config
+from daskinfer.models.versions import ATTENTION
 from daskinfer.spec.outline import InputArray
 from daskinfer.testing.ownmodels import fill_weights, make_own, make_sequential, make_unet
 
