@@ -11,6 +11,7 @@ import numpy as np
 from daskinfer.errors import InputError
 from daskinfer.models.encoding import EncodedRows
 from daskinfer.models.tasks.request import TaskRequest
+from daskinfer.models.textconfig import vocab_size
 from daskinfer.spec.outline import InputArray
 
 VALUES_PER_TOKEN = 768
@@ -29,7 +30,7 @@ class ArrayEncoder:
     """
 
     def __init__(self, request: TaskRequest) -> None:
-        self._arrays = request.arrays
+        self._arrays = bound_ids(request)
 
     def encode(self, columns: Mapping[str, Array]) -> tuple[EncodedRows, dict[int, str]]:
         """Return the rows that the model can take, and why it cannot take the others.
@@ -64,6 +65,15 @@ class ArrayEncoder:
 def count_row_tokens(inputs: Sequence[InputArray]) -> int:
     """Return what a row of such inputs counts as, in tokens."""
     return _count_tokens(array.shape for array in inputs)
+
+
+def bound_ids(request: TaskRequest) -> tuple[InputArray, ...]:
+    """Return the arrays of a `forward` request, token ids bounded by the model's vocabulary."""
+    size = vocab_size(request.config)
+    return tuple(
+        array.model_copy(update={"bound": size}) if array.bound is None and array.name.endswith("input_ids") else array
+        for array in request.arrays
+    )
 
 
 def make_rows(arrays: Mapping[str, Array]) -> EncodedRows:

@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from daskinfer.errors import CheckpointError, InputError
 from daskinfer.models.images import ImageEncoder, decode
 
-PROCESSORS = {
+PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "vit": ("ViTImageProcessorPil", {"size": {"height": 32, "width": 32}}),
     "clip": ("CLIPImageProcessorPil", {"size": {"shortest_edge": 32}, "crop_size": 32}),
     "convnext": ("ConvNextImageProcessorPil", {"size": {"shortest_edge": 32}}),

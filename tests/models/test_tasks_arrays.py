@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from daskinfer.errors import CheckpointError, InputError
 from daskinfer.models.architecture import stored_prefix
-from daskinfer.models.arrays import ArrayEncoder
+from daskinfer.models.arrays import Array, ArrayEncoder
 from daskinfer.models.entry import find_entry
 from daskinfer.models.tasks.forward import Forward, make_forward
 from daskinfer.models.tasks.images import make_image_classify, make_image_embed
@@ -282,7 +282,7 @@ def test_arrays_are_cast_and_unfit_rows_refused() -> None:
         InputArray(name="x", dtype="float32", shape=(768,)),
     )
     encoder = ArrayEncoder(make_request("forward", "Any", {}, arrays))
-    columns = {
+    columns: dict[str, Array] = {
         "ids": np.array([[1, 2, 3], [1, 10, 3], [4, 5, 6], [-1, 0, 0]], np.int32),
         "small": np.array([0, 1, 2**40, 3], np.int64),
         "x": np.ones((4, 768)),
@@ -299,14 +299,20 @@ def test_arrays_are_cast_and_unfit_rows_refused() -> None:
         "x": ("float32", (1, 768)),
     }
     assert rows.lengths.tolist() == [2]
-    for changes, message in (
-        ({"x": np.ones((4, 7))}, r"rows have the shape \(7,\), the model takes \(768,\)"),
-        ({"ids": np.ones((4, 3))}, "float64, which cannot be turned into the model's int64"),
+    for name, values, message in (
+        ("x", np.ones((4, 7)), r"rows have the shape \(7,\), the model takes \(768,\)"),
+        ("ids", np.ones((4, 3)), "float64, which cannot be turned into the model's int64"),
     ):
         with pytest.raises(InputError, match=message):
-            encoder.encode(columns | changes)
+            encoder.encode(columns | {name: values})
     with pytest.raises(InputError, match="'x', which the input does not have"):
         encoder.encode({name: columns[name] for name in ("ids", "small")})
+
+
+def test_token_ids_are_bounded_by_the_vocabulary() -> None:
+    arrays = (InputArray(name="decoder_input_ids", dtype="int64", shape=(2,)),)
+    encoder = ArrayEncoder(make_request("forward", "Any", {"model_type": "bert", "vocab_size": 96}, arrays))
+    assert encoder.encode({"decoder_input_ids": np.array([[1, 95], [96, 1]])})[1].keys() == {1}
 
 
 @pytest.mark.parametrize(
@@ -336,6 +342,11 @@ def test_arrays_are_cast_and_unfit_rows_refused() -> None:
 )
 def test_image_models_are_told_by_their_files(config: dict[str, Any], files: dict[str, bytes], answer: bool) -> None:
     assert is_image_model(config, files) is answer
+
+
+def test_a_processor_file_that_is_no_json_is_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json is not JSON"):
+        is_image_model({}, {"preprocessor_config.json": b"{"})
 
 
 def test_the_zoo_is_deterministic_and_pads() -> None:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from daskinfer.errors import CheckpointError
 from daskinfer.models.architecture import build_model, stored_prefix
+from daskinfer.models.arrays import bound_ids
 from daskinfer.models.entry import load_entry
 from daskinfer.models.tasks.module import TaskModule
 from daskinfer.models.tasks.request import TaskRequest
@@ -46,7 +47,7 @@ def make_forward(request: TaskRequest, dtype: str) -> TaskModule:
         model = load_entry(request.entry).to(getattr(torch, dtype))
     _check_names(model, [array.name for array in request.arrays], request.architecture)
     prefix = stored_prefix(model)
-    return Forward(model, ((prefix, ""),) if prefix else (), request.arrays)
+    return Forward(model, ((prefix, ""),) if prefix else (), bound_ids(request))
 
 
 def _name_outputs(output: Any) -> Mapping[str, Any]:

@@ -25,14 +25,19 @@ def is_image_model(config: Mapping[str, Any], files: Mapping[str, bytes]) -> boo
         Content of config.json.
     files
         The snapshot's plain files.
+
+    Raises
+    ------
+    CheckpointError
+        Where a processor's file is not JSON.
     """
     architecture = str((config.get("architectures") or [""])[0])
     if "ForImageClassification" in architecture:
         return True
     if architecture.endswith(_TEXT_ENDINGS):
         return False
-    processor = json.loads(files.get("processor_config.json", b"{}")).get("image_processor")
-    settings = processor or json.loads(files.get("preprocessor_config.json", b"{}"))
+    processor = _read(files, "processor_config.json").get("image_processor")
+    settings = processor or _read(files, "preprocessor_config.json")
     takes_pixels = "num_channels" in config and "vocab_size" not in config
     return bool(_IMAGE_SETTINGS & set(settings)) or takes_pixels
 
@@ -55,6 +60,14 @@ def fields_of_outputs(outputs: Mapping[str, TensorSpec]) -> tuple[OutputField, .
         OutputField(name=name, kind=cast(Any, _kind(spec)), shape=tuple(dim[0] for dim in spec.dims[1:]))
         for name, spec in outputs.items()
     )
+
+
+def _read(files: Mapping[str, bytes], name: str) -> Mapping[str, Any]:
+    try:
+        content: Mapping[str, Any] = json.loads(files.get(name, b"{}"))
+    except ValueError as error:
+        raise CheckpointError(f"{name} is not JSON: {error}", hint="Fetch the checkpoint again.") from error
+    return content
 
 
 def _kind(spec: TensorSpec) -> str:
