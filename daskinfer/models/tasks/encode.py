@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from daskinfer.models.encoding import EncodedRows, Variants
 from daskinfer.models.tasks.fields import score_kind, takes_text
@@ -148,6 +147,6 @@ def count_prompt(request: TaskRequest) -> int:
     tokenizer = make_tokenizer(request.files, row_length(request))
     prompt = [sentence.prompt.lower() if sentence.lower_case else sentence.prompt]
     length = len(tokenizer.encode(prompt)[0])
-    words: NDArray[np.int32] = tokenizer.find_words(prompt)[0]
+    words = tokenizer.find_words(prompt)[0]
     # What is added after a text stands after the prompt's end, not inside it.
     return int(words[-1]) + 1 if len(words) else length

@@ -23,6 +23,8 @@ _FLAGS = {
 _ACTIVATIONS = frozenset(
     ["ELU", "GELU", "Identity", "LeakyReLU", "Mish", "ReLU", "SELU", "SiLU", "Sigmoid", "Softplus", "Tanh"]
 )
+# Dropout does nothing outside training.
+_MODULES = ("Transformer", "Pooling", "Dense", "Normalize", "Dropout")
 _UNSUPPORTED = "Choose a checkpoint with Transformer, Pooling, Dense and Normalize modules only."
 
 
@@ -112,9 +114,7 @@ def _read(request: TaskRequest, path: str, needed: bool = False) -> Any:
 def _kind_of(module: Mapping[str, Any]) -> str:
     name = str(module.get("type"))
     kind = name.rpartition(".")[2]
-    if not name.startswith("sentence_transformers.") or kind not in ("Transformer", "Pooling", "Dense", "Normalize"):
-        if kind == "Dropout":
-            return kind
+    if not name.startswith("sentence_transformers.") or kind not in _MODULES:
         raise CheckpointError(f"modules.json: a module of type {name} is not supported", hint=_UNSUPPORTED)
     return kind
 
@@ -142,9 +142,12 @@ def _read_dense(path: str, config: Mapping[str, Any]) -> Dense:
     names = {config.get(key) or "sentence_embedding" for key in ("module_input_name", "module_output_name")}
     if config.get("use_residual") or names != {"sentence_embedding"}:
         raise CheckpointError(f"{where}: only a plain layer on the sentence embedding is supported", hint=_UNSUPPORTED)
-    return Dense(
-        path, int(config["in_features"]), int(config["out_features"]), bool(config.get("bias", True)), activation
-    )
+    inner, outer = config.get("in_features"), config.get("out_features")
+    if not isinstance(inner, int) or not isinstance(outer, int):
+        raise CheckpointError(
+            f"{where}: in_features is {inner}, out_features {outer}", hint="Fetch the checkpoint again."
+        )
+    return Dense(path, inner, outer, bool(config.get("bias", True)), activation)
 
 
 def _follow(width: int, steps: list[Dense | None]) -> int:
