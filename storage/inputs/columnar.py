@@ -150,7 +150,8 @@ def _slice_rows(parquet: pq.ParquetFile, segment: Segment, columns: list[str]) -
             groups.append(number)
         start = stop
     pieces, position = [], first
-    for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=groups, columns=columns):
+    # Rows may be images: no more of them at once than are wanted.
+    for batch in parquet.iter_batches(min(_BATCH_ROWS, segment.rows), row_groups=groups, columns=columns):
         low, high = max(segment.begin - position, 0), min(segment.end - position, batch.num_rows)
         if low < high:
             pieces.append(batch.slice(low, high - low))
@@ -292,8 +293,10 @@ def _is_text(own: pa.DataType) -> bool:
 
 
 def _merge(kinds: set[str]) -> str:
-    if len(kinds) == 1 or "binary" in kinds:
-        return "binary" if "binary" in kinds else next(iter(kinds))
+    if "binary" in kinds:
+        return "binary"
+    if len(kinds) == 1:
+        return next(iter(kinds))
     return "float64" if kinds == {"int64", "float64"} else "string"
 
 

@@ -63,7 +63,7 @@ def read_partition(source: PartitionSource) -> RowBatch:
     lines: list[int] = []
     sources: list[str] = []
     rejects: list[Reject] = []
-    tables: list[pa.Table] = [schema.empty_table()]
+    tables: list[pa.Table] = []
     arrays = {name: [np.empty((0, *column.shape), column.dtype)] for name, column in source.layout.arrays.items()}
     offset = 0
     for files, segment in zip(source.files, partition.segments, strict=True):
@@ -77,8 +77,7 @@ def read_partition(source: PartitionSource) -> RowBatch:
         positions += [offset + position for position in harvest.offsets]
         lines += harvest.lines
         sources += [urls[position] for position in harvest.offsets]
-        if kinds:
-            tables.append(pa.table(harvest.columns, schema=schema))
+        tables.append(pa.table(harvest.columns, schema=schema))
         for name, pieces in arrays.items():
             values = np.asarray(harvest.arrays[name], pieces[0].dtype)
             pieces.append(values.reshape(len(harvest.offsets), *pieces[0].shape[1:]))
