@@ -9,12 +9,14 @@ import pytest
 from blake3 import blake3
 from fsspec import filesystem
 
-from daskinfer.errors import CheckpointError
+from daskinfer.errors import CheckpointError, CorruptBlob
 from daskinfer.runtime.checkpoints import publish_checkpoint, resolve_checkpoint
 from daskinfer.spec.recipe import Input, Model, Output, Recipe
 from daskinfer.spec.snapshot import Manifest
 from daskinfer.storage.filesystem import join_url, read_bytes
+from daskinfer.storage.folder import Folder
 from daskinfer.storage.registry import Registry
+from daskinfer.storage.sources import identify_source, recall_source
 from daskinfer.testing.tinymodels import make_tiny_bert
 
 ENTRY = """
@@ -78,6 +80,8 @@ def test_any_store_publishes_what_the_directory_does(
         manifest = registry.manifest(publish_checkpoint(registry, "far", url, reference=reference).snapshot)
         assert manifest.content == expected.content
         assert read_tensors(registry, manifest) == read_tensors(registry, expected)
+        known = recall_source(registry, identify_source("far", Folder(url), None, None))
+        assert known is not None and known.snapshot == manifest.digest
 
 
 def test_a_conversion_names_its_parent(registry: Registry, directory: Path) -> None:
@@ -97,7 +101,7 @@ def test_damaged_blobs_are_not_converted(registry: Registry, directory: Path) ->
     snapshot = publish_checkpoint(registry, "tiny", str(directory)).snapshot
     blob = Path(registry.url) / str(registry.manifest(snapshot).groups[1].blob)
     blob.write_bytes(blob.read_bytes()[:-1] + b"!")
-    with pytest.raises(Exception, match="not those that were published"):
+    with pytest.raises(CorruptBlob, match="not those that were published"):
         publish_checkpoint(registry, "tiny", "tiny@v1", dtype="bfloat16")
     assert len(registry.versions("tiny")) == 1
 
