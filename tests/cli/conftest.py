@@ -14,6 +14,7 @@ from daskinfer.spec.job import JobStatus, Progress, Report
 from daskinfer.spec.listing import AliasRow, CheckpointDetail, CheckpointRow, VersionRow
 from daskinfer.spec.recipe import Recipe
 from daskinfer.spec.snapshot import Resolution
+from daskinfer.storage.publishing import Watch
 
 RECIPE = """\
 daskinfer: 1
@@ -38,6 +39,7 @@ class FakeApi:
         self.states = ["done"]
         self.written: Report | None = None
         self.published: tuple[str, ...] = ()
+        self.options: dict[str, object] = {}
 
     def make_report(self, **changes: object) -> Report:
         started = datetime.now(UTC) - timedelta(days=self.earlier)
@@ -121,8 +123,12 @@ class FakeApi:
             raise CheckpointError(f"no report of {job} in {workspace}")
         return self.written
 
-    def publish(self, name: str, directory: str, *, registry: str, alias: str | None = None) -> Resolution:
-        self.published = (name, directory, registry, alias or "")
+    def publish(
+        self, name: str, source: str | None, *, registry: str, alias: str | None, watch: Watch, **options: object
+    ) -> Resolution:
+        self.published = (name, source or "", registry, alias or "")
+        self.options = {key: value for key, value in options.items() if value}
+        watch("storing", 10, 10)
         return Resolution(reference=name, name=name, snapshot=SNAPSHOT, version=3)
 
     def checkpoints(self, registry: str) -> list[CheckpointRow]:

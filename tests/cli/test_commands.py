@@ -225,6 +225,11 @@ def test_checkpoint_commands(fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("DASKINFER_REGISTRY", "elsewhere")
     assert last_json(call("checkpoint", "publish", "minilm", "dir", "--json"))["version"] == 3
     assert fake.published == ("minilm", "dir", "elsewhere", "")
+    assert fake.options == {}
+    command = ["publish", "minilm", "--entry", "mine:build", "--dtype", "bfloat16", "--reference"]
+    assert CliRunner().invoke(main, ["checkpoint", *command]).stdout.endswith("published before, as a copy\n")
+    assert fake.published == ("minilm", "", "elsewhere", "")
+    assert fake.options == {"entry": "mine:build", "dtype": "bfloat16", "reference": True}
     assert "minilm   v3       sha256:3f9a1c0b3f9a   3          prod -> v2" in call("checkpoint", "list").stdout
     assert "no checkpoints in empty" in call("checkpoint", "list", "--registry", "empty").stdout
     shown = call("checkpoint", "show", "minilm@prod").stdout

@@ -1,21 +1,24 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import shutil
 import struct
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 
-from daskinfer.errors import CheckpointError
-from daskinfer.models.checkpoint import inspect_checkpoint
-from daskinfer.models.reference import run_unsplit
-from daskinfer.testing.stages import cut_checkpoint, make_batch, read_blob, run_through
+from daskinfer.errors import CheckpointError, CorruptBlob
+from daskinfer.models.checkpoint import inspect_checkpoint, inspect_entry
+from daskinfer.models.entry import find_entry, load_entry
+from daskinfer.models.tensorfiles import LocalFolder, read_header
 
 
 @pytest.fixture
@@ -42,17 +45,15 @@ def blobs(directory: Path) -> dict[str, bytes]:
 def test_every_tensor_is_published_once_under_its_normal_name(copy: Path) -> None:
     source = inspect_checkpoint(copy)
     assert (source.architecture, source.dtype) == ("BertForSequenceClassification", "float32")
-    assert [group.name for group in source.groups] == [
-        "embeddings", "layer.0", "layer.1", "layer.2", "layer.3", "pooler", "classifier"
-    ]  # fmt: skip
+    layers = [f"encoder.layer.{number}" for number in range(4)]
+    assert [group.name for group in source.groups] == ["embeddings", *layers, "pooler", "classifier"]
     assert {"config.json", "tokenizer.json"} <= source.files.keys()
     original = {name.removeprefix("bert."): tensor for name, tensor in load_file(copy / "model.safetensors").items()}
-    published: dict[str, bytes] = {}
+    published: dict[str, torch.Tensor] = {}
     for group in source.groups:
-        for name, (_, _, data) in read_blob(group.blob).items():
-            assert name not in published
-            published[name] = bytes(data)
-    assert published == {name: tensor.numpy().tobytes() for name, tensor in original.items()}
+        published |= load(group.blob())
+    assert published.keys() == original.keys()
+    assert all(torch.equal(tensor, original[name]) for name, tensor in published.items())
 
 
 def test_blobs_are_deterministic_and_have_no_trace_of_the_source(copy: Path, tmp_path: Path) -> None:
@@ -61,28 +62,19 @@ def test_blobs_are_deterministic_and_have_no_trace_of_the_source(copy: Path, tmp
     assert blobs(copy) == blobs(moved)
 
 
-def test_sharded_checkpoints_publish_the_same_bytes(copy: Path) -> None:
-    whole = blobs(copy)
-    tensors = load_file(copy / "model.safetensors")
-    (copy / "model.safetensors").unlink()
-    weight_map = {name: f"model-0000{1 + number % 3}-of-00003.safetensors" for number, name in enumerate(tensors)}
-    for shard in set(weight_map.values()):
-        save_file({name: tensors[name] for name in tensors if weight_map[name] == shard}, copy / shard)
-    index = copy / "model.safetensors.index.json"
-    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    assert blobs(copy) == whole
-    (copy / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="model-00002-of-00003"):
-        inspect_checkpoint(copy)
-
-
 @pytest.mark.parametrize(("dtype", "name"), [(torch.bfloat16, "bfloat16"), (torch.float16, "float16")])
 def test_stored_low_precision_is_kept(copy: Path, dtype: torch.dtype, name: str) -> None:
     edit_tensors(copy, lambda tensors: tensors.update({key: value.to(dtype) for key, value in tensors.items()}))
     assert inspect_checkpoint(copy).dtype == name
-    batch = make_batch([9, 4])
-    result = run_through(cut_checkpoint(copy, [0, 2], dtype=name), batch)["embedding"]
-    assert np.array_equal(result, run_unsplit(copy, [batch], dtype=name)[0])
+    assert all(tensor.dtype == dtype for blob in blobs(copy).values() for tensor in load(blob).values())
+
+
+def test_values_that_do_not_fit_are_not_made_infinite(copy: Path) -> None:
+    edit_tensors(copy, lambda tensors: tensors["classifier.bias"].fill_(1e6))
+    found = inspect_checkpoint(copy, dtype="float16")
+    with pytest.raises(CheckpointError, match=r"classifier\.bias: values up to 1e\+06 do not fit"):
+        [group.blob() for group in found.groups]
+    assert all(group.blob() for group in inspect_checkpoint(copy, dtype="bfloat16").groups)
 
 
 def test_old_names_are_mapped_and_stored_buffers_dropped(copy: Path) -> None:
@@ -93,10 +85,12 @@ def test_old_names_are_mapped_and_stored_buffers_dropped(copy: Path) -> None:
             old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
             tensors[old] = tensors.pop(name)
         tensors["bert.embeddings.position_ids"] = torch.arange(64)[None]
+        tensors["cls.seq_relationship.bias"] = torch.ones(2)
 
     edit_tensors(copy, age)
     assert blobs(copy) == expected
-    assert inspect_checkpoint(copy).provenance["dropped"] == "embeddings.position_ids"
+    dropped = inspect_checkpoint(copy).provenance["dropped"]
+    assert dropped == "bert.embeddings.position_ids, cls.seq_relationship.bias"
 
 
 def test_a_missing_tokenizer_json_is_built_from_the_vocabulary(minilm: Path, tmp_path: Path) -> None:
@@ -108,12 +102,64 @@ def test_a_missing_tokenizer_json_is_built_from_the_vocabulary(minilm: Path, tmp
     built = json.loads(inspect_checkpoint(directory).files["tokenizer.json"])
     assert built["model"]["vocab"] == json.loads((minilm / "tokenizer.json").read_text())["model"]["vocab"]
     (directory / "vocab.txt").unlink()
-    with pytest.raises(CheckpointError, match="no tokenizer"):
-        inspect_checkpoint(directory)
+    assert "tokenizer.json" not in inspect_checkpoint(directory).files
 
 
-def pickle_only(directory: Path) -> None:
-    (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
+def add_dense(directory: Path, **tensors: torch.Tensor) -> None:
+    """Make it a sentence-transformers model that ends with a Dense module."""
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense"}
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds.items()]
+    (directory / "modules.json").write_text(json.dumps(modules))
+    for path, config in {
+        "1_Pooling": {"pooling_mode_mean_tokens": True},
+        "2_Dense": {"in_features": 32, "out_features": 8, "bias": True},
+    }.items():
+        (directory / path).mkdir()
+        (directory / path / "config.json").write_text(json.dumps(config))
+    if tensors:
+        named = {f"linear.{name}": value for name, value in tensors.items()}
+        save_file(named, directory / "2_Dense" / "model.safetensors")
+    else:
+        (directory / "2_Dense" / "pytorch_model.bin").write_bytes(b"pickle")
+
+
+def test_sentence_transformers_modules_come_along(copy: Path) -> None:
+    weights = {"weight": torch.randn(8, 32), "bias": torch.randn(8)}
+    add_dense(copy, **weights)
+    found = inspect_checkpoint(copy)
+    assert {"modules.json", "1_Pooling/config.json", "2_Dense/config.json"} <= found.files.keys()
+    assert found.groups[-1].name == "2_Dense"
+    published = load(found.groups[-1].blob())
+    assert all(torch.equal(published[f"2_Dense.linear.{name}"], value) for name, value in weights.items())
+    assert len(published) == 2
+
+
+class Malicious:
+    """Pickled, it makes a file when it is opened."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "model.pt", "model.pth", "model.ckpt", ".metadata", "__0_0.distcp"]
+)
+@pytest.mark.parametrize("with_config", [True, False])
+def test_pickles_are_refused_and_never_opened(copy: Path, name: str, with_config: bool) -> None:
+    trap = copy / "sprung"
+    (copy / "model.safetensors").unlink()
+    (copy / name).write_bytes(pickle.dumps(Malicious(trap)))
+    if not with_config:
+        (copy / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="can run code") as caught:
+        inspect_checkpoint(copy)
+    assert "Convert" in str(caught.value.hint)
+    assert not trap.exists()
+    pickle.loads((copy / name).read_bytes())
+    assert trap.exists(), "the trap was not armed"
 
 
 def truncate(directory: Path) -> None:
@@ -127,8 +173,10 @@ def damage_header(directory: Path) -> None:
     (directory / "model.safetensors").write_bytes(data)
 
 
-def claim_huge_header(directory: Path) -> None:
-    (directory / "model.safetensors").write_bytes(struct.pack("<Q", 1 << 62) + b"{}")
+def lose_shard(directory: Path) -> None:
+    (directory / "model.safetensors").unlink()
+    index = {"weight_map": {"classifier.bias": "model-00001-of-00002.safetensors"}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
 @pytest.mark.parametrize(
@@ -136,42 +184,49 @@ def claim_huge_header(directory: Path) -> None:
     [
         (shutil.rmtree, "no such directory"),
         (lambda path: (path / "config.json").unlink(), "no config.json"),
+        (lambda path: (path / "config.json").rename(path / "adapter_config.json"), "an adapter"),
         (lambda path: (path / "config.json").write_text("{"), "not valid JSON"),
+        (lambda path: (path / "config.json").write_text("[]"), "a JSON object is wanted"),
         (lambda path: (path / "model.safetensors").unlink(), "no model.safetensors"),
-        (pickle_only, "pickled weights"),
-        (truncate, "truncated"),
+        (lose_shard, "index names model-00001-of-00002.safetensors, which is not there"),
+        (truncate, r"model\.safetensors: .*truncated"),
         (damage_header, "header cannot be read"),
-        (claim_huge_header, "not a whole safetensors file"),
-        (lambda path: (path / "model.safetensors").write_bytes(b"abc"), "not a whole safetensors file"),
-        (lambda path: edit_config(path, model_type="gpt2"), "'gpt2' is not supported"),
-        (lambda path: edit_config(path, auto_map={"AutoModel": "x.Y"}), "its own model code"),
-        (lambda path: edit_config(path, is_decoder=True), "a decoder"),
-        (lambda path: edit_config(path, position_embedding_type="relative_key"), "relative_key"),
-        (lambda path: edit_config(path, num_hidden_layers=5), "says 5 layers, the weights hold 4"),
-        (lambda path: edit_config(path, num_hidden_layers=3), "says 3 layers, the weights hold 4"),
         (
-            lambda path: (path / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense"}]'),
-            "module Dense is not supported",
+            lambda path: (path / "model.safetensors").write_bytes(struct.pack("<Q", 1 << 62) + b"{}"),
+            "not a whole safetensors file",
+        ),
+        (lambda path: (path / "model.safetensors").write_bytes(b"abc"), "not a whole safetensors file"),
+        (lambda path: edit_config(path, model_type="nothing"), "'nothing' is not known to transformers"),
+        (lambda path: edit_config(path, architectures=["BertForPoetry"]), "no class 'BertForPoetry'"),
+        (lambda path: edit_config(path, auto_map={"AutoModel": "x.Y"}), "code of its own"),
+        (lambda path: edit_config(path, quantization_config={"bits": 4}), "quantised"),
+        (lambda path: edit_config(path, num_hidden_layers=5), r"missing tensor encoder\.layer\.4\."),
+        (lambda path: edit_config(path, num_hidden_layers=3), r"there are 3 layers .* weights have encoder\.layer\.3"),
+        (lambda path: edit_config(path, vocab_size=50), r"word_embeddings\.weight.* \[97, 32\], .* \[50, 32\]"),
+        (lambda path: edit_config(path, hidden_size=64), "its shape is"),
+        (lambda path: edit_config(path, num_hidden_layers="many"), "BertForSequenceClassification of it"),
+        (
+            lambda path: (path / "modules.json").write_text('[{"type": "sentence_transformers.models.CNN"}]'),
+            "module CNN is not supported",
         ),
         (lambda path: (path / "modules.json").write_text('{"a": 1}'), r"modules\.json: cannot be read"),
-        (lambda path: edit_config(path, vocab_size=50), r"word_embeddings\.weight has 97 rows, .* should have 50"),
-        (lambda path: edit_config(path, hidden_size=64), "has 32 rows, .* should have 64"),
-        (lambda path: edit_config(path, num_hidden_layers="many"), "num_hidden_layers must be a positive number"),
+        (add_dense, r"2_Dense: only pickled weights"),
+        (lambda path: add_dense(path, weight=torch.ones(8, 31), bias=torch.ones(8)), "2_Dense/config.json it should"),
         (
             lambda path: edit_tensors(path, lambda t: t.pop("bert.encoder.layer.2.output.dense.bias")),
-            r"missing tensor encoder\.layer\.2\.output\.dense\.bias in layer\.2",
+            r"missing tensor encoder\.layer\.2\.output\.dense\.bias\n",
         ),
         (
             lambda path: edit_tensors(path, lambda t: t.update({"bert.encoder.layer.0.odd": torch.ones(1)})),
-            r"unexpected tensor encoder\.layer\.0\.odd",
+            r"unexpected tensor encoder\.layer\.0\.odd in layer encoder\.layer\.0",
         ),
         (
             lambda path: edit_tensors(path, lambda t: t.update({"pooler.dense.bias": torch.ones(32)})),
-            r"are the same tensor pooler\.dense\.bias",
+            r"are the same tensor bert\.pooler\.dense\.bias",
         ),
         (
             lambda path: edit_tensors(path, lambda t: [t.pop("classifier.weight"), t.pop("classifier.bias")]),
-            "no 'classifier'",
+            r"missing tensor classifier\.weight and 1 more",
         ),
     ],
 )
@@ -180,3 +235,112 @@ def test_unusable_checkpoints_are_refused(copy: Path, damage: Callable[[Path], o
     with pytest.raises(CheckpointError, match=message) as caught:
         inspect_checkpoint(copy)
     assert caught.value.hint
+    assert str(copy) in caught.value.message
+
+
+def test_bytes_that_are_not_those_of_their_digest_are_refused(copy: Path) -> None:
+    stored = next(iter(read_header(LocalFolder(copy), "model.safetensors").values()))
+    with pytest.raises(CorruptBlob, match="not those that were published"):
+        list(replace(stored, blake3="0" * 64).pieces())
+
+
+ENTRY = """
+import torch
+from torch import nn
+
+class Twins(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+        self.blocks[1].weight = self.blocks[0].weight
+        self.scale = nn.Parameter(torch.tensor(2.0))
+        self.register_buffer("steps", torch.arange(3))
+
+def build():
+    torch.manual_seed(3)
+    return Twins()
+
+def stack():
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 8))
+
+def nothing():
+    return None
+
+def broken():
+    raise RuntimeError("out of order")
+"""
+
+
+@pytest.fixture
+def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of a module of a user's own."""
+    name = f"mine_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(ENTRY)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield name
+    sys.modules.pop(name, None)
+
+
+def test_a_module_of_ones_own_is_published_with_its_own_weights(code: str) -> None:
+    found = inspect_entry(f"{code}:build")
+    assert (found.architecture, found.dtype, found.files) == ("Twins", "float32", {})
+    assert found.entry == find_entry(f"{code}:build")
+    assert [group.name for group in found.groups] == ["model", "blocks.0", "blocks.1"]
+    assert found.tied == {"blocks.1.weight": "blocks.0.weight"}
+    published = {name: value for group in found.groups for name, value in load(group.blob()).items()}
+    wanted = load_entry(find_entry(f"{code}:build"), weights=True).state_dict()
+    assert published.keys() == wanted.keys() - {"blocks.1.weight"}
+    assert all(torch.equal(value, wanted[name]) for name, value in published.items())
+
+
+def test_a_sequential_takes_its_weights_from_a_directory(code: str, tmp_path: Path) -> None:
+    weights = {name: torch.randn_like(value) for name, value in _state(code, "stack").items()}
+    save_file(weights, tmp_path / "anything.safetensors")
+    found = inspect_entry(f"{code}:stack", tmp_path)
+    assert found.architecture == "Sequential"
+    published = {name: value for group in found.groups for name, value in load(group.blob()).items()}
+    assert all(torch.equal(value, weights[name]) for name, value in published.items())
+    assert published.keys() == weights.keys()
+    assert inspect_entry(f"{code}:stack", tmp_path, dtype="bfloat16").dtype == "bfloat16"
+    del weights["3.bias"]
+    save_file(weights, tmp_path / "anything.safetensors")
+    with pytest.raises(CheckpointError, match=r"missing tensor 3\.bias"):
+        inspect_entry(f"{code}:stack", tmp_path)
+
+
+def _state(code: str, function: str) -> dict[str, torch.Tensor]:
+    return load_entry(find_entry(f"{code}:{function}"), weights=True).state_dict()
+
+
+def test_an_entry_is_built_without_weights_unless_asked(code: str) -> None:
+    model = load_entry(find_entry(f"{code}:stack"))
+    assert all(parameter.is_meta for parameter in model.parameters()) and not model.training
+
+
+def test_changed_code_is_refused(code: str, tmp_path: Path) -> None:
+    entry = find_entry(f"{code}:build")
+    with (tmp_path / f"{code}.py").open("a") as file:
+        file.write("# changed\n")
+    with pytest.raises(CheckpointError, match="its source has changed"):
+        load_entry(entry)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("nothing", "returned a NoneType"),
+        ("broken", "failed: RuntimeError: out of order"),
+        ("absent", "cannot be imported"),
+        ("not a name", "not of the form"),
+    ],
+)
+def test_entries_that_give_no_module_are_refused(code: str, function: str, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        inspect_entry(f"{code}:{function}")
+
+
+@pytest.mark.parametrize("entry", ["no_such_module_at_all:build", "no_such.module:build", "json", "sys:exit"])
+def test_entries_without_source_are_refused(entry: str) -> None:
+    with pytest.raises(CheckpointError, match=r"model\.entry"):
+        find_entry(entry)

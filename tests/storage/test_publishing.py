@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from daskinfer.errors import CheckpointError, SnapshotGone, StorageError
-from daskinfer.spec.snapshot import Manifest
-from daskinfer.storage.blobs import read_group
-from daskinfer.storage.publishing import CheckpointSource, GroupSource, finish_all, publish
+from daskinfer.spec.snapshot import EntryPoint, LayerGroup, Manifest
+from daskinfer.storage.filesystem import join_url, read_bytes
+from daskinfer.storage.publishing import CheckpointSource, GroupSource, Origin, finish_all, publish
 from daskinfer.storage.registry import Registry
 from daskinfer.storage.slotlog import SlotLog
 from daskinfer.testing.checkpoints import make_checkpoint
@@ -49,8 +51,17 @@ def check_whole(registry: Registry, snapshot: str) -> Manifest:
     for piece in manifest.files:
         registry.file(manifest, piece.path)
     for group in manifest.groups:
-        read_group(registry.url, group)
+        assert group.blob is not None
+        data = read_bytes(join_url(registry.url, group.blob))
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (group.size, group.sha256)
+        for entry in group.tensors:
+            assert blake3(data[entry.begin : entry.end]).hexdigest() == entry.blake3
     return manifest
+
+
+def read_blob(registry: Registry, group: LayerGroup) -> bytes:
+    assert group.blob is not None
+    return read_bytes(join_url(registry.url, group.blob))
 
 
 def count_blobs(url: Path) -> int:
@@ -65,7 +76,7 @@ def test_published_content_is_what_was_given(any_store: str) -> None:
     manifest = check_whole(registry, resolution.snapshot)
     assert [group.name for group in manifest.groups] == ["embeddings", "layer.0", "layer.1"]
     for group, given in zip(manifest.groups, source.groups, strict=True):
-        assert read_group(registry.url, group) == given.blob()
+        assert read_blob(registry, group) == given.blob()
     assert {piece.path: registry.file(manifest, piece.path) for piece in manifest.files} == source.files
 
 
@@ -87,7 +98,7 @@ def test_equal_content_is_stored_once(tmp_path: Path) -> None:
 def test_damaged_and_deleted_versions_are_not_equal_ones(tmp_path: Path) -> None:
     registry = Registry(str(tmp_path))
     first = publish(registry, "mini", make_checkpoint(), None)
-    blob = tmp_path / registry.manifest(first.snapshot).groups[1].blob
+    blob = tmp_path / str(registry.manifest(first.snapshot).groups[1].blob)
     blob.write_bytes(blob.read_bytes()[:-1] + b"!")
     second = publish(registry, "mini", make_checkpoint(), None)
     assert second.version == 2
@@ -95,6 +106,65 @@ def test_damaged_and_deleted_versions_are_not_equal_ones(tmp_path: Path) -> None
     for operation in ("condemn", "sweep"):
         registry.life_log(second.snapshot).append({"op": operation})
     assert publish(registry, "mini", make_checkpoint(), None).version == 3
+
+
+def test_what_a_snapshot_says_of_itself(tmp_path: Path) -> None:
+    registry = Registry(str(tmp_path))
+    parent = publish(registry, "mini", make_checkpoint(), None).snapshot
+    entry = EntryPoint(function="mine:build", source="sha256:" + "0" * 64)
+    source = replace(make_checkpoint(1), tied={"head.weight": "embeddings.weight"}, entry=entry, parent=parent)
+    files = {**source.files, "LICENSE": b"free"}
+    manifest = registry.manifest(publish(registry, "mini", replace(source, files=files)).snapshot)
+    assert (manifest.tied, manifest.entry, manifest.parent) == (source.tied, entry, parent)
+    assert registry.file(manifest, "LICENSE") == b"free"
+    assert publish(registry, "mini", replace(source, tied={}, files=files)).version == 3
+
+
+def test_groups_by_reference_are_not_copied(tmp_path: Path) -> None:
+    registry = Registry(str(tmp_path / "registry"))
+    copied = make_checkpoint()
+    groups = []
+    for number, group in enumerate(copied.groups):
+        file = tmp_path / f"{number}.safetensors"
+        file.write_bytes(b"before" + group.blob())
+        begin = 6 + 8 + int.from_bytes(group.blob()[:8], "little")
+        # As make_checkpoint writes them: the bias of 8 floats, then the weight of 16 x 8.
+        origins = {
+            f"{group.name}.bias": Origin(str(file), begin, begin + 32),
+            f"{group.name}.weight": Origin(str(file), begin + 32, begin + 32 + 512),
+        }
+        groups.append(replace(group, origins=origins if number else None))
+    source = replace(copied, groups=groups)
+    first = publish(registry, "mini", source, None)
+    manifest = registry.manifest(first.snapshot)
+    assert [group.blob is None for group in manifest.groups] == [False, True, True]
+    for layer in manifest.groups[1:]:
+        for entry in layer.tensors:
+            assert entry.file is not None
+            data = Path(entry.file).read_bytes()[entry.begin : entry.end]
+            assert blake3(data).hexdigest() == entry.blake3
+    assert count_blobs(tmp_path / "registry") == len(source.files) + 1
+    assert publish(registry, "mini", source, None) == first
+    # A copy is something else, for the files may go; and once there is one, a reference adds nothing.
+    copy = publish(registry, "mini", copied, None)
+    assert copy.version == 2
+    assert registry.manifest(copy.snapshot).content == manifest.content
+    check_whole(registry, copy.snapshot)
+    assert publish(registry, "mini", source, None).version == 2
+    moved = {name: replace(one, url=f"{one.url}.moved") for name, one in (groups[1].origins or {}).items()}
+    elsewhere = replace(source, groups=[groups[0], replace(groups[1], origins=moved), groups[2]])
+    assert publish(registry, "other", source, None).version == 1
+    assert publish(registry, "other", elsewhere, None).version == 2
+
+
+def test_progress_is_told_after_every_group(tmp_path: Path) -> None:
+    source = make_checkpoint()
+    source = replace(source, groups=[replace(group, size=100) for group in source.groups])
+    told: list[tuple[str, int, int]] = []
+    for _ in range(2):
+        publish(Registry(str(tmp_path)), "mini", source, watch=lambda *numbers: told.append(numbers))
+    steps = [(100, 300), (200, 300), (300, 300)]
+    assert told == [("storing", *step) for step in steps] + [("comparing", *step) for step in steps]
 
 
 def test_a_crash_leaves_all_or_nothing(tmp_path: Path) -> None:
