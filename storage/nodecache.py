@@ -69,7 +69,7 @@ def load_tensors(
                         raise
                 else:
                     return fetched + sum(entry.end - entry.begin for _, entry in local)
-        except OSError:
+        except OSError:  # of the cache's own files: stores raise StorageError
             pass
     meter.restart()
     return fetched + stream_tensors(registry_url, [*local, *remote], targets, progress=meter.add)
@@ -91,7 +91,11 @@ def open_cache() -> NodeCache | None:
         )
     if limit is not None and int(limit) == 0:
         return None
-    return NodeCache(Path(folder).expanduser().absolute(), None if limit is None else int(limit))
+    try:
+        path = Path(folder).expanduser().absolute()
+    except RuntimeError:  # containers run under ids without a home
+        return None
+    return NodeCache(path, None if limit is None else int(limit))
 
 
 class NodeCache:
@@ -112,9 +116,7 @@ class NodeCache:
 
     def stored(self, entry: TensorEntry) -> TensorEntry:
         """Return the entry as it is in the cache."""
-        return entry.model_copy(
-            update={"file": str(self._path(entry)), "begin": 0, "end": entry.end - entry.begin},
-        )
+        return entry.model_copy(update={"file": str(self._path(entry)), "begin": 0, "end": _size(entry)})
 
     def discard(self, entry: TensorEntry) -> bool:
         """Remove a tensor; say whether the entry was one of the cache's own."""
