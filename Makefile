@@ -37,6 +37,7 @@ bench: .venv/.minilm
 	$(BIN)/python recipes/glosses.py data/glosses-all.jsonl --rows all
 	$(BIN)/python benchmarks/embed.py --input data/glosses-all.jsonl --write
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/load.py
 
 # torch first and alone: the rest then takes the build that is there.
 .venv/.stamp: pyproject.toml constraints.txt

@@ -69,7 +69,7 @@ def load_tensors(
                         raise
                 else:
                     return fetched + sum(entry.end - entry.begin for _, entry in local)
-        except OSError:
+        except OSError:  # of the cache's own files: stores raise StorageError
             pass
     meter.restart()
     return fetched + stream_tensors(registry_url, [*local, *remote], targets, progress=meter.add)
@@ -90,11 +90,14 @@ def open_cache() -> NodeCache | None:
         )
     if limit is not None and int(limit) == 0:
         return None
-    return NodeCache(cache_folder(), None if limit is None else int(limit))
+    try:
+        return NodeCache(cache_folder(), None if limit is None else int(limit))
+    except RuntimeError:  # containers run under ids without a home
+        return None
 
 
 def cache_folder() -> Path:
-    """Return where this machine keeps what can be had again."""
+    """Return where this machine keeps what can be had again; `RuntimeError` where there is no home folder."""
     return Path(os.environ.get(FOLDER_VARIABLE) or "~/.cache/daskinfer").expanduser().absolute()
 
 
@@ -116,9 +119,7 @@ class NodeCache:
 
     def stored(self, entry: TensorEntry) -> TensorEntry:
         """Return the entry as it is in the cache."""
-        return entry.model_copy(
-            update={"file": str(self._path(entry)), "begin": 0, "end": entry.end - entry.begin},
-        )
+        return entry.model_copy(update={"file": str(self._path(entry)), "begin": 0, "end": _size(entry)})
 
     def discard(self, entry: TensorEntry) -> bool:
         """Remove a tensor; say whether the entry was one of the cache's own."""

@@ -63,9 +63,8 @@ def locate(registry_url: str, wanted: Wanted) -> str:
     if entry.file is not None:
         return entry.file
     if group.blob is None:
-        raise DamagedTensor(
-            entry, f"tensor {entry.name} of layer group {group.name} has neither blob nor file", DAMAGED
-        )
+        problem = f"tensor {entry.name} of layer group {group.name} has neither blob nor file"
+        raise DamagedTensor(entry, problem, DAMAGED)
     return join_url(registry_url, group.blob)
 
 

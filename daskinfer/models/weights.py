@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -159,10 +158,13 @@ class Filling:
             return
         staging = self._staging.pop(offset)
         source = staging[:nbytes].view(self.stored)
-        with nullcontext() if self.stream is None else torch.cuda.stream(self.stream):
-            self._slice(offset, nbytes).copy_(source.to(self.tensor.device, non_blocking=self.stream is not None))
         if self.stream is None:
+            self._slice(offset, nbytes).copy_(source)
             self.spare[len(staging)].append(staging)
+            return
+        with torch.cuda.stream(self.stream):
+            # Converted there: a copy that converts as well would do it here and wait.
+            self._slice(offset, nbytes).copy_(source.to(self.tensor.device, non_blocking=True))
 
     def _take(self, nbytes: int) -> Tensor:
         if self.stream is not None:

@@ -69,8 +69,8 @@ def test_a_damaged_blob_stops_the_run_before_a_row(
 ) -> None:
     registry = Registry(str(bench.folder / "work/registry"))
     # The last layer is loaded by stage 1 alone.
-    group = registry.manifest(registry.resolve("tiny@prod").snapshot).group("layer.3")
-    blob = Path(registry.url, group.blob)
+    group = registry.manifest(registry.resolve("tiny@prod").snapshot).group("encoder.layer.3")
+    blob = Path(registry.url, str(group.blob))
     good = blob.read_bytes()
     damage(blob)
     with pytest.raises(CorruptBlob, match=what) as refusal:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,8 +8,9 @@ import pytest
 from dask._task_spec import Task
 
 from daskinfer.graphs.build import commit_graph, crew_token, load_graph, microbatch_graph, prepare_graph, stage_token
-from daskinfer.graphs.handoff import Handoff, JobHandle, Tokens
+from daskinfer.graphs.handoff import Encoded, Handoff, JobHandle
 from daskinfer.graphs.sizes import register_sizes
+from daskinfer.models.encoding import EncodedRows, Variants
 from daskinfer.spec.rows import InputFile, Microbatch, Partition, Segment
 from daskinfer.storage.inputs.reading import PartitionSource
 from daskinfer.storage.inputs.seam import Layout
@@ -21,34 +23,34 @@ def dependencies(task: Task) -> set[Any]:
     return set(task.dependencies)
 
 
-def test_a_partition_is_read_tokenised_and_counted() -> None:
+def test_a_partition_is_read_encoded_and_counted() -> None:
     file = InputFile(url="in.jsonl", size=100, etag="1")
-    source = PartitionSource("jsonl", PARTITION, (file,), Layout({"text": "string"}, ("text",), ()))
+    source = PartitionSource("jsonl", PARTITION, ((file,),), Layout({"text": "string"}, ("text",), ()))
     graph = prepare_graph(HANDLE, source, attempt=2)
-    rows, tokens, count = graph.wanted
+    rows, encoded, count = graph.wanted
     assert rows == ("job/read", 3, 5, 2)
-    assert dependencies(graph.tasks[tokens]) == {rows}
-    assert dependencies(graph.tasks[count]) == {tokens}
+    assert dependencies(graph.tasks[encoded]) == {rows}
+    assert dependencies(graph.tasks[count]) == {encoded}
     assert all(resources.keys() == {crew_token(HANDLE)} for resources in graph.resources.values())
 
 
 def test_a_microbatch_goes_through_all_stages_on_the_workers_that_hold_them() -> None:
-    tokens = ("job/tokenize", 3, 5, 0)
-    graph = microbatch_graph(HANDLE, 3, {"GPU": 1}, partition=5, numbers=(0, 7), tokens=tokens, attempt=0)
+    encoded = ("job/encode", 3, 5, 0)
+    graph = microbatch_graph(HANDLE, 3, {"GPU": 1}, partition=5, numbers=(0, 7), encoded=encoded, attempt=0)
     assert graph.wanted == (("job/stage-2", 3, 5, 0, 0), ("job/stage-2", 3, 5, 7, 0))
     assert len(graph.tasks) == 6
     for stage in range(3):
         key = (f"job/stage-{stage}", 3, 5, 7, 0)
         before = {(f"job/stage-{stage - 1}", 3, 5, 7, 0)} if stage else set()
-        assert dependencies(graph.tasks[key]) == {tokens, *before}
+        assert dependencies(graph.tasks[key]) == {encoded, *before}
         assert graph.resources[key] == {"GPU": 1, stage_token(HANDLE, stage): 1}
 
 
 def test_a_commit_needs_every_microbatch() -> None:
     handoffs = [("job/stage-1", 3, 5, number, 0) for number in range(4)]
-    graph = commit_graph(HANDLE, 5, ("job/read", 3, 5, 0), ("job/tokenize", 3, 5, 0), handoffs, attempt=0)
+    graph = commit_graph(HANDLE, 5, ("job/read", 3, 5, 0), ("job/encode", 3, 5, 0), handoffs, attempt=0)
     (task,) = graph.tasks.values()
-    assert dependencies(task) == {("job/read", 3, 5, 0), ("job/tokenize", 3, 5, 0), *handoffs}
+    assert dependencies(task) == {("job/read", 3, 5, 0), ("job/encode", 3, 5, 0), *handoffs}
 
 
 def test_another_epoch_shares_no_key_and_no_token() -> None:
@@ -58,17 +60,30 @@ def test_another_epoch_shares_no_key_and_no_token() -> None:
     assert crew_token(HANDLE) != crew_token(later)
 
 
-def test_tokens_are_padded_on_the_right_in_the_order_of_the_microbatch() -> None:
-    tokens = Tokens(
-        ids=np.array([1, 2, 3, 4, 5, 6], np.int32),
-        starts=np.array([0, 1, 4, 6]),
-        pad=9,
-        microbatches=(Microbatch((1, 2), 3), Microbatch((0,), 1)),
-    )
-    ids, lengths = tokens.padded(0)
-    assert ids.tolist() == [[2, 3, 4], [5, 6, 9]]
-    assert lengths.tolist() == [3, 2]
-    assert tokens.padded(1)[0].tolist() == [[1]]
+TEXTS = EncodedRows(ids=np.array([1, 2, 3, 4, 5, 6], np.int32), starts=np.array([0, 1, 4, 6]), pad=9)
+
+
+def test_texts_are_padded_on_the_right_in_the_order_of_the_microbatch() -> None:
+    encoded = Encoded(TEXTS, {}, (Microbatch((1, 2), 3), Microbatch((0,), 1)))
+    batch = encoded.batch(0)
+    assert batch["input_ids"].tolist() == [[2, 3, 4], [5, 6, 9]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert encoded.batch(1)["input_ids"].tolist() == [[1]]
+
+
+def test_variants_mask_one_token_each() -> None:
+    rows, positions = np.array([1, 1, 2], np.int32), np.array([0, 2, 1], np.int32)
+    encoded = replace(TEXTS, variants=Variants(rows, positions, mask=7))
+    assert encoded.lengths.tolist() == [3, 3, 2]
+    batch = encoded.batch([2, 0], 3)
+    assert batch["input_ids"].tolist() == [[5, 7, 9], [7, 3, 4]]
+    assert (batch["position"].tolist(), batch["target"].tolist()) == ([1, 0], [6, 2])
+
+
+def test_arrays_are_taken_row_by_row() -> None:
+    pixels = np.arange(12.0).reshape(3, 2, 2)
+    encoded = EncodedRows(ids=np.empty(0, np.int32), starts=np.arange(4), arrays={"pixel_values": pixels})
+    assert np.array_equal(encoded.batch([2, 0], 1)["pixel_values"], pixels[[2, 0]])
 
 
 @pytest.mark.parametrize("rows", [10, 1000])
@@ -77,5 +92,5 @@ def test_dask_sees_the_bytes_of_what_tasks_hand_on(rows: int) -> None:
 
     register_sizes()
     assert sizeof(Handoff({"embedding": np.zeros((rows, 384), np.float32)}, ())) >= rows * 384 * 4
-    tokens = Tokens(np.zeros(rows * 20, np.int32), np.zeros(rows + 1, np.int64), 0, ())
-    assert sizeof(tokens) >= rows * 20 * 4
+    texts = EncodedRows(np.zeros(rows * 20, np.int32), np.zeros(rows + 1, np.int64), arrays={"x": np.zeros((rows, 9))})
+    assert sizeof(Encoded(texts, {}, ())) >= rows * (20 * 4 + 9 * 8)

@@ -22,7 +22,7 @@ HIDDEN = TensorSpec(dtype="float32", dims=((0, 1, 0, 0), (0, 0, 1, 0), (384, 0, 
 
 
 def make_profile(layers: int = 6, parameter_bytes: int = 1000, uncut: str | None = None) -> ModelProfile:
-    own = [(f"layer.{index}.weight",) for index in range(layers)]
+    own: list[tuple[str, ...]] = [(f"layer.{index}.weight",) for index in range(layers)]
     own[0] = ("embeddings.weight", *own[0])
     return ModelProfile(
         architecture="BertModel",

@@ -51,13 +51,14 @@ def make_worker(name: str, **resources: float) -> WorkerShape:
 
 def make_plan(replicas: tuple[int, ...] = (1, 1), window: int = 4) -> Plan:
     stages = tuple(
-        StagePlan(index=index, first=index, last=index + 1, groups=(), parameter_bytes=1, share=1 / len(replicas))
+        StagePlan(index=index, first=index, last=index + 1, parameter_bytes=1, share=1 / len(replicas))
         for index in range(len(replicas))
     )
     numerics = Numerics(dtype="float32", attention="sdpa", threads=1, torch="", transformers="", tokenizers="")
     return Plan(
         stages=stages,
         replicas=replicas,
+        edges=tuple(() for _ in replicas[1:]),
         transports=tuple("direct" for _ in replicas[1:]),
         microbatch_tokens=64,
         max_length=64,

@@ -5,48 +5,44 @@ from typing import Any
 
 import numpy as np
 import pytest
+from blake3 import blake3
 from fsspec import filesystem
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
 from daskinfer.errors import CheckpointError, CorruptBlob
 from daskinfer.ids import make_nonce
-from daskinfer.spec.snapshot import LayerGroup
 from daskinfer.storage import blobs
-from daskinfer.storage.blobs import read_group, read_header, tensors
-from daskinfer.storage.filesystem import join_url, replace_bytes
-from daskinfer.storage.publishing import publish
-from daskinfer.storage.registry import Registry
-from daskinfer.testing.checkpoints import make_checkpoint
+from daskinfer.storage.blobs import read_group, read_header
+from daskinfer.storage.filesystem import join_url, read_bytes, replace_bytes
 from daskinfer.testing.faultyfs import FaultyFS, cut_short
+from daskinfer.testing.groups import as_reference, store_group
+
+ARRAYS = {
+    "layer.0.weight": np.arange(128, dtype=np.float32).reshape(16, 8),
+    "layer.0.bias": np.ones(8, dtype=np.float32),
+}
 
 
-def publish_group(url: str) -> tuple[Registry, LayerGroup]:
-    registry = Registry(url)
-    snapshot = publish(registry, "mini", make_checkpoint(), None).snapshot
-    return registry, registry.manifest(snapshot).group("layer.0")
-
-
-def test_tensors_are_the_ones_published(any_store: str) -> None:
-    registry, group = publish_group(any_store)
-    data = read_group(registry.url, group)
-    expected = load(make_checkpoint().groups[1].blob())
-    found = tensors(group, data)
-    assert set(found) == {"layer.0.weight", "layer.0.bias"} == set(expected)
-    for entry in group.tensors:
-        assert entry.dtype == "F32"
-        array = np.frombuffer(found[entry.name], dtype=np.float32).reshape(entry.shape)
-        np.testing.assert_array_equal(array, expected[entry.name])
+def test_a_reference_gives_its_tensors(any_store: str) -> None:
+    group = as_reference(any_store, store_group(any_store, "layer.0", ARRAYS))
+    data = read_group("nowhere", group)
+    assert data == b"".join(ARRAYS[entry.name].tobytes() for entry in group.tensors)
+    url = str(group.tensors[0].file)
+    replace_bytes(url, read_bytes(url)[:-1] + b"?")
+    with pytest.raises(CorruptBlob, match="is damaged") as changed:
+        read_group("nowhere", group)
+    assert "publish it again" in str(changed.value.hint)
 
 
 @pytest.mark.parametrize("place", ["first", "header", "middle", "last"])
 def test_one_flipped_bit_is_noticed(any_store: str, place: str) -> None:
-    registry, group = publish_group(any_store)
-    url = join_url(registry.url, group.blob)
-    data = bytearray(read_group(registry.url, group))
+    group = store_group(any_store, "layer.0", ARRAYS)
+    url = join_url(any_store, str(group.blob))
+    data = bytearray(read_group(any_store, group))
     data[{"first": 0, "header": 30, "middle": len(data) // 2, "last": -1}[place]] ^= 1
     replace_bytes(url, bytes(data))
     with pytest.raises(CorruptBlob, match=r"layer group layer\.0 is damaged") as corrupt:
-        read_group(registry.url, group)
+        read_group(any_store, group)
     assert url in corrupt.value.message and group.sha256 in corrupt.value.message
     assert corrupt.value.hint
 
@@ -54,41 +50,43 @@ def test_one_flipped_bit_is_noticed(any_store: str, place: str) -> None:
 @pytest.mark.parametrize("range_bytes", [100, 1 << 20])
 def test_missing_and_short_blobs_are_noticed(any_store: str, range_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blobs, "_RANGE_BYTES", range_bytes)
-    registry, group = publish_group(any_store)
-    url = join_url(registry.url, group.blob)
-    data = read_group(registry.url, group)
+    group = store_group(any_store, "layer.0", ARRAYS)
+    url = join_url(any_store, str(group.blob))
+    data = read_group(any_store, group)
     for wrong in (data[:-1], data[:150]):
         replace_bytes(url, wrong)
         with pytest.raises(CorruptBlob, match=r"layer\.0"):
-            read_group(registry.url, group)
+            read_group(any_store, group)
     replace_bytes(url, data)
-    assert read_group(registry.url, group) == data
+    assert read_group(any_store, group) == data
     filesystem(url.partition("://")[0] if "://" in url else "file", use_listings_cache=False).rm_file(url)
     with pytest.raises(CorruptBlob, match="is gone"):
-        read_group(registry.url, group)
+        read_group(any_store, group)
 
 
 def test_a_short_read_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blobs, "_RANGE_BYTES", 100)
-    registry, group = publish_group(f"memory://{make_nonce()}")
-    with FaultyFS(registry.url, "cat_file", cut_short, after=2) as faults, pytest.raises(CorruptBlob, match="short"):
-        read_group(registry.url, group)
+    url = f"memory://{make_nonce()}"
+    group = store_group(url, "layer.0", ARRAYS)
+    with FaultyFS(url, "cat_file", cut_short, after=2) as faults, pytest.raises(CorruptBlob, match="short"):
+        read_group(url, group)
     assert faults.hits == 1
 
 
 def test_a_longer_blob_is_noticed(any_store: str) -> None:
-    registry, group = publish_group(any_store)
-    url = join_url(registry.url, group.blob)
-    replace_bytes(url, read_group(registry.url, group) + b"x")
+    group = store_group(any_store, "layer.0", ARRAYS)
+    url = join_url(any_store, str(group.blob))
+    replace_bytes(url, read_group(any_store, group) + b"x")
     with pytest.raises(CorruptBlob, match=rf"has {group.size + 1} bytes"):
-        read_group(registry.url, group)
+        read_group(any_store, group)
 
 
 @pytest.mark.s3
 def test_ranges_come_back_in_order(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blobs, "_RANGE_BYTES", 64)
-    registry, group = publish_group(join_url(s3_url, make_nonce()))
-    assert read_group(registry.url, group) == make_checkpoint().groups[1].blob()
+    url = join_url(s3_url, make_nonce())
+    group = store_group(url, "layer.0", ARRAYS)
+    assert read_group(url, group) == read_bytes(join_url(url, str(group.blob)))
 
 
 def test_headers_are_read_as_safetensors_wrote_them() -> None:
@@ -103,6 +101,7 @@ def test_headers_are_read_as_safetensors_wrote_them() -> None:
     for entry in entries:
         assert data[entry.begin : entry.end] == arrays[entry.name].tobytes()
         assert entry.shape == arrays[entry.name].shape
+        assert entry.blake3 == blake3(arrays[entry.name].tobytes()).hexdigest()
 
 
 @pytest.mark.parametrize(

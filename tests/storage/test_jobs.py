@@ -12,6 +12,7 @@ import pytest
 from daskinfer.errors import Conflict, IntegrityError, UsageError
 from daskinfer.ids import make_nonce
 from daskinfer.spec.job import JobRecord, OutputField, Progress, Report
+from daskinfer.spec.outline import Outline
 from daskinfer.spec.plan import Numerics, Plan, StagePlan
 from daskinfer.spec.recipe import Input, Model, Output, Recipe
 from daskinfer.spec.rows import InputFile, Partition, PartitionTable, Segment
@@ -23,7 +24,6 @@ STEM = "news-0123456789"
 
 def make_record(job: str, created: str = "2026-01-02T03:04:05+00:00") -> JobRecord:
     return JobRecord(
-        hidden=32,
         keep={},
         job=job,
         request="sha256:" + "12" * 32,
@@ -41,8 +41,9 @@ def make_record(job: str, created: str = "2026-01-02T03:04:05+00:00") -> JobReco
         inputs="sha256:" + "34" * 32,
         code="sha256:" + "56" * 32,
         plan=Plan(
-            stages=(StagePlan(index=0, first=0, last=6, groups=("layer.0",), parameter_bytes=10, share=1.0),),
+            stages=(StagePlan(index=0, first=0, last=6, parameter_bytes=10, share=1.0),),
             replicas=(1,),
+            edges=(),
             transports=(),
             microbatch_tokens=2048,
             max_length=256,
@@ -51,6 +52,10 @@ def make_record(job: str, created: str = "2026-01-02T03:04:05+00:00") -> JobReco
                 dtype="float32", attention="eager", threads=1, torch="2", transformers="5", tokenizers="0"
             ),
         ),
+        outline=Outline(
+            architecture="BertModel", task="embed", dtype="float32", inputs=(), events=(), layers=(), shared=(), outputs={}
+        ),
+        slots=100,
         fields=(OutputField(name="embedding", kind="float32", shape=(384,)),),
         output="/results/news.zarr",
         rows=250,

@@ -33,7 +33,7 @@ def collect(registry: Registry, snapshot: str) -> bool:
         registry.life_log(snapshot).append({"op": "live"})
         return False
     registry.life_log(snapshot).append({"op": "sweep"})
-    for blob in [*(piece.blob for piece in manifest.files), *(group.blob for group in manifest.groups)]:
+    for blob in [*(piece.blob for piece in manifest.files), *(str(group.blob) for group in manifest.groups)]:
         delete(join_url(registry.url, blob))
     delete(registry.manifest_url(snapshot))
     return True
