@@ -53,7 +53,14 @@ def make_record(job: str, created: str = "2026-01-02T03:04:05+00:00") -> JobReco
             ),
         ),
         outline=Outline(
-            architecture="BertModel", task="embed", dtype="float32", inputs=(), events=(), layers=(), shared=(), outputs={}
+            architecture="BertModel",
+            task="embed",
+            dtype="float32",
+            inputs=(),
+            events=(),
+            layers=(),
+            shared=(),
+            outputs={},
         ),
         slots=100,
         fields=(OutputField(name="embedding", kind="float32", shape=(384,)),),
