@@ -88,11 +88,13 @@ def validate(recipe: Recipe) -> list[str]:
     current_owner(draft.output)  # refuses files of strangers
     resolution, plan = draft.resolution, draft.plan
     cut = f"{plan.stages[-1].last} layers in {len(plan.stages)} stage(s) on {sum(plan.replicas)} worker(s)"
+    has_texts = any(None in array.shape for array in draft.outline.inputs)
+    longest = f", texts of at most {plan.max_length} tokens" if has_texts else ""
     written = ", ".join(f"{field.name} {field.kind}{list(field.shape) or ''}" for field in draft.fields)
     lines = [
         f"input: {table.rows:,} rows of {table.format} in {len(table.files)} file(s), {len(table.partitions):,} partitions",
         f"checkpoint: {resolution.reference} is {resolution.snapshot}",
-        f"plan: {cut}, {plan.numerics.dtype}, texts of at most {plan.max_length} tokens",
+        f"plan: {cut}, {plan.numerics.dtype}{longest}",
         f"output: {written}{''.join(f', {name}' for name in recipe.output.keep)}",
     ]
     try:

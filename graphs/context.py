@@ -31,7 +31,7 @@ from daskinfer.storage.registry import Registry
 if TYPE_CHECKING:
     from daskinfer.models.stage import Stage
 
-ShardKey = tuple[str, int, int, Numerics, str, ModelOptions]
+ShardKey = tuple[str, int, int, str, Numerics, str, ModelOptions, tuple[InputArray, ...]]
 
 
 @dataclass(slots=True)
@@ -95,8 +95,9 @@ class JobContext:
     def load(self, stage: int) -> Loaded:
         """Return a stage's module, loading its shard when this process has not."""
         plan, model = self.record.plan, self.record.recipe.model
-        wanted = plan.stages[stage]
-        key = (self.snapshot, wanted.first, wanted.last, plan.numerics, model.task, model.options)
+        wanted, inputs = plan.stages[stage], self.record.outline.inputs
+        layers = wanted.first, wanted.last, wanted.offload
+        key = (self.snapshot, *layers, plan.numerics, model.task, model.options, inputs)
         return _SHARDS.get(key, partial(self._load, stage))
 
     def _load(self, stage: int) -> Loaded:

@@ -37,6 +37,23 @@ def find_entry(function: str) -> EntryPoint:
     return EntryPoint(function=function, source=sha256_of(_find_source(function, module).read_bytes()))
 
 
+def confirm_entry(entry: EntryPoint) -> None:
+    """Check that the code is here, and still what it was when the model was published; it is not run.
+
+    Raises
+    ------
+    CheckpointError
+        Where it is absent or has changed.
+    """
+    found = find_entry(entry.function)
+    if found.source != entry.source:
+        raise CheckpointError(
+            f"model.entry {entry.function}: its source has changed since it was published\n"
+            f"  now {found.source}\n  published {entry.source}",
+            hint="Publish the model again, or install the code that it was published with on every machine.",
+        )
+
+
 def load_entry(entry: EntryPoint, *, weights: bool = False) -> nn.Module:
     """Call an entry point and return the module it builds, in evaluation mode.
 
@@ -57,13 +74,7 @@ def load_entry(entry: EntryPoint, *, weights: bool = False) -> nn.Module:
 
     from daskinfer.models.architecture import without_weights
 
-    found = find_entry(entry.function)
-    if found.source != entry.source:
-        raise CheckpointError(
-            f"model.entry {entry.function}: its source has changed since it was published\n"
-            f"  now {found.source}\n  published {entry.source}",
-            hint="Publish the model again, or install the code that it was published with on every machine.",
-        )
+    confirm_entry(entry)
     module, _, name = entry.function.partition(":")
     try:
         function = getattr(importlib.import_module(module), name)

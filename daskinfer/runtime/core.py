@@ -202,9 +202,10 @@ class DriverCore:
     def _on_load_failed(self, event: ShardFailed) -> list[Action]:
         if not self._crew.is_loading(event.worker):
             return []  # it died while loading: WorkerLost has dealt with it
+        where = f"stage {event.stage} could not be loaded on {event.worker}"
         if isinstance(event.error, DaskinferError):
-            return [Fail(event.error)]
-        return [Fail(JobFailed(f"stage {event.stage} could not be loaded on {event.worker}: {_describe(event.error)}"))]
+            return [Fail(type(event.error)(f"{where}: {event.error.message}", hint=event.error.hint))]
+        return [Fail(JobFailed(f"{where}: {_describe(event.error)}"))]
 
     def _on_tick(self, now: float) -> list[Action]:
         missing = self._crew.missing(now - self._limits.patience)

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from daskinfer.errors import OutputOwned, RecipeError, UsageError
+from daskinfer.errors import CheckpointError, OutputOwned, RecipeError, UsageError
 from daskinfer.graphs.context import make_request, open_job_sink
 from daskinfer.ids import digest_of, shorten
 from daskinfer.models.arrays import count_row_tokens
 from daskinfer.models.devices import choose_dtype
+from daskinfer.models.entry import confirm_entry
 from daskinfer.models.tasks.encode import make_encoder, row_length
 from daskinfer.models.tasks.fields import task_fields, task_wants
 from daskinfer.models.tasks.request import TaskRequest
@@ -28,6 +29,7 @@ from daskinfer.spec.outline import InputArray
 from daskinfer.spec.plan import Numerics, Plan, WorkerShape
 from daskinfer.spec.recipe import OPERATIONAL, Input, Recipe
 from daskinfer.spec.rows import PartitionTable
+from daskinfer.spec.snapshot import EntryPoint
 from daskinfer.storage.filesystem import absolute_url
 from daskinfer.storage.inputs.files import find_input
 from daskinfer.storage.inputs.index import index_input
@@ -113,6 +115,7 @@ def draft_job(recipe: Recipe, workers: Sequence[WorkerShape]) -> tuple[JobRecord
     resolution = resolve_checkpoint(recipe)
     registry = Registry(recipe.registry_url)
     manifest = registry.manifest(resolution.snapshot)
+    _check_entry(recipe, manifest.entry)
     files = {file.path: registry.file(manifest, file.path) for file in manifest.files}
     wants = _find_wants(recipe, make_request(recipe, manifest, files, ()))
     columns = {recipe.input.columns.get(role, role): want for role, want in wants.items()}
@@ -179,6 +182,20 @@ def _begin(recipe: Recipe, workers: Sequence[WorkerShape], owner: Owner | None, 
 def absolute_input(recipe: Recipe) -> Input:
     """Return the recipe's input as every worker must see it, whatever folder it runs in."""
     return recipe.input.model_copy(update={"url": absolute_url(recipe.input.url)})
+
+
+def _check_entry(recipe: Recipe, entry: EntryPoint | None) -> None:
+    """Refuse code of the user's own that has changed, or that is not the checkpoint's."""
+    wanted = recipe.model.entry
+    if wanted is not None and (entry is None or entry.function != wanted):
+        raise CheckpointError(
+            f"model.entry is {wanted}, but {recipe.model.checkpoint} was published with "
+            f"{'none' if entry is None else entry.function}",
+            hint="Leave out model.entry, or publish the model with it: daskinfer checkpoint publish NAME --entry "
+            f"{wanted}.",
+        )
+    if entry is not None:
+        confirm_entry(entry)
 
 
 def _find_wants(recipe: Recipe, request: TaskRequest) -> dict[str, Literal["text", "image", "array"]]:

@@ -45,9 +45,20 @@ def takes_text(request: TaskRequest) -> bool:
 
 
 def task_wants(request: TaskRequest) -> dict[str, Literal["text", "image", "array"]]:
-    """Return the columns that a task reads, and what their values are."""
+    """Return the columns that a task reads, and what their values are.
+
+    Raises
+    ------
+    CheckpointError
+        If the model is a user's own, and the task another than `forward`.
+    """
     if request.task == "forward":
         return {array.name: "array" for array in request.arrays}
+    if request.entry is not None:
+        raise CheckpointError(
+            f"model.task is {request.task}, but {request.entry.function} is a model of your own",
+            hint="Such models have one task: forward.",
+        )
     return {"text": "text"} if takes_text(request) else {"image": "image"}
 
 
@@ -83,11 +94,6 @@ def text_fields(request: TaskRequest, max_length: int) -> tuple[OutputField, ...
     CheckpointError
         If the checkpoint cannot do the task.
     """
-    if request.entry is not None:
-        raise CheckpointError(
-            f"model.task is {request.task}, but {request.entry.function} is a model of your own",
-            hint="Such models have one task: forward.",
-        )
     options = request.options
     if request.task != "embed" and (options.prompt is not None or options.prompt_name is not None):
         raise RecipeError(

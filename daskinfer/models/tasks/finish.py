@@ -50,13 +50,15 @@ def _finish_scores(request: TaskRequest, encoded: EncodedRows, arrays: Mapping[s
     columns = {"logprob": logprob, "num_tokens": counts, "perplexity": _perplexity(logprob, counts)}
     if not request.options.per_token:
         return columns
+    is_token = np.arange(width) < lengths[:, None]
+    values = np.full((rows, width), np.nan, dtype=np.float32)
     if variants is None:
-        values = arrays["token_logprobs"]
+        is_predicted = is_token & (np.arange(width) > 0)
+        values[is_predicted] = arrays["token_logprobs"][is_predicted]
     else:
-        values = np.full((rows, width), np.nan, dtype=np.float32)
         values[variants.rows, variants.positions] = arrays["token_logprob"]
     ids = np.full((rows, width), -1, dtype=np.int64)
-    ids[np.arange(width) < lengths[:, None]] = encoded.ids
+    ids[is_token] = encoded.ids
     return {**columns, "token_logprobs": values, "token_ids": ids}
 
 

@@ -24,7 +24,7 @@ class CausalScore(TaskModule):
     model, prefixes
         See `TaskModule`.
     width
-        Also return `token_logprobs` (rows, width) float32, NaN where nothing was predicted; None leaves them out.
+        Also return `token_logprobs` (rows, width) float32, 0 where nothing was predicted; None leaves them out.
     """
 
     def __init__(self, model: nn.Module, prefixes: Prefixes, width: int | None) -> None:
@@ -39,12 +39,11 @@ class CausalScore(TaskModule):
         # Row by row: a second (rows, tokens, vocabulary) in float32 would be the largest thing in memory.
         values = torch.stack([log_probability(row[:-1], wanted[1:]) for row, wanted in zip(logits, ids, strict=True)])
         is_token = mask[:, 1:].bool()
-        result = {"logprob": values.masked_fill(~is_token, 0.0).sum(1)}
-        if self._width is not None:
-            rest = self._width - ids.shape[1]
-            known = values.masked_fill(~is_token, float("nan"))
-            result["token_logprobs"] = nn.functional.pad(known, (1, rest), value=float("nan"))
-        return result
+        known = values.masked_fill(~is_token, 0.0)
+        if self._width is None:
+            return {"logprob": known.sum(1)}
+        # Not NaN: the proof of a cut takes that for a tensor that did not cross it.
+        return {"logprob": known.sum(1), "token_logprobs": nn.functional.pad(known, (1, self._width - ids.shape[1]))}
 
 
 class MaskedScore(TaskModule):
