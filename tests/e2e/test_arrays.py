@@ -86,7 +86,12 @@ def gallery(tmp_path_factory: pytest.TempPathFactory) -> Gallery:
     folder = tmp_path_factory.mktemp("gallery")
     make_tiny(folder / "bert", "BertModel")
     torch.manual_seed(0)
-    size = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64}
+    size: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+    }
     config = transformers.ViTConfig(**size, image_size=32, patch_size=8, id2label=dict(enumerate(CLASSES)))
     transformers.ViTForImageClassification(config).save_pretrained(folder / "vit")
     processor: Any = transformers.ViTImageProcessorPil(size={"height": 32, "width": 32})
