@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +45,9 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         api.publish(name, registry=str(folder / "work/registry"), entry=entry, alias="prod")
     source = np.random.default_rng(0)
     write_features(folder / "features.parquet", source.standard_normal((ROWS, 8), dtype=np.float32))
-    for side in (16, 32):
-        group = zarr.open_group(folder / f"images-{side}.zarr", mode="w")
-        images = source.standard_normal((ROWS, 3, side, side), dtype=np.float32)
-        group.create_array("picture", data=images, chunks=(24, 3, side, side))
+    images = source.standard_normal((ROWS, 3, 16, 16), dtype=np.float32)
+    group = zarr.open_group(folder / "images.zarr", mode="w")
+    group.create_array("picture", data=images, chunks=(24, 3, 16, 16))
     return folder
 
 
@@ -83,7 +81,7 @@ def read_input(folder: Path, url: str) -> NDArray[np.float32]:
     [
         ("own", "features.parquet", {"features": "features"}),
         ("sequential", "features.parquet", {"anything": "features"}),
-        ("unet", "images-16.zarr", {"image": "picture"}),
+        ("unet", "images.zarr", {"image": "picture"}),
     ],
 )
 def test_staged_equals_the_plain_module(
@@ -105,18 +103,6 @@ def test_staged_equals_the_plain_module(
             assert np.array_equal(written[key].reshape(written[key].shape), torch.cat([part[key] for part in parts])), (
                 key
             )
-
-
-def test_shards_of_jobs_that_run_at_once_on_other_shapes(shop: Path, scheduler: str) -> None:
-    def compute(side: int) -> NDArray[Any]:
-        recipe = make_recipe(shop, "unet", f"images-{side}.zarr", {"image": "picture"}, f"masks-{side}.zarr", 2)
-        run(recipe, scheduler, workers=2)
-        return read_columns(shop / f"masks-{side}.zarr")["mask"]
-
-    with ThreadPoolExecutor(2) as pool:
-        small, large = pool.map(compute, (16, 32))
-    assert small.shape == (ROWS, 2, 16, 16)
-    assert large.shape == (ROWS, 2, 32, 32)
 
 
 def test_another_task_than_forward_is_refused(shop: Path, scheduler: str) -> None:
