@@ -13,7 +13,7 @@ from typing import Any
 from dask._task_spec import List, Task, TaskRef
 
 from daskinfer.graphs.handoff import JobHandle
-from daskinfer.graphs.tasks import commit_partition, count_microbatches, load_shard, read_rows, run_stage, tokenize
+from daskinfer.graphs.tasks import commit_partition, count_microbatches, encode, load_shard, read_rows, run_stage
 from daskinfer.storage.inputs.reading import PartitionSource
 
 Key = tuple[str | int, ...]
@@ -54,18 +54,18 @@ def load_graph(handle: JobHandle, stage: int, worker: str) -> TaskGraph:
 
 
 def prepare_graph(handle: JobHandle, source: PartitionSource, attempt: int) -> TaskGraph:
-    """Read and tokenise a partition, and count its microbatches; wanted: rows, tokens, count."""
+    """Read and encode a partition, and count its microbatches; wanted: rows, encoded rows, count."""
     number = source.partition.number
     rows = _key(handle, "read", number, attempt)
-    tokens = _key(handle, "tokenize", number, attempt)
+    encoded = _key(handle, "encode", number, attempt)
     count = _key(handle, "count", number, attempt)
     tasks = {
         rows: Task(rows, read_rows, source),
-        tokens: Task(tokens, tokenize, handle, TaskRef(rows)),
-        count: Task(count, count_microbatches, TaskRef(tokens)),
+        encoded: Task(encoded, encode, handle, TaskRef(rows)),
+        count: Task(count, count_microbatches, TaskRef(encoded)),
     }
     crew = {crew_token(handle): _CREW_SHARE}
-    return TaskGraph(tasks, (rows, tokens, count), dict.fromkeys(tasks, crew))
+    return TaskGraph(tasks, (rows, encoded, count), dict.fromkeys(tasks, crew))
 
 
 def microbatch_graph(
@@ -74,7 +74,7 @@ def microbatch_graph(
     requires: Mapping[str, float],
     partition: int,
     numbers: Sequence[int],
-    tokens: Key,
+    encoded: Key,
     attempt: int,
 ) -> TaskGraph:
     """Send microbatches through all stages; wanted: the last stage of each, in the order of `numbers`."""
@@ -85,7 +85,7 @@ def microbatch_graph(
         received = None
         for stage in range(stages):
             key = _key(handle, f"stage-{stage}", partition, number, attempt)
-            tasks[key] = Task(key, run_stage, handle, stage, partition, number, TaskRef(tokens), received)
+            tasks[key] = Task(key, run_stage, handle, stage, partition, number, TaskRef(encoded), received)
             resources[key] = {**requires, stage_token(handle, stage): 1}
             received = TaskRef(key)
         wanted.append(key)
@@ -93,12 +93,12 @@ def microbatch_graph(
 
 
 def commit_graph(
-    handle: JobHandle, partition: int, rows: Key, tokens: Key, handoffs: Sequence[Key], attempt: int
+    handle: JobHandle, partition: int, rows: Key, encoded: Key, handoffs: Sequence[Key], attempt: int
 ) -> TaskGraph:
     """Write and commit a partition; wanted: its commit record."""
     key = _key(handle, "commit", partition, attempt)
     task = Task(
-        key, commit_partition, handle, TaskRef(rows), TaskRef(tokens), List([TaskRef(handoff) for handoff in handoffs])
+        key, commit_partition, handle, TaskRef(rows), TaskRef(encoded), List([TaskRef(handoff) for handoff in handoffs])
     )
     return TaskGraph({key: task}, (key,), {key: {crew_token(handle): _CREW_SHARE}})
 

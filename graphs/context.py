@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from daskinfer.errors import SnapshotGone
 from daskinfer.graphs.handoff import JobHandle
-from daskinfer.models.tokenizer import Tokenizer, make_tokenizer
+from daskinfer.models.tasks.encode import Encoder, make_encoder
+from daskinfer.models.tasks.fields import task_wants
+from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.spec.activation import Edge
 from daskinfer.spec.job import JobRecord
+from daskinfer.spec.outline import InputArray
 from daskinfer.spec.plan import Numerics
-from daskinfer.spec.recipe import ModelOptions
-from daskinfer.spec.snapshot import LayerGroup, Manifest
+from daskinfer.spec.recipe import ModelOptions, Recipe
+from daskinfer.spec.snapshot import Manifest
 from daskinfer.storage.activations import DirectTransport, Transport, ZarrTransport
-from daskinfer.storage.blobs import read_group, tensors
 from daskinfer.storage.filesystem import join_url
 from daskinfer.storage.jobs import JobStore
+from daskinfer.storage.nodecache import load_tensors
 from daskinfer.storage.outputs.choice import open_sink
 from daskinfer.storage.outputs.sink import Sink
 from daskinfer.storage.registry import Registry
@@ -62,10 +66,21 @@ class JobContext:
             ) from error
 
     @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The snapshot's own tokenizer, truncating to the plan's length."""
+    def request(self) -> TaskRequest:
+        """What the job asks of its model."""
         files = {file.path: self._registry.file(self.manifest, file.path) for file in self.manifest.files}
-        return make_tokenizer(files, self.record.plan.max_length)
+        return make_request(self.record.recipe, self.manifest, files, self.record.outline.inputs)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """What turns rows into the model's inputs, by the snapshot's own files."""
+        return make_encoder(self.request, self.record.plan.max_length)
+
+    @cached_property
+    def columns(self) -> dict[str, str]:
+        """What the task reads, and the column it comes from."""
+        given = self.record.recipe.input.columns
+        return {role: given.get(role, role) for role in task_wants(self.request)}
 
     @cached_property
     def sink(self) -> Sink:
@@ -88,27 +103,17 @@ class JobContext:
         # The driver imports this module to build graphs, and must not pay seconds and memory for torch.
         from daskinfer.models.stage import load_stage
 
-        plan, model = self.record.plan, self.record.recipe.model
-        wanted = plan.stages[stage]
+        plan, wanted = self.record.plan, self.record.plan.stages[stage]
         began = time.perf_counter()
-        groups = [self.manifest.group(name) for name in wanted.groups]
-        module = load_stage(
-            config=self._registry.file(self.manifest, "config.json"),
-            task=model.task,
-            options=model.options,
-            groups={group.name: partial(self._read, group) for group in groups},
-            first=wanted.first,
-            last=wanted.last,
-            dtype=plan.numerics.dtype,
-            device="cpu",
-            threads=plan.numerics.threads,
+        loaded = load_stage(
+            request=self.request,
+            outline=self.record.outline,
+            manifest=self.manifest,
+            stage=wanted,
+            numerics=plan.numerics,
+            read=partial(load_tensors, self.record.registry),
         )
-        return Loaded(module, self.manifest.digest, sum(group.size for group in groups), time.perf_counter() - began)
-
-    def _read(self, group: LayerGroup) -> dict[str, tuple[str, tuple[int, ...], memoryview]]:
-        data = read_group(self.record.registry, group)
-        views = tensors(group, data)
-        return {entry.name: (entry.dtype, entry.shape, views[entry.name]) for entry in group.tensors}
+        return Loaded(loaded, self.manifest.digest, loaded.read_bytes, time.perf_counter() - began)
 
     @cached_property
     def _registry(self) -> Registry:
@@ -176,14 +181,27 @@ def open_transports(record: JobRecord, workspace: str) -> tuple[Transport[Any], 
     """Return the transport of every edge of a job's plan."""
     plan = record.plan
     opened: list[Transport[Any]] = []
-    for index, kind in enumerate(plan.transports):
+    for index, (kind, tensors) in enumerate(zip(plan.transports, plan.edges, strict=True)):
         edge = Edge(job=record.job, snapshot=record.resolution.snapshot, name=f"{index}-{index + 1}")
         if kind == "direct":
-            opened.append(DirectTransport(edge, record.hidden, plan.numerics.dtype))
+            opened.append(DirectTransport(edge, tensors))
             continue
         url = join_url(workspace, "activations", record.job, edge.name)
-        # A partition never has more microbatches than rows, so numbering chunks by both is unique and stays the
-        # same for every retry; chunks that are never written cost nothing.
-        chunks = record.partitions * record.recipe.input.partition_rows
-        opened.append(ZarrTransport(url, edge, plan.capacity, record.hidden, plan.numerics.dtype, chunks))
+        # Numbering chunks by partition and microbatch is unique and stays the same for every retry; chunks that are
+        # never written cost nothing.
+        opened.append(ZarrTransport(url, edge, tensors, *plan.largest, record.partitions * record.slots))
     return tuple(opened)
+
+
+def make_request(
+    recipe: Recipe, manifest: Manifest, files: Mapping[str, bytes], arrays: tuple[InputArray, ...]
+) -> TaskRequest:
+    """Return what a recipe asks of a snapshot; `arrays` are the inputs of `forward`."""
+    return TaskRequest(
+        task=recipe.model.task,
+        options=recipe.model.options,
+        architecture=manifest.architecture,
+        files=files,
+        entry=manifest.entry,
+        arrays=arrays if recipe.model.task == "forward" else (),
+    )

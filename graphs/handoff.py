@@ -1,4 +1,4 @@
-"""What tasks hand to tasks: a partition's tokens, and what a stage passes on."""
+"""What tasks hand to tasks: a partition's encoded rows, and what a stage passes on."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from daskinfer.models.encoding import EncodedRows
 from daskinfer.spec.activation import Activation
 from daskinfer.spec.rows import Microbatch
 from daskinfer.storage.activations import DirectActivation
@@ -23,34 +24,27 @@ class JobHandle:
     """Life of the driver that submitted the task."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """A partition's accepted rows as token ids, and the microbatches they were packed into."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
+    """A partition's rows as the model takes them, and the microbatches they were packed into."""
 
-    ids: np.ndarray
-    """All rows end to end, int32, shape (tokens,)."""
-    starts: np.ndarray
-    """First token of every row and the end of the last, int64, shape (rows + 1,)."""
-    pad: int
-    """Id that fills short rows."""
+    rows: EncodedRows
+    """What is left of the partition's accepted rows."""
+    refused: dict[int, str]
+    """Accepted rows, by number, that could not be encoded -> why."""
     microbatches: tuple[Microbatch, ...]
     """In order of number."""
 
     @property
-    def lengths(self) -> np.ndarray:
-        """Length of every row in tokens, int64, shape (rows,)."""
-        return np.diff(self.starts)
+    def nbytes(self) -> int:
+        """Bytes of the arrays, and 8 for every item's place in a microbatch."""
+        texts = self.rows.ids.nbytes + 2 * self.rows.starts.nbytes
+        return texts + sum(array.nbytes for array in self.rows.arrays.values())
 
-    def padded(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return a microbatch as (ids int32 (rows, length), lengths int32 (rows,))."""
+    def batch(self, number: int) -> dict[str, np.ndarray]:
+        """Return a microbatch as the model's inputs, (items, ...) each."""
         microbatch = self.microbatches[number]
-        ids = np.full((len(microbatch.rows), microbatch.length), self.pad, dtype=np.int32)
-        lengths = np.empty(len(microbatch.rows), dtype=np.int32)
-        for place, row in enumerate(microbatch.rows):
-            begin, end = self.starts[row], self.starts[row + 1]
-            ids[place, : end - begin] = self.ids[begin:end]
-            lengths[place] = end - begin
-        return ids, lengths
+        return self.rows.batch(microbatch.rows, microbatch.length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +60,8 @@ class Hop:
     """Seconds reading and checking the activation."""
     send: float
     """Seconds writing the activation."""
+    out_of_memory: int
+    """Times that it did not fit the device and was run in smaller parts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,4 +77,4 @@ class Handoff:
         """Bytes that Dask would have to move."""
         if isinstance(self.payload, dict):
             return sum(value.nbytes for value in self.payload.values())
-        return self.payload.value.nbytes if isinstance(self.payload, DirectActivation) else 0
+        return self.payload.nbytes if isinstance(self.payload, DirectActivation) else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dask.sizeof import sizeof
 
-from daskinfer.graphs.handoff import Handoff, Tokens
+from daskinfer.graphs.handoff import Encoded, Handoff
 from daskinfer.storage.rows import RowBatch
 
 # The Python objects around the buffers.
@@ -15,7 +15,7 @@ def register_sizes() -> None:
     """Register `sizeof` for everything that tasks hand to tasks."""
 
     sizeof.register(Handoff, _size_of_handoff)
-    sizeof.register(Tokens, _size_of_tokens)
+    sizeof.register(Encoded, _size_of_encoded)
     sizeof.register(RowBatch, _size_of_rows)
 
 
@@ -23,10 +23,14 @@ def _size_of_handoff(value: Handoff) -> int:
     return _OBJECT_BYTES + value.nbytes
 
 
-def _size_of_tokens(value: Tokens) -> int:
-    # 8 bytes a row for its place in a microbatch.
-    return _OBJECT_BYTES + value.ids.nbytes + 2 * value.starts.nbytes
+def _size_of_encoded(value: Encoded) -> int:
+    return _OBJECT_BYTES + value.nbytes
 
 
 def _size_of_rows(value: RowBatch) -> int:
-    return _OBJECT_BYTES + int(value.table.nbytes) + value.positions.nbytes
+    return (
+        _OBJECT_BYTES
+        + int(value.table.nbytes)
+        + value.positions.nbytes
+        + sum(array.nbytes for array in value.arrays.values())
+    )

@@ -9,8 +9,9 @@ import numpy as np
 
 from daskinfer.errors import JobBusy, SnapshotSkew
 from daskinfer.graphs.context import JobContext, open_context
-from daskinfer.graphs.handoff import Handoff, Hop, JobHandle, Tokens
+from daskinfer.graphs.handoff import Encoded, Handoff, Hop, JobHandle
 from daskinfer.graphs.identity import get_identity
+from daskinfer.models.tasks.finish import finish_rows
 from daskinfer.planning.microbatches import pack_microbatches
 from daskinfer.source import digest_source
 from daskinfer.spec.activation import Activation
@@ -32,6 +33,7 @@ def load_shard(handle: JobHandle, stage: int) -> dict[str, object]:
         "snapshot": loaded.snapshot,
         "source": digest_source(),
         "read_bytes": loaded.read_bytes,
+        "device": loaded.stage.device,
         "seconds": loaded.seconds,
     }
 
@@ -41,56 +43,49 @@ def read_rows(source: PartitionSource) -> RowBatch:
     return read_partition(source)
 
 
-def tokenize(handle: JobHandle, rows: RowBatch) -> Tokens:
-    """Turn a partition's accepted rows into token ids and pack them into microbatches."""
+def encode(handle: JobHandle, rows: RowBatch) -> Encoded:
+    """Turn a partition's accepted rows into the model's inputs and pack them into microbatches."""
     context = open_context(handle)
-    column = context.record.recipe.input.columns["text"]
-    encoded = context.tokenizer.encode(rows.strings(column))
-    starts = np.zeros(len(encoded) + 1, dtype=np.int64)
-    np.cumsum([len(ids) for ids in encoded], out=starts[1:])
-    return Tokens(
-        ids=np.concatenate(encoded) if encoded else np.empty(0, dtype=np.int32),
-        starts=starts,
-        pad=context.tokenizer.pad_id,
-        microbatches=pack_microbatches(np.diff(starts), context.record.plan.microbatch_tokens),
-    )
+    encoded, refused = context.encoder.encode({role: rows.values(column) for role, column in context.columns.items()})
+    packed = pack_microbatches(encoded.lengths, context.record.plan.microbatch_tokens)
+    return Encoded(encoded, refused, packed)
 
 
-def count_microbatches(tokens: Tokens) -> int:
+def count_microbatches(encoded: Encoded) -> int:
     """Tell the driver how many microbatches a partition has."""
-    return len(tokens.microbatches)
+    return len(encoded.microbatches)
 
 
 def run_stage(
-    handle: JobHandle, stage: int, partition: int, number: int, tokens: Tokens, received: Handoff | None
+    handle: JobHandle, stage: int, partition: int, number: int, encoded: Encoded, received: Handoff | None
 ) -> Handoff:
     """Compute one microbatch's pass through one stage."""
     context = open_context(handle)
     loaded = context.load(stage)
-    hidden, receive = None, 0.0
+    bundle: tuple[np.ndarray, ...] = ()
+    receive = 0.0
     if received is not None:
         if not isinstance(received.payload, Activation | DirectActivation):
             raise TypeError(f"stage {stage} was handed rows, not an activation")
         began = time.perf_counter()
-        hidden = context.transports[stage - 1].receive(received.payload, partition, number)
+        bundle = context.transports[stage - 1].receive(received.payload, partition, number)
         receive = time.perf_counter() - began
-    ids, lengths = tokens.padded(number)
+    inputs = encoded.batch(number)
     began = time.perf_counter()
-    result = loaded.stage.run(ids, lengths, hidden)
+    result, retries = loaded.stage.run(inputs, bundle)
     compute = time.perf_counter() - began
     payload: Activation | DirectActivation | dict[str, np.ndarray]
     if isinstance(result, dict):
         payload, send = result, 0.0
     else:
         began = time.perf_counter()
-        chunk = partition * context.record.recipe.input.partition_rows + number
-        payload = context.transports[stage].send(partition, number, chunk, result)
+        payload = context.transports[stage].send(partition, number, partition * context.record.slots + number, result)
         send = time.perf_counter() - began
-    hop = Hop(stage, get_identity(), loaded.snapshot, compute, receive, send)
+    hop = Hop(stage, get_identity(), loaded.snapshot, compute, receive, send, retries)
     return Handoff(payload, (*(received.trail if received else ()), hop))
 
 
-def commit_partition(handle: JobHandle, rows: RowBatch, tokens: Tokens, handoffs: Sequence[Handoff]) -> CommitRecord:
+def commit_partition(handle: JobHandle, rows: RowBatch, encoded: Encoded, handoffs: Sequence[Handoff]) -> CommitRecord:
     """Put a partition's rows back in order, write them, and commit them exactly once.
 
     Raises
@@ -104,10 +99,12 @@ def commit_partition(handle: JobHandle, rows: RowBatch, tokens: Tokens, handoffs
     """
     context = open_context(handle)
     trail = _check_trails(context, rows.partition.number, handoffs)
+    arrays = _gather(context, encoded, handoffs)
+    rows = rows.without({int(rows.positions[index]): reason for index, reason in encoded.refused.items()})
     part = OutputPart(
         partition=rows.partition,
         positions=rows.positions,
-        arrays=_restore_order(context, len(rows.positions), tokens, handoffs),
+        arrays=finish_rows(context.request, encoded.rows, arrays),
         kept=rows.table.select(list(context.record.recipe.output.keep)),
         rejects=rows.rejects,
     )
@@ -123,17 +120,17 @@ def commit_partition(handle: JobHandle, rows: RowBatch, tokens: Tokens, handoffs
         rows_in=rows.partition.rows,
         rows_out=len(rows.positions),
         rows_quarantined=len(rows.rejects),
-        tokens=int(tokens.starts[-1]),
-        padded_tokens=sum(microbatch.tokens for microbatch in tokens.microbatches),
-        microbatches=tuple((len(microbatch.rows), microbatch.length) for microbatch in tokens.microbatches),
+        tokens=int(encoded.rows.lengths.sum()),
+        padded_tokens=sum(microbatch.tokens for microbatch in encoded.microbatches),
+        microbatches=tuple((len(microbatch.rows), microbatch.length) for microbatch in encoded.microbatches),
         digest=written.digest,
         path=written.path,
         trail=trail,
     )
     committed = context.sink.commit(record)
-    base = rows.partition.number * context.record.recipe.input.partition_rows
+    base = rows.partition.number * context.record.slots
     for transport in context.transports:
-        transport.delete(base + number for number in range(len(tokens.microbatches)))
+        transport.delete(base + number for number in range(len(encoded.microbatches)))
     return committed
 
 
@@ -155,21 +152,23 @@ def _check_trails(context: JobContext, partition: int, handoffs: Sequence[Handof
                 compute=so_far.compute + hop.compute,
                 receive=so_far.receive + hop.receive,
                 send=so_far.send + hop.send,
+                out_of_memory=so_far.out_of_memory + hop.out_of_memory,
                 workers=tuple(sorted({*so_far.workers, hop.worker})),
             )
     return tuple(sums[stage] for stage in sorted(sums))
 
 
-def _restore_order(
-    context: JobContext, rows: int, tokens: Tokens, handoffs: Sequence[Handoff]
-) -> dict[str, np.ndarray]:
-    ordered = {}
-    for field in context.record.fields:
-        dtype = object if field.kind == "string" else np.dtype(field.kind)
-        column = np.empty((rows, *field.shape), dtype=dtype)
-        for microbatch, handoff in zip(tokens.microbatches, handoffs, strict=True):
+def _gather(context: JobContext, encoded: Encoded, handoffs: Sequence[Handoff]) -> dict[str, np.ndarray]:
+    """Return what the last stage computed, item by item in their order."""
+    gathered = {}
+    for name, spec in context.record.outline.outputs.items():
+        column: np.ndarray | None = None
+        for microbatch, handoff in zip(encoded.microbatches, handoffs, strict=True):
             if not isinstance(handoff.payload, dict):
                 raise TypeError("the last stage handed on an activation, not rows")
-            column[list(microbatch.rows)] = handoff.payload[field.name]
-        ordered[field.name] = column
-    return ordered
+            values = handoff.payload[name]
+            if column is None:
+                column = np.empty((len(encoded.rows.lengths), *values.shape[1:]), dtype=values.dtype)
+            column[list(microbatch.rows)] = values
+        gathered[name] = np.empty(spec.shape(0, 1), dtype=spec.dtype) if column is None else column
+    return gathered

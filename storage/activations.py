@@ -1,8 +1,8 @@
 """Activations on their way from one stage to the next, over Zarr chunks or over Dask's own transfer.
 
-A transport writes a tensor and returns a reference that carries the tensor's identity and digest; the receiving side
-checks all of it before a byte is used. What comes out is always a fresh, aligned copy: the bits of a BLAS result may
-depend on the alignment of its operands, and neither Dask nor a file promises any.
+A transport writes a bundle of tensors and returns a reference that carries their identity and digest; the receiving
+side checks all of it before a byte is used. What comes out is always a fresh, aligned copy: the bits of a BLAS result
+may depend on the alignment of its operands, and neither Dask nor a file promises any.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol, TypeAlias, TypeVar, cast
+from math import prod
+from typing import Any, Protocol, TypeVar, cast
 
-import ml_dtypes
 import numpy as np
-import xxhash
 import zarr
 from zarr.abc.store import Store, SupportsSyncStore
 from zarr.buffer import cpu
@@ -24,20 +23,27 @@ from zarr.errors import ArrayNotFoundError
 from zarr.storage import FsspecStore, LocalStore
 
 import daskinfer.storage.bfloat16  # noqa: F401  registers the data type with Zarr
-from daskinfer.errors import CorruptActivation, SnapshotSkew, StorageError
-from daskinfer.ids import canonical_json, shorten
+from daskinfer.errors import StorageError
 from daskinfer.spec.activation import Activation, Edge
+from daskinfer.spec.outline import TensorSpec, largest_bundle
+from daskinfer.storage.bundles import (
+    DTYPES,
+    Array,
+    Bundle,
+    bytes_of,
+    check_reference,
+    corrupt,
+    pack,
+    prepare,
+    refer,
+    take,
+    unpack,
+)
 from daskinfer.storage.filesystem import absolute_url, delete, explain_errors, is_local, open_filesystem
 
-Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Sent = TypeVar("Sent")
 
-ALIGNMENT = 64
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
+_READABLE = {"float64", "float32", "bfloat16", "float16"}
 
 
 class Transport(Protocol[Sent]):
@@ -46,22 +52,22 @@ class Transport(Protocol[Sent]):
     def create(self) -> None:
         """Make the edge ready, once, by the driver; a second call changes nothing."""
 
-    def send(self, partition: int, microbatch: int, chunk: int, value: Array) -> Sent:
-        """Hand over `value` (rows, tokens, hidden) under its identity; `chunk` is a slot no other microbatch uses."""
+    def send(self, partition: int, microbatch: int, chunk: int, value: Bundle) -> Sent:
+        """Hand over a microbatch's arrays under their identity; `chunk` is a slot no other microbatch uses."""
 
-    def receive(self, sent: Sent, partition: int, microbatch: int) -> Array:
-        """Return the value (rows, tokens, hidden), fresh, writable and aligned to 64 bytes, once it is proven right.
+    def receive(self, sent: Sent, partition: int, microbatch: int) -> Bundle:
+        """Return the arrays, each fresh, writable and aligned to 64 bytes, once they are proven right.
 
         Raises
         ------
         SnapshotSkew
-            The value was computed on another snapshot.
+            They were computed on another snapshot.
         CorruptActivation
-            It is missing, short, damaged or belongs elsewhere.
+            They are missing, short, damaged or belong elsewhere.
         """
 
     def delete(self, chunks: Iterable[int]) -> None:
-        """Forget the values in these slots; slots without one are passed over."""
+        """Forget what is in these slots; empty ones are passed over."""
 
     def drop(self) -> None:
         """Remove the whole edge."""
@@ -71,20 +77,21 @@ class Transport(Protocol[Sent]):
 class ZarrTransport:
     """One Zarr v3 array for an edge, one microbatch a chunk: durable, and readable by anything that reads Zarr.
 
-    The array has shape (chunks * capacity, hidden) and no compressor. A microbatch of r rows and t tokens fills the
-    first r * t rows of its chunk; the others are zero.
+    The array has no compressor. Where one floating-point tensor (rows, length, hidden) crosses the edge, its shape is
+    (chunks * capacity, hidden): a microbatch of r rows and t tokens fills the first r * t rows of its chunk. Any other
+    bundle lies as bytes in (chunks, bytes of the largest one), tensors end to end, each aligned. The rest is zero.
     """
 
     url: str
     """Where the array lies."""
     edge: Edge
     """The identity of everything that is sent."""
+    tensors: tuple[TensorSpec, ...]
+    """What crosses the edge."""
     capacity: int
-    """Tokens in a chunk: the most that a microbatch may have."""
-    hidden: int
-    """Width of the activations."""
-    dtype: str
-    """float32, bfloat16 or float16."""
+    """Most padded tokens of a microbatch, rows * length."""
+    max_length: int
+    """Longest length in tokens; 1 where all rows have the same."""
     chunks: int
     """Slots, as many as microbatches may be in flight."""
 
@@ -102,8 +109,8 @@ class ZarrTransport:
                 zarr.create_array(
                     _open_store(self.url),
                     shape=self._shape,
-                    chunks=(self.capacity, self.hidden),
-                    dtype=self._native,
+                    chunks=self._chunk_shape,
+                    dtype=self._stored,
                     filters=None,
                     compressors=None,
                     fill_value=0,
@@ -112,40 +119,35 @@ class ZarrTransport:
                     overwrite=True,
                 )
 
-    def send(self, partition: int, microbatch: int, chunk: int, value: Array) -> Activation:
+    def send(self, partition: int, microbatch: int, chunk: int, value: Bundle) -> Activation:
         """Write `value` as the whole chunk `chunk` and return its reference.
 
         Raises
         ------
         ValueError
-            The value has another dtype or width, or does not fit a chunk.
+            These are not the edge's tensors, or they do not fit a chunk.
         """
-        _check_value(value, self.dtype, self.hidden)
-        rows, tokens = value.shape[0], value.shape[1]
-        if rows * tokens > self.capacity or not 0 <= chunk < self.chunks:
-            raise ValueError(
-                f"{rows} x {tokens} tokens do not fit chunk {chunk} of {self.chunks} chunks of {self.capacity} tokens"
-            )
-        frame = np.empty(self._chunk_bytes, np.uint8)
-        frame[: value.nbytes] = _bytes_of(value)
-        frame[value.nbytes :] = 0
-        activation = _refer(self.edge, partition, microbatch, value, self.dtype, chunk)
+        bundle = prepare(value, self.tensors)
+        if not 0 <= chunk < self.chunks:
+            raise ValueError(f"there is no chunk {chunk} among {self.chunks}")
+        frame = pack(bundle, self._chunk_bytes)
+        activation = refer(self.edge, partition, microbatch, bundle, chunk)
         with explain_errors(self.url, "write"):
             _set(_open_store(self.url), _chunk_key(chunk), frame)
         return activation
 
-    def receive(self, sent: Activation, partition: int, microbatch: int) -> Array:
-        """Read the chunk of a reference and return its value (rows, tokens, hidden), checked."""
-        _check_identity(sent, self.edge, partition, microbatch, self.dtype, self.hidden)
-        if sent.chunk is None or not 0 <= sent.chunk < self.chunks or _tokens_of(sent) > self.capacity:
-            raise _corrupt(sent, f"it does not fit an array of {self.chunks} chunks of {self.capacity} tokens")
+    def receive(self, sent: Activation, partition: int, microbatch: int) -> Bundle:
+        """Read the chunk of a reference and return its arrays, checked."""
+        check_reference(sent, self.edge, partition, microbatch, self.tensors)
+        if sent.chunk is None or not 0 <= sent.chunk < self.chunks:
+            raise corrupt(sent, f"it names no chunk among {self.chunks}")
         with explain_errors(self.url, "read"):
             frame = _get(_open_store(self.url), _chunk_key(sent.chunk))
         if frame is None:
-            raise _corrupt(sent, f"its chunk is missing from {self.url}")
+            raise corrupt(sent, f"its chunk is missing from {self.url}")
         if frame.size != self._chunk_bytes:
-            raise _corrupt(sent, f"its chunk has {frame.size} bytes instead of {self._chunk_bytes}")
-        return _take(sent, frame)
+            raise corrupt(sent, f"its chunk has {frame.size} bytes instead of {self._chunk_bytes}")
+        return take(sent, unpack(sent, frame))
 
     def delete(self, chunks: Iterable[int]) -> None:
         """Delete the objects of these chunks."""
@@ -158,16 +160,30 @@ class ZarrTransport:
         delete(self.url, recursive=True)
 
     @property
-    def _native(self) -> np.dtype[Any]:
-        return _DTYPES[self.dtype]
+    def _stored(self) -> np.dtype[Any]:
+        return np.dtype(np.uint8) if self._hidden is None else DTYPES[self.tensors[0].dtype]
 
     @property
     def _shape(self) -> tuple[int, int]:
-        return (self.chunks * self.capacity, self.hidden)
+        return (self.chunks * self._chunk_shape[0], self._chunk_shape[1])
+
+    @property
+    def _chunk_shape(self) -> tuple[int, int]:
+        if self._hidden is None:
+            return (1, largest_bundle(self.tensors, self.capacity, self.max_length))
+        return (self.capacity, self._hidden)
 
     @property
     def _chunk_bytes(self) -> int:
-        return self.capacity * self.hidden * self._native.itemsize
+        return prod(self._chunk_shape) * self._stored.itemsize
+
+    @property
+    def _hidden(self) -> int | None:
+        """Width of the one tensor (rows, length, hidden) where that is all; other bundles are stored as bytes."""
+        match self.tensors:
+            case (TensorSpec(dtype=dtype, dims=((0, 1, 0, 0), (0, 0, 1, 0), (hidden, 0, 0, 0))),) if dtype in _READABLE:
+                return hidden
+        return None
 
     @property
     def _identity(self) -> dict[str, Any]:
@@ -183,27 +199,31 @@ class ZarrTransport:
                 f"{self.url} is not the activation array of job {self.edge.job}, edge {self.edge.name}",
                 hint="Delete it, or choose another workspace.",
             )
-        wanted = (self._shape, (self.capacity, self.hidden), self._native)
+        wanted = (self._shape, self._chunk_shape, self._stored)
         return (array.shape, array.chunks, array.dtype) == wanted
 
 
 @dataclass(frozen=True)
 class DirectActivation:
-    """A reference together with its value, for Dask to move."""
+    """A reference together with its arrays, for Dask to move."""
 
     activation: Activation
-    """What the value must be."""
-    value: Array
-    """(rows, tokens, hidden)."""
+    """What the arrays must be."""
+    value: Bundle
+    """The arrays, in C order."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return sum(array.nbytes for array in self.value)
 
     def __sizeof__(self) -> int:
         # Dask accounts for memory by sys.getsizeof where it does not know a type.
-        return object.__sizeof__(self) + self.value.nbytes
+        return object.__sizeof__(self) + self.nbytes
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # As plain bytes the value leaves the pickle without a copy; numpy does that for its own dtypes only.
-        value = self.value
-        return _restore, (self.activation, _bytes_of(value), value.dtype, value.shape)
+        # As plain bytes an array leaves the pickle without a copy; numpy does that for its own dtypes only.
+        return _restore, (self.activation, *((bytes_of(array), array.dtype, array.shape) for array in self.value))
 
 
 @dataclass(frozen=True)
@@ -212,26 +232,24 @@ class DirectTransport:
 
     edge: Edge
     """The identity of everything that is sent."""
-    hidden: int
-    """Width of the activations."""
-    dtype: str
-    """float32, bfloat16 or float16."""
+    tensors: tuple[TensorSpec, ...]
+    """What crosses the edge."""
 
     def create(self) -> None:
         """There is nothing to create."""
 
-    def send(self, partition: int, microbatch: int, chunk: int, value: Array) -> DirectActivation:
+    def send(self, partition: int, microbatch: int, chunk: int, value: Bundle) -> DirectActivation:
         """Return `value` with its reference; the chunk number plays no part."""
-        _check_value(value, self.dtype, self.hidden)
-        return DirectActivation(_refer(self.edge, partition, microbatch, value, self.dtype, None), value)
+        bundle = prepare(value, self.tensors)
+        return DirectActivation(refer(self.edge, partition, microbatch, bundle, None), bundle)
 
-    def receive(self, sent: DirectActivation, partition: int, microbatch: int) -> Array:
-        """Return a copy of the value that arrived, checked."""
-        activation, value = sent.activation, sent.value
-        _check_identity(activation, self.edge, partition, microbatch, self.dtype, self.hidden)
-        if value.dtype != _DTYPES[self.dtype] or value.shape != activation.shape:
-            raise _corrupt(activation, f"a {value.dtype} array of shape {value.shape} arrived")
-        return _take(activation, _bytes_of(value))
+    def receive(self, sent: DirectActivation, partition: int, microbatch: int) -> Bundle:
+        """Return copies of the arrays that arrived, checked."""
+        check_reference(sent.activation, self.edge, partition, microbatch, self.tensors)
+        arrived = tuple((array.shape, array.dtype.name) for array in sent.value)
+        if arrived != sent.activation.tensors:
+            raise corrupt(sent.activation, f"arrays of other shapes arrived: {arrived}")
+        return take(sent.activation, map(bytes_of, sent.value))
 
     def delete(self, chunks: Iterable[int]) -> None:
         """There is nothing to delete: Dask forgets a value with its last future."""
@@ -240,87 +258,8 @@ class DirectTransport:
         """There is nothing to drop."""
 
 
-def _restore(activation: Activation, content: Array, dtype: np.dtype[Any], shape: tuple[int, ...]) -> DirectActivation:
-    return DirectActivation(activation, content.view(dtype).reshape(shape))
-
-
-def _refer(edge: Edge, partition: int, microbatch: int, value: Array, dtype: str, chunk: int | None) -> Activation:
-    shape = tuple(value.shape)
-    digest = _digest(edge, partition, microbatch, shape, dtype, _bytes_of(value))
-    return Activation(edge, partition, microbatch, shape, dtype, digest, chunk)
-
-
-def _digest(edge: Edge, partition: int, microbatch: int, shape: tuple[int, ...], dtype: str, content: Array) -> str:
-    identity = [edge.job, edge.snapshot, edge.name, partition, microbatch, shape, dtype]
-    hasher = xxhash.xxh3_128(canonical_json(identity))
-    hasher.update(content.data)
-    return hasher.hexdigest()
-
-
-def _take(activation: Activation, frame: Array) -> Array:
-    """Return an aligned copy of the value at the start of `frame`, once its digest is right."""
-    native = _DTYPES[activation.dtype]
-    size = _tokens_of(activation) * activation.shape[2] * native.itemsize
-    room = np.empty(size + ALIGNMENT, np.uint8)
-    start = -room.ctypes.data % ALIGNMENT
-    content = room[start : start + size]
-    content[:] = frame[:size]
-    # The copy is what gets used, so the copy is what gets checked.
-    found = _digest(
-        activation.edge, activation.partition, activation.microbatch, activation.shape, activation.dtype, content
-    )
-    if found != activation.digest:
-        raise _corrupt(activation, f"its digest is {found} instead of {activation.digest}")
-    return content.view(native).reshape(activation.shape)
-
-
-def _check_value(value: Array, dtype: str, hidden: int) -> None:
-    if value.ndim != 3 or value.shape[2] != hidden or value.size == 0 or value.dtype != _DTYPES[dtype]:
-        raise ValueError(f"a {value.dtype} array of shape {value.shape} is not (rows, tokens, {hidden}) of {dtype}")
-
-
-def _check_identity(
-    activation: Activation, edge: Edge, partition: int, microbatch: int, dtype: str, hidden: int
-) -> None:
-    found = activation.edge
-    if found.snapshot != edge.snapshot:
-        raise SnapshotSkew(
-            f"{_describe(activation)} was computed on snapshot {shorten(found.snapshot)}, "
-            f"the job runs on {shorten(edge.snapshot)}"
-        )
-    wanted = {
-        "job": (found.job, edge.job),
-        "edge": (found.name, edge.name),
-        "partition": (activation.partition, partition),
-        "microbatch": (activation.microbatch, microbatch),
-        "dtype": (activation.dtype, dtype),
-    }
-    for what, (is_, should_be) in wanted.items():
-        if is_ != should_be:
-            raise _corrupt(activation, f"its {what} is {is_!r} where {should_be!r} was expected")
-    shape = activation.shape
-    if len(shape) != 3 or min(shape) < 1 or shape[2] != hidden:
-        raise _corrupt(activation, f"its shape is {shape} where (rows, tokens, {hidden}) was expected")
-
-
-def _describe(activation: Activation) -> str:
-    place = "" if activation.chunk is None else f", chunk {activation.chunk}"
-    return (
-        f"activation of edge {activation.edge.name}, partition {activation.partition}, "
-        f"microbatch {activation.microbatch}{place}"
-    )
-
-
-def _corrupt(activation: Activation, what: str) -> CorruptActivation:
-    return CorruptActivation(f"{_describe(activation)}: {what}")
-
-
-def _tokens_of(activation: Activation) -> int:
-    return activation.shape[0] * activation.shape[1]
-
-
-def _bytes_of(value: Array) -> Array:
-    return np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+def _restore(activation: Activation, *parts: tuple[Array, np.dtype[Any], tuple[int, ...]]) -> DirectActivation:
+    return DirectActivation(activation, tuple(content.view(dtype).reshape(shape) for content, dtype, shape in parts))
 
 
 def _chunk_key(chunk: int) -> str:

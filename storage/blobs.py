@@ -1,23 +1,26 @@
-"""Weights as bytes: what a safetensors blob holds, and reading a layer group's blob with its digest checked."""
+"""Weights as bytes: what a safetensors blob holds, and reading a whole layer group with its digests checked."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+from blake3 import blake3
 
 from daskinfer.errors import CheckpointError, CorruptBlob
 from daskinfer.spec.snapshot import LayerGroup, TensorEntry
 from daskinfer.storage.filesystem import ShortRead, is_local, join_url, open_reader, read_bytes
+from daskinfer.storage.tensorreads import DAMAGED, stream_tensors
 
 _RANGE_BYTES = 32 * 2**20
 _CONNECTIONS = 8
-_HINT = "The registry was damaged: restore that file from a copy, or publish the checkpoint again as a new version."
 
 
 def read_header(data: bytes, group: str) -> tuple[TensorEntry, ...]:
-    """Return the tensors of a complete safetensors file, in file order.
+    """Return the tensors of a complete safetensors file, with their digests, in file order.
 
     Raises
     ------
@@ -28,9 +31,11 @@ def read_header(data: bytes, group: str) -> tuple[TensorEntry, ...]:
         start = 8 + int.from_bytes(data[:8], "little")
         header = json.loads(data[8:start])
         header.pop("__metadata__", None)
+        view = memoryview(data)[start:]
         entries = [
             TensorEntry(
                 name=name,
+                blake3=blake3(view[slice(*entry["data_offsets"])]).hexdigest(),
                 dtype=entry["dtype"],
                 shape=tuple(entry["shape"]),
                 begin=start + entry["data_offsets"][0],
@@ -53,13 +58,16 @@ def read_header(data: bytes, group: str) -> tuple[TensorEntry, ...]:
 def read_group(registry_url: str, group: LayerGroup) -> bytes:
     """Return a layer group's whole blob, verified against its manifest.
 
-    Remote blobs come as concurrent ranges and are hashed as they arrive.
+    Remote blobs come as concurrent ranges and are hashed as they arrive. A group that was published by reference has no
+    blob: its tensors' bytes come one after the other, in the group's order.
 
     Raises
     ------
     CorruptBlob
         Where the blob is missing, has another length, or another digest.
     """
+    if group.blob is None:
+        return _read_tensors(registry_url, group)
     url = join_url(registry_url, group.blob)
     digest = hashlib.sha256()
     pieces = []
@@ -75,25 +83,42 @@ def read_group(registry_url: str, group: LayerGroup) -> bytes:
                     digest.update(piece)
                     pieces.append(piece)
     except FileNotFoundError as error:
-        raise CorruptBlob(f"the blob of layer group {group.name} is gone: {url}", hint=_HINT) from error
+        raise CorruptBlob(f"the blob of layer group {group.name} is gone: {url}", hint=DAMAGED) from error
     except ShortRead as error:
-        raise CorruptBlob(f"the blob of layer group {group.name} is too short: {error.message}", hint=_HINT) from error
+        raise CorruptBlob(
+            f"the blob of layer group {group.name} is too short: {error.message}", hint=DAMAGED
+        ) from error
     data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
     if len(data) != group.size:
         raise CorruptBlob(
             f"the blob of layer group {group.name} has {len(data)} bytes, its manifest says {group.size}: {url}",
-            hint=_HINT,
+            hint=DAMAGED,
         )
     if digest.hexdigest() != group.sha256:
         raise CorruptBlob(
             f"the blob of layer group {group.name} is damaged: {url}\n"
             f"  sha256 {digest.hexdigest()}\n  manifest says {group.sha256}",
-            hint=_HINT,
+            hint=DAMAGED,
         )
     return data
 
 
-def tensors(group: LayerGroup, data: bytes) -> dict[str, memoryview]:
-    """Return the bytes of each tensor of a verified blob, by name, without copying."""
+def _read_tensors(registry_url: str, group: LayerGroup) -> bytes:
+    ends = list(accumulate((entry.end - entry.begin for entry in group.tensors), initial=0))
+    data = bytearray(ends[-1])
     view = memoryview(data)
-    return {entry.name: view[entry.begin : entry.end] for entry in group.tensors}
+    slices = zip(group.tensors, pairwise(ends), strict=True)
+    targets = {entry.name: _Place(view[begin:end]) for entry, (begin, end) in slices}
+    stream_tensors(registry_url, [(group, entry) for entry in group.tensors], targets)
+    return bytes(data)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    memory: memoryview
+
+    def buffer(self, offset: int, nbytes: int) -> memoryview:
+        return self.memory[offset : offset + nbytes]
+
+    def filled(self, offset: int, nbytes: int) -> None:
+        """Nothing is left to do."""

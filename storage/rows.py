@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,9 @@ class RowBatch:
     positions: NDArray[np.int32]
     """Position in the partition, from 0, of every accepted row, ascending."""
     lines: NDArray[np.int64]
-    """Line number of every accepted row; row number in its file for parquet; both from 1."""
+    """Line number of every accepted row, or row number in its file where there are no lines; both from 1."""
     sources: tuple[str, ...]
-    """URL of the file of each of the partition's segments."""
+    """URL of the file of every accepted row."""
     table: pa.Table
     """Accepted rows, only the columns that the job reads or keeps."""
     rejects: tuple[Reject, ...]
@@ -41,6 +42,18 @@ class RowBatch:
     def strings(self, column: str) -> list[str]:
         """Return a string column of the accepted rows."""
         values: list[str] = self.table.column(column).to_pylist()
+        return values
+
+    def blobs(self, column: str) -> list[bytes]:
+        """Return a binary column of the accepted rows: encoded images."""
+        values: list[bytes] = self.table.column(column).to_pylist()
+        return values
+
+    def values(self, column: str) -> Sequence[Any] | NDArray[Any]:
+        """Return a column of the accepted rows: an array, strings or bytes."""
+        if column in self.arrays:
+            return self.arrays[column]
+        values: list[Any] = self.table.column(column).to_pylist()
         return values
 
     def without(self, refused: Mapping[int, str]) -> RowBatch:
@@ -59,25 +72,27 @@ class RowBatch:
             partition=self.partition,
             positions=self.positions[keep],
             lines=self.lines[keep],
-            sources=self.sources,
-            table=self.table.take(pa.array(np.flatnonzero(keep))),
+            sources=tuple(compress(self.sources, keep)),
+            # A table without columns has no rows.
+            table=self.table.filter(pa.array(keep)) if self.table.num_columns else self.table,
             rejects=tuple(sorted((*self.rejects, *moved), key=lambda reject: reject.row)),
+            arrays={column: values[keep] for column, values in self.arrays.items()},
         )
 
     def _refuse(self, index: int, refused: Mapping[int, str]) -> Reject:
         position = int(self.positions[index])
-        row = self.table.slice(index, 1).to_pylist()[0]
+        row = {name: self.table.column(name)[index].as_py() for name in self.table.column_names}
         return Reject(
             row=self.partition.first_row + position,
-            source=self.sources[self._segment_of(position)],
+            source=self.sources[index],
             line=int(self.lines[index]),
             error=refused[position],
-            excerpt=make_excerpt(json.dumps(row, ensure_ascii=False)),
+            excerpt=make_excerpt(json.dumps(row, ensure_ascii=False, default=_describe_bytes)),
         )
 
-    def _segment_of(self, position: int) -> int:
-        ends = np.cumsum([segment.rows for segment in self.partition.segments])
-        return int(np.searchsorted(ends, position, side="right"))
+
+def _describe_bytes(value: bytes) -> str:
+    return f"{len(value):,} bytes"
 
 
 def make_excerpt(text: str) -> str:

@@ -17,10 +17,9 @@ from torch.overrides import TorchFunctionMode
 from transformers import CONFIG_MAPPING
 
 from daskinfer.errors import CheckpointError
+from daskinfer.models.versions import ATTENTION
 
-transformers.logging.set_verbosity_error()
-ATTENTION = "sdpa"
-"""Attention implementation that every model runs with, where it has one; else transformers' plain one."""
+transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 class _EmptyOnMeta(TorchFunctionMode):

@@ -48,7 +48,8 @@ class EncodedRows:
     def batch(self, items: Sequence[int], length: int) -> dict[str, Array]:
         """Return the model's inputs for some items, (items, ...) each.
 
-        Text comes as `input_ids` and `attention_mask`, int64 (items, length); variants add `position`, int64 (items,).
+        Text comes as `input_ids` and `attention_mask`, int64 (items, length); variants add `position`, and
+        `target`, the id that was there: int64 (items,) each.
         """
         chosen = np.asarray(items, dtype=np.int64)
         rows = chosen if self.variants is None else self.variants.rows[chosen].astype(np.int64)
@@ -62,6 +63,7 @@ class EncodedRows:
         ids[mask] = self.ids[(begins[:, None] + columns)[mask]]
         if self.variants is not None:
             positions = self.variants.positions[chosen].astype(np.int64)
-            ids[np.arange(len(rows)), positions] = self.variants.mask
-            inputs["position"] = positions
+            masked = np.arange(len(rows)), positions
+            inputs |= {"position": positions, "target": ids[masked]}
+            ids[masked] = self.variants.mask
         return {"input_ids": ids, "attention_mask": mask.astype(np.int64), **inputs}

@@ -1,127 +1,160 @@
-"""Skeleton forward: every stage runs the model's own `forward()`, with stubs for the blocks it does not own.
+"""Skeleton forward: every stage runs the model's own `forward()`, with stand-ins for the units it does not own.
 
-The model is built on the meta device, without memory for its weights. Blocks before the stage pass on what was
-received, the first block after it stops the forward, and whatever the stage must not run raises. torch on the CPU
-silently computes garbage from some meta weights, so nothing un-owned keeps a parameter.
+Units before the stage hand out what was received, or NaN where it is not needed; the first unit after it ends the
+forward. So masks, positions and whatever else the forward computes by itself come out as in the whole model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoModel, AutoModelForSequenceClassification
 
-from daskinfer.models.families import ATTENTION, Family, family_of
+from daskinfer.models.standins import state_names
+from daskinfer.models.structure import flatten, unflatten
+from daskinfer.models.tracing import Interception, Leaf
+from daskinfer.spec.outline import Dim, Outline
 
 
 class Stop(Exception):
-    """Ends a forward after the stage's last layer, with the hidden states that leave it."""
-
-    def __init__(self, hidden: Tensor) -> None:
-        super().__init__()
-        self.hidden = hidden
+    """Ends a forward where the stage ends."""
 
 
-class Received(nn.Module):
-    """Stands for the embeddings: returns the hidden states that came in."""
-
-    hidden: Tensor | None = None
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor | None:
-        """Return the received hidden states (rows, tokens, width)."""
-        return self.hidden
-
-
-class PassThrough(nn.Module):
-    """Stands for a block that an earlier stage has run."""
-
-    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the hidden states as they are."""
-        return hidden
-
-
-class Boundary(nn.Module):
-    """Stands for the first block of the next stage."""
-
-    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Stop the model's forward."""
-        raise Stop(hidden)
-
-
-class Unreachable(nn.Module):
-    """Stands for a block that this stage must never run."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Refuse: the skeleton was cut wrongly."""
-        raise RuntimeError("a block of another stage was called")
-
-
-class StageModule(nn.Module):
-    """A model of which only the layers [first, last) are there, with its entry and head where it owns them.
+class Skeleton:
+    """The layers [first, last) of a model.
 
     Parameters
     ----------
-    config
-        Content of config.json.
-    task
-        `embed` or `classify`.
+    model
+        The whole model's modules.
+    outline
+        What was found of it.
     first, last
         Layers of the stage.
+    around
+        Context manager around every unit that runs, given its path.
     """
 
-    def __init__(self, config: Mapping[str, Any], task: str, first: int, last: int) -> None:
-        super().__init__()
-        self.family: Family = family_of(config)
-        depth = self.family.depth(config)
-        if not 0 <= first < last <= depth:
-            raise ValueError(f"layers {first} to {last} of a model with {depth}")
-        self.is_last = last == depth
-        self.model = _build(config, self.family, task)
-        self.received = Received() if first > 0 else None
-        base: nn.Module = getattr(self.model, self.family.prefix, self.model)
-        layers: Any = base.get_submodule(self.family.layers)
-        for number in range(depth):
-            if number < first:
-                layers[number] = PassThrough()
-            elif number >= last:
-                layers[number] = Boundary() if number == last else Unreachable()
-        if self.received is not None:
-            base.embeddings = self.received
-            if self.family.projection is not None and hasattr(base, self.family.projection):
-                setattr(base, self.family.projection, PassThrough())
-        if not self.is_last:
-            for owner in {self.model, base}:
-                for name, child in owner.named_children():
-                    if child is not base and name not in (*self.family.entry, self.family.layers.partition(".")[0]):
-                        setattr(owner, name, Unreachable())
-        self.eval()
+    def __init__(
+        self,
+        model: nn.Module,
+        outline: Outline,
+        first: int,
+        last: int,
+        around: Callable[[str], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        if not 0 <= first < last <= len(outline.layers):
+            raise ValueError(f"layers {first} to {last} of a model with {len(outline.layers)}")
+        self.model = model
+        self._outline = outline
+        self._begin = outline.layers[first].begin
+        self._end = outline.layers[last - 1].end
+        self._arriving: list[Leaf] = [(item.event, item.leaf) for item in outline.layers[first].cut]
+        self._leaving: list[Leaf] = []
+        if last < len(outline.layers):
+            self._leaving = [(item.event, item.leaf) for item in outline.layers[last].cut]
+        self._around = around
+        self._interception = Interception(model, {event.unit for event in outline.events}, self._call)
+        self._inside = False
 
-    def forward(self, ids: Tensor, mask: Tensor, hidden: Tensor | None) -> Any:
-        """Run the stage: hidden states (rows, tokens, width), or the model's own output on the last stage."""
-        if self.received is not None:
-            self.received.hidden = hidden
+    def run(self, inputs: Mapping[str, Tensor], received: tuple[Tensor, ...]) -> Any:
+        """Run the stage.
+
+        Parameters
+        ----------
+        inputs
+            The model's inputs, the same for every stage.
+        received
+            What the stage before returned; empty for the first.
+
+        Returns
+        -------
+        tuple of Tensor
+            What crosses to the next stage; on the last stage the model's own output.
+
+        Raises
+        ------
+        RuntimeError
+            Where the forward calls other units than its outline says.
+        """
+        self._cursor = 0
+        self._values = dict(zip(self._arriving, received, strict=True))
+        some = next(iter(inputs.values()))
+        self._size = (some.shape[0], _length(inputs, self._outline))
+        self._device = some.device
         try:
-            output = self.model(input_ids=ids, attention_mask=mask)
-        except Stop as stop:
-            return stop.hidden
+            with self._interception:
+                output = self.model(**inputs)
+        except Stop:
+            return tuple(self._values[leaf] for leaf in self._leaving)
         finally:
-            if self.received is not None:
-                self.received.hidden = None
-        if not self.is_last:
-            raise RuntimeError("the forward ran past the stage's last layer")
+            self._values = {}
+        if self._cursor != len(self._outline.events) or self._end != self._cursor:
+            raise RuntimeError(f"the forward ended after {self._cursor} of {len(self._outline.events)} calls")
         return output
 
+    def _call(self, path: str, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self._inside:
+            with self._around(path):
+                return forward(*args, **kwargs)
+        number, self._cursor = self._cursor, self._cursor + 1
+        if number >= len(self._outline.events) or self._outline.events[number].unit != path:
+            raise RuntimeError(f"call {number} of the forward goes to {path}, where its outline says otherwise")
+        if number >= self._end:
+            raise Stop
+        if number < self._begin:
+            return self._stand_in(number)
+        self._inside = True
+        try:
+            with self._around(path):
+                output = forward(*args, **kwargs)
+        finally:
+            self._inside = False
+        wanted = [leaf for leaf in self._leaving if leaf[0] == number]
+        if wanted:
+            leaves, _ = flatten(output)
+            self._values.update({leaf: leaves[leaf[1]] for leaf in wanted})
+        return output
 
-def _build(config: Mapping[str, Any], family: Family, task: str) -> nn.Module:
-    settings = CONFIG_MAPPING[family.model_type].from_dict(dict(config))
-    # A checkpoint's configuration may ask for outputs that no task reads, or for tuples.
-    settings.update({"output_hidden_states": False, "output_attentions": False, "return_dict": True})
-    factory: Any = AutoModelForSequenceClassification if task == "classify" else AutoModel
-    with torch.device("meta"):
-        model: nn.Module = factory.from_config(settings, attn_implementation=ATTENTION)
-    if task == "embed" and hasattr(model, "pooler"):
-        model.pooler = None  # type: ignore[assignment]
-    return model
+    def _stand_in(self, number: int) -> Any:
+        event = self._outline.events[number]
+        leaves = []
+        for position, spec in enumerate(event.leaves):
+            value = self._values.get((number, position))
+            if value is None:
+                value = _blank(spec.shape(*self._size), getattr(torch, spec.dtype), self._device)
+            leaves.append(value)
+        return unflatten(event.structure, leaves, self._number)
+
+    def _number(self, dim: Dim) -> int:
+        rows, length = self._size
+        return dim[0] + dim[1] * rows + dim[2] * length + dim[3] * rows * length
+
+
+def owned_names(model: nn.Module, outline: Outline, first: int, last: int) -> list[str]:
+    """Return the names, in the model's `state_dict`, of all tensors that a stage needs."""
+    units = tuple(f"{unit}." for layer in outline.layers[first:last] for unit in layer.units)
+    shared = frozenset(outline.shared)
+    return [name for name in state_names(model) if name.startswith(units) or name_in_snapshot(model, name) in shared]
+
+
+def name_in_snapshot(model: nn.Module, name: str) -> str:
+    """Return what a tensor of a model is called in a snapshot."""
+    rename: Callable[[str], str] | None = getattr(model, "stored_name", None)
+    return name if rename is None else rename(name)
+
+
+def _blank(shape: Iterable[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    shape = tuple(shape)
+    value = torch.nan if dtype.is_floating_point else 0
+    return torch.full([1] * len(shape), value, dtype=dtype, device=device).expand(shape)
+
+
+def _length(inputs: Mapping[str, Tensor], outline: Outline) -> int:
+    for array in outline.inputs:
+        if None in array.shape:
+            return inputs[array.name].shape[1 + array.shape.index(None)]
+    return 1

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from daskinfer.errors import CheckpointError
-from daskinfer.models.families import group_of, normal_name
-from daskinfer.models.heads import Outputs, make_head
-from daskinfer.models.skeleton import StageModule
-from daskinfer.models.tensors import Array, array_to_tensor, tensor_nbytes, tensor_to_array
-from daskinfer.spec.recipe import ModelOptions
+from daskinfer.errors import CheckpointError, JobFailed
+from daskinfer.models.devices import find_cpu, find_device
+from daskinfer.models.offload import fill_offloaded
+from daskinfer.models.runner import Results, Runner
+from daskinfer.models.skeleton import Skeleton, owned_names
+from daskinfer.models.standins import make_blank, replace_state, state_names
+from daskinfer.models.tasks.build import build_task
+from daskinfer.models.tasks.module import TaskModule
+from daskinfer.models.tasks.request import TaskRequest
+from daskinfer.models.tensors import Array
+from daskinfer.models.weights import Filling, fill_module, find_entries, float32_paths
+from daskinfer.spec.outline import Outline
+from daskinfer.spec.plan import DeviceShape, Numerics, StagePlan
+from daskinfer.spec.snapshot import LayerGroup, Manifest, TensorEntry
 
-RawTensor = tuple[str, tuple[int, ...], memoryview]
-"""safetensors dtype, shape, bytes."""
-GroupReader = Callable[[], Mapping[str, RawTensor]]
-"""Reads one layer group: tensor name -> its bytes."""
-
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-_MISMATCH = "The snapshot does not belong to this configuration; publish the checkpoint again."
+Read = Callable[[list[tuple[LayerGroup, TensorEntry]], Mapping[str, Filling]], int]
+"""Brings the bytes of tensors to where they go, verified, and returns how many it read."""
 
 
 class Stage:
@@ -33,140 +32,165 @@ class Stage:
 
     Parameters
     ----------
-    module
-        The skeleton with all its weights in place.
-    task, config, options
-        What the last stage computes from the last layer.
+    runner
+        What computes.
     device
-        Where the weights are.
-    threads
-        Cores that a call computes with.
+        On what.
+    parameter_bytes
+        Bytes of its weights.
+    read_bytes
+        Bytes that were read to load it.
+    scratch
+        Folder of weights on disk, deleted with the stage.
     """
 
     def __init__(
         self,
-        module: StageModule,
-        task: str,
-        config: Mapping[str, Any],
-        options: ModelOptions,
-        device: str,
-        threads: int,
+        runner: Runner,
+        device: DeviceShape,
+        parameter_bytes: int,
+        read_bytes: int,
+        scratch: TemporaryDirectory[str] | None,
     ) -> None:
-        self._module = module
-        self._head = make_head(task, config, options) if module.is_last else None
-        self._device = device
-        self._threads = threads
-        self._lock = threading.Lock()
-        self.parameter_bytes = sum(tensor_nbytes(parameter) for parameter in module.parameters())
+        self.device = device.kind if device.kind == "cpu" else f"{device.kind}: {device.name}"
+        self.parameter_bytes = parameter_bytes
+        self.read_bytes = read_bytes
+        self._runner = runner
+        self._scratch = scratch
 
-    def run(self, ids: NDArray[np.int32], lengths: NDArray[np.int32], hidden: Array | None = None) -> Array | Outputs:
+    def run(self, inputs: Mapping[str, Array], received: tuple[Array, ...] = ()) -> tuple[Results, int]:
         """Run one microbatch.
 
         Parameters
         ----------
-        ids
-            Token ids, (rows, tokens), padded on the right.
-        lengths
-            Tokens of each row, (rows,).
-        hidden
-            What the stage before returned; None on the first stage.
+        inputs
+            The model's inputs, (items, ...) each.
+        received
+            What the stage before returned; empty on the first stage.
 
         Returns
         -------
-        numpy.ndarray or dict
-            Hidden states (rows, tokens, width) in the stage's dtype; on the last stage the task's columns by name.
+        tuple or dict
+            Arrays that cross to the next stage; on the last stage what the model returns, by name.
+        int
+            How often it did not fit the device and was run in smaller parts.
         """
-        with self._lock, torch.inference_mode():
-            # OpenMP keeps this number for each thread, and the pool's threads come and go.
-            if torch.get_num_threads() != self._threads:
-                torch.set_num_threads(self._threads)
-            tokens = torch.from_numpy(ids.astype(np.int64)).to(self._device)
-            columns = np.arange(ids.shape[1], dtype=lengths.dtype)
-            mask = torch.from_numpy((columns < lengths[:, None]).astype(np.int64)).to(self._device)
-            received = None if hidden is None else array_to_tensor(hidden).to(self._device)
-            output = self._module(tokens, mask, received)
-            return tensor_to_array(output) if self._head is None else self._head(output, mask)
+        before = self._runner.usage.out_of_memory
+        length = inputs["input_ids"].shape[1] if "attention_mask" in inputs else 1
+        results = self._runner.run(inputs, received, length=length)
+        return results, self._runner.usage.out_of_memory - before
 
 
 def load_stage(
     *,
-    config: Mapping[str, Any] | bytes,
-    task: str,
-    options: ModelOptions,
-    groups: Mapping[str, GroupReader],
-    first: int,
-    last: int,
-    dtype: str,
-    device: str = "cpu",
-    threads: int = 1,
+    request: TaskRequest,
+    outline: Outline,
+    manifest: Manifest,
+    stage: StagePlan,
+    numerics: Numerics,
+    read: Read,
 ) -> Stage:
-    """Build the stage of layers [first, last) and fill it from its layer groups, one in memory at a time.
+    """Build a stage and fill it with exactly its tensors.
 
     Parameters
     ----------
-    config
-        config.json, parsed or as bytes.
-    task, options
+    request
         What the model is asked to do.
-    groups
-        Readers of the snapshot's groups by name; only those the stage needs are called.
-    first, last
-        Layers of the stage.
-    dtype
-        Precision of weights and activations: float32, bfloat16 or float16.
-    device, threads
-        Where and with how many cores it runs.
+    outline
+        Its layers and cuts.
+    manifest
+        The snapshot.
+    stage
+        Which layers, and whether they may be kept elsewhere than on the device.
+    numerics
+        Precision, device and cores.
+    read
+        Brings the bytes.
 
     Raises
     ------
     CheckpointError
-        If a tensor is missing, unexpected, or of another shape.
+        If a tensor is missing, or of another shape.
+    JobFailed
+        If the device that the plan counts on is not there.
     """
-    settings: Mapping[str, Any] = json.loads(config) if isinstance(config, bytes) else config
-    module = StageModule(settings, task, first, last)
-    wanted = {normal_name(module.family, name): name for name, _ in module.model.named_parameters()}
-    for group in dict.fromkeys(group_of(module.family, name) for name in wanted):
-        if group not in groups:
-            raise CheckpointError(f"the stage of layers {first} to {last} needs the group {group!r}", hint=_MISMATCH)
-        names = {name for name in wanted if group_of(module.family, name) == group}
-        tensors = groups[group]()
-        for problem, difference in (("missing", names - tensors.keys()), ("unexpected", tensors.keys() - names)):
-            if difference:
-                raise CheckpointError(f"group {group!r}: {problem} tensor {min(difference)}", hint=_MISMATCH)
-        for name in sorted(names):
-            _place(module.model, wanted[name], tensors[name], getattr(torch, dtype), device)
-    _fill_buffers(module.model, device)
-    _refuse_meta(module)
-    return Stage(module, task, settings, options, device, threads)
+    device = _take_device(numerics.device)
+    module = build_task(request, numerics.dtype)
+    owned = owned_names(module, outline, stage.first, stage.last)
+    replace_state(module, set(state_names(module)) - set(owned), make_blank)
+    entries = find_entries(manifest, {path: module.stored_name(path) for path in owned})
+    keep_float32 = float32_paths(module, getattr(torch, numerics.dtype))
+
+    def fill(paths: list[str], place: str) -> int:
+        wanted = {path: entries[path] for path in paths}
+        pairs = list({pair[1].name: pair for pair in wanted.values()}.values())
+        found = {path: entry for path, (_, entry) in wanted.items()}
+        return fill_module(module, found, lambda targets: read(pairs, targets), device=place, keep_float32=keep_float32)
+
+    scratch = None
+    if stage.offload == "none":
+        read_bytes = fill(owned, device.kind)
+        _refuse_meta(module)
+    else:
+        folder = None
+        if stage.offload == "disk":
+            scratch = TemporaryDirectory(prefix="daskinfer-offload-", ignore_cleanup_errors=True)
+            folder = Path(scratch.name)
+        units = _movable_units(module, outline, stage)
+        away = {name for names in units.values() for name in names}
+        resident = [name for name in owned if name not in away]
+        read_bytes = fill_offloaded(module, units, resident, fill, device.kind, folder)
+    _move_buffers(module, device.kind)
+    skeleton = Skeleton(module, outline, stage.first, stage.last)
+    is_last = stage.last == len(outline.layers)
+    runner = Runner(
+        skeleton.run,
+        received=tuple(item.tensor for item in outline.layers[stage.first].cut),
+        returned=outline.outputs if is_last else tuple(item.tensor for item in outline.layers[stage.last].cut),
+        dtype=numerics.dtype,
+        snapshot=manifest.digest,
+        device=device,
+        threads=numerics.threads,
+    )
+    size = sum({entry.name: entry.end - entry.begin for _, entry in entries.values()}.values())
+    return Stage(runner, device, size, read_bytes, scratch)
 
 
-def _place(model: nn.Module, path: str, raw: RawTensor, dtype: torch.dtype, device: str) -> None:
-    stored, shape, data = raw
-    expected = tuple(model.get_parameter(path).shape)
-    if tuple(shape) != expected:
-        raise CheckpointError(f"tensor {path}: shape {tuple(shape)}, but the model has {expected}", hint=_MISMATCH)
-    if stored not in _DTYPES:
-        raise CheckpointError(f"tensor {path}: stored as {stored}, which is no floating-point weight", hint=_MISMATCH)
-    tensor = torch.empty(shape, dtype=_DTYPES[stored])
-    np.copyto(tensor.view(-1).view(torch.uint8).numpy(), np.frombuffer(data, dtype=np.uint8))
-    owner, _, leaf = path.rpartition(".")
-    setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor.to(device, dtype), requires_grad=False))
+def _take_device(kind: str) -> DeviceShape:
+    found = find_device()
+    if found.kind == kind:
+        return found
+    if kind == "cpu":
+        return find_cpu()
+    raise JobFailed(
+        f"the plan counts on {kind}, but this worker has only {found.kind}",
+        hint="Start workers with the same devices as before, or start over with --fresh.",
+    )
 
 
-def _fill_buffers(model: nn.Module, device: str) -> None:
-    """Make the embeddings' index buffers real; a checkpoint does not store them."""
-    for path, buffer in list(model.named_buffers()):
-        owner, _, leaf = path.rpartition(".")
-        real: Tensor | None = None
-        if leaf == "position_ids":
-            real = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
-        elif leaf == "token_type_ids":
-            real = torch.zeros(buffer.shape, dtype=torch.long, device=device)
-        if real is not None:
-            setattr(model.get_submodule(owner), leaf, real)
+def _movable_units(module: TaskModule, outline: Outline, stage: StagePlan) -> dict[str, list[str]]:
+    """Return the units whose parameters nothing else reads, so that they may be brought when the unit runs."""
+    shared = frozenset(outline.shared)
+    movable = {}
+    for unit in dict.fromkeys(unit for layer in outline.layers[stage.first : stage.last] for unit in layer.units):
+        names = [f"{unit}.{name}" for name, _ in module.get_submodule(unit).named_parameters()]
+        if names and not any(module.stored_name(name) in shared for name in names):
+            movable[unit] = names
+    return movable
 
 
-def _refuse_meta(module: nn.Module) -> None:
+def _move_buffers(module: TaskModule, device: str) -> None:
+    """Bring what a checkpoint does not store, such as rotary frequencies, to the device."""
+    for name, buffer in list(module.named_buffers()):
+        if not buffer.is_meta and buffer.device.type != device:
+            owner, _, leaf = name.rpartition(".")
+            module.get_submodule(owner)._buffers[leaf] = buffer.to(device)
+
+
+def _refuse_meta(module: TaskModule) -> None:
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if tensor.is_meta:
-            raise CheckpointError(f"tensor {name} has no value after loading", hint=_MISMATCH)
+            raise CheckpointError(
+                f"tensor {name} has no value after loading",
+                hint="The snapshot does not belong to this configuration; publish the checkpoint again.",
+            )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
+ATTENTION = "sdpa"
+"""Attention implementation that every model runs with, where it has one; else transformers' plain one."""
+
 
 def versions() -> dict[str, str]:
     """Return the installed versions of torch, transformers and tokenizers."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Literal
 
 from daskinfer.errors import PlanError
 from daskinfer.planning.placement import count_replicas, eligible_workers
 from daskinfer.planning.stages import choose_starts, make_stages
+from daskinfer.spec.outline import largest_bundle
 from daskinfer.spec.plan import ModelProfile, Numerics, Plan, StagePlan, WorkerShape
 from daskinfer.spec.recipe import Recipe
 from daskinfer.units import format_bytes
 
-ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-
+# Tokens of a row that layers are compared at; attention grows with the square.
+TYPICAL_LENGTH = 128
 # Large enough that Python and Dask cost little per token, small enough to stay in a core's cache; on small
 # encoders 1,024 to 4,096 tokens are equally fast.
 MICROBATCH_TOKENS = 2048
@@ -38,7 +40,7 @@ def make_plan(recipe: Recipe, profile: ModelProfile, workers: Sequence[WorkerSha
     recipe
         What the user asked for.
     profile
-        The model's layers, with parameter bytes in `numerics.dtype`.
+        The model's layers, with the sizes of their tensors in `numerics.dtype`.
     workers
         All workers of the cluster, with or without the required tags.
     numerics
@@ -50,32 +52,36 @@ def make_plan(recipe: Recipe, profile: ModelProfile, workers: Sequence[WorkerSha
         Nothing that the recipe allows would fit.
     """
     able = eligible_workers(workers, recipe.placement.requires)
-    known = [worker.memory for worker in able if worker.memory]
+    known = [worker.shard_memory for worker in able if worker.shard_memory]
     memory = int(min(known) * SHARD_SHARE) if known else 0
-    stages = make_stages(profile, choose_starts(profile, recipe.pipeline.stages, memory, len(able)))
-    for stage in stages:
-        if memory and stage.parameter_bytes > memory:
-            raise PlanError(
-                f"stage {stage.index} (layers {stage.first}-{stage.last - 1}) needs {format_bytes(stage.parameter_bytes)}, "
-                f"but a worker has {format_bytes(memory)} for its shard",
-                hint="Ask for more stages, or leave pipeline.stages on auto.",
-            )
+    max_length = profile.row_tokens or min(recipe.model.options.max_length, profile.max_length or sys.maxsize)
+    typical = min(max_length, TYPICAL_LENGTH)
+    starts = choose_starts(
+        profile, recipe.pipeline.stages, memory, len(able), typical, must_fit=recipe.placement.offload == "none"
+    )
+    stages = tuple(_fit_stage(stage, memory, recipe) for stage in make_stages(profile, starts, typical))
     wanted = recipe.pipeline.microbatch_tokens
-    tokens = MICROBATCH_TOKENS if wanted == "auto" else wanted
-    max_length = min(recipe.model.options.max_length, profile.max_positions)
     plan = Plan(
         stages=stages,
         replicas=count_replicas(stages, len(able)),
-        transports=tuple(_choose_transport(recipe, stage, profile, tokens, numerics) for stage in stages[:-1]),
-        microbatch_tokens=tokens,
+        edges=tuple(profile.layers[start].cut for start in starts[1:]),
+        transports=(),
+        microbatch_tokens=MICROBATCH_TOKENS if wanted == "auto" else wanted,
         max_length=max_length,
+        is_text=profile.row_tokens is None,
         window=1,
         numerics=numerics,
     )
-    return place_plan(plan, recipe, profile.hidden, able)
+    work = profile.work(0, len(profile.layers), typical) * plan.capacity / typical
+    seconds = [work * stage.share / (CORE_FLOPS_PER_SECOND * numerics.threads) for stage in stages]
+    transports = tuple(
+        _choose_transport(recipe, largest_bundle(edge, *plan.largest), compute)
+        for edge, compute in zip(plan.edges, seconds, strict=False)
+    )
+    return place_plan(plan.model_copy(update={"transports": transports}), recipe, able)
 
 
-def place_plan(plan: Plan, recipe: Recipe, hidden: int, workers: Sequence[WorkerShape]) -> Plan:
+def place_plan(plan: Plan, recipe: Recipe, workers: Sequence[WorkerShape]) -> Plan:
     """Fit a plan's replicas and window to the workers there are now; what decides bits stays.
 
     Raises
@@ -89,20 +95,28 @@ def place_plan(plan: Plan, recipe: Recipe, hidden: int, workers: Sequence[Worker
     if window == "auto":
         window = WINDOW_PER_WORKER * sum(replicas)
         known = [worker.memory for worker in able if worker.memory]
-        if known:
-            chunk = plan.capacity * hidden * ITEM_BYTES[plan.numerics.dtype]
-            window = max(1, min(window, int(min(known) * WINDOW_SHARE / chunk)))
+        if known and plan.edges:
+            bundle = max(largest_bundle(edge, *plan.largest) for edge in plan.edges)
+            window = max(1, min(window, int(min(known) * WINDOW_SHARE / bundle)))
     return plan.model_copy(update={"replicas": replicas, "window": window})
 
 
-def _choose_transport(
-    recipe: Recipe, stage: StagePlan, profile: ModelProfile, tokens: int, numerics: Numerics
-) -> Literal["zarr", "direct"]:
+def _fit_stage(stage: StagePlan, memory: int, recipe: Recipe) -> StagePlan:
+    """Return the stage, its weights kept elsewhere where they do not fit and the recipe allows it."""
+    if not memory or stage.parameter_bytes <= memory:
+        return stage
+    if recipe.placement.offload != "none":
+        return stage.model_copy(update={"offload": recipe.placement.offload})
+    raise PlanError(
+        f"stage {stage.index} (layers {stage.first}-{stage.last - 1}) needs {format_bytes(stage.parameter_bytes)}, "
+        f"but a worker has {format_bytes(memory)} for its shard",
+        hint="Ask for more stages, leave pipeline.stages on auto, or allow placement.offload.",
+    )
+
+
+def _choose_transport(recipe: Recipe, size: int, compute: float) -> Literal["zarr", "direct"]:
+    """Return how an edge's microbatches of `size` bytes travel, whose stage computes for `compute` seconds."""
     wanted = recipe.pipeline.activations.transport
     if wanted != "auto":
         return wanted
-    layers = (*profile.entry, *profile.layers, *profile.head)
-    flops = sum(layer.flops_per_token for layer in layers) * stage.share * tokens
-    compute = flops / (CORE_FLOPS_PER_SECOND * numerics.threads)
-    chunk = tokens * profile.hidden * ITEM_BYTES[numerics.dtype]
-    return "zarr" if ZARR_SECONDS + chunk / ZARR_BYTES_PER_SECOND <= ZARR_BUDGET * compute else "direct"
+    return "zarr" if ZARR_SECONDS + size / ZARR_BYTES_PER_SECOND <= ZARR_BUDGET * compute else "direct"

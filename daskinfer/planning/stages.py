@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from daskinfer.errors import PlanError
-from daskinfer.spec.plan import LayerProfile, ModelProfile, StagePlan
+from daskinfer.spec.plan import ModelProfile, StagePlan
 from daskinfer.units import format_bytes
 
 
@@ -40,39 +40,45 @@ def cut_layers(work: Sequence[int], stages: int) -> tuple[int, ...]:
     return tuple(reversed(starts))
 
 
-def make_stages(profile: ModelProfile, starts: Sequence[int]) -> tuple[StagePlan, ...]:
-    """Return the stages that begin at these layers; the first owns the entry, the last the head."""
+def make_stages(profile: ModelProfile, starts: Sequence[int], length: int) -> tuple[StagePlan, ...]:
+    """Return the stages that begin at these layers; `length` is what their shares of the work are compared at."""
     ends = [*starts[1:], len(profile.layers)]
-    owned = [list(profile.layers[first:last]) for first, last in zip(starts, ends, strict=True)]
-    owned[0] = [*profile.entry, *owned[0]]
-    owned[-1] = [*owned[-1], *profile.head]
-    total = sum(_work(layers) for layers in owned)
+    total = profile.work(0, len(profile.layers), length)
     return tuple(
         StagePlan(
             index=index,
             first=first,
             last=last,
-            groups=tuple(layer.name for layer in layers),
-            parameter_bytes=sum(layer.parameter_bytes for layer in layers),
-            share=_work(layers) / total if total else 1 / len(owned),
+            parameter_bytes=profile.stage_bytes(first, last),
+            share=profile.work(first, last, length) / total if total else 1 / len(ends),
         )
-        for index, (first, last, layers) in enumerate(zip(starts, ends, owned, strict=True))
+        for index, (first, last) in enumerate(zip(starts, ends, strict=True))
     )
 
 
 def choose_starts(
-    profile: ModelProfile, wanted: str | int | tuple[int, ...], memory: int, workers: int
+    profile: ModelProfile,
+    wanted: str | int | tuple[int | str, ...],
+    memory: int,
+    workers: int,
+    length: int,
+    must_fit: bool = True,
 ) -> tuple[int, ...]:
     """Turn `pipeline.stages` into the first layer of every stage.
 
     Parameters
     ----------
     wanted
-        `auto` (the fewest stages whose shards fit `memory`), a number, or the first layers after the first stage.
+        `auto` (the fewest stages whose shards fit `memory`), a number, or the first layers after the first stage, by
+        number or by name.
     memory
         Bytes that the smallest worker has for a shard; 0 where unknown.
     workers
         Workers there are; `auto` needs no more stages than that.
+    length
+        Tokens of a typical row, which the work is compared at.
+    must_fit
+        Whether shards larger than `memory` are refused; otherwise `auto` takes as many stages as there can be.
 
     Raises
     ------
@@ -81,35 +87,56 @@ def choose_starts(
     """
     layers = len(profile.layers)
     if isinstance(wanted, tuple):
-        starts = (0, *wanted)
-        if list(starts) != sorted(set(starts)) or starts[-1] >= layers:
-            raise PlanError(
-                f"pipeline.stages: {list(wanted)} are not rising layer numbers between 1 and {layers - 1}",
-                hint=f"Give the first layer of every stage after the first; [{(layers + 1) // 2}] would cut the "
-                f"{layers} layers in halves.",
-            )
-        return starts
-    work = [layer.flops_per_token for layer in profile.layers]
-    work[0] += _work(profile.entry)
-    work[-1] += _work(profile.head)
+        return _find_starts(profile, wanted)
+    work = [profile.work(layer, layer + 1, length) for layer in range(layers)]
     if isinstance(wanted, int):
         if wanted > layers:
-            raise PlanError(
-                f"pipeline.stages: {wanted} stages, but {profile.architecture} has only {layers} layers",
-                hint=f"Set pipeline.stages to {layers} or fewer.",
-            )
+            raise _refuse_stages(profile, wanted)
         return cut_layers(work, wanted)
     for stages in range(1, min(layers, workers) + 1):
         starts = cut_layers(work, stages)
-        largest = max(stage.parameter_bytes for stage in make_stages(profile, starts))
+        largest = max(stage.parameter_bytes for stage in make_stages(profile, starts, length))
         if not memory or largest <= memory:
             return starts
+    if not must_fit:
+        return starts
+    reason = f" It cannot be cut: {profile.uncut}." if profile.uncut else ""
     raise PlanError(
         f"the smallest shard of {profile.architecture} over {workers} workers needs {format_bytes(largest)}, "
-        f"but a worker has {format_bytes(memory)} for it",
-        hint="Add workers or memory, or choose a smaller dtype.",
+        f"but a worker has {format_bytes(memory)} for it.{reason}",
+        hint="Add workers or memory, choose a smaller dtype, or allow placement.offload.",
     )
 
 
-def _work(layers: Sequence[LayerProfile]) -> int:
-    return sum(layer.flops_per_token for layer in layers)
+def _find_starts(profile: ModelProfile, wanted: tuple[int | str, ...]) -> tuple[int, ...]:
+    names = [layer.name for layer in profile.layers]
+    layers = len(names)
+    unknown = [layer for layer in wanted if isinstance(layer, str) and layer not in names]
+    if unknown:
+        raise PlanError(
+            f"pipeline.stages: {profile.architecture} has no layer {unknown[0]!r}",
+            hint=f"Its layers are {names[0]} to {names[-1]}." if layers > 1 else f"It cannot be cut: {profile.uncut}.",
+        )
+    starts = (0, *(names.index(layer) if isinstance(layer, str) else layer for layer in wanted))
+    if len(starts) > layers:
+        raise _refuse_stages(profile, len(starts))
+    if list(starts) != sorted(set(starts)) or starts[-1] >= layers:
+        raise PlanError(
+            f"pipeline.stages: {list(wanted)} are not rising layer numbers between 1 and {layers - 1}",
+            hint=f"Give the first layer of every stage after the first; [{(layers + 1) // 2}] would cut the "
+            f"{layers} layers in halves.",
+        )
+    return starts
+
+
+def _refuse_stages(profile: ModelProfile, wanted: int) -> PlanError:
+    if profile.uncut:
+        return PlanError(
+            f"pipeline.stages: {wanted} stages, but {profile.architecture} cannot be cut: {profile.uncut}",
+            hint="Set pipeline.stages to 1.",
+        )
+    layers = len(profile.layers)
+    return PlanError(
+        f"pipeline.stages: {wanted} stages, but {profile.architecture} has only {layers} layers",
+        hint=f"Set pipeline.stages to {layers} or fewer.",
+    )

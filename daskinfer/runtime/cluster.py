@@ -16,9 +16,10 @@ from distributed import Client, LocalCluster
 from distributed.utils import silence_logging_cmgr
 
 from daskinfer.errors import JobFailed, RecipeError
+from daskinfer.models.devices import find_device
 from daskinfer.runtime.processes import set_up_processes
 from daskinfer.spec import recipe as recipes
-from daskinfer.spec.plan import WorkerShape
+from daskinfer.spec.plan import DeviceShape, WorkerShape
 
 CONNECT_SECONDS = 10
 # Every connection keeps its last 1,000 messages by default, whole graphs among them: memory that grows for an hour.
@@ -29,11 +30,18 @@ def find_workers(cluster: recipes.Cluster) -> list[WorkerShape]:
     """Return the workers that a plan can count on: those of a running cluster, or those that would be started."""
     if cluster.address is not None:
         with _connect(cluster.address) as client:
-            return worker_shapes(client)
+            devices: dict[str, DeviceShape] = client.run(find_device)
+            return [
+                shape.model_copy(update={"device": devices.get(shape.address, shape.device)})
+                for shape in worker_shapes(client)
+            ]
     local = cluster.workers
+    device = find_device()
     memory = int(psutil.virtual_memory().total / local.workers)
     return [
-        WorkerShape(address=f"local-{index}", threads=local.threads, memory=memory, resources=local.resources)
+        WorkerShape(
+            address=f"local-{index}", threads=local.threads, memory=memory, resources=local.resources, device=device
+        )
         for index in range(local.workers)
     ]
 

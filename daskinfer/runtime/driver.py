@@ -67,7 +67,7 @@ class _Held:
     """Futures of one open partition; dropping them lets the cluster forget it."""
 
     rows: Future | None = None
-    tokens: Future | None = None
+    encoded: Future | None = None
     handoffs: dict[int, Future] = field(default_factory=dict)
     others: list[Future] = field(default_factory=list)
 
@@ -148,7 +148,7 @@ class Driver:
         """Take tasks, tokens and shards of this job back from a cluster that others use."""
         futures = [*self._loads]
         for held in self._held.values():
-            futures += [*filter(None, (held.rows, held.tokens)), *held.handoffs.values(), *held.others]
+            futures += [*filter(None, (held.rows, held.encoded)), *held.handoffs.values(), *held.others]
         # Not Client.cancel: forced, it trips over tasks that no client holds and takes the connection down with it.
         for future in futures:
             future.release()
@@ -231,8 +231,8 @@ class Driver:
 
     def _prepare(self, partition: int, attempt: int) -> None:
         graph = prepare_graph(self._handle, partition_source(self._table, partition), attempt)
-        rows, tokens, count = self._submit(graph, priority=_PRIORITY_FIRST - partition)
-        self._held[partition] = _Held(rows, tokens)
+        rows, encoded, count = self._submit(graph, priority=_PRIORITY_FIRST - partition)
+        self._held[partition] = _Held(rows, encoded)
         self._watch(
             count,
             self._settle("prepare", partition, 0, lambda future: Prepared(partition, future.result(RESULT_SECONDS))),
@@ -240,9 +240,9 @@ class Driver:
 
     def _submit_microbatches(self, partition: int, numbers: Sequence[int], attempt: int) -> None:
         held = self._held[partition]
-        assert held.tokens is not None
+        assert held.encoded is not None
         graph = microbatch_graph(
-            self._handle, len(self._ledger.plan.stages), self._requires, partition, numbers, held.tokens.key, attempt
+            self._handle, len(self._ledger.plan.stages), self._requires, partition, numbers, held.encoded.key, attempt
         )
         futures = self._submit(graph, priority=-partition)
         if not self._verified:
@@ -255,9 +255,9 @@ class Driver:
 
     def _commit(self, partition: int, attempt: int) -> None:
         held = self._held[partition]
-        assert held.rows is not None and held.tokens is not None
+        assert held.rows is not None and held.encoded is not None
         handoffs: list[Key] = [held.handoffs[number].key for number in sorted(held.handoffs)]
-        graph = commit_graph(self._handle, partition, held.rows.key, held.tokens.key, handoffs, attempt)
+        graph = commit_graph(self._handle, partition, held.rows.key, held.encoded.key, handoffs, attempt)
         (future,) = self._submit(graph, priority=2 * _PRIORITY_FIRST - partition)
         self._watch(
             future, self._settle("commit", partition, 0, lambda future: Committed(future.result(RESULT_SECONDS)))

@@ -35,6 +35,7 @@ class Ledger:
         self._acks: dict[int, list[ShardAck]] = defaultdict(list)
         self._microbatches = [0] * len(plan.stages)
         self._seconds = [[0.0, 0.0, 0.0] for _ in plan.stages]
+        self._out_of_memory = [0] * len(plan.stages)
 
     def add_earlier(self, record: CommitRecord) -> None:
         """Count a partition that an earlier run committed."""
@@ -49,6 +50,7 @@ class Ledger:
         self.padded_tokens += record.padded_tokens
         for trail in record.trail:
             self._microbatches[trail.stage] += trail.microbatches
+            self._out_of_memory[trail.stage] += trail.out_of_memory
             for index, seconds in enumerate((trail.compute, trail.receive, trail.send)):
                 self._seconds[trail.stage][index] += seconds
 
@@ -79,6 +81,8 @@ class Ledger:
                 shard_bytes=stage.parameter_bytes,
                 read_bytes=sum(ack.read_bytes for ack in self._acks[stage.index]),
                 load_seconds=max((ack.seconds for ack in self._acks[stage.index]), default=0.0),
+                device=", ".join(sorted({ack.device for ack in self._acks[stage.index]})),
+                out_of_memory=self._out_of_memory[stage.index],
                 workers=tuple(ack.worker for ack in self._acks[stage.index]),
                 microbatches=self._microbatches[stage.index],
                 compute=self._seconds[stage.index][0],

@@ -23,6 +23,8 @@ class ShardAck:
     """Digest of the daskinfer code that the worker runs."""
     read_bytes: int
     seconds: float
+    device: str
+    """What the worker computes with."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
-from daskinfer.errors import OutputOwned, UsageError
-from daskinfer.graphs.context import open_job_sink
+from daskinfer.errors import OutputOwned, RecipeError, UsageError
+from daskinfer.graphs.context import make_request, open_job_sink
 from daskinfer.ids import digest_of, shorten
-from daskinfer.models.families import ATTENTION
-from daskinfer.models.profile import profile_model, resolve_dtype
-from daskinfer.models.tasks.fields import task_fields
-from daskinfer.models.tokenizer import make_tokenizer
-from daskinfer.models.versions import versions
+from daskinfer.models.arrays import count_row_tokens
+from daskinfer.models.devices import choose_dtype
+from daskinfer.models.tasks.encode import make_encoder, row_length
+from daskinfer.models.tasks.fields import task_fields, task_wants
+from daskinfer.models.tasks.request import TaskRequest
+from daskinfer.models.versions import ATTENTION, versions
 from daskinfer.planning.placement import eligible_workers
 from daskinfer.planning.plan import make_plan, place_plan
+from daskinfer.planning.profile import make_profile
 from daskinfer.runtime.checkpoints import resolve_checkpoint
+from daskinfer.runtime.outlines import find_outline
 from daskinfer.source import digest_source
-from daskinfer.spec.job import JobRecord, digest_files, make_request
+from daskinfer.spec.job import JobRecord, digest_files, make_job_request
+from daskinfer.spec.outline import InputArray
 from daskinfer.spec.plan import Numerics, Plan, WorkerShape
 from daskinfer.spec.recipe import OPERATIONAL, Input, Recipe
 from daskinfer.spec.rows import PartitionTable
 from daskinfer.storage.filesystem import absolute_url
-from daskinfer.storage.inputs.files import find_files
+from daskinfer.storage.inputs.files import find_input
 from daskinfer.storage.inputs.index import index_input
 from daskinfer.storage.jobs import JobStore, create_job
 from daskinfer.storage.outputs.owner import Owner, claim, current_owner
@@ -82,12 +85,12 @@ def find_owner(recipe: Recipe, workers: Sequence[WorkerShape]) -> OpenedJob | No
         return None
     store = JobStore(recipe.workspace, owner.job)
     record = _read_owner_record(store, owner, recipe, output)
-    inputs = digest_files(find_files(absolute_input(recipe).url))
-    numerics = _make_numerics(recipe, record.plan.numerics.dtype, workers)
-    if make_request(recipe, inputs, digest_source(), numerics) != owner.request:
+    inputs = digest_files(find_input(absolute_input(recipe)).files)
+    numerics = _make_numerics(recipe, None, workers).model_copy(update={"dtype": record.plan.numerics.dtype})
+    if make_job_request(recipe, inputs, digest_source(), numerics) != owner.request:
         raise _explain_difference(record, recipe, inputs, output)
     if store.state() != "done":
-        plan = place_plan(record.plan, recipe, record.hidden, workers)
+        plan = place_plan(record.plan, recipe, workers)
         return OpenedJob(store, record, plan, resumed=True, done=False)
     now = resolve_checkpoint(recipe)
     if now.snapshot != record.resolution.snapshot:
@@ -111,26 +114,40 @@ def draft_job(recipe: Recipe, workers: Sequence[WorkerShape]) -> tuple[JobRecord
     registry = Registry(recipe.registry_url)
     manifest = registry.manifest(resolution.snapshot)
     files = {file.path: registry.file(manifest, file.path) for file in manifest.files}
-    config = json.loads(files["config.json"])
-    fields = task_fields(recipe.model.task, config, recipe.model.options)
-    make_tokenizer(files, recipe.model.options.max_length)
-    dtype = resolve_dtype(recipe.model.dtype, manifest)
-    numerics = _make_numerics(recipe, dtype, workers)
-    profile = profile_model(manifest, config, recipe.model.task, dtype)
+    wants = _find_wants(recipe, make_request(recipe, manifest, files, ()))
+    columns = {recipe.input.columns.get(role, role): want for role, want in wants.items()}
+    table = index_input(absolute_input(recipe), columns, recipe.output.keep)
+    arrays = tuple(
+        InputArray(name=role, dtype=array.dtype, shape=array.shape)
+        for role in wants
+        if (array := table.arrays.get(recipe.input.columns.get(role, role))) is not None
+    )
+    request = make_request(recipe, manifest, files, arrays)
+    numerics = _make_numerics(recipe, manifest.dtype, workers)
+    outline = find_outline(registry.url, request, numerics.dtype)
+    is_text = any(None in array.shape for array in outline.inputs)
+    profile = make_profile(
+        manifest,
+        outline,
+        max_length=row_length(request) if is_text else None,
+        row_tokens=None if is_text else count_row_tokens(outline.inputs),
+    )
     plan = make_plan(recipe, profile, workers, numerics)
-    table = index_input(absolute_input(recipe), recipe.output.keep)
+    make_encoder(request, plan.max_length)  # refuses unusable tokenizers and processors
     inputs = digest_files(table.files)
+    has_variants = any(array.name == "position" for array in outline.inputs)
     record = JobRecord(
         job="unnamed",
-        request=make_request(recipe, inputs, digest_source(), numerics),
+        request=make_job_request(recipe, inputs, digest_source(), numerics),
         recipe=recipe,
         resolution=resolution,
         registry=absolute_url(recipe.registry_url),
         inputs=inputs,
         code=digest_source(),
         plan=plan,
-        hidden=profile.hidden,
-        fields=fields,
+        outline=outline,
+        slots=recipe.input.partition_rows * (plan.max_length if has_variants else 1),
+        fields=task_fields(request, plan.max_length, outline.outputs),
         keep={column: table.columns[column] for column in recipe.output.keep},
         output=absolute_url(recipe.output.url),
         rows=table.rows,
@@ -164,9 +181,30 @@ def absolute_input(recipe: Recipe) -> Input:
     return recipe.input.model_copy(update={"url": absolute_url(recipe.input.url)})
 
 
-def _make_numerics(recipe: Recipe, dtype: str, workers: Sequence[WorkerShape]) -> Numerics:
+def _find_wants(recipe: Recipe, request: TaskRequest) -> dict[str, Literal["text", "image", "array"]]:
+    """Return what the task reads, by role; the inputs of `forward` are those that the recipe names."""
+    if request.task != "forward":
+        return task_wants(request)
+    if not recipe.input.columns:
+        raise RecipeError(
+            "input.columns: the task forward needs the model's inputs by name",
+            hint="Write {NAME: COLUMN} for every argument of the model's forward, such as {pixel_values: image}.",
+        )
+    return dict.fromkeys(recipe.input.columns, "array")
+
+
+def _make_numerics(recipe: Recipe, stored: str | None, workers: Sequence[WorkerShape]) -> Numerics:
+    """Return what the workers compute with; `stored` is the checkpoint's precision."""
     able = eligible_workers(workers, recipe.placement.requires)
-    return Numerics(dtype=dtype, attention=ATTENTION, threads=min(worker.threads for worker in able), **versions())
+    # What not all of them have cannot be counted on.
+    device = next((worker.device for worker in able if worker.device.kind == "cpu"), able[0].device)
+    return Numerics(
+        dtype=choose_dtype(recipe.model.dtype, stored or "float32", device)[0],
+        device=device.kind,
+        attention=ATTENTION,
+        threads=min(worker.threads for worker in able),
+        **versions(),
+    )
 
 
 @contextmanager

@@ -19,7 +19,7 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class Activation:
-    """A reference to the tensor that crossed an edge; never the tensor itself."""
+    """A reference to the tensors that crossed an edge; never the tensors themselves."""
 
     edge: Edge
     """Where it belongs."""
@@ -27,10 +27,8 @@ class Activation:
     """Partition number."""
     microbatch: int
     """Number inside the partition."""
-    shape: tuple[int, ...]
-    """(rows, tokens, hidden)."""
-    dtype: str
-    """float32, bfloat16 or float16."""
+    tensors: tuple[tuple[tuple[int, ...], str], ...]
+    """(shape, dtype) of each, in order."""
     digest: str
     """xxh3-128 over the identity above and the bytes, hex."""
     chunk: int | None = None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from typing import Literal
 
-from daskinfer.ids import digest_of
+from daskinfer.ids import canonical_json, digest_of
+from daskinfer.spec.outline import Outline
 from daskinfer.spec.plan import Numerics, Plan
 from daskinfer.spec.recipe import Recipe
 from daskinfer.spec.rows import InputFile
@@ -21,7 +23,7 @@ class OutputField(Section):
 
     name: str
     """Column or array name."""
-    kind: Literal["float32", "float64", "int64", "string", "bool"]
+    kind: Literal["float32", "float64", "int64", "int32", "uint8", "bool", "string"]
     """Element type."""
     shape: tuple[int, ...] = ()
     """Shape of one row's value; () for a scalar."""
@@ -46,8 +48,10 @@ class JobRecord(Section):
     """Digest of daskinfer's own source."""
     plan: Plan
     """How it is cut; decides bits."""
-    hidden: int
-    """Width of the activations between stages."""
+    outline: Outline
+    """The model's layers and cuts, as every worker follows them."""
+    slots: int
+    """Microbatches that a partition may have."""
     fields: tuple[OutputField, ...]
     """Columns the task writes."""
     keep: dict[str, str]
@@ -69,10 +73,13 @@ class JobRecord(Section):
 
 def digest_files(files: Iterable[InputFile]) -> str:
     """Return the identity of an input: names, sizes and etags of its files, in order."""
-    return digest_of([file.model_dump(mode="json") for file in files])
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(canonical_json([file.url, file.size, file.etag]))
+    return f"sha256:{digest.hexdigest()}"
 
 
-def make_request(recipe: Recipe, inputs: str, code: str, numerics: Numerics) -> str:
+def make_job_request(recipe: Recipe, inputs: str, code: str, numerics: Numerics) -> str:
     """Return the digest of all that decides the output except the snapshot.
 
     `threads` is left out: a resume keeps the recorded plan's.
@@ -93,6 +100,8 @@ class StageTrail(Section):
     """Seconds reading and checking activations."""
     send: float
     """Seconds writing activations."""
+    out_of_memory: int = 0
+    """Times that a microbatch did not fit the device and was run in smaller parts."""
     workers: tuple[str, ...]
     """Who computed it."""
 
@@ -141,6 +150,10 @@ class StageReport(Section):
     """Bytes read to load it, all workers together."""
     load_seconds: float
     """Longest load among its workers."""
+    device: str = ""
+    """What its workers compute with."""
+    out_of_memory: int = 0
+    """Times that a microbatch did not fit the device and was run in smaller parts."""
     workers: tuple[str, ...]
     """Who held it."""
     microbatches: int

@@ -5,7 +5,9 @@ Found once without weights, kept with the registry, and followed by every worker
 
 from __future__ import annotations
 
-from functools import reduce
+from collections.abc import Iterable
+from functools import lru_cache, reduce
+from itertools import accumulate
 from operator import mul
 from typing import Any, Literal
 
@@ -15,6 +17,9 @@ Dim = tuple[int, int, int, int]
 """A size as (constant, per row, per token of the padded length, per row and token)."""
 
 ITEM_BYTES = {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "bfloat16": 2, "float16": 2, "uint8": 1, "bool": 1}
+
+ALIGNMENT = 64
+"""Bytes: where every tensor of a bundle begins, at rest and in memory."""
 
 
 class InputArray(Section):
@@ -47,6 +52,30 @@ class TensorSpec(Section):
         return reduce(mul, self.shape(rows, length), ITEM_BYTES[self.dtype])
 
 
+def bundle_offsets(sizes: Iterable[int]) -> tuple[int, ...]:
+    """Return where tensors of these many bytes begin when they lie end to end, and where the last one ends, aligned."""
+    return tuple(accumulate((-(-size // ALIGNMENT) * ALIGNMENT for size in sizes), initial=0))
+
+
+@lru_cache(maxsize=256)
+def largest_bundle(tensors: tuple[TensorSpec, ...], capacity: int, max_length: int) -> int:
+    """Return the most bytes that the tensors of a microbatch take when they lie end to end, aligned.
+
+    Parameters
+    ----------
+    tensors
+        What crosses the edge.
+    capacity
+        Most padded tokens of a microbatch, rows * length.
+    max_length
+        Longest length in tokens; 1 where all rows have the same.
+    """
+    return max(
+        bundle_offsets(tensor.nbytes(capacity // length, length) for tensor in tensors)[-1]
+        for length in range(1, min(max_length, capacity) + 1)
+    )
+
+
 class Event(Section):
     """One call of a unit."""
 
@@ -76,6 +105,8 @@ class LayerOutline(Section):
     """Path of the layer."""
     units: tuple[str, ...]
     """Paths of all units that run with it; the first layer's include the embeddings, the last one's the head."""
+    tensors: tuple[str, ...]
+    """Names in the snapshot of all their tensors."""
     begin: int
     """First event."""
     end: int
@@ -104,7 +135,7 @@ class Outline(Section):
     layers: tuple[LayerOutline, ...]
     """The layers that can be cut between."""
     shared: tuple[str, ...]
-    """Units, or modules that hold parameters of their own, that every stage needs."""
+    """Names in the snapshot of the tensors that every stage needs: the forward reads them outside any unit."""
     outputs: dict[str, TensorSpec]
     """What the last stage returns."""
     uncut: str | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from daskinfer.ids import digest_of
+from daskinfer.spec.outline import TensorSpec
 from daskinfer.spec.section import Section
 
 
@@ -12,28 +13,65 @@ class LayerProfile(Section):
     """What one layer costs, known without running it."""
 
     name: str
-    """Name of its group in the manifest."""
-    parameter_bytes: int
-    """Bytes of its tensors in the job's dtype."""
-    flops_per_token: int
-    """Multiply and add operations a token, at the model's own width."""
+    """Name of its module: `encoder.layer.3`."""
+    tensors: tuple[str, ...]
+    """Names in the snapshot of all tensors that it and what runs with it needs."""
+    flops: tuple[int, int]
+    """Operations of a row of L tokens: first * L + second * L**2; of a row, where lengths are fixed: first."""
+    cut: tuple[TensorSpec, ...]
+    """What crosses a cut before it; empty for the first layer."""
 
 
 class ModelProfile(Section):
-    """A model as planning sees it: a row of layers between an input and a head."""
+    """A model as planning sees it: a row of layers, and what crosses between them."""
 
     architecture: str
     """Class name, e.g. BertModel."""
-    hidden: int
-    """Width of the activations between layers."""
-    max_positions: int
-    """Longest input that the model accepts, in tokens."""
-    entry: tuple[LayerProfile, ...]
-    """What must run before the first layer: the embeddings."""
+    max_length: int | None
+    """Longest row that the model accepts, in tokens; None where there is no limit."""
+    row_tokens: int | None = None
+    """Tokens that a row counts as, for models whose rows all have one shape; None for text."""
     layers: tuple[LayerProfile, ...]
-    """The layers that can be cut between."""
-    head: tuple[LayerProfile, ...]
-    """What runs after the last layer."""
+    """The layers that can be cut between; whatever runs before, between and after them is part of one."""
+    shared: tuple[str, ...] = ()
+    """Tensors that every stage needs."""
+    sizes: dict[str, int]
+    """Bytes of every tensor in the job's precision."""
+    uncut: str | None = None
+    """Why the model cannot be cut, where it cannot."""
+
+    def stage_bytes(self, first: int, last: int) -> int:
+        """Return the bytes of a shard of the layers [first, last); a tensor that several of them need counts once."""
+        needed = {name for layer in self.layers[first:last] for name in layer.tensors} | set(self.shared)
+        return sum(self.sizes[name] for name in needed)
+
+    def work(self, first: int, last: int, length: int) -> int:
+        """Return the operations that the layers [first, last) need for a row of `length` tokens."""
+        flops = [layer.flops for layer in self.layers[first:last]]
+        if self.row_tokens is not None:
+            return sum(row for row, _ in flops)
+        return sum(linear * length + square * length**2 for linear, square in flops)
+
+
+class DeviceShape(Section):
+    """What a worker computes on."""
+
+    kind: Literal["cuda", "mps", "cpu"]
+    """Kind of device, as torch calls it."""
+    name: str
+    """What its maker calls it."""
+    memory: int
+    """Bytes: its own, or the machine's for a CPU."""
+    threads: int
+    """CPU cores that the process may use."""
+    bf16: bool
+    """Whether it computes bfloat16 faster than float32."""
+    fp16: bool
+    """Whether it computes float16 faster than float32."""
+
+
+UNKNOWN_DEVICE = DeviceShape(kind="cpu", name="a CPU", memory=0, threads=1, bf16=False, fp16=False)
+"""Stands for a device that nobody asked about."""
 
 
 class WorkerShape(Section):
@@ -47,6 +85,13 @@ class WorkerShape(Section):
     """Bytes it may use; 0 where unknown."""
     resources: dict[str, float]
     """Tags that it declares."""
+    device: DeviceShape = UNKNOWN_DEVICE
+    """What it computes on."""
+
+    @property
+    def shard_memory(self) -> int:
+        """Bytes that a shard competes for; 0 where unknown."""
+        return self.memory if self.device.kind == "cpu" else self.device.memory
 
 
 class StagePlan(Section):
@@ -58,12 +103,12 @@ class StagePlan(Section):
     """First layer."""
     last: int
     """One past the last layer."""
-    groups: tuple[str, ...]
-    """Layer groups of its shard."""
     parameter_bytes: int
     """Bytes of its shard."""
     share: float
     """Its part of the model's FLOPs, 0 to 1."""
+    offload: Literal["none", "cpu", "disk"] = "none"
+    """Where its weights wait for their turn on the device, where they do not fit it."""
 
 
 class Numerics(Section):
@@ -71,6 +116,8 @@ class Numerics(Section):
 
     dtype: str
     """Precision of weights and activations."""
+    device: str = "cpu"
+    """Kind of device: cpu, cuda or mps."""
     attention: str
     """Attention implementation."""
     threads: int
@@ -90,12 +137,16 @@ class Plan(Section):
     """In order."""
     replicas: tuple[int, ...]
     """Workers of every stage."""
+    edges: tuple[tuple[TensorSpec, ...], ...]
+    """What crosses from each stage to the next."""
     transports: tuple[Literal["zarr", "direct"], ...]
     """One for each edge."""
     microbatch_tokens: int
     """Most padded tokens of a microbatch with more than one row."""
     max_length: int
-    """Longest row in tokens."""
+    """Longest row in tokens; what every row counts as, where `is_text` is false."""
+    is_text: bool = True
+    """Whether rows are tokens of different number; otherwise they are arrays of one shape."""
     window: int
     """Microbatches in flight."""
     numerics: Numerics
@@ -105,6 +156,11 @@ class Plan(Section):
     def capacity(self) -> int:
         """Most padded tokens of any microbatch: a single row may exceed `microbatch_tokens`."""
         return max(self.microbatch_tokens, self.max_length)
+
+    @property
+    def largest(self) -> tuple[int, int]:
+        """Most of a microbatch as (rows times length, length), as sizes of tensors depend on them."""
+        return (self.capacity, self.max_length) if self.is_text else (self.capacity // self.max_length, 1)
 
     @property
     def digest(self) -> str:

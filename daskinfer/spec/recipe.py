@@ -92,8 +92,9 @@ class Activations(Section):
 class Pipeline(Section):
     """How the model is cut and how much is in flight."""
 
-    stages: Auto | Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], ...] = "auto"
-    """`auto`, a number, or the first layer of every stage after the first (`[2, 4]` cuts six layers in three)."""
+    stages: Auto | Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)] | str, ...] = "auto"
+    """`auto`, a number, or the first layer of every stage after the first, by number or by name (`[2, 4]` cuts six
+    layers in three)."""
     microbatch_tokens: Auto | Annotated[int, Field(ge=1)] = "auto"
     """Padded tokens of a microbatch."""
     window: Auto | Annotated[int, Field(ge=1)] = "auto"

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from daskinfer.spec.section import Section
 
+Want = Literal["text", "image", "array"]
+"""What a task reads a column as."""
 
-class InputFile(Section):
-    """One file of the input as it was when the job started."""
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """One file of the input as it was when the job started; of a Zarr group, one object."""
 
     url: str
     """Full URL."""
@@ -19,18 +24,20 @@ class InputFile(Section):
 
 
 class Segment(Section):
-    """Consecutive rows of one file that belong to a partition."""
+    """Consecutive rows of one file, images or a Zarr group that belong to a partition."""
 
     file: int
     """Index into the partition table's files."""
     begin: int
-    """First byte (line formats) or first row of the file (parquet)."""
+    """First byte (line formats) or first row (parquet, Zarr)."""
     end: int
     """One past the last byte or row."""
     rows: int
     """Rows in the segment."""
     line: int
-    """Line number of the first row, counted from 1 (line formats); 0 for parquet."""
+    """Line number of the first row, counted from 1 (line formats); 0 for the others."""
+    more: tuple[int, ...] = ()
+    """Further files that the rows lie in: the other images, or the chunks of a Zarr group."""
 
 
 class Partition(Section):
@@ -59,7 +66,7 @@ class PartitionTable(Section):
     """The input, cut into partitions once and for the whole job."""
 
     format: str
-    """jsonl, csv, text or parquet."""
+    """jsonl, csv, text, parquet, images or zarr."""
     files: tuple[InputFile, ...]
     """All files in order."""
     partition_rows: int
@@ -87,7 +94,7 @@ class Reject:
     source: str
     """URL of its file."""
     line: int
-    """Line number from 1 in line formats; row number from 1 in parquet."""
+    """Line number from 1 in line formats; row number from 1 in the others."""
     error: str
     """Why it was refused, in one sentence."""
     excerpt: str

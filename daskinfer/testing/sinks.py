@@ -23,6 +23,8 @@ FIELDS = (
     OutputField(name="embedding", kind="float32", shape=(3,)),
     OutputField(name="label", kind="string"),
     OutputField(name="tokens", kind="int64"),
+    OutputField(name="maps", kind="float64", shape=(2, 3)),
+    OutputField(name="mask", kind="uint8", shape=(2, 1, 2)),
 )
 KEEP = {"id": "int64", "title": "string", "weight": "float64", "seen": "bool"}
 METADATA = {"snapshot": SNAPSHOT, "recipe": "sha256:" + "2" * 64}
@@ -42,6 +44,8 @@ def make_part(number: int, refused: Sequence[int] = (), shift: float = 0.0) -> O
             "embedding": (ids[:, None] / np.float32(7) + np.arange(3) + shift).astype(np.float32),
             "label": np.array([f"läbel-{row}" for row in ids.tolist()], object),
             "tokens": ids * 2,
+            "maps": ids[:, None, None] / 3 + np.arange(6).reshape(2, 3),
+            "mask": (ids[:, None, None, None] + np.arange(4).reshape(2, 1, 2)).astype(np.uint8),
         },
         kept=pa.table(
             {
@@ -98,6 +102,9 @@ class SinkContract(ABC):
         assert found["tokens"] == [row * 2 for row in found["id"]]
         expected = np.concatenate([make_part(n, (1,) if n == 1 else ()).arrays["embedding"] for n in range(3)])
         assert np.array_equal(np.array(found["embedding"], np.float32), expected)
+        parts = [make_part(n, (1,) if n == 1 else ()) for n in range(3)]
+        for name in ("maps", "mask"):
+            assert found[name] == np.concatenate([part.arrays[name] for part in parts]).tolist()
         weights = np.array([np.nan if row % 3 == 0 else row / 3 for row in found["id"]])
         assert np.array_equal(np.array(found["weight"], float), weights, equal_nan=True)
 

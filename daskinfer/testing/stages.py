@@ -1,74 +1,75 @@
-"""Stages of a checkpoint directory in one process, without a registry or a cluster."""
+"""Stages of a checkpoint in one process, loaded from a registry as workers do it, without a cluster."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-from numpy.typing import NDArray
 
-from daskinfer.models.checkpoint import inspect_checkpoint
-from daskinfer.models.families import family_of
-from daskinfer.models.stage import RawTensor, Stage, load_stage
+from daskinfer.models.stage import Stage, load_stage
+from daskinfer.models.tasks.request import TaskRequest
+from daskinfer.models.versions import versions
+from daskinfer.runtime.outlines import find_outline
+from daskinfer.spec.outline import InputArray, Outline
+from daskinfer.spec.plan import Numerics, StagePlan
 from daskinfer.spec.recipe import ModelOptions
+from daskinfer.storage.nodecache import load_tensors
+from daskinfer.storage.registry import Registry
 
-Batch = tuple[NDArray[np.int32], NDArray[np.int32]]
-"""Token ids (rows, tokens) and lengths (rows,)."""
+Array = np.ndarray[Any, Any]
 
 
-def read_blob(blob: Callable[[], bytes]) -> dict[str, RawTensor]:
-    """A group's tensors, parsed by safetensors itself."""
-    parse: Any = safetensors.deserialize
-    return {name: (entry["dtype"], tuple(entry["shape"]), memoryview(entry["data"])) for name, entry in parse(blob())}
+def request_of(
+    registry: Registry,
+    reference: str,
+    task: str = "embed",
+    options: ModelOptions | None = None,
+    arrays: Sequence[InputArray] = (),
+) -> TaskRequest:
+    """What a recipe would ask of a published checkpoint."""
+    manifest = registry.manifest(registry.resolve(reference).snapshot)
+    files = {file.path: registry.file(manifest, file.path) for file in manifest.files}
+    return TaskRequest(task, options or ModelOptions(), manifest.architecture, files, manifest.entry, tuple(arrays))
 
 
 def cut_checkpoint(
-    directory: Path,
-    starts: Iterable[int],
+    registry: Registry,
+    reference: str,
+    request: TaskRequest,
+    stages: int | Sequence[int] = 1,
     *,
-    task: str = "embed",
-    options: ModelOptions | None = None,
     dtype: str = "float32",
-    threads: int = 1,
-) -> list[Stage]:
-    """The checkpoint's stages; `starts` are the first layers of all of them."""
-    source = inspect_checkpoint(directory)
-    config = json.loads(source.files["config.json"])
-    edges = [*starts, family_of(config).depth(config)]
-    return [
+    offload: str = "none",
+) -> tuple[Outline, list[Stage]]:
+    """A published checkpoint's outline and its stages: a number of them, or the first layers of all of them."""
+    manifest = registry.manifest(registry.resolve(reference).snapshot)
+    outline = find_outline(registry.url, request, dtype)
+    layers = len(outline.layers)
+    starts = [layers * stage // stages for stage in range(stages)] if isinstance(stages, int) else list(stages)
+    numerics = Numerics(dtype=dtype, attention="sdpa", threads=1, **versions())
+    loaded = [
         load_stage(
-            config=config,
-            task=task,
-            options=options or ModelOptions(),
-            groups={group.name: partial(read_blob, group.blob) for group in source.groups},
-            first=first,
-            last=last,
-            dtype=dtype,
-            threads=threads,
+            request=request,
+            outline=outline,
+            manifest=manifest,
+            stage=StagePlan.model_validate(
+                {"index": index, "first": first, "last": last, "parameter_bytes": 0, "share": 1, "offload": offload}
+            ),
+            numerics=numerics,
+            read=partial(load_tensors, registry.url),
         )
-        for first, last in pairwise(edges)
+        for index, (first, last) in enumerate(pairwise([*starts, layers]))
     ]
+    return outline, loaded
 
 
-def run_through(stages: list[Stage], batch: Batch) -> dict[str, np.ndarray[Any, Any]]:
+def run_through(stages: Sequence[Stage], inputs: Mapping[str, Array]) -> dict[str, Array]:
     """What the last stage returns."""
-    hidden: Any = None
+    received: Any = ()
     for stage in stages:
-        hidden = stage.run(*batch, hidden)
-    assert isinstance(hidden, dict)
-    return hidden
-
-
-def make_batch(lengths: Iterable[int], *, width: int | None = None, vocabulary: int = 90, pad: int = 0) -> Batch:
-    """Random ids, padded to `width`; never the pad id inside a row."""
-    sizes = np.array(list(lengths), dtype=np.int32)
-    generator = np.random.default_rng(7)
-    ids = generator.integers(5, vocabulary, (len(sizes), width or sizes.max()), dtype=np.int32)
-    ids[np.arange(ids.shape[1]) >= sizes[:, None]] = pad
-    return ids, sizes
+        received, _ = stage.run(inputs, received)
+    assert isinstance(received, dict)
+    return received

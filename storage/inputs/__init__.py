@@ -1,1 +1,1 @@
-"""Rows in: jsonl, csv, text and parquet, cut into partitions."""
+"""Rows in: lines of text, parquet, images and Zarr, cut into partitions."""

@@ -1,4 +1,4 @@
-"""The four kinds of column, and what values fit them."""
+"""The kinds of column, and what values fit them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from typing import Any
 
 import pyarrow as pa
 
-ARROW_TYPES = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
+from daskinfer.errors import InputError
+from daskinfer.spec.rows import ArrayColumn
+
+ARROW_TYPES = {
+    "string": pa.string(),
+    "int64": pa.int64(),
+    "float64": pa.float64(),
+    "bool": pa.bool_(),
+    "binary": pa.large_binary(),
+}
 
 _NAMES = {type(None): "null", str: "a string", bool: "a boolean", list: "a list", dict: "an object"}
 _INTEGER = re.compile(r"-?(0|[1-9]\d{0,18})")
@@ -68,7 +77,7 @@ def convert(kind: str, value: Any) -> str | int | float | bool:
 
 def convert_cell(kind: str, cell: str) -> str | int | float | bool:
     """Return a csv field as its column's kind holds it; an empty one is null."""
-    return cell if kind == "string" else convert(kind, _parse_cell(cell))
+    return cell if kind == "string" else convert(kind, parse_cell(cell))
 
 
 def infer_kind(values: Iterable[Any], fit: Convert) -> str:
@@ -77,6 +86,21 @@ def infer_kind(values: Iterable[Any], fit: Convert) -> str:
     if all(value is None or value == "" for value in known):
         return "string"
     return next(kind for kind in ("bool", "int64", "float64", "string") if _all_fit(kind, known, fit))
+
+
+def check_picture(array: ArrayColumn, where: str) -> None:
+    """Make sure that arrays are images that are not encoded.
+
+    Raises
+    ------
+    InputError
+        Where they are not.
+    """
+    if array.dtype != "uint8" or len(array.shape) not in (2, 3) or array.shape[2:] not in ((), (3,)):
+        raise InputError(
+            f"{where} holds {array.dtype} of shape {array.shape} a row, not images",
+            hint="An image is a file's bytes (parquet), or uint8 of shape (height, width, 3) or (height, width).",
+        )
 
 
 def describe(value: Any) -> str:
@@ -98,7 +122,8 @@ def _all_fit(kind: str, values: list[Any], fit: Convert) -> bool:
     return True
 
 
-def _parse_cell(cell: str) -> Any:
+def parse_cell(cell: str) -> Any:
+    """Return what a csv field says: a number, a boolean, None where it is empty, or the text it is."""
     if not cell:
         return None
     if _INTEGER.fullmatch(cell):

@@ -9,14 +9,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from daskinfer.errors import InputError
-from daskinfer.spec.rows import InputFile, Segment
+from daskinfer.spec.rows import ArrayColumn, InputFile, Partition, Segment, Want
 from daskinfer.storage.filesystem import is_local, read_bytes
-from daskinfer.storage.inputs.kinds import Convert, convert, convert_cell, convert_text, describe, infer_kind
+from daskinfer.storage.inputs.cutting import cut_files
+from daskinfer.storage.inputs.kinds import (
+    Convert,
+    convert,
+    convert_cell,
+    convert_text,
+    describe,
+    infer_kind,
+    parse_cell,
+)
+from daskinfer.storage.inputs.nested import fit_array, infer_array
 from daskinfer.storage.inputs.records import BYTE_ORDER_MARK, RecordScanner, Spans, slice_records
-from daskinfer.storage.inputs.seam import Harvest, Layout, MissingColumn
+from daskinfer.storage.inputs.seam import Columns, Harvest, Layout, MissingColumn
 from daskinfer.storage.rows import EXCERPT_LENGTH, make_excerpt
 
 LineFormatName = Literal["jsonl", "csv", "text"]
+Make = Callable[[Mapping[str, Any]], Any]
 
 # A request to a remote store is worth more bytes than a read from a disk.
 _LOCAL_BLOCK = 1 << 20
@@ -56,6 +67,10 @@ class LineFormat:
                 )
         return header
 
+    def cut(self, files: Sequence[InputFile], columns: Sequence[str], partition_rows: int) -> Iterator[Partition]:
+        """Find the rows of all files by their line ends, and cut them."""
+        return cut_files(self.scan, files, partition_rows)
+
     def scan(self, file: InputFile) -> Iterator[Spans]:
         """Find the rows of a file."""
         begin, line = self._find_body(file)
@@ -75,10 +90,15 @@ class LineFormat:
         files: Sequence[InputFile],
         segments: Sequence[Segment],
         header: tuple[str, ...],
-        reads: Sequence[str],
+        wants: Mapping[str, Want],
         keep: Sequence[str],
-    ) -> dict[str, str]:
-        """Return the kind of every wanted column, from the rows of the segments."""
+    ) -> Columns:
+        """Return what the columns hold, from the rows of the segments."""
+        if "image" in wants.values():
+            raise InputError(
+                f"a {self._name} file holds no images",
+                hint="Read image files, binary columns of parquet, or uint8 arrays of parquet or Zarr.",
+            )
         rows: list[Mapping[str, Any]] = []
         first_error = ""
         for segment in segments:
@@ -95,20 +115,33 @@ class LineFormat:
                 hint="Check input.format.",
             )
         there = list(dict.fromkeys(name for row in rows for name in row))
-        for column in [*reads, *keep]:
+        for column in [*wants, *keep]:
             if column not in there:
                 raise MissingColumn(column, files[segments[0].file].url, there)
-        kinds = dict.fromkeys(reads, "string")
+        kinds = {column: "string" for column, want in wants.items() if want == "text"}
         for column in keep:
             if column not in kinds:
                 kinds[column] = infer_kind((row.get(column) for row in rows), self._fit)
-        return kinds
+        arrays: dict[str, ArrayColumn] = {}
+        for column, want in wants.items():
+            if want == "array":
+                try:
+                    arrays[column] = infer_array(self._number(row[column]) for row in rows if column in row)
+                except ValueError as error:
+                    raise InputError(
+                        f"column '{column}' of {files[segments[0].file].url}: {error}",
+                        hint="Name a column of numbers, or of lists of numbers, under input.columns.",
+                    ) from error
+        return Columns(kinds, arrays)
 
-    def read(self, file: InputFile, segment: Segment, layout: Layout) -> Harvest:
+    def read(self, files: Sequence[InputFile], segment: Segment, layout: Layout) -> Harvest:
         """Read the rows of a segment."""
-        harvest = Harvest(columns={column: [] for column in layout.kinds})
-        makers = [(column, self._maker(column, layout)) for column in layout.kinds]
-        for offset, (record, line) in enumerate(self._records(file, segment)):
+        harvest = Harvest(
+            columns={column: [] for column in layout.kinds}, arrays={column: [] for column in layout.arrays}
+        )
+        makers = [(harvest.columns[column], self._maker(column, layout)) for column in layout.kinds]
+        makers += [(harvest.arrays[column], self._array_maker(column, layout)) for column in layout.arrays]
+        for offset, (record, line) in enumerate(self._records(files[0], segment)):
             try:
                 row = self._parse(record, layout.header)
                 values = [make(row) for _, make in makers]
@@ -118,7 +151,7 @@ class LineFormat:
             harvest.offsets.append(offset)
             harvest.lines.append(line)
             for (column, _), value in zip(makers, values, strict=True):
-                harvest.columns[column].append(value)
+                column.append(value)
         return harvest
 
     def _records(self, file: InputFile, segment: Segment) -> list[tuple[bytes, int]]:
@@ -144,18 +177,37 @@ class LineFormat:
             return dict(zip(header, fields, strict=True))
         return _parse_object(text)
 
-    def _maker(self, column: str, layout: Layout) -> Callable[[Mapping[str, Any]], Any]:
-        kind, fit, required = layout.kinds[column], self._fit, column in layout.reads
+    def _maker(self, column: str, layout: Layout) -> Make:
+        if column in layout.reads:
+            return _make_required(column, convert_text)
+        kind, fit = layout.kinds[column], self._fit
 
         def make(row: Mapping[str, Any]) -> Any:
-            if required and column not in row:
-                raise ValueError(f"column '{column}' is missing")
             try:
-                return convert_text(row[column]) if required else fit(kind, row.get(column))
+                return fit(kind, row.get(column))
             except ValueError as error:
                 raise ValueError(f"column '{column}': {error}") from error
 
         return make
+
+    def _array_maker(self, column: str, layout: Layout) -> Make:
+        array = layout.arrays[column]
+        return _make_required(column, lambda value: fit_array(array, self._number(value)))
+
+    def _number(self, value: Any) -> Any:
+        return parse_cell(value) if self._name == "csv" else value
+
+
+def _make_required(column: str, fit: Callable[[Any], Any]) -> Make:
+    def make(row: Mapping[str, Any]) -> Any:
+        if column not in row:
+            raise ValueError(f"column '{column}' is missing")
+        try:
+            return fit(row[column])
+        except ValueError as error:
+            raise ValueError(f"column '{column}': {error}") from error
+
+    return make
 
 
 def _decode(record: bytes) -> str:

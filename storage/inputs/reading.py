@@ -21,11 +21,11 @@ class PartitionSource:
     """All that a worker must know to read one partition."""
 
     format: str
-    """jsonl, csv, text or parquet."""
+    """jsonl, csv, text, parquet, images or zarr."""
     partition: Partition
     """Which rows."""
-    files: tuple[InputFile, ...]
-    """The file of each of its segments."""
+    files: tuple[tuple[InputFile, ...], ...]
+    """The files of each of its segments."""
     layout: Layout
     """Columns and their kinds."""
 
@@ -36,8 +36,10 @@ def partition_source(table: PartitionTable, number: int) -> PartitionSource:
     return PartitionSource(
         format=table.format,
         partition=partition,
-        files=tuple(table.files[segment.file] for segment in partition.segments),
-        layout=Layout(table.columns, table.reads, table.header),
+        files=tuple(
+            tuple(table.files[index] for index in (segment.file, *segment.more)) for segment in partition.segments
+        ),
+        layout=Layout(table.columns, table.reads, table.header, table.arrays),
     )
 
 
@@ -59,21 +61,28 @@ def read_partition(source: PartitionSource) -> RowBatch:
     schema = pa.schema([(column, ARROW_TYPES[kind]) for column, kind in kinds.items()])
     positions: list[int] = []
     lines: list[int] = []
+    sources: list[str] = []
     rejects: list[Reject] = []
-    tables: list[pa.Table] = [schema.empty_table()]
+    tables: list[pa.Table] = []
+    arrays = {name: [np.empty((0, *column.shape), column.dtype)] for name, column in source.layout.arrays.items()}
     offset = 0
-    for file, segment in zip(source.files, partition.segments, strict=True):
-        with unchanged(file):
+    for files, segment in zip(source.files, partition.segments, strict=True):
+        with unchanged(files):
             try:
-                harvest = form.read(file, segment, source.layout)
+                harvest = form.read(files, segment, source.layout)
             except MissingColumn as missing:
-                raise InputError(f"{file.url} has no column '{missing.column}' any more") from missing
-        _check_count(harvest, segment.rows, file)
+                raise InputError(f"{files[0].url} has no column '{missing.column}' any more") from missing
+        _check_count(harvest, segment.rows, files[0])
+        urls = harvest.sources or [files[0].url] * segment.rows
         positions += [offset + position for position in harvest.offsets]
         lines += harvest.lines
+        sources += [urls[position] for position in harvest.offsets]
         tables.append(pa.table(harvest.columns, schema=schema))
+        for name, pieces in arrays.items():
+            values = np.asarray(harvest.arrays[name], pieces[0].dtype)
+            pieces.append(values.reshape(len(harvest.offsets), *pieces[0].shape[1:]))
         rejects += [
-            Reject(partition.first_row + offset + position, file.url, line, error, excerpt)
+            Reject(partition.first_row + offset + position, urls[position], line, error, excerpt)
             for position, line, error, excerpt in harvest.refused
         ]
         offset += segment.rows
@@ -81,9 +90,10 @@ def read_partition(source: PartitionSource) -> RowBatch:
         partition=partition,
         positions=np.array(positions, np.int32),
         lines=np.array(lines, np.int64),
-        sources=tuple(file.url for file in source.files),
+        sources=tuple(sources),
         table=pa.concat_tables(tables).combine_chunks(),
         rejects=tuple(rejects),
+        arrays={name: pieces[1] if len(pieces) == 2 else np.concatenate(pieces) for name, pieces in arrays.items()},
     )
 
 

@@ -1,4 +1,4 @@
-"""The seam between a job and a file format."""
+"""The seam between a job and an input format."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from daskinfer.spec.rows import InputFile, Segment
+from daskinfer.spec.rows import ArrayColumn, InputFile, Partition, Segment, Want
 
 
-class Rows(Protocol):
-    """Consecutive rows of a file, so that a partition can be cut out of them."""
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What the wanted columns hold."""
 
-    def __len__(self) -> int: ...
-
-    def bounds(self, first: int, last: int) -> tuple[int, int, int]:
-        """Return begin, end and line, as a `Segment` has them, of the rows from `first` up to `last`."""
+    kinds: Mapping[str, str]
+    """Column -> string, int64, float64, bool or binary: texts, encoded images and what is kept."""
+    arrays: Mapping[str, ArrayColumn] = field(default_factory=dict)
+    """Column -> what its rows are: arrays and images that are not encoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +24,13 @@ class Layout:
     """What a format must know of its columns to read a row."""
 
     kinds: Mapping[str, str]
-    """Column -> string, int64, float64 or bool, in the order of the table."""
+    """Column -> string, int64, float64, bool or binary, in the order of the table."""
     reads: tuple[str, ...]
-    """Those that the task reads: strings that must be there."""
+    """Those that the task reads: strings or encoded images that must be there."""
     header: tuple[str, ...] = ()
     """csv: names of all columns of the files."""
+    arrays: Mapping[str, ArrayColumn] = field(default_factory=dict)
+    """Columns of arrays that the task reads."""
 
 
 @dataclass(slots=True)
@@ -40,37 +43,49 @@ class Harvest:
     """Their line numbers."""
     columns: dict[str, Any] = field(default_factory=dict)
     """Their values: lists, or arrow arrays."""
+    arrays: dict[str, Any] = field(default_factory=dict)
+    """Column -> their arrays: (n, ...), or a list of n."""
     refused: list[tuple[int, int, str, str]] = field(default_factory=list)
     """(offset, line, why, excerpt) of every other row."""
+    sources: Sequence[str] = ()
+    """URL of every row of the segment, where that is not the URL of its first file."""
 
 
 class InputFormat(Protocol):
-    """How the rows of one file format are found and read."""
+    """How the rows of one format are found and read."""
 
     def read_header(self, files: Sequence[InputFile]) -> tuple[str, ...]:
         """Return the names of all columns where the files have a header of text; it must be the same in all."""
 
-    def scan(self, file: InputFile) -> Iterator[Rows]:
-        """Find the rows of a file, in flat memory."""
+    def cut(self, files: Sequence[InputFile], columns: Sequence[str], partition_rows: int) -> Iterator[Partition]:
+        """Find all rows, in flat memory, and cut them into partitions.
+
+        Raises
+        ------
+        MissingColumn
+            Where one of the columns is needed to count the rows, and is not there.
+        """
 
     def infer(
         self,
         files: Sequence[InputFile],
         segments: Sequence[Segment],
         header: tuple[str, ...],
-        reads: Sequence[str],
+        wants: Mapping[str, Want],
         keep: Sequence[str],
-    ) -> dict[str, str]:
-        """Return the kind of every wanted column, from the schemas or from the rows of the first partition.
+    ) -> Columns:
+        """Return what the wanted and the kept columns hold, from schemas or from the rows of the first partition.
 
         Raises
         ------
         MissingColumn
             Where a file has no such column.
+        InputError
+            Where a column cannot be what is wanted of it.
         """
 
-    def read(self, file: InputFile, segment: Segment, layout: Layout) -> Harvest:
-        """Read the rows of a segment."""
+    def read(self, files: Sequence[InputFile], segment: Segment, layout: Layout) -> Harvest:
+        """Read the rows of a segment; `files` are its own, the first and `more`."""
 
 
 class MissingColumn(Exception):

@@ -23,7 +23,15 @@ from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, Written
 
 VALID = "valid"
 
-_FILLS: dict[str, Any] = {"float32": np.nan, "float64": np.nan, "int64": 0, "string": "", "bool": False}
+_FILLS: dict[str, Any] = {
+    "float32": np.nan,
+    "float64": np.nan,
+    "int64": 0,
+    "int32": 0,
+    "uint8": 0,
+    "bool": False,
+    "string": "",
+}
 
 
 class ZarrSink:
@@ -80,7 +88,7 @@ class ZarrSink:
                 # Without it a chunk of refused rows would be left out; the setting is not stored with the array.
                 array.with_config({"write_empty_chunks": True})[first:last] = values
                 if is_local(url):
-                    _make_durable(Path(url, "c", str(part.partition.number), *("0" for _ in column.shape)))
+                    _make_durable(Path(url), (part.partition.number, *(0 for _ in column.shape)))
         return Written(f"*/c/{part.partition.number}", digest.hexdigest(), size)
 
     def commit(self, record: CommitRecord) -> CommitRecord:
@@ -128,9 +136,10 @@ def _spread(column: OutputField, values: NDArray[Any], part: OutputPart) -> NDAr
     return spread
 
 
-def _make_durable(chunk: Path) -> None:
+def _make_durable(array: Path, chunk: tuple[int, ...]) -> None:
     """Bring a chunk and the folders that name it to the disk, so that no commit record outlives its data."""
-    for path in (chunk, *chunk.parents[:2]):
+    place = array.joinpath("c", *map(str, chunk))
+    for path in (place, *place.parents[: len(chunk) + 1]):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

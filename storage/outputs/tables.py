@@ -24,6 +24,8 @@ _ARROW = {
     "float32": pa.float32(),
     "float64": pa.float64(),
     "int64": pa.int64(),
+    "int32": pa.int32(),
+    "uint8": pa.uint8(),
     "string": pa.string(),
     "bool": pa.bool_(),
 }

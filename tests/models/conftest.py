@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from daskinfer.testing.tinymodels import make_tiny_bert
+from daskinfer.testing.tinymodels import make_tiny
 
 
 @pytest.fixture(scope="session")
@@ -16,7 +16,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     def make(architecture: str) -> Path:
         if architecture not in made:
-            made[architecture] = make_tiny_bert(tmp_path_factory.mktemp(architecture), architecture=architecture)
+            made[architecture] = make_tiny(tmp_path_factory.mktemp(architecture), architecture)
         return made[architecture]
 
     return make

@@ -9,8 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from daskinfer.errors import CheckpointError, InputError, RecipeError
-from daskinfer.models.checkpoint import inspect_checkpoint
-from daskinfer.models.tokenizer import Tokenizer, make_tokenizer
+from daskinfer.models.tokenizer import Tokenizer, make_tokenizer, mask_id
 
 TEXTS = [
     "",
@@ -24,8 +23,12 @@ TEXTS = [
 ]
 
 
+def read_files(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.glob("*.json")}
+
+
 def compare(directory: Path, max_length: int) -> None:
-    ours = make_tokenizer(inspect_checkpoint(directory).files, max_length)
+    ours = make_tokenizer(read_files(directory), max_length)
     theirs = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     expected = theirs(TEXTS, truncation=True, max_length=ours.max_length, padding=False)["input_ids"]
     ids = ours.encode(TEXTS)
@@ -45,14 +48,14 @@ def test_ids_equal_transformers_on_a_real_vocabulary(minilm: Path, max_length: i
 
 
 def test_the_model_limits_the_length_and_names_the_padding(tiny: Callable[[str], Path]) -> None:
-    roberta = make_tokenizer(inspect_checkpoint(tiny("RobertaModel")).files, 10_000)
+    roberta = make_tokenizer(read_files(tiny("RobertaModel")), 10_000)
     assert (roberta.max_length, roberta.pad_id) == (64, 1)
     assert len(roberta.encode(["cat " * 500])[0]) == 64
-    assert make_tokenizer(inspect_checkpoint(tiny("BertModel")).files, 8).pad_id == 0
+    assert make_tokenizer(read_files(tiny("BertModel")), 8).pad_id == 0
 
 
 def test_left_truncation_is_honoured(tiny: Callable[[str], Path]) -> None:
-    files = inspect_checkpoint(tiny("BertModel")).files
+    files = read_files(tiny("BertModel"))
     settings = json.loads(files["tokenizer_config.json"]) | {"truncation_side": "left"}
     left = make_tokenizer(files | {"tokenizer_config.json": json.dumps(settings).encode()}, 3)
     right = make_tokenizer(files, 3)
@@ -60,7 +63,7 @@ def test_left_truncation_is_honoured(tiny: Callable[[str], Path]) -> None:
 
 
 def test_lone_surrogates_are_named(tiny: Callable[[str], Path]) -> None:
-    tokenizer = make_tokenizer(inspect_checkpoint(tiny("BertModel")).files, 16)
+    tokenizer = make_tokenizer(read_files(tiny("BertModel")), 16)
     texts = ["fine", "broken \ud800 text"]
     with pytest.raises(InputError, match=r"text 1 of 2: .*U\+D800"):
         tokenizer.encode(texts)
@@ -69,9 +72,36 @@ def test_lone_surrogates_are_named(tiny: Callable[[str], Path]) -> None:
 
 def test_no_room_for_any_word_is_refused(tiny: Callable[[str], Path]) -> None:
     with pytest.raises(RecipeError, match="max_length is 2"):
-        make_tokenizer(inspect_checkpoint(tiny("BertModel")).files, 2)
+        make_tokenizer(read_files(tiny("BertModel")), 2)
 
 
 def test_a_broken_file_is_refused() -> None:
     with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read"):
         Tokenizer(b'{"version": 1}', 16)
+
+
+def test_a_checkpoint_without_tokenizer_is_refused(tiny: Callable[[str], Path]) -> None:
+    files = read_files(tiny("BertModel"))
+    del files["tokenizer.json"]
+    with pytest.raises(CheckpointError, match=r"no tokenizer\.json"):
+        make_tokenizer(files, 16)
+
+
+@pytest.mark.parametrize(("architecture", "mask"), [("BertModel", "[MASK]"), ("RobertaModel", "<mask>")])
+def test_the_mask_token_is_found(tiny: Callable[[str], Path], architecture: str, mask: str) -> None:
+    files = read_files(tiny(architecture))
+    tokenizer = make_tokenizer(files, 16)
+    number = tokenizer.token_id(mask)
+    settings = json.loads(files["tokenizer_config.json"])
+    for named in (mask, {"content": mask}, None):
+        changed = files | {"tokenizer_config.json": json.dumps(settings | {"mask_token": named}).encode()}
+        assert mask_id(changed, tokenizer) == number
+    settings["mask_token"] = "<blank>"
+    with pytest.raises(CheckpointError, match="no mask token"):
+        mask_id({"tokenizer_config.json": json.dumps(settings).encode()}, tokenizer)
+
+
+def test_words_are_told_from_what_is_added(tiny: Callable[[str], Path]) -> None:
+    tokenizer = make_tokenizer(read_files(tiny("BertModel")), 5)
+    texts = ["cat dog", "", "[SEP] cat", "cat dog river sun stone"]
+    assert [words.tolist() for words in tokenizer.find_words(texts)] == [[1, 2], [], [1, 2], [1, 2, 3]]

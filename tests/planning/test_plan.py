@@ -11,23 +11,28 @@ from daskinfer.errors import PlanError
 from daskinfer.planning.placement import count_replicas
 from daskinfer.planning.plan import make_plan, place_plan
 from daskinfer.planning.stages import choose_starts, cut_layers, make_stages
+from daskinfer.spec.outline import TensorSpec
 from daskinfer.spec.plan import LayerProfile, ModelProfile, Numerics, Plan, WorkerShape
 from daskinfer.spec.recipe import Recipe
 
 NUMERICS = Numerics(dtype="float32", attention="sdpa", threads=1, torch="2", transformers="5", tokenizers="0")
 
 
-def make_profile(layers: int = 6, parameter_bytes: int = 1000) -> ModelProfile:
+HIDDEN = TensorSpec(dtype="float32", dims=((0, 1, 0, 0), (0, 0, 1, 0), (384, 0, 0, 0)))
+
+
+def make_profile(layers: int = 6, parameter_bytes: int = 1000, uncut: str | None = None) -> ModelProfile:
+    own = [(f"layer.{index}.weight",) for index in range(layers)]
+    own[0] = ("embeddings.weight", *own[0])
     return ModelProfile(
         architecture="BertModel",
-        hidden=384,
-        max_positions=512,
-        entry=(LayerProfile(name="embeddings", parameter_bytes=5000, flops_per_token=10),),
+        max_length=512,
         layers=tuple(
-            LayerProfile(name=f"layer.{index}", parameter_bytes=parameter_bytes, flops_per_token=3_500_000)
-            for index in range(layers)
+            LayerProfile(name=f"layer.{index}", tensors=tensors, flops=(3_500_000, 0), cut=(HIDDEN,) if index else ())
+            for index, tensors in enumerate(own)
         ),
-        head=(),
+        sizes={"embeddings.weight": 5000, **{f"layer.{index}.weight": parameter_bytes for index in range(layers)}},
+        uncut=uncut,
     )
 
 
@@ -66,15 +71,26 @@ def test_cut_is_the_best_there_is(work: list[int], stages: int) -> None:
     assert heaviest(cut_layers(work, stages)) == min(map(heaviest, every))
 
 
-def test_stages_own_every_group_once() -> None:
+def test_shards_add_up_to_the_model() -> None:
     profile = make_profile()
-    stages = make_stages(profile, (0, 2, 4))
-    assert [stage.groups for stage in stages] == [
-        ("embeddings", "layer.0", "layer.1"),
-        ("layer.2", "layer.3"),
-        ("layer.4", "layer.5"),
-    ]
+    stages = make_stages(profile, (0, 2, 4), 128)
+    assert [stage.parameter_bytes for stage in stages] == [7000, 2000, 2000]
     assert sum(stage.share for stage in stages) == pytest.approx(1)
+
+
+def test_a_tensor_that_several_layers_need_counts_once_a_stage() -> None:
+    profile = make_profile()
+    last = profile.layers[-1]
+    tied = last.model_copy(update={"tensors": (*last.tensors, "embeddings.weight")})
+    profile = profile.model_copy(update={"layers": (*profile.layers[:-1], tied), "shared": ("layer.0.weight",)})
+    assert profile.stage_bytes(0, 6) == 11_000
+    assert [stage.parameter_bytes for stage in make_stages(profile, (0, 5), 128)] == [10_000, 7_000]
+
+
+def test_stages_can_be_named() -> None:
+    by_number = plan_for(make_workers(3), stages=[2, 4])
+    assert plan_for(make_workers(3), stages=["layer.2", "layer.4"]).stages == by_number.stages
+    assert by_number.edges == ((HIDDEN,), (HIDDEN,))
 
 
 def test_auto_takes_the_fewest_stages_that_fit() -> None:
@@ -90,7 +106,7 @@ def test_more_workers_than_stages_become_replicas() -> None:
 
 def test_resume_on_other_workers_keeps_what_decides_bits() -> None:
     plan = plan_for(make_workers(2), stages=2)
-    placed = place_plan(plan, make_recipe(stages=2), 384, make_workers(6))
+    placed = place_plan(plan, make_recipe(stages=2), make_workers(6))
     assert placed.digest == plan.digest
     assert placed.replicas == (3, 3)
     assert placed.window > plan.window
@@ -118,6 +134,7 @@ def test_transport_is_zarr_where_it_costs_little() -> None:
         (make_workers(9), {"stages": 9}, "has only 6 layers"),
         (make_workers(3), {"stages": [4, 2]}, "not rising layer numbers"),
         (make_workers(3), {"stages": [6]}, "not rising layer numbers"),
+        (make_workers(3), {"stages": ["layer.9"]}, "has no layer 'layer.9'"),
         (make_workers(2, memory=100), {}, "the smallest shard"),
         (make_workers(2, memory=100), {"stages": 2}, "needs 8.0 KB"),
     ],
@@ -130,9 +147,17 @@ def test_what_cannot_fit_is_refused(workers: list[WorkerShape], pipeline: dict[s
 
 
 def test_replicas_go_to_the_slowest_stage() -> None:
-    stages = make_stages(make_profile(6), (0, 5))
+    stages = make_stages(make_profile(6), (0, 5), 128)
     assert count_replicas(stages, 4) == (3, 1)
 
 
 def test_explicit_boundaries() -> None:
-    assert choose_starts(make_profile(), (2, 4), 0, 3) == (0, 2, 4)
+    assert choose_starts(make_profile(), (2, 4), 0, 3, 128) == (0, 2, 4)
+
+
+@pytest.mark.parametrize("stages", [2, [1]])
+def test_a_model_without_cuts_runs_whole_or_not_at_all(stages: Any) -> None:
+    profile = make_profile(1, uncut="its layers share their weights")
+    assert len(make_plan(make_recipe(), profile, make_workers(2), NUMERICS).stages) == 1
+    with pytest.raises(PlanError, match="cannot be cut: its layers share their weights"):
+        make_plan(make_recipe(stages=stages), profile, make_workers(2), NUMERICS)

@@ -87,7 +87,7 @@ def make_core(
 
 
 def acknowledge(stage: int, worker: str, snapshot: str = SNAPSHOT, source: str = SOURCE) -> ShardLoaded:
-    return ShardLoaded(ShardAck(stage, worker, snapshot, source, read_bytes=1, seconds=0.1))
+    return ShardLoaded(ShardAck(stage, worker, snapshot, source, read_bytes=1, seconds=0.1, device="cpu"))
 
 
 def make_record(

@@ -81,7 +81,7 @@ BAD = {
     "choice": (
         ("  checkpoint", "  task: embd\n  checkpoint"),
         (
-            "recipe.yaml:4:9: model.task: must be 'embed' or 'classify', not 'embd'. Did you mean 'embed'?\n"
+            "recipe.yaml:4:9: model.task: must be 'embed', 'classify', 'score', or 'forward', not 'embd'. Did you mean 'embed'?\n"
             "    4 |   task: embd\n"
             "      |         ^^^^"
         ),
@@ -90,7 +90,7 @@ BAD = {
         ("output:\n", "pipeline: {stages: [0, x]}\noutput:\n"),
         (
             "recipe.yaml:7:20: pipeline.stages: must be 'auto', a whole number of at least 1, "
-            "or a list of whole numbers of at least 1, not [0, 'x']\n"
+            "or a list of whole numbers of at least 1 or text, not [0, 'x']\n"
             "    7 | pipeline: {stages: [0, x]}\n"
             "      |                    ^^^^^^"
         ),
@@ -284,7 +284,7 @@ OVERRIDES = {
         "pipeline.stagse: unknown key. Did you mean 'stages'?\n      | pipeline.stagse=2\n      |          ^^^^^^"
     ),
     "model.task=embd": (
-        "model.task: must be 'embed' or 'classify', not 'embd'. Did you mean 'embed'?\n"
+        "model.task: must be 'embed', 'classify', 'score', or 'forward', not 'embd'. Did you mean 'embed'?\n"
         "      | model.task=embd\n"
         "      |            ^^^^"
     ),

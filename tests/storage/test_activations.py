@@ -21,20 +21,35 @@ from dask.sizeof import sizeof
 from daskinfer.errors import CorruptActivation, StorageError
 from daskinfer.ids import make_nonce
 from daskinfer.spec.activation import Activation, Edge
+from daskinfer.spec.outline import TensorSpec, largest_bundle
 from daskinfer.storage.activations import DirectActivation, DirectTransport, Transport, ZarrTransport
 from daskinfer.storage.filesystem import exists, list_names
-from daskinfer.testing.activations import CAPACITY, CHUNKS, EDGE, HIDDEN, TransportContract, bits_of, random_value
+from daskinfer.testing.activations import (
+    BUNDLE,
+    CAPACITY,
+    CHUNKS,
+    EDGE,
+    HIDDEN,
+    MAX_LENGTH,
+    TransportContract,
+    bits_of,
+    hidden_state,
+    random_bundle,
+    random_value,
+    same,
+)
 
 CHUNK_BYTES = CAPACITY * HIDDEN * 4
+SHAPE = (3, 16, HIDDEN)
 
 
-def zarr_transport(root: str, edge: Edge = EDGE, dtype: str = "float32") -> ZarrTransport:
-    return ZarrTransport(root, edge, capacity=CAPACITY, hidden=HIDDEN, dtype=dtype, chunks=CHUNKS)
+def zarr_transport(root: str, edge: Edge = EDGE, tensors: tuple[TensorSpec, ...] = hidden_state()) -> ZarrTransport:
+    return ZarrTransport(root, edge, tensors, capacity=CAPACITY, max_length=MAX_LENGTH, chunks=CHUNKS)
 
 
 class TestZarrTransport(TransportContract):
-    def make_transport(self, root: str, edge: Edge, dtype: str) -> Transport[Any]:
-        return zarr_transport(root, edge, dtype)
+    def make_transport(self, root: str, edge: Edge, tensors: tuple[TensorSpec, ...]) -> Transport[Any]:
+        return zarr_transport(root, edge, tensors)
 
 
 class TestZarrTransportInMemory(TestZarrTransport):
@@ -60,8 +75,8 @@ class TestZarrTransportOnS3(TestZarrTransport):
 
 
 class TestDirectTransport(TransportContract):
-    def make_transport(self, root: str, edge: Edge, dtype: str) -> Transport[Any]:
-        return DirectTransport(edge, HIDDEN, dtype)
+    def make_transport(self, root: str, edge: Edge, tensors: tuple[TensorSpec, ...]) -> Transport[Any]:
+        return DirectTransport(edge, tensors)
 
 
 @pytest.fixture
@@ -121,7 +136,7 @@ def test_damaged_chunk(transport: ZarrTransport, damage: Callable[[Path], None],
         transport.receive(sent, 11, 22)
     assert "edge 0-1, partition 11, microbatch 22, chunk 5" in str(caught.value)
     assert told in str(caught.value)
-    assert np.array_equal(bits_of(transport.receive(transport.send(11, 22, 5, value), 11, 22)), bits_of(value))
+    assert same(transport.receive(transport.send(11, 22, 5, value), 11, 22), value)
 
 
 def test_swapped_chunks_of_equal_size(transport: ZarrTransport, tmp_path: Path) -> None:
@@ -150,7 +165,7 @@ def test_digest_binds_bytes_to_their_identity(transport: ZarrTransport, tmp_path
     shutil.copy(chunk_file(foreign, 0), chunk_file(transport, 0))
     with pytest.raises(CorruptActivation, match="digest"):
         transport.receive(replace(strange, edge=EDGE), 0, 0)
-    assert np.array_equal(bits_of(transport.receive(sent, 0, 0)), bits_of(value))
+    assert same(transport.receive(sent, 0, 0), value)
 
 
 def test_chunk_of_another_snapshot_put_in_place(transport: ZarrTransport, tmp_path: Path) -> None:
@@ -166,13 +181,15 @@ def test_chunk_of_another_snapshot_put_in_place(transport: ZarrTransport, tmp_pa
 @pytest.mark.parametrize(
     "change",
     [
-        {"shape": (16, 3, HIDDEN)},
-        {"shape": (3, 15, HIDDEN)},
-        {"shape": (3, 16, HIDDEN + 1)},
-        {"shape": (3, 16)},
-        {"shape": (0, 16, HIDDEN)},
-        {"shape": (49, 1, HIDDEN)},
-        {"dtype": "float16"},
+        {"tensors": (((16, 3, HIDDEN), "float32"),)},
+        {"tensors": (((3, 15, HIDDEN), "float32"),)},
+        {"tensors": (((3, 16, HIDDEN + 1), "float32"),)},
+        {"tensors": (((3, 16), "float32"),)},
+        {"tensors": (((0, 16, HIDDEN), "float32"),)},
+        {"tensors": (((49, 1, HIDDEN), "float32"),)},
+        {"tensors": ((SHAPE, "float16"),)},
+        {"tensors": ()},
+        {"tensors": ((SHAPE, "float32"), (SHAPE, "float32"))},
         {"chunk": None},
         {"chunk": CHUNKS},
         {"chunk": -1},
@@ -187,42 +204,44 @@ def test_forged_reference(transport: ZarrTransport, change: dict[str, Any]) -> N
 
 
 def test_direct_value_that_does_not_match() -> None:
-    transport = DirectTransport(EDGE, HIDDEN, "float32")
+    transport = DirectTransport(EDGE, hidden_state())
     sent = transport.send(0, 0, 0, random_value(3, 16))
-    damaged = sent.value.copy()
+    (value,) = sent.value
+    damaged = value.copy()
     damaged.view(np.uint32)[0, 0, 0] ^= 1
-    for value in (damaged, sent.value[:2], sent.value.view(np.int32)):
+    for forged in ((damaged,), (value[:2],), (value.view(np.int32),), (), (value, value)):
         with pytest.raises(CorruptActivation):
-            transport.receive(DirectActivation(sent.activation, value), 0, 0)
+            transport.receive(DirectActivation(sent.activation, forged), 0, 0)
 
 
 def test_dask_sees_the_memory_of_a_direct_activation() -> None:
-    sent = DirectTransport(EDGE, HIDDEN, "float32").send(0, 0, 0, random_value(3, 16))
-    assert sizeof(sent) >= 3 * 16 * HIDDEN * 4
+    value = random_bundle(BUNDLE, 3, 16)
+    sent = DirectTransport(EDGE, BUNDLE).send(0, 0, 0, value)
+    assert sent.nbytes == sum(array.nbytes for array in value)
+    assert sizeof(sent) >= sent.nbytes
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_direct_value_travels_outside_the_pickle(dtype: str) -> None:
-    transport = DirectTransport(EDGE, HIDDEN, dtype)
-    value = random_value(3, 16, dtype)
+def test_direct_value_travels_outside_the_pickle() -> None:
+    transport = DirectTransport(EDGE, BUNDLE)
+    value = random_bundle(BUNDLE, 3, 16)
     buffers: list[pickle.PickleBuffer] = []
     head = pickle.dumps(transport.send(0, 0, 0, value), protocol=5, buffer_callback=buffers.append)
-    assert [buffer.raw().nbytes for buffer in buffers] == [value.nbytes]
+    assert [buffer.raw().nbytes for buffer in buffers] == [array.nbytes for array in value]
     arrived = pickle.loads(head, buffers=[bytes(buffer) for buffer in buffers])
-    assert np.array_equal(bits_of(transport.receive(arrived, 0, 0)), bits_of(value))
+    assert same(transport.receive(arrived, 0, 0), value)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_anything_that_reads_zarr_reads_it(tmp_path: Path, dtype: str) -> None:
-    transport = zarr_transport(str(tmp_path / "edge"), dtype=dtype)
+    transport = zarr_transport(str(tmp_path / "edge"), tensors=hidden_state(dtype))
     transport.create()
     values = {chunk: random_value(3, 9 + chunk, dtype, seed=chunk) for chunk in (0, 3, CHUNKS - 1)}
-    for chunk, value in values.items():
-        transport.send(0, chunk, chunk, value)
+    for chunk, bundle in values.items():
+        transport.send(0, chunk, chunk, bundle)
     array = zarr.open_array(transport.url, mode="r")
     assert array.shape == (CHUNKS * CAPACITY, HIDDEN)
     assert array.attrs.asdict() == {"job": EDGE.job, "snapshot": EDGE.snapshot, "edge": "0-1"}
-    for chunk, value in values.items():
+    for chunk, (value,) in values.items():
         stored = np.asarray(array[chunk * CAPACITY : (chunk + 1) * CAPACITY])
         assert stored.dtype == value.dtype
         tokens = value.shape[0] * value.shape[1]
@@ -230,20 +249,63 @@ def test_anything_that_reads_zarr_reads_it(tmp_path: Path, dtype: str) -> None:
         assert not bits_of(stored[tokens:]).any()
 
 
+def test_any_other_bundle_is_stored_as_bytes(tmp_path: Path) -> None:
+    transport = zarr_transport(str(tmp_path / "edge"), tensors=BUNDLE)
+    transport.create()
+    value = random_bundle(BUNDLE, 5, 9)
+    transport.send(0, 0, 2, value)
+    array = zarr.open_array(transport.url, mode="r")
+    assert array.shape == (CHUNKS, largest_bundle(BUNDLE, CAPACITY, MAX_LENGTH))
+    assert array.dtype == np.uint8
+    stored = np.asarray(array[2])
+    position = 0
+    for tensor in value:
+        assert np.array_equal(stored[position : position + tensor.nbytes], bits_of(tensor))
+        position += -(-tensor.nbytes // 64) * 64
+    assert not stored[position:].any()
+    assert not np.asarray(array[[0, 1, 3]]).any()
+
+
+@pytest.mark.parametrize("number", range(len(BUNDLE)))
+def test_damage_to_any_tensor_of_a_bundle(tmp_path: Path, number: int) -> None:
+    transport = zarr_transport(str(tmp_path / "edge"), tensors=BUNDLE)
+    transport.create()
+    value = random_bundle(BUNDLE, 5, 9)
+    sent = transport.send(0, 0, 2, value)
+    flip(chunk_file(transport, 2), sum(-(-tensor.nbytes // 64) * 64 for tensor in value[:number]))
+    with pytest.raises(CorruptActivation, match="its digest is"):
+        transport.receive(sent, 0, 0)
+
+
+def test_edge_that_carries_something_else_now_starts_over(transport: ZarrTransport) -> None:
+    sent = transport.send(0, 0, 5, random_value(3, 16))
+    other = replace(transport, tensors=BUNDLE)
+    other.create()
+    with pytest.raises(CorruptActivation, match="it carries"):
+        other.receive(sent, 0, 0)
+    value = random_bundle(BUNDLE, 3, 16)
+    assert same(other.receive(other.send(0, 0, 5, value), 0, 0), value)
+
+
 def test_reads_what_zarr_wrote(transport: ZarrTransport) -> None:
     value = random_value(3, 16)
     sent = transport.send(0, 0, 0, value)
     transport.delete([0])
     array = zarr.open_array(transport.url, mode="r+", config={"write_empty_chunks": True})
-    array[:CAPACITY] = value.reshape(-1, HIDDEN)
-    assert np.array_equal(bits_of(transport.receive(sent, 0, 0)), bits_of(value))
+    array[:CAPACITY] = value[0].reshape(-1, HIDDEN)
+    assert same(transport.receive(sent, 0, 0), value)
 
 
-def test_value_that_exceeds_a_chunk(transport: ZarrTransport) -> None:
-    with pytest.raises(ValueError, match=f"7 x 7 tokens do not fit chunk 0 of {CHUNKS} chunks of {CAPACITY}"):
-        transport.send(0, 0, 0, random_value(7, 7))
-    with pytest.raises(ValueError, match="do not fit"):
-        transport.send(0, 0, CHUNKS, random_value(2, 2))
+@pytest.mark.parametrize(
+    ("tensors", "size"), [(hidden_state(), CHUNK_BYTES), (BUNDLE, largest_bundle(BUNDLE, CAPACITY, MAX_LENGTH))]
+)
+def test_value_that_exceeds_a_chunk(tmp_path: Path, tensors: tuple[TensorSpec, ...], size: int) -> None:
+    transport = zarr_transport(str(tmp_path / "edge"), tensors=tensors)
+    transport.create()
+    with pytest.raises(ValueError, match=f"exceeds {size} bytes"):
+        transport.send(0, 0, 0, random_bundle(tensors, 7, 17))
+    with pytest.raises(ValueError, match=f"no chunk {CHUNKS} among {CHUNKS}"):
+        transport.send(0, 0, CHUNKS, random_bundle(tensors, 2, 2))
 
 
 def test_resume_with_another_window_starts_over(transport: ZarrTransport) -> None:
@@ -270,15 +332,17 @@ WRITER = """
 import sys
 import numpy as np
 from daskinfer.spec.activation import Edge
+from daskinfer.spec.outline import TensorSpec
 from daskinfer.storage.activations import ZarrTransport
 
-transport = ZarrTransport(sys.argv[1], Edge("j", "s", "0-1"), capacity=2048, hidden=384, dtype="float32", chunks=2)
+tensors = (TensorSpec(dtype="float32", dims=((0, 1, 0, 0), (0, 0, 1, 0), (384, 0, 0, 0))),)
+transport = ZarrTransport(sys.argv[1], Edge("j", "s", "0-1"), tensors, capacity=2048, max_length=2048, chunks=2)
 transport.create()
 value = np.full((1, 2048, 384), 1, np.float32)
 number = 0
 while True:
     number += 1
-    transport.send(0, number, 0, value * number)
+    transport.send(0, number, 0, (value * number,))
     print(flush=True)
 """
 
@@ -300,15 +364,15 @@ def test_killed_writer_leaves_no_torn_chunk(tmp_path: Path) -> None:
 
 def test_reference_is_small_and_plain(transport: ZarrTransport) -> None:
     sent = transport.send(3, 4, 5, random_value(3, 16))
-    assert sent == Activation(EDGE, 3, 4, (3, 16, HIDDEN), "float32", sent.digest, 5)
+    assert sent == Activation(EDGE, 3, 4, ((SHAPE, "float32"),), sent.digest, 5)
     assert len(sent.digest) == 32
     assert transport.send(3, 4, 6, random_value(3, 16)).digest == sent.digest
 
 
 def test_bfloat16_is_the_one_of_ml_dtypes(tmp_path: Path) -> None:
-    transport = zarr_transport(str(tmp_path / "edge"), dtype="bfloat16")
+    transport = zarr_transport(str(tmp_path / "edge"), tensors=hidden_state("bfloat16"))
     transport.create()
     value = np.ones((1, 2, HIDDEN), ml_dtypes.bfloat16)
-    received = transport.receive(transport.send(0, 0, 0, value), 0, 0)
+    (received,) = transport.receive(transport.send(0, 0, 0, (value,)), 0, 0)
     assert received.dtype == np.dtype(ml_dtypes.bfloat16)
     assert (received == 1).all()

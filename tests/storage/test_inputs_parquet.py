@@ -18,7 +18,7 @@ from daskinfer.storage.rows import RowBatch
 
 
 def read_all(url: Path, rows: int, keep: tuple[str, ...] = ()) -> list[RowBatch]:
-    table = index_input(Input(url=str(url), partition_rows=rows), keep)
+    table = index_input(Input(url=str(url), partition_rows=rows), {"text": "text"}, keep)
     return [read_partition(partition_source(table, partition.number)) for partition in table.partitions]
 
 
@@ -43,7 +43,7 @@ def test_only_the_needed_row_groups_are_read(tmp_path: Path) -> None:
     stamp = path.stat()
     spoilt = data.index(b"row 55")
     data[spoilt - 40 : spoilt + 40] = bytes(80)
-    table = index_input(Input(url=str(path), partition_rows=10))
+    table = index_input(Input(url=str(path), partition_rows=10), {"text": "text"})
     path.write_bytes(data)
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     assert read_partition(partition_source(table, 4)).strings("text")[0] == "row 40"

@@ -30,7 +30,8 @@ def read_all(table: PartitionTable) -> list[RowBatch]:
 
 
 def index(url: Path | str, rows: int = 3, keep: tuple[str, ...] = (), **more: Any) -> PartitionTable:
-    return index_input(Input(url=str(url), partition_rows=rows, **more), keep)
+    section = Input(url=str(url), partition_rows=rows, **more)
+    return index_input(section, {section.columns.get("text", "text"): "text"}, keep)
 
 
 def texts(batches: list[RowBatch], column: str = "text") -> list[str]:

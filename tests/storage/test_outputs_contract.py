@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ import pytest
 import zarr
 
 from daskinfer.errors import RecipeError
+from daskinfer.spec.job import OutputField
+from daskinfer.spec.rows import Partition
 from daskinfer.storage.filesystem import join_url, list_names
 from daskinfer.storage.outputs.choice import choose_output_format, open_sink
 from daskinfer.storage.outputs.ledger import read_manifest
-from daskinfer.storage.outputs.sink import Sink
+from daskinfer.storage.outputs.sink import OutputPart, Sink
 from daskinfer.storage.outputs.tables import encode_jsonl
 from daskinfer.testing.sinks import (
     FIELDS,
@@ -120,6 +123,39 @@ def test_floats_in_jsonl_are_short_and_exact() -> None:
     assert np.array_equal(np.array(found, object)[finite].astype(np.float32), values[finite])
     assert all(found[index] is None for index in np.flatnonzero(~finite))
     assert lines[5000].endswith(":0.1}")
+
+
+@pytest.mark.parametrize("format", ["zarr", "parquet", "jsonl"])
+@pytest.mark.parametrize("shape", [(), (2,), (2, 3)])
+def test_every_kind_comes_back_in_any_shape(tmp_path: Path, format: str, shape: tuple[int, ...]) -> None:
+    whole = np.arange(4 * math.prod(shape)).reshape(4, *shape)
+    kinds: dict[str, Any] = {
+        "float32": np.where(whole == 1, np.nan, whole / 3).astype(np.float32),
+        "float64": np.where(whole == 1, np.nan, whole / 3),
+        "int64": whole - 2**40,
+        "int32": (whole - 2**20).astype(np.int32),
+        "uint8": whole.astype(np.uint8),
+        "bool": whole % 2 == 0,
+        "string": np.array([f"ä{value}" for value in whole.flat], object).reshape(whole.shape),
+    }
+    fields = [OutputField.model_validate({"name": kind, "kind": kind, "shape": shape}) for kind in kinds]
+    sink = open_sink(str(tmp_path), format, JOB, fields, {}, 4, 4, {})
+    sink.create()
+    partition = Partition(number=0, first_row=0, rows=4, segments=())
+    sink.write(OutputPart(partition, np.arange(4, dtype=np.int32), kinds, pa.table({}), ()))
+    if format == "zarr":
+        group: Any = zarr.open_group(tmp_path, mode="r")
+        found = {kind: group[kind][:].tolist() for kind in kinds}
+    elif format == "parquet":
+        found = pq.read_table(tmp_path / "part-00000000.parquet").to_pydict()
+    else:
+        rows = [json.loads(line) for line in (tmp_path / "part-00000000.jsonl").read_text().splitlines()]
+        found = {kind: [row[kind] for row in rows] for kind in kinds}
+    for kind, values in kinds.items():
+        if kind.startswith("float"):
+            assert np.array_equal(np.array(found[kind], float).astype(kind), values, equal_nan=True)
+        else:
+            assert found[kind] == values.tolist()
 
 
 @pytest.mark.parametrize(

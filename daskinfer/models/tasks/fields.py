@@ -1,57 +1,155 @@
-"""What each task writes, told from the configuration alone."""
+"""What each task reads and writes, told from the snapshot's plain files alone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-from daskinfer.errors import CheckpointError
-from daskinfer.models.families import CLASSIFIER_SUFFIX, family_of
+from daskinfer.errors import CheckpointError, RecipeError
+from daskinfer.models.tasks.kinds import fields_of_outputs, is_image_model
+from daskinfer.models.tasks.request import TaskRequest
+from daskinfer.models.tasks.sentence import read_sentence
 from daskinfer.spec.job import OutputField
-from daskinfer.spec.recipe import ModelOptions
+from daskinfer.spec.outline import TensorSpec
+
+CLASSIFIER = "ForSequenceClassification"
+_CAUSAL = ("ForCausalLM", "LMHeadModel")
+_MASKED = ("ForMaskedLM", "BertForPreTraining")
+# Encoders that have a causal head too, which looks at what follows unless they were set up as decoders.
+_ENCODERS = frozenset(
+    [
+        "bert",
+        "bert-generation",
+        "big_bird",
+        "camembert",
+        "data2vec-text",
+        "electra",
+        "ernie",
+        "megatron-bert",
+        "rembert",
+        "roberta",
+        "roberta-prelayernorm",
+        "roformer",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "xmod",
+    ]
+)
 
 
-def task_fields(task: str, config: Mapping[str, Any], options: ModelOptions) -> tuple[OutputField, ...]:
+def takes_text(request: TaskRequest) -> bool:
+    """Return whether the task is done on texts, not on images or arrays."""
+    if request.task == "forward":
+        return False
+    return request.task == "score" or not is_image_model(request.config, request.files)
+
+
+def task_wants(request: TaskRequest) -> dict[str, Literal["text", "image", "array"]]:
+    """Return the columns that a task reads, and what their values are."""
+    if request.task == "forward":
+        return {array.name: "array" for array in request.arrays}
+    return {"text": "text"} if takes_text(request) else {"image": "image"}
+
+
+def task_fields(
+    request: TaskRequest, max_length: int, outputs: Mapping[str, TensorSpec] | None = None
+) -> tuple[OutputField, ...]:
     """Return the columns that a task writes.
 
-    `embed` writes `embedding` (width,); `classify` writes the best class as `label`, its `score`, and all `scores`
-    (classes,) in the order of `label_names`.
+    Parameters
+    ----------
+    request
+        The task.
+    max_length
+        Longest row in tokens; see `row_length`.
+    outputs
+        What the outline says the model returns; needed for `forward` and for embeddings of images.
 
     Raises
     ------
     CheckpointError
         If the checkpoint cannot do the task.
     """
-    family = family_of(config)
-    if task == "embed":
-        return (OutputField(name="embedding", kind="float32", shape=(family.hidden(config),)),)
-    if task == "classify":
-        names = label_names(config)
-        use_sigmoid(config)
-        return (
-            OutputField(name="label", kind="string"),
-            OutputField(name="score", kind="float32"),
-            OutputField(name="scores", kind="float32", shape=(len(names),)),
-        )
-    raise CheckpointError(
-        f"task {task!r} is not supported by {family.model_type} models", hint="Use embed or classify."
-    )
+    if takes_text(request):
+        return text_fields(request, max_length)
+    return class_fields(request.config) if request.task == "classify" else fields_of_outputs(outputs or {})
 
 
-def label_names(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the class names in the order of the classifier's outputs.
+def text_fields(request: TaskRequest, max_length: int) -> tuple[OutputField, ...]:
+    """Return the columns that `embed`, `classify` or `score` writes of texts.
 
     Raises
     ------
     CheckpointError
-        If the checkpoint has no sequence classifier.
+        If the checkpoint cannot do the task.
     """
-    architecture = str((config.get("architectures") or ["?"])[0])
-    if not architecture.endswith(CLASSIFIER_SUFFIX):
+    if request.entry is not None:
         raise CheckpointError(
-            f"{architecture} cannot classify: it has no trained sequence classifier",
-            hint=f"Use a checkpoint whose architecture ends in {CLASSIFIER_SUFFIX}, or the task embed.",
+            f"model.task is {request.task}, but {request.entry.function} is a model of your own",
+            hint="Such models have one task: forward.",
         )
+    options = request.options
+    if request.task != "embed" and (options.prompt is not None or options.prompt_name is not None):
+        raise RecipeError(
+            f"model.options: task {request.task} takes no prompt", hint="Leave out prompt and prompt_name."
+        )
+    if request.task == "embed":
+        return (OutputField(name="embedding", kind="float32", shape=(read_sentence(request).width,)),)
+    if request.task == "classify":
+        _check_classifier(request)
+        return class_fields(request.config)
+    score_kind(request)
+    fields = (
+        OutputField(name="logprob", kind="float32"),
+        OutputField(name="num_tokens", kind="int64"),
+        OutputField(name="perplexity", kind="float32"),
+    )
+    tokens = (
+        OutputField(name="token_logprobs", kind="float32", shape=(max_length,)),
+        OutputField(name="token_ids", kind="int64", shape=(max_length,)),
+    )
+    return fields + tokens if options.per_token else fields
+
+
+def class_fields(config: Mapping[str, Any]) -> tuple[OutputField, ...]:
+    """Return the columns of every classifier: the best class, its score, and all scores in `label_names`' order."""
+    use_sigmoid(config)
+    return (
+        OutputField(name="label", kind="string"),
+        OutputField(name="score", kind="float32"),
+        OutputField(name="scores", kind="float32", shape=(len(label_names(config)),)),
+    )
+
+
+def score_kind(request: TaskRequest) -> Literal["causal", "masked"]:
+    """Return whether a token is predicted from those before it, or from all others.
+
+    Raises
+    ------
+    CheckpointError
+        If the checkpoint has no trained head that predicts tokens.
+    """
+    name, config = request.architecture, request.config
+    if name.endswith(_MASKED):
+        return "masked"
+    if config.get("is_encoder_decoder") or not name.endswith(_CAUSAL):
+        reason = (
+            "an encoder-decoder needs a second text" if config.get("is_encoder_decoder") else "it predicts no tokens"
+        )
+        raise CheckpointError(
+            f"{name} cannot score a text: {reason}",
+            hint="Use a checkpoint whose architecture ends in ForCausalLM, LMHeadModel or ForMaskedLM.",
+        )
+    if config.get("model_type") in _ENCODERS and not config.get("is_decoder"):
+        raise CheckpointError(
+            f"{name} cannot score a text: config.json lacks is_decoder, so every token would see those after it",
+            hint="Use its ForMaskedLM checkpoint.",
+        )
+    return "causal"
+
+
+def label_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the class names in the order of the classifier's outputs."""
     names: Mapping[Any, Any] = config.get("id2label") or {}
     count = len(names) or int(config.get("num_labels", 2))
     by_number = {int(number): str(name) for number, name in names.items()}
@@ -75,3 +173,16 @@ def use_sigmoid(config: Mapping[str, Any]) -> bool:
             hint="Use a checkpoint that was trained to classify.",
         )
     return problem == "multi_label_classification" or len(label_names(config)) == 1
+
+
+def _check_classifier(request: TaskRequest) -> None:
+    if not request.architecture.endswith(CLASSIFIER):
+        raise CheckpointError(
+            f"{request.architecture} cannot classify: it has no trained sequence classifier",
+            hint=f"Use a checkpoint whose architecture ends in {CLASSIFIER}, or the task embed.",
+        )
+    if request.config.get("is_encoder_decoder"):
+        raise CheckpointError(
+            f"{request.architecture} cannot classify: encoder-decoder classifiers are not supported",
+            hint="Use an encoder's or a decoder's classifier, or the task embed.",
+        )

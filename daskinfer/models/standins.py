@@ -1,0 +1,134 @@
+"""Stand-ins for weights that are not there: NaN without memory, values that cost nothing, or random numbers.
+
+torch on the CPU silently computes garbage from some meta tensors (a Linear without bias returns memory as it finds it),
+so nothing that may run keeps one. NaN poisons whatever it touches, and is seen.
+"""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+Make = Callable[[str, Tensor], Tensor]
+
+
+def replace_state(model: nn.Module, names: Iterable[str], make: Make) -> None:
+    """Replace parameters and buffers by `make(name, tensor)`; what is tied stays tied.
+
+    Parameters
+    ----------
+    names
+        Names in the model's `state_dict`.
+    make
+        Called once for every tensor, with the first of its names.
+    """
+    made: dict[int, Tensor] = {}
+    for name in names:
+        owner, _, leaf = name.rpartition(".")
+        module = model.get_submodule(owner)
+        table: Any = module._parameters if leaf in module._parameters else module._buffers
+        old = table[leaf]
+        if id(old) not in made:
+            new = make(name, old).to(old.dtype)
+            made[id(old)] = nn.Parameter(new, requires_grad=False) if table is module._parameters else new
+        table[leaf] = made[id(old)]
+
+
+def state_names(model: nn.Module) -> list[str]:
+    """Return the names of everything that a snapshot stores of a model."""
+    return list(model.state_dict(keep_vars=True))
+
+
+def make_blank(name: str, tensor: Tensor) -> Tensor:
+    """Return NaN of a tensor's shape that takes no memory; zeros for integers."""
+    if not tensor.is_floating_point():
+        return torch.zeros(tensor.shape, dtype=tensor.dtype)
+    return torch.full([1] * tensor.ndim, torch.nan, dtype=tensor.dtype).expand(tensor.shape)
+
+
+def make_random(name: str, tensor: Tensor) -> Tensor:
+    """Return numbers that follow from the name alone, of a size that keeps activations near 1."""
+    if not tensor.is_floating_point():
+        return torch.zeros(tensor.shape, dtype=tensor.dtype)
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    # A block of numbers over and over: random enough, and as fast as memory.
+    count = min(tensor.numel(), 1_000_003)
+    numbers = torch.randn(max(count, 1), generator=generator)
+    if tensor.ndim < 2:
+        # Scales and variances are near 1, everything else near 0.
+        numbers = 0.1 * numbers + name.endswith(("weight", "var"))
+    else:
+        numbers *= max(1, tensor[0].numel()) ** -0.5
+    repeats = -(-tensor.numel() // max(count, 1))
+    return numbers.to(tensor.dtype).repeat(max(repeats, 1))[: tensor.numel()].reshape(tensor.shape)
+
+
+@contextmanager
+def random_weights(model: nn.Module, always: Iterable[str]) -> Iterator[Callable[[str], Any]]:
+    """Yield a context manager that gives a unit random weights while it runs; only `always` keep theirs.
+
+    So a model of any size can run in the memory of its largest unit.
+    """
+    names = state_names(model)
+    before = dict(model.state_dict(keep_vars=True))
+    replace_state(model, names, make_blank)
+    replace_state(model, always, make_random)
+    kept = frozenset(always)
+
+    @contextmanager
+    def around(path: str) -> Iterator[None]:
+        mine = [name for name in names if name.startswith(f"{path}.") and name not in kept]
+        blanks = {name: _tensor(model, name) for name in mine}
+        replace_state(model, mine, make_random)
+        try:
+            yield
+        finally:
+            for name, blank in blanks.items():
+                _put(model, name, blank)
+
+    try:
+        yield around
+    finally:
+        for name, tensor in before.items():
+            _put(model, name, tensor)
+
+
+@contextmanager
+def fake_weights(model: nn.Module) -> Iterator[FakeTensorMode]:
+    """Give everything in a model a shape and a device but no values, and yield the mode that computes with it."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    logger = logging.getLogger("torch._subclasses.fake_tensor")  # it prints what the caller handles
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    before = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    with mode:
+        replace_state(model, before, lambda name, old: torch.empty(old.shape, dtype=old.dtype, device="cpu"))
+    try:
+        yield mode
+    finally:
+        logger.setLevel(level)
+        for name, tensor in before.items():
+            _put(model, name, tensor)
+
+
+def _tensor(model: nn.Module, name: str) -> Tensor:
+    owner, _, leaf = name.rpartition(".")
+    tensor: Tensor = getattr(model.get_submodule(owner), leaf)
+    return tensor
+
+
+def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
+    owner, _, leaf = name.rpartition(".")
+    module = model.get_submodule(owner)
+    table: Any = module._parameters if leaf in module._parameters else module._buffers
+    table[leaf] = tensor

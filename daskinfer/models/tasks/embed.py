@@ -1,0 +1,95 @@
+"""One vector for every text."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from daskinfer.errors import CheckpointError
+from daskinfer.models.architecture import without_weights
+from daskinfer.models.tasks.encode import count_prompt
+from daskinfer.models.tasks.module import TaskModule
+from daskinfer.models.tasks.pooling import pool
+from daskinfer.models.tasks.request import TaskRequest
+from daskinfer.models.tasks.sentence import Dense, Sentence, read_sentence
+from daskinfer.models.tasks.textmodel import Prefixes, build_text_model, text_inputs
+
+
+class DenseLayer(nn.Module):
+    """A linear layer with an activation, as sentence-transformers puts them after the pooling."""
+
+    def __init__(self, dense: Dense, dtype: torch.dtype) -> None:
+        super().__init__()
+        with without_weights():
+            self.linear = nn.Linear(dense.in_features, dense.out_features, bias=dense.bias, dtype=dtype)
+        self.activation: nn.Module = getattr(nn, dense.activation)()
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Return (rows, out_features) float32."""
+        result: Tensor = self.activation(self.linear(vectors.to(self.linear.weight.dtype)))
+        return result.float()
+
+
+class TextEmbedding(TaskModule):
+    """`embedding` (rows, width) float32 from `input_ids` and `attention_mask` (rows, tokens).
+
+    Parameters
+    ----------
+    model, prefixes
+        See `TaskModule`.
+    sentence
+        Pooling, and what follows it.
+    skip
+        Tokens at the beginning of every row that are not pooled.
+    """
+
+    def __init__(self, model: nn.Module, prefixes: Prefixes, sentence: Sentence, skip: int, dtype: str) -> None:
+        dense = [step for step in sentence.steps if step is not None]
+        super().__init__(
+            model, (*((f"{each.path}.", f"{each.path}.") for each in dense), *prefixes), text_inputs(model)
+        )
+        for each in dense:
+            self.add_module(each.path, DenseLayer(each, getattr(torch, dtype)))
+        self._sentence = sentence
+        self._skip = skip
+        self.eval()
+
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """Return the embeddings."""
+        mask = inputs["attention_mask"]
+        hidden = self.model(input_ids=inputs["input_ids"], attention_mask=mask).last_hidden_state
+        if self._skip:
+            mask = mask * (torch.arange(mask.shape[1], device=mask.device) >= self._skip)
+        vectors = pool(hidden.float(), mask, self._sentence.pooling)
+        for step in self._sentence.steps:
+            if step is None:
+                vectors = nn.functional.normalize(vectors, p=2, dim=1)
+            else:
+                vectors = self.get_submodule(step.path)(vectors)
+        return {"embedding": vectors}
+
+
+def make_embed(request: TaskRequest, dtype: str) -> TextEmbedding:
+    """Return a text model with its pooling; of an encoder-decoder, the encoder alone.
+
+    Raises
+    ------
+    CheckpointError
+        If the model does not take texts.
+    """
+    sentence = read_sentence(request)
+    model, prefixes = build_text_model(request, "AutoModel", dtype)
+    # By what is there: the configuration of a lone T5 encoder denies it, and its Auto class is still the whole model.
+    if hasattr(model, "encoder") and hasattr(model, "decoder"):
+        whole, model = model, model.get_encoder()  # type: ignore[operator]
+        path = next(path for path, module in whole.named_modules() if module is model)
+        prefixes = (("", f"{path}."),)
+    if getattr(model, "main_input_name", "input_ids") != "input_ids":
+        raise CheckpointError(
+            f"{request.architecture} takes {model.main_input_name}, not texts",
+            hint="Use the task forward with arrays of that name.",
+        )
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None  # type: ignore[assignment]
+    skip = 0 if sentence.include_prompt else count_prompt(request)
+    return TextEmbedding(model, prefixes, sentence, skip, dtype)

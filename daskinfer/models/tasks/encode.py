@@ -1,0 +1,152 @@
+"""A partition's texts as the model takes them: prompts put before, tokenised, too odd ones refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from daskinfer.models.encoding import EncodedRows, Variants
+from daskinfer.models.tasks.fields import score_kind, takes_text
+from daskinfer.models.tasks.request import TaskRequest
+from daskinfer.models.tasks.sentence import read_sentence
+from daskinfer.models.textconfig import max_positions, vocab_size
+from daskinfer.models.tokenizer import Ids, Tokenizer, make_tokenizer, mask_id
+
+Columns = Mapping[str, Any]
+"""Column name -> values of a partition's rows: a sequence of texts or images, or an array."""
+
+
+class Encoder(Protocol):
+    """Turns a partition's rows into model inputs."""
+
+    def encode(self, columns: Columns) -> tuple[EncodedRows, dict[int, str]]:
+        """Return the rows that can be computed, in order, and why the others cannot, by position in the columns."""
+        ...
+
+
+class TextEncoder:
+    """Turns texts into token ids.
+
+    Parameters
+    ----------
+    tokenizer
+        The checkpoint's.
+    prompt
+        Put before every text.
+    lower_case
+        Whether prompt and text are lower-cased.
+    vocabulary
+        Ids from this number on are unknown to the model; None where it does not say.
+    mask
+        Id of the mask token, where every token of a text is to be masked in turn.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: str = "",
+        lower_case: bool = False,
+        vocabulary: int | None = None,
+        mask: int | None = None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._prompt = prompt
+        self._lower_case = lower_case
+        self._vocabulary = vocabulary
+        self._mask = mask
+
+    def encode(self, columns: Columns) -> tuple[EncodedRows, dict[int, str]]:
+        """Encode the column `text`; refused are texts that are not Unicode, and those without a single token."""
+        texts = [self._prepare(text) for text in columns["text"]]
+        refused = self._tokenizer.find_unusable(texts)
+        numbers = [number for number in range(len(texts)) if number not in refused]
+        rows: dict[int, Ids] = {}
+        for number, ids in zip(numbers, self._tokenizer.encode([texts[n] for n in numbers]), strict=True):
+            reason = self._find_fault(ids)
+            if reason is None:
+                rows[number] = ids
+            else:
+                refused[number] = reason
+        lengths = [len(ids) for ids in rows.values()]
+        return EncodedRows(
+            ids=np.concatenate([np.empty(0, np.int32), *rows.values()]),
+            starts=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
+            pad=self._tokenizer.pad_id,
+            variants=None if self._mask is None else self._make_variants([texts[n] for n in rows], self._mask),
+        ), refused
+
+    def _prepare(self, text: str) -> str:
+        text = self._prompt + text
+        return text.lower() if self._lower_case else text
+
+    def _find_fault(self, ids: Ids) -> str | None:
+        if not len(ids):
+            return "the text gives no tokens"
+        if self._vocabulary is not None and (highest := int(ids.max())) >= self._vocabulary:
+            return f"token id {highest} is unknown to the model, whose vocabulary has {self._vocabulary}"
+        return None
+
+    def _make_variants(self, texts: list[str], mask: int) -> Variants:
+        words = self._tokenizer.find_words(texts)
+        rows = np.repeat(np.arange(len(words), dtype=np.int32), [len(positions) for positions in words])
+        return Variants(rows=rows, positions=np.concatenate([np.empty(0, np.int32), *words]), mask=mask)
+
+
+def make_encoder(request: TaskRequest, max_length: int) -> Encoder:
+    """Return what encodes a task's rows.
+
+    Parameters
+    ----------
+    request
+        The task.
+    max_length
+        Longest row in tokens; see `row_length`.
+
+    Raises
+    ------
+    CheckpointError
+        If the checkpoint lacks the files that it takes.
+    """
+    if request.task == "forward":
+        from daskinfer.models.arrays import ArrayEncoder
+
+        return ArrayEncoder(request)
+    if not takes_text(request):
+        from daskinfer.models.images import ImageEncoder
+
+        return ImageEncoder(request.files)
+    return _make_text_encoder(request, max_length)
+
+
+def _make_text_encoder(request: TaskRequest, max_length: int) -> TextEncoder:
+    tokenizer = make_tokenizer(request.files, max_length)
+    vocabulary = vocab_size(request.config)
+    if request.task == "embed":
+        sentence = read_sentence(request)
+        return TextEncoder(tokenizer, sentence.prompt, sentence.lower_case, vocabulary)
+    if request.task == "score" and score_kind(request) == "masked":
+        return TextEncoder(tokenizer, vocabulary=vocabulary, mask=mask_id(request.files, tokenizer))
+    return TextEncoder(tokenizer, vocabulary=vocabulary)
+
+
+def row_length(request: TaskRequest) -> int:
+    """Return the longest row in tokens: as the recipe says, or less where model or checkpoint have less."""
+    limits = [request.options.max_length, max_positions(request.config)]
+    if request.task == "embed":
+        limits.append(read_sentence(request).max_length)
+    return min(limit for limit in limits if limit is not None)
+
+
+def count_prompt(request: TaskRequest) -> int:
+    """Return how many tokens at the beginning of every row are the prompt's, so that pooling may leave them out."""
+    sentence = read_sentence(request)
+    if not sentence.prompt:
+        return 0
+    tokenizer = make_tokenizer(request.files, row_length(request))
+    prompt = [sentence.prompt.lower() if sentence.lower_case else sentence.prompt]
+    length = len(tokenizer.encode(prompt)[0])
+    words = tokenizer.find_words(prompt)[0]
+    # What is added after a text stands after the prompt's end, not inside it.
+    return int(words[-1]) + 1 if len(words) else length

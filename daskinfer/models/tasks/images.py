@@ -1,0 +1,121 @@
+"""`classify` and `embed` on images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from daskinfer.errors import CheckpointError
+from daskinfer.models.architecture import build_model, stored_prefix
+from daskinfer.models.images import ImageEncoder
+from daskinfer.models.tasks.fields import use_sigmoid
+from daskinfer.models.tasks.module import TaskModule
+from daskinfer.models.tasks.request import TaskRequest
+from daskinfer.spec.outline import InputArray
+from daskinfer.spec.recipe import ModelOptions
+
+Prefixes = tuple[tuple[str, str], ...]
+
+
+class ImageClassifier(TaskModule):
+    """`pixel_values` (rows, channels, height, width) in, `scores` (rows, classes) out."""
+
+    def __init__(self, model: nn.Module, prefixes: Prefixes, image: InputArray, sigmoid: bool) -> None:
+        super().__init__(model, prefixes, (image,))
+        self._sigmoid = sigmoid
+
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """Return the probability of every class, float32."""
+        logits = self.model(pixel_values=inputs["pixel_values"]).logits.float()
+        return {"scores": torch.sigmoid(logits) if self._sigmoid else torch.softmax(logits, dim=-1)}
+
+
+class ImageEmbedder(TaskModule):
+    """`pixel_values` (rows, channels, height, width) in, `embedding` (rows, width) out."""
+
+    def __init__(self, model: nn.Module, prefixes: Prefixes, image: InputArray, options: ModelOptions) -> None:
+        super().__init__(model, prefixes, (image,))
+        self._options = options
+
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """Return one vector an image, float32."""
+        output: Any = self.model(pixel_values=inputs["pixel_values"])
+        vector = _pool(output, self._options.pooling).float()
+        if self._options.normalize:
+            vector = torch.nn.functional.normalize(vector, p=2, dim=1)
+        return {"embedding": vector}
+
+
+class VisionTower(nn.Module):
+    """The image half of a model of images and texts, under the names that it has in the whole."""
+
+    def __init__(self, vision_model: nn.Module, visual_projection: nn.Module | None) -> None:
+        super().__init__()
+        self.vision_model = vision_model
+        self.visual_projection = visual_projection
+
+    def forward(self, pixel_values: Tensor) -> Any:
+        """Return the tower's output; `pooler_output` is projected where the model has a projection."""
+        output = self.vision_model(pixel_values=pixel_values)
+        if self.visual_projection is not None:
+            output.pooler_output = self.visual_projection(output.pooler_output)
+        return output
+
+
+def make_image_classify(request: TaskRequest, dtype: str) -> TaskModule:
+    """Return the checkpoint's own classifier with its probabilities.
+
+    Raises
+    ------
+    CheckpointError
+        Where it has no trained image classifier, or one whose outputs are no probabilities.
+    """
+    if "ForImageClassification" not in request.architecture:
+        raise CheckpointError(
+            f"{request.architecture} cannot classify: it has no trained image classifier",
+            hint="Use a checkpoint whose architecture ends in ForImageClassification, or the task embed.",
+        )
+    sigmoid = use_sigmoid(request.config)
+    model = build_model(request.config, request.architecture, dtype)
+    return ImageClassifier(model, _prefixes(model), ImageEncoder(request.files).input, sigmoid)
+
+
+def make_image_embed(request: TaskRequest, dtype: str) -> TaskModule:
+    """Return the part of the checkpoint that makes one vector an image.
+
+    That is the base model of the checkpoint's own class, so that nothing untrained takes part; of a model of images
+    and texts, its vision tower with the projection. `auto` pooling takes the model's own pooled output where it has
+    one, else the mean over tokens.
+    """
+    if request.options.pooling not in ("auto", "cls", "mean"):
+        raise CheckpointError(
+            f"model.options.pooling is {request.options.pooling}, which images do not have",
+            hint="Use auto, cls or mean.",
+        )
+    model = build_model(request.config, request.architecture, dtype)
+    image = ImageEncoder(request.files).input
+    vision: Any = getattr(model, "vision_model", None)
+    if isinstance(vision, nn.Module):
+        tower = VisionTower(vision, getattr(model, "visual_projection", None)).eval()
+        return ImageEmbedder(tower, _prefixes(model), image, request.options)
+    prefix = stored_prefix(model).removesuffix(".")
+    return ImageEmbedder(getattr(model, prefix) if prefix else model, (), image, request.options)
+
+
+def _prefixes(model: nn.Module) -> Prefixes:
+    prefix = stored_prefix(model)
+    return ((prefix, ""),) if prefix else ()
+
+
+def _pool(output: Any, pooling: str) -> Tensor:
+    pooled: Tensor | None = getattr(output, "pooler_output", None)
+    if pooling == "auto" and pooled is not None:
+        return pooled.flatten(1)
+    hidden: Tensor = output.last_hidden_state
+    if pooling == "cls":
+        if hidden.ndim != 3:
+            raise CheckpointError("model.options.pooling is cls, but the model has no tokens", hint="Use auto or mean.")
+        return hidden[:, 0]
+    return hidden.float().mean(1) if hidden.ndim == 3 else hidden.float().flatten(2).mean(2)

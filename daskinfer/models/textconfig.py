@@ -1,0 +1,99 @@
+"""What a text model's config.json says of its inputs and its width, under whatever keys; no torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from daskinfer.errors import CheckpointError
+
+_WIDTH_KEYS = ("word_embed_proj_dim", "hidden_size", "d_model", "dim", "n_embd", "emb_dim")
+_POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
+# Their positions are counted from the one after the padding id, and a padding token has none of its own.
+_OFFSET_POSITIONS = frozenset(
+    [
+        "camembert",
+        "data2vec-text",
+        "esm",
+        "ibert",
+        "layoutlmv3",
+        "lilt",
+        "longformer",
+        "luke",
+        "markuplm",
+        "mpnet",
+        "roberta",
+        "roberta-prelayernorm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "xmod",
+    ]
+)
+# They need no table of positions, whatever length their configuration mentions.
+_UNLIMITED = frozenset(
+    [
+        "bloom",
+        "longt5",
+        "mamba",
+        "mamba2",
+        "mpt",
+        "mt5",
+        "rwkv",
+        "switch_transformers",
+        "t5",
+        "transfo-xl",
+        "umt5",
+        "xlnet",
+    ]
+)
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the part of config.json that describes the text model."""
+    part = config.get("text_config")
+    return part if isinstance(part, Mapping) else config
+
+
+def max_positions(config: Mapping[str, Any]) -> int | None:
+    """Return the longest row in tokens that the model has positions for; None where there is no limit."""
+    config = text_config(config)
+    model_type = config.get("model_type")
+    if model_type in _UNLIMITED:
+        return None
+    limit = next((config[key] for key in _POSITION_KEYS if isinstance(config.get(key), int)), 0)
+    if model_type in _OFFSET_POSITIONS:
+        limit -= pad_id(config) + 1
+    return limit if limit > 0 else None
+
+
+def pad_id(config: Mapping[str, Any]) -> int:
+    """Return the id that short rows are filled with: the model's own, 0 where any will do."""
+    config = text_config(config)
+    pad = config.get("pad_token_id")
+    if isinstance(pad, int) and pad >= 0:
+        return pad
+    return int(config.get("model_type") in _OFFSET_POSITIONS)
+
+
+def vocab_size(config: Mapping[str, Any]) -> int | None:
+    """Return how many token ids the model knows; None where config.json does not say."""
+    size = text_config(config).get("vocab_size")
+    return size if isinstance(size, int) else None
+
+
+def hidden_width(config: Mapping[str, Any]) -> int:
+    """Return the width of the last hidden state.
+
+    Raises
+    ------
+    CheckpointError
+        Where config.json does not say.
+    """
+    config = text_config(config)
+    width = next((config[key] for key in _WIDTH_KEYS if isinstance(config.get(key), int)), 0)
+    if width < 1:
+        raise CheckpointError(
+            f"config.json names no width: none of {', '.join(_WIDTH_KEYS)} is a positive number",
+            hint="Fetch the checkpoint again.",
+        )
+    return width

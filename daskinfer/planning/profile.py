@@ -1,0 +1,70 @@
+"""What a model costs, from its snapshot's manifest and its outline."""
+
+from __future__ import annotations
+
+from math import prod
+
+from daskinfer.errors import CheckpointError
+from daskinfer.spec.outline import ITEM_BYTES, Outline
+from daskinfer.spec.plan import LayerProfile, ModelProfile
+from daskinfer.spec.snapshot import Manifest
+
+_WHOLE_NUMBERS = {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+
+
+def make_profile(
+    manifest: Manifest, outline: Outline, max_length: int | None, row_tokens: int | None = None
+) -> ModelProfile:
+    """Return the model as planning sees it, with only the tensors that the task needs.
+
+    Parameters
+    ----------
+    manifest
+        The snapshot.
+    outline
+        The model's outline for the task, in the job's precision.
+    max_length
+        Longest row that the model accepts, in tokens; None without a limit.
+    row_tokens
+        What a row counts as, where all have one shape.
+
+    Raises
+    ------
+    CheckpointError
+        The snapshot lacks a tensor that the task needs.
+    """
+    item = ITEM_BYTES[outline.dtype]
+    sizes = {
+        tensor.name: prod(tensor.shape) * _WHOLE_NUMBERS.get(tensor.dtype, item)
+        for group in manifest.groups
+        for tensor in group.tensors
+    }
+
+    def find(names: tuple[str, ...]) -> tuple[str, ...]:
+        stored = tuple(manifest.tied.get(name, name) for name in names)
+        absent = [name for name in stored if name not in sizes]
+        if absent:
+            more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+            raise CheckpointError(
+                f"{manifest.model} ({manifest.architecture}) has no tensor {absent[0]}{more}, needed to {outline.task}",
+                hint="Use a checkpoint that was trained for this task, or another task.",
+            )
+        return stored
+
+    return ModelProfile(
+        architecture=outline.architecture,
+        max_length=max_length,
+        row_tokens=row_tokens,
+        layers=tuple(
+            LayerProfile(
+                name=layer.name,
+                tensors=find(layer.tensors),
+                flops=layer.flops,
+                cut=tuple(item.tensor for item in layer.cut),
+            )
+            for layer in outline.layers
+        ),
+        shared=find(outline.shared),
+        sizes=sizes,
+        uncut=outline.uncut,
+    )

@@ -1,0 +1,52 @@
+"""Outlines that were found before: kept with the registry, and on this machine for every registry."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from pydantic import ValidationError
+
+from daskinfer.errors import StorageError
+from daskinfer.ids import shorten
+from daskinfer.models.outlines import outline_key, trace_apart
+from daskinfer.models.tasks.request import TaskRequest
+from daskinfer.spec.outline import Outline
+from daskinfer.storage.exclusive import create
+from daskinfer.storage.filesystem import join_url, read_bytes
+from daskinfer.storage.nodecache import cache_folder
+
+
+def find_outline(registry_url: str, request: TaskRequest, dtype: str) -> Outline:
+    """Return the outline of a task on a checkpoint, traced only where nobody has done so before.
+
+    Parameters
+    ----------
+    registry_url
+        Where outlines are kept for everyone.
+    request
+        The task.
+    dtype
+        Precision of weights and activations.
+
+    Raises
+    ------
+    CheckpointError
+        Where the checkpoint cannot do the task.
+    """
+    name = f"{shorten(outline_key(request, dtype), 64)}.json"
+    places = [join_url(registry_url, "outlines", name), join_url(str(cache_folder()), "outlines", name)]
+    found = next((outline for place in places if (outline := _read(place)) is not None), None)
+    if found is None:
+        found = trace_apart(request, dtype)
+    for place in places:
+        # A registry that may only be read is no reason to stop.
+        with suppress(StorageError, OSError):
+            create(place, found.model_dump_json().encode())
+    return found
+
+
+def _read(url: str) -> Outline | None:
+    try:
+        return Outline.model_validate_json(read_bytes(url))
+    except (FileNotFoundError, ValidationError, StorageError):
+        return None

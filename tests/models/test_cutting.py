@@ -1,0 +1,190 @@
+"""Every family of the zoo, cut in every number of stages, against the model in one piece."""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from daskinfer.errors import CheckpointError
+from daskinfer.models.outlining import make_outline, prove
+from daskinfer.models.skeleton import Skeleton, owned_names
+from daskinfer.models.standins import make_blank, replace_state, state_names
+from daskinfer.models.structure import flatten
+from daskinfer.spec.outline import InputArray, Outline
+from daskinfer.testing.zoo import ZOO, ZooCase, make_inputs
+
+SHAPES = ((3, 12), (5, 20))
+
+
+def without_weights(model: nn.Module) -> nn.Module:
+    empty = copy.deepcopy(model)
+    replace_state(empty, state_names(empty), lambda name, tensor: tensor.to("meta"))
+    return empty
+
+
+def outline_of(model: nn.Module, inputs: tuple[InputArray, ...]) -> Outline:
+    return make_outline(without_weights(model), inputs, task="forward", dtype="float32")
+
+
+def cut(model: nn.Module, outline: Outline, starts: list[int]) -> list[Skeleton]:
+    """Stages that hold nothing but their own weights."""
+    parts = []
+    for first, last in pairwise([*starts, len(outline.layers)]):
+        part = copy.deepcopy(model)
+        owned = set(owned_names(part, outline, first, last))
+        replace_state(part, [name for name in state_names(part) if name not in owned], make_blank)
+        parts.append(Skeleton(part, outline, first, last))
+    return parts
+
+
+def run(parts: list[Skeleton], inputs: dict[str, Tensor]) -> list[Tensor]:
+    received: tuple[Tensor, ...] = ()
+    with torch.inference_mode():
+        for part in parts:
+            received = part.run(inputs, received)
+    return flatten(received)[0]
+
+
+@pytest.mark.parametrize("case", ZOO, ids=lambda case: case.name)
+def test_stages_equal_the_whole_bit_for_bit(case: ZooCase) -> None:
+    torch.set_num_threads(1)
+    model, inputs = case.make()
+    outline = outline_of(model, inputs)
+    layers = len(outline.layers)
+    assert (case.name == "albert") == (layers == 1), outline.uncut
+    for stages in range(1, min(4, layers) + 1):
+        parts = cut(model, outline, [layers * stage // stages for stage in range(stages)])
+        for seed, shape in enumerate(SHAPES):
+            batch = make_inputs(case, *shape, seed)
+            with torch.inference_mode():
+                whole = flatten(model(**batch))[0]
+            assert not any(torch.isnan(value).any() for value in whole)
+            staged = run(parts, batch)
+            assert len(staged) == len(whole)
+            assert all(map(torch.equal, staged, whole)), f"{stages} stages, rows and length {shape}"
+
+
+def find(name: str) -> tuple[nn.Module, tuple[InputArray, ...]]:
+    return next(case for case in ZOO if case.name == name).make()
+
+
+def test_a_model_with_shared_layers_says_why_it_has_no_cut() -> None:
+    outline = outline_of(*find("albert"))
+    assert outline.uncut == "it has no list of layers with weights of their own"
+    assert [layer.name for layer in outline.layers] == ["AlbertModel"]
+
+
+class Repeating(nn.Module):
+    """Runs its layers twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 4) for _ in range(3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (*self.layers, *self.layers):
+            x = torch.tanh(layer(x))
+        return x
+
+
+class Forgetful(Repeating):
+    """Keeps what its first layer returned where no tracing sees it, and adds it at the end."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = None
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+            if kept is None:
+                kept = x.numpy().copy() if not isinstance(x, torch._subclasses.FakeTensor) else None
+        return x if kept is None else x + torch.from_numpy(kept)
+
+
+class Deciding(Repeating):
+    """Goes another way when a value is large."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layers[0](x)
+        if x.abs().max() > 1e9:
+            return x
+        return torch.as_tensor(self.layers[2](torch.tanh(self.layers[1](x))))
+
+
+VECTOR = (InputArray(name="x", dtype="float32", shape=(4,)),)
+
+
+def test_layers_that_run_twice_cannot_be_cut() -> None:
+    assert "layers.0 runs more than once" in str(outline_of(Repeating(), VECTOR).uncut)
+
+
+def test_a_cut_that_tracing_gets_wrong_is_caught_by_the_proof() -> None:
+    outline = outline_of(Forgetful(), VECTOR)
+    assert outline.uncut == "its output changes when it is cut"
+    assert len(outline.layers) == 1
+
+
+def test_what_control_flow_looks_at_crosses_every_later_cut() -> None:
+    model = Deciding()
+    outline = outline_of(model, VECTOR)
+    assert [[item.event for item in layer.cut] for layer in outline.layers] == [[], [0], [0, 1]]
+    x = torch.randn(5, 4)
+    assert torch.equal(run(cut(model, outline, [0, 1, 2]), {"x": x})[0], model(x))
+
+
+def test_the_proof_fails_where_a_carried_tensor_is_left_out() -> None:
+    model, inputs = find("unet")
+    outline = outline_of(model, inputs)
+    layers = list(outline.layers)
+    assert len(layers[3].cut) > 1
+    layers[3] = layers[3].model_copy(update={"cut": layers[3].cut[1:]})
+    assert prove(without_weights(model), outline.model_copy(update={"layers": tuple(layers)})) is not None
+
+
+def test_a_stage_never_runs_what_it_does_not_own() -> None:
+    """Weights of others are NaN: had any of them been used, it would be seen."""
+    model, inputs = find("llama-tied")
+    outline = outline_of(model, inputs)
+    first, last = cut(model, outline, [0, 2])
+    names = {name for name in state_names(model) if torch.isnan(first.model.get_parameter(name)).any()}
+    assert {name.split(".")[2] for name in names if ".layers." in name} == {"2", "3"}
+    assert not torch.isnan(last.model.get_parameter("lm_head.weight")).any()
+    assert not torch.isnan(first.model.get_parameter("model.embed_tokens.weight")).any()
+
+
+def test_another_path_than_the_outline_says_is_an_error() -> None:
+    model, inputs = find("own")
+    outline = outline_of(model, inputs)
+    events = list(outline.events)
+    events[1], events[2] = events[2], events[1]
+    batch = make_inputs(next(case for case in ZOO if case.name == "own"), 2, 4, 0)
+    with pytest.raises(RuntimeError, match="where its outline says otherwise"):
+        run(cut(model, outline.model_copy(update={"events": tuple(events)}), [0, 2]), batch)
+
+
+class Listing(Repeating):
+    """Returns an object that cannot be passed on."""
+
+    def forward(self, x: Tensor) -> object:
+        return object()
+
+
+def test_outputs_that_are_no_tensors_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="Listing: a object"):
+        outline_of(Listing(), VECTOR)
+
+
+def test_sizes_in_an_outline_are_those_of_any_batch() -> None:
+    model, inputs = find("t5")
+    outline = outline_of(model, inputs)
+    first, second = cut(model, outline, [0, 6])
+    for rows, length in ((1, 7), (6, 31)):
+        batch = make_inputs(next(case for case in ZOO if case.name == "t5"), rows, length, 3)
+        with torch.inference_mode():
+            carried = first.run(batch, ())
+        assert [tuple(tensor.shape) for tensor in carried] == [
+            item.tensor.shape(rows, length) for item in outline.layers[6].cut
+        ]
+        assert len(run([first, second], batch)) == len(outline.outputs)

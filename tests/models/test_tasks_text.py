@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from daskinfer.errors import CheckpointError, RecipeError
+from daskinfer.models.tasks.build import build_task
+from daskinfer.models.tasks.encode import make_encoder, row_length
+from daskinfer.models.tasks.fields import task_fields, task_wants
+from daskinfer.models.tasks.request import TaskRequest
+from daskinfer.spec.recipe import ModelOptions
+from daskinfer.testing.tasks import ask_task, columns_of, encode_texts, fill_task, run_reference, run_task
+from daskinfer.testing.tinymodels import add_sentence_modules, make_tiny
+
+TEXTS = ["The small cat sleeps in the sun.", "", "river", "a dog and 3 stones fall, falls!", "water of the river"]
+EMBEDDERS = [
+    "BertModel",
+    "BertForMaskedLM",
+    "RobertaModel",
+    "DistilBertModel",
+    "MPNetModel",
+    "ModernBertModel",
+    "DebertaV2Model",
+    "T5EncoderModel",
+    "T5ForConditionalGeneration",
+    "BartModel",
+    "GPT2LMHeadModel",
+    "LlamaForCausalLM",
+]
+
+
+@pytest.mark.parametrize("architecture", EMBEDDERS)
+def test_embed_equals_transformers_bit_for_bit(tiny: Callable[[str], Path], architecture: str) -> None:
+    directory = tiny(architecture)
+    request = ask_task(directory, "embed")
+    texts = TEXTS if not architecture.startswith("GPT2") else [text for text in TEXTS if text]
+    encoded = encode_texts(request, texts)
+    module = fill_task(build_task(request, "float32"), directory)
+    result = columns_of(request, encoded, run_task(module, encoded))["embedding"]
+    assert np.array_equal(result, run_reference(directory, request, encoded))
+    assert np.allclose(np.linalg.norm(result, axis=1), 1, atol=1e-6)
+    assert task_wants(request) == {"text": "text"}
+
+
+@pytest.mark.parametrize("pooling", ["cls", "max", "mean_sqrt_len", "weightedmean", "lasttoken"])
+def test_every_pooling_equals_the_plain_way(tiny: Callable[[str], Path], pooling: str) -> None:
+    directory = tiny("BertModel")
+    request = ask_task(directory, "embed", pooling=pooling, normalize=False)
+    encoded = encode_texts(request, TEXTS)
+    result = run_task(fill_task(build_task(request, "float32"), directory), encoded)["embedding"]
+    assert np.array_equal(result, run_reference(directory, request, encoded))
+    assert not np.allclose(result, run_reference(directory, ask_task(directory, "embed"), encoded), atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_low_precision_is_pooled_in_float32(tiny: Callable[[str], Path], tmp_path: Path, dtype: str) -> None:
+    directory = add_sentence_modules(
+        make_tiny(tmp_path, "BertModel"), pooling={"pooling_mode_mean_tokens": True}, dense=((32, 8, "Tanh"),)
+    )
+    request = ask_task(directory, "embed")
+    encoded = encode_texts(request, TEXTS)
+    result = run_task(fill_task(build_task(request, dtype), directory, dtype), encoded)["embedding"]
+    assert result.dtype == np.float32
+    assert np.array_equal(result, run_reference(directory, request, encoded, dtype))
+
+
+def test_sentence_transformers_modules_are_followed(tmp_path: Path) -> None:
+    directory = add_sentence_modules(
+        make_tiny(tmp_path, "BertModel"),
+        pooling={"pooling_mode_cls_token": True, "pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": True},
+        dense=((96, 16, "Tanh"), (16, 6, "Identity")),
+        normalize=True,
+    )
+    request = ask_task(directory, "embed")
+    encoded = encode_texts(request, TEXTS)
+    module = fill_task(build_task(request, "float32"), directory)
+    result = columns_of(request, encoded, run_task(module, encoded))["embedding"]
+    assert result.shape == (len(TEXTS), 6)
+    assert np.array_equal(result, run_reference(directory, request, encoded))
+    model = transformers.BertModel.from_pretrained(directory)
+    first, second = (load_file(directory / f"{number}_Dense" / "model.safetensors") for number in (2, 3))
+    for row, vector in enumerate(result):
+        ids = torch.as_tensor(encoded.ids[encoded.starts[row] : encoded.starts[row + 1]]).long()
+        with torch.inference_mode():
+            hidden = model(ids[None]).last_hidden_state[0]
+            joined = torch.cat([hidden[0], hidden.max(0).values, hidden.mean(0)])
+            narrow = torch.tanh(first["linear.weight"] @ joined + first["linear.bias"])
+            expected = second["linear.weight"] @ narrow + second["linear.bias"]
+        assert np.allclose(vector, (expected / expected.norm()).numpy(), atol=1e-5)
+
+
+def test_a_real_model_is_read_as_it_was_made(minilm: Path) -> None:
+    request = ask_task(minilm, "embed", max_length=512)
+    assert row_length(request) <= 512
+    encoded = encode_texts(request, TEXTS)
+    module = fill_task(build_task(request, "float32"), minilm)
+    result = columns_of(request, encoded, run_task(module, encoded))["embedding"]
+    assert result.shape == (len(TEXTS), 384)
+    assert np.array_equal(result, run_reference(minilm, request, encoded))
+
+
+def test_the_newer_form_of_the_pooling_file(tmp_path: Path) -> None:
+    directory = make_tiny(tmp_path, "BertModel")
+    add_sentence_modules(directory, pooling={"pooling_mode": ["lasttoken", "mean_sqrt_len_tokens"]})
+    request = ask_task(directory, "embed")
+    encoded = encode_texts(request, TEXTS)
+    result = run_task(fill_task(build_task(request, "float32"), directory), encoded)["embedding"]
+    for half, mode in enumerate(["lasttoken", "mean_sqrt_len"]):
+        alone = ask_task(directory, "embed", pooling=mode)
+        assert np.array_equal(result[:, 32 * half : 32 * half + 32], run_reference(directory, alone, encoded))
+
+
+def test_options_win_over_the_checkpoint(tmp_path: Path) -> None:
+    directory = add_sentence_modules(
+        make_tiny(tmp_path, "BertModel"), pooling={"pooling_mode_cls_token": True}, normalize=True
+    )
+    request = ask_task(directory, "embed", pooling="mean", normalize=False)
+    encoded = encode_texts(request, TEXTS)
+    result = run_task(fill_task(build_task(request, "float32"), directory), encoded)["embedding"]
+    assert np.array_equal(result, run_reference(directory, request, encoded))
+    assert not np.allclose(np.linalg.norm(result, axis=1), 1, atol=1e-2)
+    unsaid = add_sentence_modules(directory, pooling={"pooling_mode_cls_token": True})
+    assert not np.allclose(
+        np.linalg.norm(run_reference(unsaid, ask_task(unsaid, "embed"), encoded), axis=1), 1, atol=1e-2
+    )
+
+
+@pytest.mark.parametrize("include", [True, False])
+def test_prompts_are_put_before_and_left_out_of_pooling(tmp_path: Path, include: bool) -> None:
+    directory = add_sentence_modules(
+        make_tiny(tmp_path, "BertModel"),
+        pooling={"pooling_mode_mean_tokens": True, "include_prompt": include},
+        prompts={"prompts": {"query": "small dog: ", "none": ""}, "default_prompt_name": "query"},
+    )
+    request = ask_task(directory, "embed")
+    encoded = encode_texts(request, TEXTS)
+    assert np.array_equal(encoded.ids, encode_texts(ask_task(directory, "embed", prompt_name="query"), TEXTS).ids)
+    assert np.array_equal(encoded.ids, encode_texts(ask_task(directory, "embed", prompt="small dog: "), TEXTS).ids)
+    plain = encode_texts(ask_task(directory, "embed", prompt_name="none"), TEXTS)
+    assert (encoded.lengths - plain.lengths == 3).all()
+    result = run_task(fill_task(build_task(request, "float32"), directory), encoded)["embedding"]
+    assert np.array_equal(result, run_reference(directory, request, encoded))
+    model = transformers.BertModel.from_pretrained(directory)
+    with torch.inference_mode():
+        hidden = model(torch.as_tensor(encoded.ids[: encoded.starts[1]]).long()[None]).last_hidden_state[0]
+    # [CLS] and the three tokens of the prompt.
+    assert np.allclose(result[0], (hidden if include else hidden[4:]).mean(0).numpy(), atol=1e-5)
+
+
+def test_the_checkpoint_lowers_the_length_and_the_case(tmp_path: Path) -> None:
+    directory = add_sentence_modules(
+        make_tiny(tmp_path, "BertModel"), pooling={}, text={"max_seq_length": 12, "do_lower_case": True}
+    )
+    content = json.loads((directory / "tokenizer.json").read_text())
+    content["normalizer"] = None
+    (directory / "tokenizer.json").write_text(json.dumps(content))
+    request = ask_task(directory, "embed")
+    assert row_length(request) == 12
+    assert row_length(ask_task(directory, "embed", max_length=7)) == 7
+    assert row_length(ask_task(directory, "score")) == 64
+    upper, lower = encode_texts(request, ["THE CAT"]), encode_texts(request, ["the cat"])
+    assert np.array_equal(upper.ids, lower.ids)
+    assert encode_texts(request, ["cat " * 50]).lengths == [12]
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        f"{family}ForSequenceClassification"
+        for family in ("Bert", "Roberta", "DistilBert", "ModernBert", "Llama", "GPT2")
+    ],
+)
+def test_classify_equals_transformers(tiny: Callable[[str], Path], architecture: str) -> None:
+    directory = tiny(architecture)
+    request = ask_task(directory, "classify")
+    encoded = encode_texts(request, [text for text in TEXTS if text])
+    result = columns_of(request, encoded, run_task(fill_task(build_task(request, "float32"), directory), encoded))
+    scores = torch.softmax(torch.as_tensor(run_reference(directory, request, encoded)), -1).numpy()
+    assert np.array_equal(result["scores"], scores)
+    assert np.array_equal(result["score"], scores.max(1))
+    assert result["label"].tolist() == [f"class-{best}" for best in scores.argmax(1)]
+
+
+def test_several_labels_at_once_take_the_sigmoid(tmp_path: Path) -> None:
+    settings = {"problem_type": "multi_label_classification"}
+    directory = make_tiny(tmp_path, "BertForSequenceClassification", settings=settings)
+    request = ask_task(directory, "classify")
+    encoded = encode_texts(request, TEXTS)
+    result = run_task(fill_task(build_task(request, "float32"), directory), encoded)["scores"]
+    expected = torch.sigmoid(torch.as_tensor(run_reference(directory, request, encoded)))
+    assert np.array_equal(result, expected.numpy())
+
+
+def test_rows_that_cannot_be_computed_are_refused(tiny: Callable[[str], Path]) -> None:
+    request = ask_task(tiny("GPT2LMHeadModel"), "score")
+    encoded, refused = make_encoder(request, 16).encode({"text": ["", "cat dog", "broken \udcff", "  "]})
+    assert refused == {
+        0: "the text gives no tokens",
+        2: "not valid Unicode: lone surrogate U+DCFF",
+        3: "the text gives no tokens",
+    }
+    assert encoded.lengths.tolist() == [2]
+    small = json.loads(request.files["config.json"]) | {"vocab_size": 90}
+    files = {**request.files, "config.json": json.dumps(small).encode()}
+    narrow = TaskRequest(request.task, request.options, request.architecture, files)
+    _, refused = make_encoder(narrow, 16).encode({"text": ["cat falls"]})
+    assert refused == {0: "token id 96 is unknown to the model, whose vocabulary has 90"}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task", "message"),
+    [
+        ("BertModel", "classify", "no trained sequence classifier"),
+        ("BertModel", "score", "predicts no tokens"),
+        ("T5ForConditionalGeneration", "score", "encoder-decoder"),
+        ("BartForSequenceClassification", "classify", "encoder-decoder classifiers"),
+        ("BertLMHeadModel", "score", "is_decoder"),
+    ],
+)
+def test_what_a_checkpoint_cannot_do_is_refused(
+    tiny: Callable[[str], Path], architecture: str, task: str, message: str
+) -> None:
+    request = ask_task(tiny(architecture), task)
+    with pytest.raises(CheckpointError, match=message):
+        build_task(request, "float32")
+    with pytest.raises(CheckpointError, match=message):
+        task_fields(request, 16)
+
+
+def test_a_decoder_classifier_without_padding_id_is_refused(tmp_path: Path) -> None:
+    directory = make_tiny(tmp_path, "LlamaForSequenceClassification", settings={"pad_token_id": None})
+    with pytest.raises(CheckpointError, match="pad_token_id"):
+        build_task(ask_task(directory, "classify"), "float32")
+
+
+def test_sound_is_no_text(tmp_path: Path) -> None:
+    config = transformers.WhisperConfig(d_model=12, encoder_layers=1, decoder_layers=1).to_dict()
+    files = {"config.json": json.dumps(config).encode()}
+    with pytest.raises(CheckpointError, match="takes input_features, not texts"):
+        build_task(TaskRequest("embed", ModelOptions(), "WhisperModel", files), "float32")
+
+
+def test_what_sentence_transformers_can_do_and_we_cannot_is_refused(tmp_path: Path) -> None:
+    directory = add_sentence_modules(make_tiny(tmp_path, "BertModel"), pooling={}, dense=((32, 8, "Tanh"),))
+    request = ask_task(directory, "embed")
+
+    def refuse(path: str, content: Any, error: type[Exception], message: str, **options: Any) -> None:
+        files = {**request.files, path: json.dumps(content).encode()}
+        changed = TaskRequest("embed", ModelOptions(**options), request.architecture, files)
+        with pytest.raises(error, match=message):
+            task_fields(changed, 16)
+
+    dense = json.loads(request.files["2_Dense/config.json"])
+    refuse("modules.json", [{"path": "", "type": "custom_st.Transformer"}], CheckpointError, "custom_st.Transformer")
+    refuse("modules.json", [{"path": "9_P", "type": "sentence_transformers.models.Pooling"}], CheckpointError, "9_P")
+    refuse("1_Pooling/config.json", {"pooling_mode": "attention"}, CheckpointError, "'attention'")
+    refuse("2_Dense/config.json", dense | {"activation_function": "os.system"}, CheckpointError, "os.system")
+    refuse("2_Dense/config.json", dense | {"use_residual": True}, CheckpointError, "plain layer")
+    refuse("2_Dense/config.json", dense | {"out_features": "8"}, CheckpointError, "out_features 8")
+    refuse("2_Dense/config.json", dense | {"in_features": 64}, RecipeError, "64 numbers, but pooling makes 32")
+    named = {"prompts": {"query": "q: ", "passage": "p: "}}
+    refuse("config_sentence_transformers.json", named, RecipeError, "query, passage", prompt_name="document")
+    refuse("config_sentence_transformers.json", {}, RecipeError, "has none", prompt_name="query")
+    refuse("config_sentence_transformers.json", named, RecipeError, "both", prompt_name="query", prompt="x")
+
+
+def test_prompts_are_for_embeddings(tiny: Callable[[str], Path]) -> None:
+    with pytest.raises(RecipeError, match="takes no prompt"):
+        task_fields(ask_task(tiny("GPT2LMHeadModel"), "score", prompt="x"), 16)
