@@ -14,7 +14,7 @@ from daskinfer.ids import digest_of, shorten
 from daskinfer.models.arrays import count_row_tokens
 from daskinfer.models.devices import choose_dtype
 from daskinfer.models.tasks.encode import make_encoder, row_length
-from daskinfer.models.tasks.fields import task_fields, task_wants
+from daskinfer.models.tasks.fields import takes_text, task_fields, task_wants
 from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.models.versions import ATTENTION, versions
 from daskinfer.planning.placement import eligible_workers
@@ -124,8 +124,11 @@ def draft_job(recipe: Recipe, workers: Sequence[WorkerShape]) -> tuple[JobRecord
     )
     request = make_request(recipe, manifest, files, arrays)
     numerics = _make_numerics(recipe, manifest.dtype, workers)
+    is_text = takes_text(request)
+    if is_text:  # what can be refused without tracing the model is refused at once
+        make_encoder(request, row_length(request))
+        task_fields(request, row_length(request))
     outline = find_outline(registry.url, request, numerics.dtype)
-    is_text = any(None in array.shape for array in outline.inputs)
     profile = make_profile(
         manifest,
         outline,
@@ -133,7 +136,7 @@ def draft_job(recipe: Recipe, workers: Sequence[WorkerShape]) -> tuple[JobRecord
         row_tokens=None if is_text else count_row_tokens(outline.inputs),
     )
     plan = make_plan(recipe, profile, workers, numerics)
-    make_encoder(request, plan.max_length)  # refuses unusable tokenizers and processors
+    make_encoder(request, plan.max_length)
     inputs = digest_files(table.files)
     has_variants = any(array.name == "position" for array in outline.inputs)
     record = JobRecord(
