@@ -6,14 +6,20 @@ from contextlib import suppress
 
 from pydantic import ValidationError
 
-from daskinfer.errors import StorageError
+from daskinfer.errors import CheckpointError, RecipeError, StorageError
 from daskinfer.ids import shorten
 from daskinfer.models.outlines import outline_key, trace_apart
 from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.spec.outline import Outline
+from daskinfer.spec.recipe import ModelOptions
+from daskinfer.spec.snapshot import Resolution
 from daskinfer.storage.exclusive import create
 from daskinfer.storage.filesystem import join_url, read_bytes
 from daskinfer.storage.nodecache import cache_folder
+from daskinfer.storage.registry import Registry
+
+# By the end of the architecture's name; everything else embeds.
+_USUAL_TASKS = {"Classification": "classify", "ForMaskedLM": "score", "ForCausalLM": "score", "LMHeadModel": "score"}
 
 
 def find_outline(registry_url: str, request: TaskRequest, dtype: str) -> Outline:
@@ -43,6 +49,21 @@ def find_outline(registry_url: str, request: TaskRequest, dtype: str) -> Outline
         with suppress(StorageError, OSError):
             create(place, found.model_dump_json().encode())
     return found
+
+
+def trace_usual_task(registry: Registry, resolution: Resolution) -> None:
+    """Find the outline of what a checkpoint is most likely asked for, so that its first job need not.
+
+    What cannot be traced is left for the job to say.
+    """
+    manifest = registry.manifest(resolution.snapshot)
+    task = next((task for suffix, task in _USUAL_TASKS.items() if manifest.architecture.endswith(suffix)), "embed")
+    if manifest.entry is not None:
+        return
+    files = {file.path: registry.file(manifest, file.path) for file in manifest.files}
+    request = TaskRequest(task, ModelOptions(), manifest.architecture, files)
+    with suppress(CheckpointError, RecipeError):
+        find_outline(registry.url, request, "float32")
 
 
 def _read(url: str) -> Outline | None:
