@@ -139,7 +139,7 @@ def print_profile(profile: CheckpointProfile) -> None:
         "counted": f"in a microbatch of {typical}, for one {profile.per}",
     }
     if measured is not None:
-        threads = f"{measured.numerics.threads} threads" if measured.device.kind == "cpu" else measured.device.kind
+        threads = f"{measured.numerics.threads} thread(s)" if measured.device.kind == "cpu" else measured.device.kind
         when = "stored; --fresh measures again" if profile.stored else "now"
         lines["measured"] = f"{measured.measured} ({when}) on {measured.device.name}, {threads}"
     _print_lines(lines)

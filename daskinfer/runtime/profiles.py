@@ -136,8 +136,13 @@ def _measure(
 
     read = partial(load_tensors, registry.url)
     lock = snapshotlock.take(registry, manifest.digest, f"profile-{make_nonce()}", purpose="profile")
+
+    def tell(doing: str, done: int, total: int) -> None:
+        lock.heartbeat()
+        watch(doing, done, total)
+
     try:
-        layers = measure_layers(request, outline, manifest, numerics, read, shapes, watch)
+        layers = measure_layers(request, outline, manifest, numerics, read, shapes, tell)
     finally:
         lock.release()
     return MeasuredProfile(

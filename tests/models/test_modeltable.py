@@ -32,7 +32,7 @@ def claims_forward(case: ZooCase) -> bool:
     return f"`forward` ({case.architecture})" in read_rows(PAGE)[ZOO.index(case)]
 
 
-@pytest.mark.parametrize("case", list(filter(claims_forward, ZOO)), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [case for case in ZOO if claims_forward(case)], ids=lambda case: case.name)
 def test_forward_gives_the_models_own_outputs(case: ZooCase) -> None:
     entry = None if case.config else find_entry(f"daskinfer.testing.ownmodels:{case.architecture}")
     files = {"config.json": json.dumps(case.config).encode()} if case.config else {}

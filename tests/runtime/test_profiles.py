@@ -95,7 +95,7 @@ def test_times_are_stored_until_something_changes(bert: Path, tmp_path: Path) ->
 
 
 def test_rows_of_one_shape_are_counted_by_the_row(tmp_path: Path) -> None:
-    model = {"task": "forward", "entry": "daskinfer.testing.ownmodels:make_own"}
+    model: Any = {"task": "forward", "entry": "daskinfer.testing.ownmodels:make_own"}
     weights = tmp_path / "weights"
     weights.mkdir()
     save_model(make_own(), str(weights / "model.safetensors"))
