@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from torch import nn
 
 from daskinfer.errors import CheckpointError, JobFailed
 from daskinfer.models.devices import find_cpu, find_device
@@ -119,7 +120,8 @@ def load_stage(
     owned = owned_names(module, outline, stage.first, stage.last)
     replace_state(module, set(state_names(module)) - set(owned), make_blank)
     entries = find_entries(manifest, {path: module.stored_name(path) for path in owned})
-    keep_float32 = float32_paths(module, getattr(torch, numerics.dtype))
+    _untie(module, {path: entry.name for path, (_, entry) in entries.items()})
+    keep_float32 = float32_paths(module.model, getattr(torch, numerics.dtype))
 
     def fill(paths: list[str], place: str) -> int:
         wanted = {path: entries[path] for path in paths}
@@ -154,6 +156,18 @@ def load_stage(
     )
     size = sum({entry.name: entry.end - entry.begin for _, entry in entries.values()}.values())
     return Stage(runner, device, size, read_bytes, scratch)
+
+
+def _untie(module: TaskModule, stored: Mapping[str, str]) -> None:
+    """Part parameters that the configuration ties, but of which the checkpoint holds copies that differ."""
+    places = dict(module.named_parameters(remove_duplicate=False))
+    first: dict[int, str] = {}
+    for path, name in stored.items():
+        if path in places and first.setdefault(id(places[path]), name) != name:
+            owner, _, leaf = path.rpartition(".")
+            setattr(
+                module.get_submodule(owner), leaf, nn.Parameter(torch.empty_like(places[path]), requires_grad=False)
+            )
 
 
 def _take_device(kind: str) -> DeviceShape:

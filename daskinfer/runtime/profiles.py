@@ -117,7 +117,7 @@ def find_profile(registry_url: str, key: str) -> MeasuredProfile | None:
     """Return what was measured under a key of `profile_key`; None where nothing was."""
     try:
         return MeasuredProfile.model_validate_json(read_bytes(_profile_url(registry_url, key)))
-    except (FileNotFoundError, ValidationError):
+    except (FileNotFoundError, ValidationError, StorageError):
         return None
 
 
