@@ -24,6 +24,6 @@ class Tagger(nn.Module):
 
 
 def build() -> nn.Module:
-    """Return the module with its weights; its arguments are none, and its weights the same at every call."""
+    """Return the module with its weights, the same at every call."""
     torch.manual_seed(0)
     return Tagger()

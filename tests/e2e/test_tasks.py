@@ -1,4 +1,4 @@
-"""Every task on texts and images: staged through the workers, compared with transformers' own model bit for bit."""
+"""Every task on texts: staged through the workers, compared with transformers' own model bit for bit."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ EMPTY, BROKEN = 7, 33
 
 @dataclass(frozen=True)
 class Shop:
-    """A folder with texts and photos; its registry is shared by all tests."""
+    """A folder with texts; its registry is shared by all tests."""
 
     folder: Path
     texts: tuple[str, ...]
