@@ -86,7 +86,7 @@ def find_owner(recipe: Recipe, workers: Sequence[WorkerShape]) -> OpenedJob | No
     store = JobStore(recipe.workspace, owner.job)
     record = _read_owner_record(store, owner, recipe, output)
     inputs = digest_files(find_input(absolute_input(recipe)).files)
-    numerics = _make_numerics(recipe, None, workers).model_copy(update={"dtype": record.plan.numerics.dtype})
+    numerics = _make_numerics(recipe, None, workers)[0].model_copy(update={"dtype": record.plan.numerics.dtype})
     if make_job_request(recipe, inputs, digest_source(), numerics) != owner.request:
         raise _explain_difference(record, recipe, inputs, output)
     if store.state() != "done":
@@ -123,7 +123,7 @@ def draft_job(recipe: Recipe, workers: Sequence[WorkerShape]) -> tuple[JobRecord
         if (array := table.arrays.get(recipe.input.columns.get(role, role))) is not None
     )
     request = make_request(recipe, manifest, files, arrays)
-    numerics = _make_numerics(recipe, manifest.dtype, workers)
+    numerics, precision = _make_numerics(recipe, manifest.dtype, workers)
     outline = find_outline(registry.url, request, numerics.dtype)
     is_text = any(None in array.shape for array in outline.inputs)
     profile = make_profile(
@@ -152,6 +152,7 @@ def draft_job(recipe: Recipe, workers: Sequence[WorkerShape]) -> tuple[JobRecord
         output=absolute_url(recipe.output.url),
         rows=table.rows,
         partitions=len(table.partitions),
+        precision=precision,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     open_job_sink(record)  # refuses an unusable output
@@ -193,18 +194,20 @@ def _find_wants(recipe: Recipe, request: TaskRequest) -> dict[str, Literal["text
     return dict.fromkeys(recipe.input.columns, "array")
 
 
-def _make_numerics(recipe: Recipe, stored: str | None, workers: Sequence[WorkerShape]) -> Numerics:
-    """Return what the workers compute with; `stored` is the checkpoint's precision."""
+def _make_numerics(recipe: Recipe, stored: str | None, workers: Sequence[WorkerShape]) -> tuple[Numerics, str]:
+    """Return what the workers compute with, and why in that precision; `stored` is the checkpoint's."""
     able = eligible_workers(workers, recipe.placement.requires)
     # What not all of them have cannot be counted on.
     device = next((worker.device for worker in able if worker.device.kind == "cpu"), able[0].device)
-    return Numerics(
-        dtype=choose_dtype(recipe.model.dtype, stored or "float32", device)[0],
+    dtype, precision = choose_dtype(recipe.model.dtype, stored or "float32", device)
+    numerics = Numerics(
+        dtype=dtype,
         device=device.kind,
         attention=ATTENTION,
         threads=min(worker.threads for worker in able),
         **versions(),
     )
+    return numerics, precision
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ def cut_checkpoint(
     *,
     dtype: str = "float32",
     offload: str = "none",
+    scratch: Path | None = None,
 ) -> tuple[Outline, list[Stage]]:
     """A published checkpoint's outline and its stages: a number of them, or the first layers of all of them."""
     manifest = registry.manifest(registry.resolve(reference).snapshot)
@@ -60,6 +62,7 @@ def cut_checkpoint(
             ),
             numerics=numerics,
             read=partial(load_tensors, registry.url),
+            scratch=None if scratch is None else str(scratch),
         )
         for index, (first, last) in enumerate(pairwise([*starts, layers]))
     ]
