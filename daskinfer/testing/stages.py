@@ -43,6 +43,7 @@ def cut_checkpoint(
     stages: int | Sequence[int] = 1,
     *,
     dtype: str = "float32",
+    device: str = "cpu",
     offload: str = "none",
     scratch: Path | None = None,
 ) -> tuple[Outline, list[Stage]]:
@@ -51,7 +52,7 @@ def cut_checkpoint(
     outline = find_outline(registry.url, request, dtype)
     layers = len(outline.layers)
     starts = [layers * stage // stages for stage in range(stages)] if isinstance(stages, int) else list(stages)
-    numerics = Numerics(dtype=dtype, attention="sdpa", threads=1, **versions())
+    numerics = Numerics(dtype=dtype, device=device, attention="sdpa", threads=1, **versions())
     loaded = [
         load_stage(
             request=request,
