@@ -7,8 +7,6 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
-
 from daskinfer.errors import CheckpointError, JobFailed
 from daskinfer.models.devices import find_cpu, find_device
 from daskinfer.models.offload import fill_offloaded

@@ -316,4 +316,4 @@ def test_gpu_brings_offloaded_weights(tmp_path: Path, tiny_model: Path, offload:
     for chosen in ("none", offload):
         _, stages = cut_checkpoint(registry, "m@v1", request, 2, offload=chosen, device="cuda")
         results.append(run_through(stages, inputs)["embedding"])
-    assert np.array_equal(*results)
+    assert np.array_equal(results[0], results[1])
