@@ -15,6 +15,7 @@ from daskinfer.reports.page import render_html
 from daskinfer.runtime.checkpoints import publish_checkpoint
 from daskinfer.runtime.cluster import find_workers
 from daskinfer.runtime.opening import draft_job, find_owner, open_job
+from daskinfer.runtime.outlines import trace_usual_task
 from daskinfer.runtime.session import Session
 from daskinfer.runtime.summary import make_report
 from daskinfer.spec.job import JobRecord, JobStatus, Progress, Report
@@ -170,9 +171,12 @@ def publish(
     CheckpointError
         It cannot be published, or a name is not allowed.
     """
-    return publish_checkpoint(
-        Registry(registry), name, source, alias=alias, entry=entry, dtype=dtype, reference=reference, watch=watch
+    found = Registry(registry)
+    resolution = publish_checkpoint(
+        found, name, source, alias=alias, entry=entry, dtype=dtype, reference=reference, watch=watch
     )
+    trace_usual_task(found, resolution)
+    return resolution
 
 
 def checkpoints(registry: str) -> list[CheckpointRow]:

@@ -7,22 +7,19 @@ nothing can be seen, after it anyone may finish the rest, and every step of the 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import Any
 
-from blake3 import blake3
-
 from daskinfer.errors import CheckpointError, Conflict, CorruptBlob, SnapshotGone, StorageError
 from daskinfer.ids import make_nonce
-from daskinfer.spec.snapshot import EntryPoint, LayerGroup, Manifest, PlainFile, Resolution, TensorEntry
+from daskinfer.spec.snapshot import EntryPoint, LayerGroup, Manifest, PlainFile, Resolution
+from daskinfer.storage.blobs import read_group, read_header
 from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import ShortRead, delete, join_url, list_names, open_reader
+from daskinfer.storage.filesystem import delete, join_url, list_names
 from daskinfer.storage.naming import check_alias, check_name, make_signature
 from daskinfer.storage.registry import Registry, Version, as_version
 from daskinfer.storage.slotlog import SlotLog
@@ -31,7 +28,6 @@ PLAIN_SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja", ".md", ".bpe", 
 """What a configuration or tokenizer file may be; formats that can carry code are not among them."""
 PLAIN_NAMES = frozenset({"LICENSE", "NOTICE"})
 """Plain files without a suffix."""
-_RANGE_BYTES = 32 * 2**20
 
 Watch = Callable[[str, int, int], None]
 """Called with what is being done (`comparing`, `storing`), and how many of how many bytes are done."""
@@ -174,7 +170,7 @@ def _describe(
     for group in source.groups:
         data = group.blob()
         digest = hashlib.sha256(data).hexdigest()
-        entries = list_tensors(data, group.name)
+        entries = read_header(data, group.name)
         if group.origins is None:
             blob = store(digest, data)
         else:
@@ -200,43 +196,6 @@ def _describe(
     )
 
 
-def list_tensors(data: bytes, group: str) -> tuple[TensorEntry, ...]:
-    """Return the tensors of a complete safetensors file, with their digests, in file order.
-
-    Raises
-    ------
-    CheckpointError
-        Where the bytes are not a whole safetensors file.
-    """
-    view = memoryview(data)
-    try:
-        start = 8 + int.from_bytes(data[:8], "little")
-        header = json.loads(data[8:start])
-        header.pop("__metadata__", None)
-        entries = [
-            TensorEntry(
-                name=name,
-                blake3=blake3(view[start + begin : start + end]).hexdigest(),
-                dtype=entry["dtype"],
-                shape=tuple(entry["shape"]),
-                begin=start + begin,
-                end=start + end,
-            )
-            for name, entry in header.items()
-            for begin, end in [entry["data_offsets"]]
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise CheckpointError(f"layer group {group} is not a safetensors file: {error}") from error
-    entries.sort(key=lambda entry: (entry.begin, entry.end))
-    borders = [start, *(border for entry in entries for border in (entry.begin, entry.end)), len(data)]
-    # The format has neither holes nor overlaps, so every tensor begins where the one before it ends.
-    if any(first != second for first, second in list(pairwise(borders))[::2]) or borders != sorted(borders):
-        raise CheckpointError(
-            f"layer group {group} is not a whole safetensors file: its tensors do not fill {len(data)} bytes"
-        )
-    return tuple(entries)
-
-
 def _find_equal(registry: Registry, name: str, source: CheckpointSource, watch: Watch) -> Version | None:
     """Return the latest live version with the source's content, all of it still intact."""
     versions = registry.versions(name)
@@ -256,28 +215,22 @@ def _find_equal(registry: Registry, name: str, source: CheckpointSource, watch: 
 
 
 def _is_intact(registry: Registry, manifest: Manifest, wanted: Manifest) -> bool:
-    """Say whether a version that says it has the wanted content does have it: publishing again mends a damaged one."""
+    """Say whether a version that claims to have the wanted content has it: publishing again mends a damaged one.
+
+    Raises
+    ------
+    CorruptBlob
+        Where a file or a blob of its own is damaged.
+    """
     for piece in manifest.files:
         registry.file(manifest, piece.path)
     for group in manifest.groups:
         if group.blob is not None:
-            if _hash_blob(join_url(registry.url, group.blob), group.size) != group.sha256:
-                return False
+            read_group(registry.url, group)
         # By reference: the files were read a moment ago, if they are the same ones.
         elif group != wanted.group(group.name):
             return False
     return True
-
-
-def _hash_blob(url: str, size: int) -> str | None:
-    digest = hashlib.sha256()
-    try:
-        read = open_reader(url)
-        for begin in range(0, size, _RANGE_BYTES):
-            digest.update(read(begin, min(begin + _RANGE_BYTES, size)))
-    except (FileNotFoundError, ShortRead):
-        return None
-    return digest.hexdigest()
 
 
 def _publish_new(registry: Registry, name: str, source: CheckpointSource, alias: str | None, watch: Watch) -> Version:

@@ -34,10 +34,12 @@ def outline_key(request: TaskRequest, dtype: str) -> str:
         for path, data in sorted(request.files.items())
         if path.endswith(_DECIDING) and not path.startswith("tokenizer")
     }
+    # A length only shows where a column has one place for every token.
+    options = request.options.model_dump(mode="json", exclude=set() if request.options.per_token else {"max_length"})
     return digest_of(
         [
             request.task,
-            request.options.model_dump(mode="json"),
+            options,
             request.architecture,
             deciding,
             None if request.entry is None else request.entry.model_dump(mode="json"),

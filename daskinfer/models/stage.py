@@ -7,6 +7,9 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
+from torch import nn
+
 from daskinfer.errors import CheckpointError, JobFailed
 from daskinfer.models.devices import find_cpu, find_device
 from daskinfer.models.offload import fill_offloaded
@@ -123,6 +126,7 @@ def load_stage(
     owned = owned_names(module, outline, stage.first, stage.last)
     replace_state(module, set(state_names(module)) - set(owned), make_blank)
     entries = find_entries(manifest, {path: module.stored_name(path) for path in owned})
+    _untie(module, {path: entry.name for path, (_, entry) in entries.items()})
 
     def fill(paths: list[str], place: str) -> int:
         wanted = {path: entries[path] for path in paths}
@@ -154,6 +158,18 @@ def load_stage(
         threads=numerics.threads,
     )
     return Stage(runner, device, read_bytes, folder)
+
+
+def _untie(module: TaskModule, stored: Mapping[str, str]) -> None:
+    """Part parameters that the configuration ties, but of which the checkpoint holds copies that differ."""
+    places = dict(module.named_parameters(remove_duplicate=False))
+    first: dict[int, str] = {}
+    for path, name in stored.items():
+        if path in places and first.setdefault(id(places[path]), name) != name:
+            owner, _, leaf = path.rpartition(".")
+            setattr(
+                module.get_submodule(owner), leaf, nn.Parameter(torch.empty_like(places[path]), requires_grad=False)
+            )
 
 
 def _take_device(kind: str) -> DeviceShape:
@@ -193,7 +209,7 @@ def _move_buffers(module: TaskModule, device: str) -> None:
             module.get_submodule(owner)._buffers[leaf] = buffer.to(device)
 
 
-def _refuse_meta(module: TaskModule, away: Collection[str]) -> None:
+def _refuse_meta(module: TaskModule, away: Collection[str] = ()) -> None:
     for name, tensor in (*module.named_parameters(remove_duplicate=False), *module.named_buffers()):
         if tensor.is_meta and name not in away:
             raise CheckpointError(

@@ -33,13 +33,13 @@ class Folder(Protocol):
         """Absolute path or URL."""
 
     def names(self) -> list[str]:
-        """Return the names of the direct children, sorted; `FileNotFoundError` where there is no such folder."""
+        """Return the names of the direct children, sorted."""
 
     def size(self, name: str) -> int | None:
         """Return a file's length in bytes; None where there is no such file."""
 
     def read(self, name: str, begin: int | None = None, end: int | None = None) -> bytes:
-        """Return a file's bytes, or those from `begin` up to `end`; fewer where the file ends before."""
+        """Return a file's bytes, or those from `begin` up to `end`; `FileNotFoundError` where there is no such file."""
 
 
 @dataclass(frozen=True, slots=True)

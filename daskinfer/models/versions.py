@@ -8,6 +8,7 @@ ATTENTION = "sdpa"
 """Attention implementation that every model runs with, where it has one; else transformers' plain one."""
 
 
-def versions() -> dict[str, str]:
-    """Return the installed versions of torch, transformers and tokenizers."""
-    return {name: version(name) for name in ("torch", "transformers", "tokenizers")}
+def versions(images: bool = False) -> dict[str, str]:
+    """Return the installed versions of torch, transformers and tokenizers, and of Pillow where images are read."""
+    names = ("torch", "transformers", "tokenizers", *(("pillow",) if images else ()))
+    return {name: version(name) for name in names}

@@ -14,7 +14,7 @@ from daskinfer.ids import digest_of, shorten
 from daskinfer.models.arrays import count_row_tokens
 from daskinfer.models.devices import choose_dtype
 from daskinfer.models.tasks.encode import make_encoder, row_length
-from daskinfer.models.tasks.fields import task_fields, task_wants
+from daskinfer.models.tasks.fields import takes_text, task_fields, task_wants
 from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.models.versions import ATTENTION, versions
 from daskinfer.planning.placement import eligible_workers
@@ -86,7 +86,9 @@ def find_owner(recipe: Recipe, workers: Sequence[WorkerShape]) -> OpenedJob | No
     store = JobStore(recipe.workspace, owner.job)
     record = _read_owner_record(store, owner, recipe, output)
     inputs = digest_files(find_input(absolute_input(recipe)).files)
-    numerics = _make_numerics(recipe, None, workers)[0].model_copy(update={"dtype": record.plan.numerics.dtype})
+    before = record.plan.numerics
+    numerics, _ = _make_numerics(recipe, before.dtype, workers, before.pillow is not None)
+    numerics = numerics.model_copy(update={"dtype": before.dtype})
     if make_job_request(recipe, inputs, digest_source(), numerics) != owner.request:
         raise _explain_difference(record, recipe, inputs, output)
     if store.state() != "done":
@@ -123,9 +125,12 @@ def draft_job(recipe: Recipe, workers: Sequence[WorkerShape]) -> tuple[JobRecord
         if (array := table.arrays.get(recipe.input.columns.get(role, role))) is not None
     )
     request = make_request(recipe, manifest, files, arrays)
-    numerics, precision = _make_numerics(recipe, manifest.dtype, workers)
+    numerics, precision = _make_numerics(recipe, manifest.dtype, workers, "image" in wants.values())
+    is_text = takes_text(request)
+    if is_text:  # what can be refused without tracing the model is refused at once
+        make_encoder(request, row_length(request))
+        task_fields(request, row_length(request))
     outline = find_outline(registry.url, request, numerics.dtype)
-    is_text = any(None in array.shape for array in outline.inputs)
     profile = make_profile(
         manifest,
         outline,
@@ -133,7 +138,7 @@ def draft_job(recipe: Recipe, workers: Sequence[WorkerShape]) -> tuple[JobRecord
         row_tokens=None if is_text else count_row_tokens(outline.inputs),
     )
     plan = make_plan(recipe, profile, workers, numerics)
-    make_encoder(request, plan.max_length)  # refuses unusable tokenizers and processors
+    make_encoder(request, plan.max_length)
     inputs = digest_files(table.files)
     has_variants = any(array.name == "position" for array in outline.inputs)
     record = JobRecord(
@@ -194,18 +199,18 @@ def _find_wants(recipe: Recipe, request: TaskRequest) -> dict[str, Literal["text
     return dict.fromkeys(recipe.input.columns, "array")
 
 
-def _make_numerics(recipe: Recipe, stored: str | None, workers: Sequence[WorkerShape]) -> tuple[Numerics, str]:
+def _make_numerics(recipe: Recipe, stored: str, workers: Sequence[WorkerShape], images: bool) -> tuple[Numerics, str]:
     """Return what the workers compute with, and why in that precision; `stored` is the checkpoint's."""
     able = eligible_workers(workers, recipe.placement.requires)
     # What not all of them have cannot be counted on.
     device = next((worker.device for worker in able if worker.device.kind == "cpu"), able[0].device)
-    dtype, precision = choose_dtype(recipe.model.dtype, stored or "float32", device)
+    dtype, precision = choose_dtype(recipe.model.dtype, stored, device)
     numerics = Numerics(
         dtype=dtype,
         device=device.kind,
         attention=ATTENTION,
         threads=min(worker.threads for worker in able),
-        **versions(),
+        **versions(images),
     )
     return numerics, precision
 

@@ -138,6 +138,8 @@ class Numerics(Section):
     """Version."""
     tokenizers: str
     """Version."""
+    pillow: str | None = None
+    """Version, where the job reads images."""
 
 
 class Plan(Section):

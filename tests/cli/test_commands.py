@@ -159,7 +159,9 @@ def test_a_bug_is_called_one(fake: FakeApi, folder: Path, monkeypatch: pytest.Mo
 def test_a_bad_recipe_is_2_and_shows_the_line(fake: FakeApi, folder: Path, command: str) -> None:
     result = call(command, "recipe.yaml", "--set", "model.task=embd", "--json")
     assert result.exit_code == 2
-    assert "error: --set model.task=embd: model.task: must be 'embed' or 'classify'" in result.stderr
+    assert (
+        "error: --set model.task=embd: model.task: must be 'embed', 'classify', 'score', or 'forward'" in result.stderr
+    )
     assert "      | model.task=embd\n      |            ^^^^\n" in result.stderr
     assert "resume" not in result.stderr
     found = last_json(result)

@@ -100,9 +100,9 @@ def test_an_input_that_is_none(typed: Bench) -> None:
         ("rows.xyz", "'.xyz'", "Set input.format"),
         ("rows.jsonl.gz", "is compressed", "Decompress it"),
         ("words.jsonl", "words.jsonl, line 1", "not valid JSON", "Check input.format"),
-        ("in.jsonl/x.jsonl", "in.jsonl is a file, not a folder"),
+        ("in.jsonl/x.jsonl", f"nothing matches {folder}/in.jsonl/x.jsonl"),
     )
-    refuse(typed, *(refusal(1 if "/" in url else 2, *said, input__url=url) for url, *said in cases))
+    refuse(typed, *(refusal(2, *said, input__url=url) for url, *said in cases))
 
 
 def test_a_column_that_is_not_there(typed: Bench) -> None:
@@ -154,6 +154,7 @@ def test_no_scheduler_at_the_address(typed: Bench) -> None:
 
 def test_a_checkpoint_that_is_none(typed: Bench) -> None:
     (typed.folder / "folder").mkdir()
+    (typed.folder / "folder/notes.txt").touch()
     cases = (
         ("tinny@prod", "no checkpoint is named 'tinny'", "Did you mean tiny?"),
         ("tiny@prd", "tiny has no alias 'prd'", "Did you mean prod?"),

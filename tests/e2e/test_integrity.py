@@ -60,7 +60,7 @@ def flip(path: Path) -> None:
     [
         (flip, "is damaged"),
         (Path.unlink, "is gone"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "bytes, its manifest says"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "its file is too short"),
     ],
     ids=["flipped", "deleted", "truncated"],
 )
@@ -106,7 +106,7 @@ def damage_first_chunk(patch: pytest.MonkeyPatch, kind: str, checked: bool) -> N
     import time
     from pathlib import Path
 
-    from daskinfer.storage import activations
+    from daskinfer.storage import activations, bundles
 
     receive = activations.ZarrTransport.receive
     pending = [kind]
@@ -134,7 +134,7 @@ def damage_first_chunk(patch: pytest.MonkeyPatch, kind: str, checked: bool) -> N
 
     patch.setattr(activations.ZarrTransport, "receive", receive_damaged)
     if not checked:
-        patch.setattr(activations, "_digest", lambda *identity: "unchecked")
+        patch.setattr(bundles, "_digest", lambda *identity: "unchecked")
 
 
 @pytest.mark.parametrize(("kind", "damaged"), [("flipped", 1), ("truncated", 1), ("deleted", 1), ("swapped", 2)])
