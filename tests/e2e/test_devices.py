@@ -91,7 +91,7 @@ def make_greedy():
 
 
 def make_slow():
-    """Return a model of 24 MB whose bytes come slowly into a worker."""
+    """Return a model of 64 MB whose bytes come slowly into a worker."""
     if multiprocessing.parent_process() is not None:
         from daskinfer.storage import tensorreads
 
@@ -102,7 +102,7 @@ def make_slow():
             read(chunk, buffers)
 
         tensorreads._read_local = wait
-    return Model(500_000, 12)
+    return Model(500_000, 32)
 '''
 
 
@@ -156,9 +156,9 @@ def test_what_does_not_fit_is_computed_in_parts(own: Callable[..., Recipe], tmp_
 
 def test_loading_is_shown_while_it_goes(own: Callable[..., Recipe]) -> None:
     seen: list[Progress] = []
-    report = api.run(own("make_slow", stages=[6]), watch=seen.append)
+    report = api.run(own("make_slow", stages=[16]), watch=seen.append)
     loading = [progress for progress in seen if progress.phase == "loading" and progress.total_shards]
-    whole = 24 * 10**6
+    whole = 64 * 10**6
     assert {(progress.total_bytes, progress.total_shards) for progress in loading} == {(whole, 2)}
     partly = [progress.loaded_bytes for progress in loading if 0 < progress.loaded_bytes < whole]
     assert partly == sorted(partly) and len(set(partly)) > 1
