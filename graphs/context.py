@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from daskinfer.errors import SnapshotGone
 from daskinfer.graphs.handoff import JobHandle
+from daskinfer.graphs.identity import get_folder
+from daskinfer.graphs.reporting import LoadMeter
 from daskinfer.models.tasks.encode import Encoder, make_encoder
 from daskinfer.models.tasks.fields import task_wants
 from daskinfer.models.tasks.request import TaskRequest
@@ -95,9 +97,9 @@ class JobContext:
     def load(self, stage: int) -> Loaded:
         """Return a stage's module, loading its shard when this process has not."""
         plan, model = self.record.plan, self.record.recipe.model
-        wanted, inputs = plan.stages[stage], self.record.outline.inputs
-        layers = wanted.first, wanted.last, wanted.offload
-        key = (self.snapshot, *layers, plan.numerics, model.task, model.options, inputs)
+        wanted = plan.stages[stage]
+        place = (self.snapshot, wanted.first, wanted.last, wanted.offload)
+        key = (*place, plan.numerics, model.task, model.options, self.record.outline.inputs)
         return _SHARDS.get(key, partial(self._load, stage))
 
     def _load(self, stage: int) -> Loaded:
@@ -112,7 +114,8 @@ class JobContext:
             manifest=self.manifest,
             stage=wanted,
             numerics=plan.numerics,
-            read=partial(load_tensors, self.record.registry),
+            read=partial(load_tensors, self.record.registry, progress=LoadMeter(self.handle, stage).add),
+            scratch=get_folder(),
         )
         return Loaded(loaded, self.manifest.digest, loaded.read_bytes, time.perf_counter() - began)
 

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from daskinfer.cli.progress import describe_loading
 from daskinfer.ids import shorten
 from daskinfer.spec.job import JobStatus, Report
 from daskinfer.spec.listing import AliasRow, CheckpointDetail, CheckpointRow
@@ -46,6 +47,8 @@ def print_report(report: Report, remark: str | None = None) -> None:
         lines["resumed"] = f"{kept} were committed by an earlier run"
     speed = f"{report.rows_per_second:,.0f} rows/s over {format_duration(report.running_seconds)}"
     whole = f"{format_duration(report.seconds)} in all, {format_duration(report.startup_seconds)} to start"
+    if report.precision:
+        lines["precision"] = report.precision
     lines |= {"speed": f"{speed} ({whole})", "output": report.output, "report": report.report}
     _print_verdict(report.verdict, report.name, remark or report.message)
     _print_lines(lines)
@@ -58,18 +61,20 @@ def print_status(status: JobStatus) -> None:
     if status.heartbeat_age is not None:
         driver += f", last heard of {format_duration(status.heartbeat_age)} ago"
     remark = "run the same command again to resume it" if status.state in ("stopped", "failed") else ""
+    lines = {
+        "job": status.job,
+        "snapshot": f"{status.checkpoint} sha256:{shorten(status.snapshot)}",
+        "rows": f"{status.rows_done:,} of {status.rows_total:,}{share}, {status.rows_quarantined:,} quarantined",
+        "partitions": f"{status.partitions_done:,} of {status.partitions:,}",
+    }
+    progress = status.progress
+    if progress is not None and progress.phase == "loading" and status.state == "running":
+        lines["loading"] = describe_loading(progress)
+    if progress is not None and any(progress.devices):
+        lines["devices"] = "; ".join(f"stage {number} {name}" for number, name in enumerate(progress.devices) if name)
+    lines |= {"output": status.output, "created": status.created, "driver": driver}
     _print_verdict(status.state, status.name, remark)
-    _print_lines(
-        {
-            "job": status.job,
-            "snapshot": f"{status.checkpoint} sha256:{shorten(status.snapshot)}",
-            "rows": f"{status.rows_done:,} of {status.rows_total:,}{share}, {status.rows_quarantined:,} quarantined",
-            "partitions": f"{status.partitions_done:,} of {status.partitions:,}",
-            "output": status.output,
-            "created": status.created,
-            "driver": driver,
-        }
-    )
+    _print_lines(lines)
 
 
 def print_jobs(jobs: Sequence[JobStatus], workspace: str) -> None:
