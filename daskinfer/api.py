@@ -141,6 +141,7 @@ def publish(
     entry: str | None = None,
     dtype: str | None = None,
     reference: bool = False,
+    trust_code: bool = False,
     watch: Watch | None = None,
 ) -> Resolution:
     """Publish a checkpoint, and point an alias at it; the same content is stored once.
@@ -162,6 +163,8 @@ def publish(
         Convert floating-point tensors to float32, bfloat16 or float16.
     reference
         Copy nothing that needs no conversion: the snapshot refers to the directory's own files.
+    trust_code
+        Publish the code that comes with the checkpoint with it, and run it.
     watch
         Called with what is being done, and how many of how many bytes are done.
 
@@ -172,7 +175,15 @@ def publish(
     """
     found = Registry(registry)
     resolution = publish_checkpoint(
-        found, name, source, alias=alias, entry=entry, dtype=dtype, reference=reference, watch=watch
+        found,
+        name,
+        source,
+        alias=alias,
+        entry=entry,
+        dtype=dtype,
+        reference=reference,
+        trust_code=trust_code,
+        watch=watch,
     )
     trace_usual_task(found, resolution)
     return resolution
