@@ -118,6 +118,8 @@ def test_other_code_is_another_snapshot_and_runs_beside_the_first(registry: Regi
     first = publish_checkpoint(registry, "coded", str(directory), trust_code=True)
     assert publish_checkpoint(registry, "coded", str(directory), trust_code=True) == first
     edit_code(directory, "blocks_tiny.py", SUM, SUM.replace("tanh", "sigmoid"))
+    # For a configuration class that it has seen, transformers goes on with the model class that it had for it.
+    edit_code(directory, "configuration_tiny.py", "class TinyConfig", "# another\nclass TinyConfig")
     second = publish_checkpoint(registry, "coded", str(directory), trust_code=True)
     assert second.snapshot != first.snapshot
     (wanted,) = run_unsplit(directory, BATCHES[:1], trust_code=True)
@@ -134,7 +136,11 @@ def test_other_code_is_another_snapshot_and_runs_beside_the_first(registry: Regi
 def test_what_is_not_trusted_is_not_run(registry: Registry, directory: Path, tmp_path: Path) -> None:
     trace = leave_a_trace(directory)
     recipe = recipe_of(tmp_path, str(directory))
-    for attempt in (lambda: publish_checkpoint(registry, "coded", str(directory)), lambda: resolve_checkpoint(recipe)):
+    attempts: list[Callable[[], object]] = [
+        lambda: publish_checkpoint(registry, "coded", str(directory)),
+        lambda: resolve_checkpoint(recipe),
+    ]
+    for attempt in attempts:
         with pytest.raises(CheckpointError, match="code of its own, which is not run") as refusal:
             attempt()
         assert all(word in str(refusal.value) for word in ("--trust-code", "model.trust_code: true", "--entry"))
@@ -145,13 +151,14 @@ def test_what_is_not_trusted_is_not_run(registry: Registry, directory: Path, tmp
     manifest = registry.manifest(resolution.snapshot)
     # The folder was published before, so it is found; its code still wants the recipe's permission.
     assert resolve_checkpoint(recipe) == resolution
-    for refused in (
+    attempts = [
         lambda: make_request(recipe, manifest, {}, ()),
         lambda: publish_checkpoint(registry, "copy", "coded@v1"),
         lambda: publish_checkpoint(registry, "copy", "coded@v1", dtype="bfloat16"),
-    ):
+    ]
+    for attempt in attempts:
         with pytest.raises(CheckpointError, match=r"blocks_tiny\.py, .*modeling_tiny\.py") as refusal:
-            refused()
+            attempt()
         assert "model.trust_code: true" in str(refusal.value) and "coded" in str(refusal.value)
     assert not trace.exists() and registry.names() == ["coded"]
 
