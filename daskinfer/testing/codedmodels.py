@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -121,3 +125,13 @@ def make_coded(directory: Path, *, seed: int = 0, labels: int = 3) -> Path:
     for path, data in code.items():
         (directory / path).write_bytes(data)
     return directory
+
+
+@contextmanager
+def copying_to(folder: Path) -> Iterator[Path]:
+    """Inside, transformers copies the code that it runs to this folder, and knows of no other."""
+    cache = patch("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(folder))
+    with cache, patch.object(sys, "path", sys.path.copy()):
+        yield folder
+        for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
+            del sys.modules[name]

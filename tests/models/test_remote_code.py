@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import save
 
-from daskinfer.errors import CheckpointError
+from daskinfer.errors import CheckpointError, CorruptBlob
 from daskinfer.graphs.context import make_request
 from daskinfer.models.architecture import build_model
 from daskinfer.models.outlines import outline_key
@@ -23,7 +23,7 @@ from daskinfer.runtime.checkpoints import publish_checkpoint, resolve_checkpoint
 from daskinfer.spec.recipe import Recipe
 from daskinfer.storage.publishing import CheckpointSource, GroupSource, publish
 from daskinfer.storage.registry import Registry
-from daskinfer.testing.codedmodels import CODE, make_coded
+from daskinfer.testing.codedmodels import CODE, copying_to, make_coded
 from daskinfer.testing.stages import Array, cut_checkpoint, request_of, run_through
 
 SUM = "self.out(torch.tanh(self.mix(hidden) + mean))"
@@ -42,9 +42,7 @@ def directory(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def copies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder where transformers puts the code that it runs."""
-    folder = tmp_path_factory.mktemp("modules")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(folder))
+    with copying_to(tmp_path_factory.mktemp("modules")) as folder:
         yield folder
 
 
@@ -161,6 +159,14 @@ def test_what_is_not_trusted_is_not_run(registry: Registry, directory: Path, tmp
             attempt()
         assert "model.trust_code: true" in str(refusal.value) and "coded" in str(refusal.value)
     assert not trace.exists() and registry.names() == ["coded"]
+
+
+def test_damaged_code_is_not_run(registry: Registry, directory: Path) -> None:
+    manifest = registry.manifest(publish_checkpoint(registry, "coded", str(directory), trust_code=True).snapshot)
+    (piece,) = [piece for piece in manifest.files if piece.path == "modeling_tiny.py"]
+    (Path(registry.url) / piece.blob).write_text("raise SystemExit")
+    with pytest.raises(CorruptBlob, match=r"modeling_tiny\.py of coded is damaged"):
+        request_of(registry, "coded")
 
 
 def test_another_precision_keeps_the_code(registry: Registry, directory: Path) -> None:
