@@ -13,7 +13,7 @@ DEMO_SET := $(if $(filter-out 24000,$(ROWS)),--set name=$(DEMO) --set input.url=
 
 DEMO_RUN = $(BIN)/daskinfer run recipes/embed_text.yaml $(DEMO_SET) --json > work/$(DEMO).json
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo test check bench docs models clean
 
 test: check .venv/.minilm
 	$(BIN)/python -m pytest -q
@@ -26,6 +26,10 @@ check: .venv/.stamp
 
 docs: .venv/.stamp
 	$(BIN)/python -m pytest -q tests/test_docs.py
+
+# The table of docs/models.md, as the tests then check it.
+models: .venv/.stamp
+	$(BIN)/python -m daskinfer.testing.modeltable --write docs/models.md
 
 demo: .venv/.minilm
 	$(BIN)/python recipes/glosses.py data/$(DEMO).jsonl --rows $(ROWS)

@@ -6,8 +6,9 @@ A notebook and an Airflow task call the same functions as the command line.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from typing import Literal
 
 from daskinfer.errors import JobFailed, OutputOwned
 from daskinfer.graphs.context import open_job_sink
@@ -16,11 +17,14 @@ from daskinfer.runtime.checkpoints import publish_checkpoint
 from daskinfer.runtime.cluster import find_workers
 from daskinfer.runtime.opening import draft_job, find_owner, open_job
 from daskinfer.runtime.outlines import trace_usual_task
+from daskinfer.runtime.profiles import profile_checkpoint
 from daskinfer.runtime.session import Session
 from daskinfer.runtime.summary import make_report
 from daskinfer.spec.job import JobRecord, JobStatus, Progress, Report
 from daskinfer.spec.listing import AliasRow, CheckpointDetail, CheckpointRow, VersionRow
-from daskinfer.spec.recipe import Recipe
+from daskinfer.spec.measured import CheckpointProfile
+from daskinfer.spec.outline import InputArray
+from daskinfer.spec.recipe import Model, ModelOptions, Recipe
 from daskinfer.spec.snapshot import Resolution
 from daskinfer.storage import jobs as job_store
 from daskinfer.storage.outputs.owner import current_owner
@@ -94,6 +98,7 @@ def validate(recipe: Recipe) -> list[str]:
         f"input: {table.rows:,} rows of {table.format} in {len(table.files)} file(s), {len(table.partitions):,} partitions",
         f"checkpoint: {resolution.reference} is {resolution.snapshot}",
         f"plan: {cut}, {plan.numerics.dtype}, texts of at most {plan.max_length} tokens",
+        f"precision: {draft.precision}",
         f"output: {written}{''.join(f', {name}' for name in recipe.output.keep)}",
     ]
     try:
@@ -222,6 +227,66 @@ def set_alias(name: str, alias: str, target: str, *, registry: str) -> Resolutio
     found = Registry(registry)
     found.set_alias(name, alias, target)
     return found.resolve(f"{name}@{alias}")
+
+
+def profile(
+    checkpoint: str,
+    *,
+    registry: str,
+    task: Literal["embed", "classify", "score", "forward"] = "embed",
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32",
+    options: ModelOptions | None = None,
+    entry: str | None = None,
+    trust_code: bool = False,
+    inputs: Sequence[InputArray] = (),
+    threads: int | None = None,
+    measure: bool = True,
+    fresh: bool = False,
+    watch: Watch | None = None,
+) -> CheckpointProfile:
+    """Count what every layer of a checkpoint costs, and measure it on this machine's device.
+
+    Parameters
+    ----------
+    checkpoint
+        `minilm@prod`, or a directory or the URL of one, which is published on its first use.
+    registry
+        URL of the registry; measurements are kept there.
+    task, dtype, options, entry, trust_code
+        As in a recipe's `model`.
+    inputs
+        `forward`: the arrays that the model's forward takes.
+    threads
+        Cores to measure with; by default all that this process has.
+    measure
+        Whether to measure; without it nothing of the weights is read.
+    fresh
+        Measure again what was measured before.
+    watch
+        Called with what is being done, and how much of how much is done.
+
+    Raises
+    ------
+    DaskinferError
+        There is no such checkpoint, or it cannot do the task.
+    """
+    model = Model(
+        checkpoint=checkpoint,
+        task=task,
+        dtype=dtype,
+        options=options or ModelOptions(),
+        entry=entry,
+        trust_code=trust_code,
+    )
+    return profile_checkpoint(
+        Registry(registry),
+        model,
+        inputs,
+        threads=threads,
+        measure=measure,
+        fresh=fresh,
+        watch=watch or (lambda doing, done, total: None),
+    )
 
 
 def _committed(record: JobRecord) -> set[int]:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from daskinfer.errors import SnapshotGone
 from daskinfer.graphs.handoff import JobHandle
+from daskinfer.graphs.identity import get_folder
+from daskinfer.graphs.reporting import LoadMeter
 from daskinfer.models.remotecode import check_trust
 from daskinfer.models.tasks.encode import Encoder, make_encoder
 from daskinfer.models.tasks.fields import task_wants
@@ -32,7 +34,7 @@ from daskinfer.storage.registry import Registry
 if TYPE_CHECKING:
     from daskinfer.models.stage import Stage
 
-ShardKey = tuple[str, int, int, Numerics, str, ModelOptions]
+ShardKey = tuple[str, int, int, str, Numerics, str, ModelOptions, tuple[InputArray, ...]]
 
 
 @dataclass(slots=True)
@@ -97,7 +99,8 @@ class JobContext:
         """Return a stage's module, loading its shard when this process has not."""
         plan, model = self.record.plan, self.record.recipe.model
         wanted = plan.stages[stage]
-        key = (self.snapshot, wanted.first, wanted.last, plan.numerics, model.task, model.options)
+        place = (self.snapshot, wanted.first, wanted.last, wanted.offload)
+        key = (*place, plan.numerics, model.task, model.options, self.record.outline.inputs)
         return _SHARDS.get(key, partial(self._load, stage))
 
     def _load(self, stage: int) -> Loaded:
@@ -112,7 +115,8 @@ class JobContext:
             manifest=self.manifest,
             stage=wanted,
             numerics=plan.numerics,
-            read=partial(load_tensors, self.record.registry),
+            read=partial(load_tensors, self.record.registry, progress=LoadMeter(self.handle, stage).add),
+            scratch=get_folder(),
         )
         return Loaded(loaded, self.manifest.digest, loaded.read_bytes, time.perf_counter() - began)
 

@@ -62,6 +62,8 @@ class Hop:
     """Seconds writing the activation."""
     out_of_memory: int
     """Times that it did not fit the device and was run in smaller parts."""
+    device_peak: int
+    """Most bytes that the worker has held on its device; 0 on CPUs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,7 @@ def run_stage(
         began = time.perf_counter()
         payload = context.transports[stage].send(partition, number, partition * context.record.slots + number, result)
         send = time.perf_counter() - began
-    hop = Hop(stage, get_identity(), loaded.snapshot, compute, receive, send, retries)
+    hop = Hop(stage, get_identity(), loaded.snapshot, compute, receive, send, retries, loaded.stage.device_peak)
     return Handoff(payload, (*(received.trail if received else ()), hop))
 
 
@@ -153,6 +153,7 @@ def _check_trails(context: JobContext, partition: int, handoffs: Sequence[Handof
                 receive=so_far.receive + hop.receive,
                 send=so_far.send + hop.send,
                 out_of_memory=so_far.out_of_memory + hop.out_of_memory,
+                device_peak=max(so_far.device_peak, hop.device_peak),
                 workers=tuple(sorted({*so_far.workers, hop.worker})),
             )
     return tuple(sums[stage] for stage in sorted(sums))

@@ -52,9 +52,15 @@ class Target(Protocol):
 class DamagedTensor(CorruptBlob):
     """A tensor whose bytes are missing or not those that were published."""
 
-    def __init__(self, entry: TensorEntry, message: str, hint: str) -> None:
-        super().__init__(message, hint)
-        self.entry = entry
+    entry: TensorEntry
+    """The tensor."""
+
+
+def _damaged(entry: TensorEntry, message: str, hint: str) -> DamagedTensor:
+    # An attribute and not an argument: errors travel between processes by what their class takes.
+    error = DamagedTensor(message, hint)
+    error.entry = entry
+    return error
 
 
 def locate(registry_url: str, wanted: Wanted) -> str:
@@ -64,7 +70,7 @@ def locate(registry_url: str, wanted: Wanted) -> str:
         return entry.file
     if group.blob is None:
         problem = f"tensor {entry.name} of layer group {group.name} has neither blob nor file"
-        raise DamagedTensor(entry, problem, DAMAGED)
+        raise _damaged(entry, problem, DAMAGED)
     return join_url(registry_url, group.blob)
 
 
@@ -160,7 +166,7 @@ class _Tensor:
     def explain(self, problem: str) -> DamagedTensor:
         hint = DAMAGED if self.entry.file is None else _CHANGED
         message = f"tensor {self.entry.name} of layer group {self.group.name} in {self.url}: {problem}"
-        return DamagedTensor(self.entry, message, hint)
+        return _damaged(self.entry, message, hint)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import click
 from daskinfer.cli.checkpoints import checkpoint
 from daskinfer.cli.failure import EXIT_CODES, fail
 from daskinfer.cli.jobs import jobs, report, status
+from daskinfer.cli.profile import profile
 from daskinfer.cli.recipes import schema, validate
 from daskinfer.cli.run import run
 
@@ -36,7 +37,7 @@ class _Program(click.Group):
 def make_group(name: str) -> click.Group:
     """Return all commands under a group of this name."""
     group = _Program(name, help=_HELP, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
-    for command in (run, validate, schema, status, jobs, report, checkpoint):
+    for command in (run, validate, schema, profile, status, jobs, report, checkpoint):
         group.add_command(command)
     return click.version_option(package_name="daskinfer", prog_name="daskinfer")(group)
 

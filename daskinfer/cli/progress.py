@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from daskinfer.spec.job import Progress, Report
-from daskinfer.units import format_duration
+from daskinfer.units import format_bytes, format_duration
 
 _BUSY_WIDTH = 10
 
@@ -70,6 +70,12 @@ class ProgressDisplay:
         self._console.print(Text(line))
 
 
+def describe_loading(progress: Progress) -> str:
+    """Return how far shards are: `1.2 GB of 4.0 GB, 3 of 6 shards`."""
+    loaded, total = format_bytes(progress.loaded_bytes), format_bytes(progress.total_bytes)
+    return f"{loaded} of {total}, {progress.loaded_shards} of {progress.total_shards} shards"
+
+
 def render_progress(name: str, progress: Progress) -> RenderableType:
     """Return the block that a terminal shows."""
     total, done = progress.rows_total, progress.rows_done
@@ -82,6 +88,8 @@ def render_progress(name: str, progress: Progress) -> RenderableType:
         pulse_style="cyan",
     )  # fmt: skip
     counted = f"{done:,} of {total:,} rows  {done / total:4.0%}" if total else "..."
+    if progress.phase == "loading" and progress.total_shards:
+        bar.total, bar.completed, counted = progress.total_bytes, progress.loaded_bytes, describe_loading(progress)
     head.add_row(Text(name, style="bold"), Text(progress.phase, style="cyan"), bar, counted)
     facts = [f"{format_duration(progress.seconds)} so far"]
     if progress.rows_per_second:

@@ -8,11 +8,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from daskinfer.cli.progress import describe_loading
 from daskinfer.ids import shorten
 from daskinfer.spec.job import JobStatus, Report
 from daskinfer.spec.listing import AliasRow, CheckpointDetail, CheckpointRow
+from daskinfer.spec.measured import CheckpointProfile, LayerCost, MeasuredLayer
 from daskinfer.spec.snapshot import Resolution
-from daskinfer.units import format_bytes, format_duration
+from daskinfer.units import format_bytes, format_count, format_duration
 
 _STYLES = {
     "done": "bold green",
@@ -45,6 +47,8 @@ def print_report(report: Report, remark: str | None = None) -> None:
         lines["resumed"] = f"{kept} were committed by an earlier run"
     speed = f"{report.rows_per_second:,.0f} rows/s over {format_duration(report.running_seconds)}"
     whole = f"{format_duration(report.seconds)} in all, {format_duration(report.startup_seconds)} to start"
+    if report.precision:
+        lines["precision"] = report.precision
     lines |= {"speed": f"{speed} ({whole})", "output": report.output, "report": report.report}
     _print_verdict(report.verdict, report.name, remark or report.message)
     _print_lines(lines)
@@ -57,18 +61,20 @@ def print_status(status: JobStatus) -> None:
     if status.heartbeat_age is not None:
         driver += f", last heard of {format_duration(status.heartbeat_age)} ago"
     remark = "run the same command again to resume it" if status.state in ("stopped", "failed") else ""
+    lines = {
+        "job": status.job,
+        "snapshot": f"{status.checkpoint} sha256:{shorten(status.snapshot)}",
+        "rows": f"{status.rows_done:,} of {status.rows_total:,}{share}, {status.rows_quarantined:,} quarantined",
+        "partitions": f"{status.partitions_done:,} of {status.partitions:,}",
+    }
+    progress = status.progress
+    if progress is not None and progress.phase == "loading" and status.state == "running":
+        lines["loading"] = describe_loading(progress)
+    if progress is not None and any(progress.devices):
+        lines["devices"] = "; ".join(f"stage {number} {name}" for number, name in enumerate(progress.devices) if name)
+    lines |= {"output": status.output, "created": status.created, "driver": driver}
     _print_verdict(status.state, status.name, remark)
-    _print_lines(
-        {
-            "job": status.job,
-            "snapshot": f"{status.checkpoint} sha256:{shorten(status.snapshot)}",
-            "rows": f"{status.rows_done:,} of {status.rows_total:,}{share}, {status.rows_quarantined:,} quarantined",
-            "partitions": f"{status.partitions_done:,} of {status.partitions:,}",
-            "output": status.output,
-            "created": status.created,
-            "driver": driver,
-        }
-    )
+    _print_lines(lines)
 
 
 def print_jobs(jobs: Sequence[JobStatus], workspace: str) -> None:
@@ -124,6 +130,61 @@ def print_checkpoint(detail: CheckpointDetail) -> None:
         "aliases": ", ".join(map(_alias, detail.aliases)),
     }
     _print_lines({name: value for name, value in (lines | detail.provenance).items() if value})
+
+
+def print_profile(profile: CheckpointProfile) -> None:
+    """Print what each layer costs, and what it took on this machine."""
+    resolution, measured = profile.resolution, profile.measured
+    version = f" v{resolution.version}" if resolution.version is not None else ""
+    _stdout().print(Text(f"{resolution.name}{version} {resolution.snapshot}", style="bold"))
+    typical = f"{profile.rows} rows" + (f" of {profile.length} tokens" if profile.per == "token" else "")
+    lines = {
+        "model": f"{profile.architecture}, task {profile.task}, {profile.dtype}",
+        "cuts": f"none: {profile.uncut}" if profile.uncut else "before every layer but the first",
+        "counted": f"in a microbatch of {typical}, for one {profile.per}",
+    }
+    if measured is not None:
+        threads = f"{measured.numerics.threads} thread(s)" if measured.device.kind == "cpu" else measured.device.kind
+        when = "stored; --fresh measures again" if profile.stored else "now"
+        lines["measured"] = f"{measured.measured} ({when}) on {measured.device.name}, {threads}"
+    _print_lines(lines)
+    heads = ["LAYER", "PARAMETERS", f"FLOP/{profile.per.upper()}", "CROSSES", f"BYTES/{profile.per.upper()}"]
+    times: Sequence[MeasuredLayer | None] = measured.layers if measured is not None else [None] * len(profile.layers)
+    if measured is not None:
+        sizes = [timing.rows * timing.length for timing in measured.layers[0].timings]
+        heads += [*(f"{size:,} {profile.per.upper()}S" for size in sizes), "GFLOP/S", "TIME BY FIT", ""]
+    rows = [_cost_cells(cost) + _time_cells(time) for cost, time in zip(profile.layers, times, strict=True)]
+    total = ["all", format_bytes(profile.parameter_bytes), format_count(profile.flops), "", ""]
+    if measured is not None:
+        columns = zip(*(layer.timings for layer in measured.layers), strict=True)
+        total += [_seconds(sum(timing.seconds for timing in column)) for column in columns]
+    cells = [[Text(cell) for cell in row] for row in (*rows, total)]
+    _print_table(heads, [[*row, *[Text()] * (len(heads) - len(row))] for row in cells], "")
+
+
+def _cost_cells(cost: LayerCost) -> list[str]:
+    crossing = ["-", "-"]
+    if cost.cut:
+        tensors = f"{len(cost.cut)} tensors" if len(cost.cut) > 1 else "1 tensor"
+        crossing = [tensors, format_bytes(cost.cut_bytes)]
+    return [cost.name, format_bytes(cost.parameter_bytes), format_count(cost.flops), *crossing]
+
+
+def _time_cells(layer: MeasuredLayer | None) -> list[str]:
+    if layer is None:
+        return []
+    largest = layer.timings[-1]
+    return [
+        *(_seconds(timing.seconds) for timing in layer.timings),
+        f"{largest.flops / largest.seconds / 1e9:.3g}",
+        _seconds(layer.fixed_seconds)
+        + ("" if layer.flops_per_second is None else f" + FLOP / {layer.flops_per_second / 1e9:.3g} G/s"),
+        "" if layer.like is None else f"as {layer.like}",
+    ]
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
 def _alias(row: AliasRow) -> str:

@@ -1,4 +1,4 @@
-"""Bytes on their way: a bar on a terminal, nothing elsewhere."""
+"""Bytes on their way, and other work done in steps: a bar on a terminal, nothing elsewhere."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
 
 
 class TransferDisplay:
@@ -22,7 +30,7 @@ class TransferDisplay:
 
     def __init__(self, name: str, console: Console | None = None) -> None:
         console = console or Console(stderr=True, highlight=False)
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(), *self._make_numbers())
         self._name = name
         self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._progress.add_task(f"{name}: inspecting", total=None)
@@ -39,3 +47,13 @@ class TransferDisplay:
     def __call__(self, doing: str, done: int, total: int) -> None:
         """Show the newest numbers; `doing` says what for."""
         self._progress.update(self._task, description=f"{self._name}: {doing}", completed=done, total=total)
+
+    def _make_numbers(self) -> tuple[ProgressColumn, ...]:
+        return DownloadColumn(), TransferSpeedColumn()
+
+
+class StepDisplay(TransferDisplay):
+    """Shows what is being done and for how long, whatever is counted."""
+
+    def _make_numbers(self) -> tuple[ProgressColumn, ...]:
+        return (TimeElapsedColumn(),)

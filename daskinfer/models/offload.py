@@ -1,4 +1,7 @@
-"""A shard that is larger than its device: accelerate brings each module's weights when it runs, and lets them go after."""
+"""A shard that is larger than its device: accelerate brings each unit's weights when it runs, and lets them go after.
+
+Whole units, for a module inside one may read weights of another that is never called itself.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.hooks import attach_align_device_hook
-from accelerate.utils import OffloadedWeightsLoader, offload_weight, save_offload_index
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from accelerate.utils import OffloadedWeightsLoader, PrefixedDataset, offload_weight, save_offload_index
 from torch import nn
-
-from daskinfer.models.standins import replace_state
 
 Fill = Callable[[list[str], str], int]
 """Loads tensors, by their paths, to a device; returns the bytes that were read."""
 
 
 def fill_offloaded(
-    module: nn.Module, units: Mapping[str, list[str]], resident: list[str], fill: Fill, device: str, folder: Path | None
+    module: nn.Module, units: Mapping[str, Mapping[str, str]], fill: Fill, device: str, folder: Path | None
 ) -> int:
-    """Give a stage its weights in main memory or on disk; each module's are brought to the device when it runs.
+    """Give units their weights in main memory or on disk; each one's are brought to the device when it runs.
 
     On their way to disk they pass through memory one module at a time.
 
@@ -30,9 +31,7 @@ def fill_offloaded(
     module
         The stage's skeleton.
     units
-        Its units that may be kept away -> their parameters.
-    resident
-        All its other tensors.
+        Units to offload -> path of each parameter -> its name in the snapshot; equal names are read and kept once.
     fill
         Loads tensors.
     device
@@ -45,31 +44,45 @@ def fill_offloaded(
     int
         Bytes read.
     """
-    read = fill(resident, device)
-    away = [name for names in units.values() for name in names]
+    names = {path: name for parameters in units.values() for path, name in parameters.items()}
+    read = 0
     weights: Any
     if folder is None:
-        read += fill(away, "cpu")
-        state = module.state_dict()
-        weights = {name: state[name] for name in away}
+        read = fill(list(names), "cpu")
+        weights = {path: module.get_parameter(path).data for path in names}
+        _empty(module, list(names))
     else:
+        # What is tied must not fill its twin as well: that would stay in memory.
+        _empty(module, list(names))
+        first = {name: path for path, name in reversed(names.items())}
         index: dict[str, Any] = {}
-        for _, group in groupby(away, key=lambda name: name.rpartition(".")[0]):
-            names = list(group)
-            read += fill(names, "cpu")
-            state = module.state_dict()
-            for name in names:
-                offload_weight(state[name], name, folder, index=index)
-            del state
-            replace_state(module, names, lambda name, tensor: torch.empty_like(tensor, device="meta"))
+        for _, group in groupby(first.values(), key=lambda path: path.rpartition(".")[0]):
+            paths = list(group)
+            read += fill(paths, "cpu")
+            for path in paths:
+                offload_weight(module.get_parameter(path).data, path, folder, index=index)
+            _empty(module, paths)
+        for path, name in names.items():
+            if path != first[name]:
+                index[path] = index[first[name]]
+                (folder / f"{path}.dat").hardlink_to(folder / f"{first[name]}.dat")
         save_offload_index(index, folder)
         weights = OffloadedWeightsLoader(save_folder=folder)
-    for path in units:
-        attach_align_device_hook(
-            module.get_submodule(path),
+    for unit in units:
+        hook = AlignDevicesHook(
             execution_device=torch.device(device),
             offload=True,
-            weights_map=weights,
-            module_name=path,
+            weights_map=PrefixedDataset(weights, f"{unit}."),
+            place_submodules=True,
         )
+        add_hook_to_module(module.get_submodule(unit), hook)
     return read
+
+
+def _empty(module: nn.Module, paths: list[str]) -> None:
+    """Take parameters' memory away; each is one of its own from now on."""
+    for path in paths:
+        owner, _, leaf = path.rpartition(".")
+        old = module.get_parameter(path)
+        blank = torch.empty_like(old, device="meta")
+        module.get_submodule(owner)._parameters[leaf] = nn.Parameter(blank, requires_grad=False)

@@ -77,7 +77,7 @@ def check_trust(manifest: Manifest, trusted: bool) -> None:
         raise CheckpointError(
             f"{manifest.model} ({shorten(manifest.digest)}) holds code of its own, which is not run unasked: "
             f"{', '.join(manifest.code)}",
-            hint="If you trust these files, set model.trust_code: true in the recipe; to publish, give --trust-code.",
+            hint="If you trust these files, set model.trust_code: true in the recipe; publish and profile take --trust-code.",
         )
 
 

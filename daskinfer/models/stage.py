@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,7 +20,7 @@ from daskinfer.models.tasks.build import build_task
 from daskinfer.models.tasks.module import TaskModule
 from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.models.tensors import Array
-from daskinfer.models.weights import Filling, fill_module, find_entries, float32_paths
+from daskinfer.models.weights import Filling, fill_module, find_entries
 from daskinfer.spec.outline import Outline
 from daskinfer.spec.plan import DeviceShape, Numerics, StagePlan
 from daskinfer.spec.snapshot import LayerGroup, Manifest, TensorEntry
@@ -37,8 +38,6 @@ class Stage:
         What computes.
     device
         On what.
-    parameter_bytes
-        Bytes of its weights.
     read_bytes
         Bytes that were read to load it.
     scratch
@@ -49,15 +48,19 @@ class Stage:
         self,
         runner: Runner,
         device: DeviceShape,
-        parameter_bytes: int,
         read_bytes: int,
         scratch: TemporaryDirectory[str] | None,
     ) -> None:
         self.device = device.kind if device.kind == "cpu" else f"{device.kind}: {device.name}"
-        self.parameter_bytes = parameter_bytes
         self.read_bytes = read_bytes
         self._runner = runner
-        self._scratch = scratch
+        if scratch is not None:
+            weakref.finalize(self, scratch.cleanup)
+
+    @property
+    def device_peak(self) -> int:
+        """Most bytes that this process has held on the device; 0 on a CPU."""
+        return self._runner.usage.device_peak
 
     def run(self, inputs: Mapping[str, Array], received: tuple[Array, ...] = ()) -> tuple[Results, int]:
         """Run one microbatch.
@@ -90,6 +93,7 @@ def load_stage(
     stage: StagePlan,
     numerics: Numerics,
     read: Read,
+    scratch: str | None = None,
 ) -> Stage:
     """Build a stage and fill it with exactly its tensors.
 
@@ -107,6 +111,8 @@ def load_stage(
         Precision, device and cores.
     read
         Brings the bytes.
+    scratch
+        Folder for weights on disk; by default the system's for temporary files.
 
     Raises
     ------
@@ -121,27 +127,24 @@ def load_stage(
     replace_state(module, set(state_names(module)) - set(owned), make_blank)
     entries = find_entries(manifest, {path: module.stored_name(path) for path in owned})
     _untie(module, {path: entry.name for path, (_, entry) in entries.items()})
-    keep_float32 = float32_paths(module.model, getattr(torch, numerics.dtype))
 
     def fill(paths: list[str], place: str) -> int:
         wanted = {path: entries[path] for path in paths}
         pairs = list({pair[1].name: pair for pair in wanted.values()}.values())
         found = {path: entry for path, (_, entry) in wanted.items()}
-        return fill_module(module, found, lambda targets: read(pairs, targets), device=place, keep_float32=keep_float32)
+        return fill_module(module, found, lambda targets: read(pairs, targets), device=place)
 
-    scratch = None
-    if stage.offload == "none":
-        read_bytes = fill(owned, device.kind)
-        _refuse_meta(module)
-    else:
-        folder = None
-        if stage.offload == "disk":
-            scratch = TemporaryDirectory(prefix="daskinfer-offload-", ignore_cleanup_errors=True)
-            folder = Path(scratch.name)
-        units = _movable_units(module, outline, stage)
-        away = {name for names in units.values() for name in names}
-        resident = [name for name in owned if name not in away]
-        read_bytes = fill_offloaded(module, units, resident, fill, device.kind, folder)
+    folder = None
+    units: dict[str, dict[str, str]] = {}
+    if stage.offload == "disk":
+        folder = TemporaryDirectory(prefix="daskinfer-offload-", dir=scratch, ignore_cleanup_errors=True)
+    if stage.offload == "disk" or (stage.offload == "cpu" and device.kind != "cpu"):
+        units = _movable_units(module, outline, stage, {path: entry.name for path, (_, entry) in entries.items()})
+    away = {path for names in units.values() for path in names}
+    read_bytes = fill([path for path in owned if path not in away], device.kind)
+    if units:
+        read_bytes += fill_offloaded(module, units, fill, device.kind, Path(folder.name) if folder else None)
+    _refuse_meta(module, away)
     _move_buffers(module, device.kind)
     skeleton = Skeleton(module, outline, stage.first, stage.last)
     is_last = stage.last == len(outline.layers)
@@ -154,8 +157,7 @@ def load_stage(
         device=device,
         threads=numerics.threads,
     )
-    size = sum({entry.name: entry.end - entry.begin for _, entry in entries.values()}.values())
-    return Stage(runner, device, size, read_bytes, scratch)
+    return Stage(runner, device, read_bytes, folder)
 
 
 def _untie(module: TaskModule, stored: Mapping[str, str]) -> None:
@@ -182,13 +184,19 @@ def _take_device(kind: str) -> DeviceShape:
     )
 
 
-def _movable_units(module: TaskModule, outline: Outline, stage: StagePlan) -> dict[str, list[str]]:
-    """Return the units whose parameters nothing else reads, so that they may be brought when the unit runs."""
-    shared = frozenset(outline.shared)
+def _movable_units(
+    module: TaskModule, outline: Outline, stage: StagePlan, stored: Mapping[str, str]
+) -> dict[str, dict[str, str]]:
+    """Return the units whose parameters nothing else reads, so that they may be brought when the unit runs.
+
+    Each with its parameters, by path, and their names in the snapshot, which `stored` tells of all tensors.
+    """
+    shared = {name for path, name in stored.items() if module.stored_name(path) in outline.shared}
     movable = {}
     for unit in dict.fromkeys(unit for layer in outline.layers[stage.first : stage.last] for unit in layer.units):
-        names = [f"{unit}.{name}" for name, _ in module.get_submodule(unit).named_parameters()]
-        if names and not any(module.stored_name(name) in shared for name in names):
+        parameters = module.get_submodule(unit).named_parameters(unit, remove_duplicate=False)
+        names = {path: stored[path] for path, _ in parameters}
+        if names and not shared & set(names.values()):
             movable[unit] = names
     return movable
 
@@ -201,9 +209,9 @@ def _move_buffers(module: TaskModule, device: str) -> None:
             module.get_submodule(owner)._buffers[leaf] = buffer.to(device)
 
 
-def _refuse_meta(module: TaskModule) -> None:
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        if tensor.is_meta:
+def _refuse_meta(module: TaskModule, away: Collection[str] = ()) -> None:
+    for name, tensor in (*module.named_parameters(remove_duplicate=False), *module.named_buffers()):
+        if tensor.is_meta and name not in away:
             raise CheckpointError(
                 f"tensor {name} has no value after loading",
                 hint="The snapshot does not belong to this configuration; publish the checkpoint again.",

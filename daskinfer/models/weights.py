@@ -60,7 +60,6 @@ def fill_module(
     read: Callable[[Mapping[str, Filling]], int],
     *,
     device: str = "cpu",
-    keep_float32: Callable[[str], bool] = lambda path: False,
 ) -> int:
     """Give a module on the meta device its weights, without a second copy of them in memory.
 
@@ -77,8 +76,6 @@ def fill_module(
         Brings the bytes: is given where each tensor goes, by name in the snapshot, and returns the bytes it read.
     device
         Where the weights are to be.
-    keep_float32
-        Says of a path whether it keeps float32 whatever the module's precision.
 
     Returns
     -------
@@ -103,8 +100,7 @@ def fill_module(
             raise CheckpointError(f"tensor {entry.name}: the model has nothing called {path}", hint=_MISMATCH)
         place, paths = places[path]
         if entry.name not in tensors:
-            dtype = torch.float32 if keep_float32(path) else place.dtype
-            tensors[entry.name] = tensor = _allocate(entry, place, dtype, device)
+            tensors[entry.name] = tensor = _allocate(entry, place, device)
             fillings[entry.name] = Filling(tensor, _DTYPES[entry.dtype], stream, spare)
         elif tuple(place.shape) != tuple(entry.shape):
             raise _wrong_shape(entry, place)
@@ -120,11 +116,15 @@ def fill_module(
     return count
 
 
-def float32_paths(model: nn.Module, dtype: torch.dtype) -> Callable[[str], bool]:
-    """Return which paths of a transformers model keep float32 when it is loaded in a precision, as the model says."""
+def keep_float32(model: nn.Module, dtype: torch.dtype) -> None:
+    """Put back in float32 what a transformers model says keeps it when it is loaded in a precision."""
     plan: Mapping[str, torch.dtype] = getattr(model, "_get_dtype_plan", lambda dtype: {})(dtype)
+    if not plan:
+        return
     pattern = re.compile("|".join(name.replace("*", ".*") for name in plan))
-    return lambda path: bool(plan) and pattern.search(path) is not None
+    for path, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point() and pattern.search(path) is not None:
+            tensor.data = tensor.data.float()
 
 
 @dataclass(slots=True)
@@ -197,7 +197,7 @@ def _find_places(module: nn.Module) -> dict[str, tuple[Tensor, list[str]]]:
     return {path: (tensor, paths[id(tensor)]) for path, tensor in named}
 
 
-def _allocate(entry: TensorEntry, place: Tensor, dtype: torch.dtype, device: str) -> Tensor:
+def _allocate(entry: TensorEntry, place: Tensor, device: str) -> Tensor:
     stored = _DTYPES.get(entry.dtype)
     if stored is None:
         raise CheckpointError(f"tensor {entry.name}: stored as {entry.dtype}, which is not supported", hint=_MISMATCH)
@@ -209,7 +209,7 @@ def _allocate(entry: TensorEntry, place: Tensor, dtype: torch.dtype, device: str
         raise CheckpointError(
             f"tensor {entry.name}: stored as {entry.dtype}, the model has {place.dtype}", hint=_MISMATCH
         )
-    return torch.empty(entry.shape, dtype=dtype if stored.is_floating_point else stored, device=device)
+    return torch.empty(entry.shape, dtype=place.dtype if stored.is_floating_point else stored, device=device)
 
 
 def _wrong_shape(entry: TensorEntry, place: Tensor) -> CheckpointError:

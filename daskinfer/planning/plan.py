@@ -56,10 +56,10 @@ def make_plan(recipe: Recipe, profile: ModelProfile, workers: Sequence[WorkerSha
     memory = int(min(known) * SHARD_SHARE) if known else 0
     max_length = profile.row_tokens or min(recipe.model.options.max_length, profile.max_length or sys.maxsize)
     typical = min(max_length, TYPICAL_LENGTH)
-    starts = choose_starts(
-        profile, recipe.pipeline.stages, memory, len(able), typical, must_fit=recipe.placement.offload == "none"
-    )
-    stages = tuple(_fit_stage(stage, memory, recipe) for stage in make_stages(profile, starts, typical))
+    # A CPU computes out of main memory: there, weights are as much in the way as on the device.
+    offload = "none" if recipe.placement.offload == numerics.device else recipe.placement.offload
+    starts = choose_starts(profile, recipe.pipeline.stages, memory, len(able), typical, must_fit=offload == "none")
+    stages = tuple(_fit_stage(stage, memory, offload) for stage in make_stages(profile, starts, typical))
     wanted = recipe.pipeline.microbatch_tokens
     plan = Plan(
         stages=stages,
@@ -101,16 +101,16 @@ def place_plan(plan: Plan, recipe: Recipe, workers: Sequence[WorkerShape]) -> Pl
     return plan.model_copy(update={"replicas": replicas, "window": window})
 
 
-def _fit_stage(stage: StagePlan, memory: int, recipe: Recipe) -> StagePlan:
+def _fit_stage(stage: StagePlan, memory: int, offload: Literal["none", "cpu", "disk"]) -> StagePlan:
     """Return the stage, its weights kept elsewhere where they do not fit and the recipe allows it."""
     if not memory or stage.parameter_bytes <= memory:
         return stage
-    if recipe.placement.offload != "none":
-        return stage.model_copy(update={"offload": recipe.placement.offload})
+    if offload != "none":
+        return stage.model_copy(update={"offload": offload})
     raise PlanError(
         f"stage {stage.index} (layers {stage.first}-{stage.last - 1}) needs {format_bytes(stage.parameter_bytes)}, "
         f"but a worker has {format_bytes(memory)} for its shard",
-        hint="Ask for more stages, leave pipeline.stages on auto, or allow placement.offload.",
+        hint="Ask for more stages, leave pipeline.stages on auto, or set placement.offload to disk.",
     )
 
 

@@ -34,11 +34,9 @@ def make_profile(
         The snapshot lacks a tensor that the task needs.
     """
     item = ITEM_BYTES[outline.dtype]
-    sizes = {
-        tensor.name: prod(tensor.shape) * _WHOLE_NUMBERS.get(tensor.dtype, item)
-        for group in manifest.groups
-        for tensor in group.tensors
-    }
+    tensors = [tensor for group in manifest.groups for tensor in group.tensors]
+    sizes = {tensor.name: prod(tensor.shape) * _WHOLE_NUMBERS.get(tensor.dtype, item) for tensor in tensors}
+    stored = {tensor.name: tensor.end - tensor.begin for tensor in tensors}
 
     def find(names: tuple[str, ...]) -> tuple[str, ...]:
         stored = tuple(manifest.tied.get(name, name) for name in names)
@@ -66,5 +64,6 @@ def make_profile(
         ),
         shared=find(outline.shared),
         sizes=sizes,
+        stored={name: size for name, size in stored.items() if size != sizes[name]},
         uncut=outline.uncut,
     )

@@ -50,6 +50,7 @@ def make_stages(profile: ModelProfile, starts: Sequence[int], length: int) -> tu
             first=first,
             last=last,
             parameter_bytes=profile.stage_bytes(first, last),
+            stored_bytes=profile.stored_bytes(first, last),
             share=profile.work(first, last, length) / total if total else 1 / len(ends),
         )
         for index, (first, last) in enumerate(zip(starts, ends, strict=True))
@@ -104,7 +105,7 @@ def choose_starts(
     raise PlanError(
         f"the smallest shard of {profile.architecture} over {workers} workers needs {format_bytes(largest)}, "
         f"but a worker has {format_bytes(memory)} for it.{reason}",
-        hint="Add workers or memory, choose a smaller dtype, or allow placement.offload.",
+        hint="Add workers or memory, choose a smaller dtype, or set placement.offload to disk.",
     )
 
 

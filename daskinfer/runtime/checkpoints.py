@@ -96,14 +96,25 @@ def publish_checkpoint(
 def resolve_checkpoint(recipe: Recipe) -> Resolution:
     """Return what the recipe's checkpoint means now, publishing a directory on its first use."""
     model = recipe.model
-    registry = Registry(recipe.registry_url)
-    if not _is_folder(model.checkpoint):
-        return registry.resolve(model.checkpoint)
-    folder = Folder(model.checkpoint)
+    return resolve_reference(Registry(recipe.registry_url), model.checkpoint, model.entry, trust_code=model.trust_code)
+
+
+def resolve_reference(
+    registry: Registry,
+    reference: str,
+    entry: str | None = None,
+    watch: Watch | None = None,
+    *,
+    trust_code: bool = False,
+) -> Resolution:
+    """Return what a published checkpoint or a directory means now, publishing a directory on its first use."""
+    if not _is_folder(reference):
+        return registry.resolve(reference)
+    folder = Folder(reference)
     name = folder.url.rpartition("/")[2]
-    code = None if model.entry is None else find_entry(model.entry).source
+    code = None if entry is None else find_entry(entry).source
     known = recall_source(registry, identify_source(name, folder, code, None))
-    return known or publish_checkpoint(registry, name, folder.url, entry=model.entry, trust_code=model.trust_code)
+    return known or publish_checkpoint(registry, name, folder.url, entry=entry, trust_code=trust_code, watch=watch)
 
 
 def _is_folder(reference: str) -> bool:

@@ -25,6 +25,7 @@ from daskinfer.graphs.build import (
 )
 from daskinfer.graphs.context import forget_job
 from daskinfer.graphs.handoff import JobHandle
+from daskinfer.graphs.reporting import LOADING_TOPIC
 from daskinfer.runtime.cluster import worker_shapes
 from daskinfer.runtime.core import DriverCore
 from daskinfer.runtime.ledger import Ledger
@@ -135,6 +136,7 @@ class Driver:
             It cannot go on; everything committed stays.
         """
         self._client.subscribe_topic("all", self._hear)
+        self._client.subscribe_topic(LOADING_TOPIC, self._hear_loading)
         try:
             self._perform(self._core.start(worker_shapes(self._client)))
             while not self._sealed:
@@ -143,6 +145,7 @@ class Driver:
             raise Interrupted("interrupted; everything committed so far stays") from None
         finally:
             self._client.unsubscribe_topic("all")
+            self._client.unsubscribe_topic(LOADING_TOPIC)
 
     def withdraw(self) -> None:
         """Take tasks, tokens and shards of this job back from a cluster that others use."""
@@ -178,6 +181,8 @@ class Driver:
                 self._ledger.add_ack(event.ack)
             elif isinstance(event, Committed):
                 self._ledger.add(event.record)
+            elif isinstance(event, WorkerLost | ShardFailed):
+                self._ledger.loads.drop(event.worker)
             self._perform(self._core.handle(event, time.monotonic()))
         self._pulse()
 
@@ -208,6 +213,7 @@ class Driver:
     # Actions
 
     def _load(self, stage: int, worker: str) -> None:
+        self._ledger.loads.begin(stage, worker)
         graph = load_graph(self._handle, stage, worker)
         (future,) = self._submit(graph, priority=_PRIORITY_FIRST, workers=[worker])
         self._loads.append(future)
@@ -309,6 +315,12 @@ class Driver:
             self._happened.put(lambda: WorkerLost(address))
         elif message.get("action") == "add-worker":
             self._happened.put(lambda: self._look_at(address))
+
+    def _hear_loading(self, event: tuple[float, Any]) -> None:
+        _, message = event
+        if (message["job"], message["epoch"]) == (self._handle.job, self._handle.epoch):
+            told = partial(self._ledger.loads.tell, message["stage"], message["worker"], message["bytes"])
+            self._happened.put(told)
 
     def _look_at(self, address: str) -> Event | None:
         shapes = {worker.address: worker for worker in worker_shapes(self._client)}

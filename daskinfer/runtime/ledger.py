@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+from daskinfer.runtime.loads import Loads
 from daskinfer.runtime.messages import ShardAck
 from daskinfer.spec.job import CommitRecord, Incident, StageReport
 from daskinfer.spec.plan import Plan
+from daskinfer.units import format_bytes
 
 
 class Ledger:
@@ -32,10 +34,12 @@ class Ledger:
         self.tokens = 0
         self.padded_tokens = 0
         self.incidents: list[Incident] = []
+        self.loads = Loads([stage.stored_bytes for stage in plan.stages])
         self._acks: dict[int, list[ShardAck]] = defaultdict(list)
         self._microbatches = [0] * len(plan.stages)
         self._seconds = [[0.0, 0.0, 0.0] for _ in plan.stages]
         self._out_of_memory = [0] * len(plan.stages)
+        self._device_peaks = [0] * len(plan.stages)
 
     def add_earlier(self, record: CommitRecord) -> None:
         """Count a partition that an earlier run committed."""
@@ -51,12 +55,14 @@ class Ledger:
         for trail in record.trail:
             self._microbatches[trail.stage] += trail.microbatches
             self._out_of_memory[trail.stage] += trail.out_of_memory
+            self._device_peaks[trail.stage] = max(self._device_peaks[trail.stage], trail.device_peak)
             for index, seconds in enumerate((trail.compute, trail.receive, trail.send)):
                 self._seconds[trail.stage][index] += seconds
 
     def add_ack(self, ack: ShardAck) -> None:
         """Count a shard that was loaded."""
         self._acks[ack.stage].append(ack)
+        self.loads.finish(ack.stage, ack.worker)
 
     def add_incident(self, at: float, kind: str, detail: str) -> None:
         """Note something that went wrong and was dealt with."""
@@ -71,6 +77,13 @@ class Ledger:
             for seconds, replicas in zip(self._seconds, self.plan.replicas, strict=True)
         )
 
+    def devices(self) -> tuple[str, ...]:
+        """Return what every stage computes on, and the most memory that it took there."""
+        return tuple(
+            f"{device}, {format_bytes(peak)} at most" if peak else device
+            for device, peak in zip(map(self._device, range(len(self._seconds))), self._device_peaks, strict=True)
+        )
+
     def stages(self, running_seconds: float) -> tuple[StageReport, ...]:
         """Return what every stage did."""
         busy = self.busy(running_seconds)
@@ -79,10 +92,13 @@ class Ledger:
                 stage=stage.index,
                 layers=str(stage.first) if stage.last == stage.first + 1 else f"{stage.first}-{stage.last - 1}",
                 shard_bytes=stage.parameter_bytes,
+                stored_bytes=stage.stored_bytes,
+                offload=stage.offload,
                 read_bytes=sum(ack.read_bytes for ack in self._acks[stage.index]),
                 load_seconds=max((ack.seconds for ack in self._acks[stage.index]), default=0.0),
-                device=", ".join(sorted({ack.device for ack in self._acks[stage.index]})),
+                device=self._device(stage.index),
                 out_of_memory=self._out_of_memory[stage.index],
+                device_peak=self._device_peaks[stage.index],
                 workers=tuple(ack.worker for ack in self._acks[stage.index]),
                 microbatches=self._microbatches[stage.index],
                 compute=self._seconds[stage.index][0],
@@ -92,6 +108,9 @@ class Ledger:
             )
             for stage in self.plan.stages
         )
+
+    def _device(self, stage: int) -> str:
+        return ", ".join(sorted({ack.device for ack in self._acks[stage]}))
 
     def _add_rows(self, record: CommitRecord) -> None:
         self.rows_done += record.rows_in

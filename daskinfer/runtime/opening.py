@@ -87,7 +87,7 @@ def find_owner(recipe: Recipe, workers: Sequence[WorkerShape]) -> OpenedJob | No
     record = _read_owner_record(store, owner, recipe, output)
     inputs = digest_files(find_input(absolute_input(recipe)).files)
     before = record.plan.numerics
-    numerics = _make_numerics(recipe, before.dtype, workers, before.pillow is not None)
+    numerics, _ = _make_numerics(recipe, before.dtype, workers, before.pillow is not None)
     numerics = numerics.model_copy(update={"dtype": before.dtype})
     if make_job_request(recipe, inputs, digest_source(), numerics) != owner.request:
         raise _explain_difference(record, recipe, inputs, output)
@@ -125,7 +125,7 @@ def draft_job(recipe: Recipe, workers: Sequence[WorkerShape]) -> tuple[JobRecord
         if (array := table.arrays.get(recipe.input.columns.get(role, role))) is not None
     )
     request = make_request(recipe, manifest, files, arrays)
-    numerics = _make_numerics(recipe, manifest.dtype, workers, "image" in wants.values())
+    numerics, precision = _make_numerics(recipe, manifest.dtype, workers, "image" in wants.values())
     is_text = takes_text(request)
     if is_text:  # what can be refused without tracing the model is refused at once
         make_encoder(request, row_length(request))
@@ -157,6 +157,7 @@ def draft_job(recipe: Recipe, workers: Sequence[WorkerShape]) -> tuple[JobRecord
         output=absolute_url(recipe.output.url),
         rows=table.rows,
         partitions=len(table.partitions),
+        precision=precision,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     open_job_sink(record)  # refuses an unusable output
@@ -198,18 +199,20 @@ def _find_wants(recipe: Recipe, request: TaskRequest) -> dict[str, Literal["text
     return dict.fromkeys(recipe.input.columns, "array")
 
 
-def _make_numerics(recipe: Recipe, stored: str, workers: Sequence[WorkerShape], images: bool) -> Numerics:
-    """Return what the workers compute with; `stored` is the checkpoint's precision."""
+def _make_numerics(recipe: Recipe, stored: str, workers: Sequence[WorkerShape], images: bool) -> tuple[Numerics, str]:
+    """Return what the workers compute with, and why in that precision; `stored` is the checkpoint's."""
     able = eligible_workers(workers, recipe.placement.requires)
     # What not all of them have cannot be counted on.
     device = next((worker.device for worker in able if worker.device.kind == "cpu"), able[0].device)
-    return Numerics(
-        dtype=choose_dtype(recipe.model.dtype, stored, device)[0],
+    dtype, precision = choose_dtype(recipe.model.dtype, stored, device)
+    numerics = Numerics(
+        dtype=dtype,
         device=device.kind,
         attention=ATTENTION,
         threads=min(worker.threads for worker in able),
         **versions(images),
     )
+    return numerics, precision
 
 
 @contextmanager

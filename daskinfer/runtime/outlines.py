@@ -7,14 +7,13 @@ from contextlib import suppress
 from pydantic import ValidationError
 
 from daskinfer.errors import CheckpointError, RecipeError, StorageError
-from daskinfer.ids import shorten
+from daskinfer.ids import sha256_of, shorten
 from daskinfer.models.outlines import outline_key, trace_apart
 from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.spec.outline import Outline
 from daskinfer.spec.recipe import ModelOptions
 from daskinfer.spec.snapshot import Resolution
-from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import join_url, read_bytes
+from daskinfer.storage.filesystem import join_url, read_bytes, replace_bytes
 from daskinfer.storage.nodecache import cache_folder
 from daskinfer.storage.registry import Registry
 
@@ -40,14 +39,16 @@ def find_outline(registry_url: str, request: TaskRequest, dtype: str) -> Outline
         Where the checkpoint cannot do the task.
     """
     name = f"{shorten(outline_key(request, dtype), 64)}.json"
-    places = [join_url(registry_url, "outlines", name), join_url(str(cache_folder()), "outlines", name)]
-    found = next((outline for place in places if (outline := _read(place)) is not None), None)
-    if found is None:
-        found = trace_apart(request, dtype)
-    for place in places:
-        # A registry that may only be read is no reason to stop.
-        with suppress(StorageError, OSError):
-            create(place, found.model_dump_json().encode())
+    places = [join_url(registry_url, "outlines", name)]
+    with suppress(RuntimeError):  # there may be no home folder
+        places.append(join_url(str(cache_folder()), "outlines", name))
+    known = {place: _read(place) for place in places}
+    found = next(filter(None, known.values()), None) or trace_apart(request, dtype)
+    for place, outline in known.items():
+        if outline is None:
+            # A registry that may only be read is no reason to stop.
+            with suppress(StorageError, OSError):
+                replace_bytes(place, _encode(found))
     return found
 
 
@@ -66,8 +67,15 @@ def trace_usual_task(registry: Registry, resolution: Resolution) -> None:
         find_outline(registry.url, request, "float32")
 
 
+def _encode(outline: Outline) -> bytes:
+    text = outline.model_dump_json().encode()
+    return sha256_of(text).encode() + b"\n" + text
+
+
 def _read(url: str) -> Outline | None:
+    """Return an outline that is there and undamaged."""
     try:
-        return Outline.model_validate_json(read_bytes(url))
+        digest, _, text = read_bytes(url).partition(b"\n")
+        return Outline.model_validate_json(text) if digest.decode(errors="replace") == sha256_of(text) else None
     except (FileNotFoundError, ValidationError, StorageError):
         return None

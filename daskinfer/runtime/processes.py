@@ -6,6 +6,7 @@ from distributed import Client, Scheduler, Worker
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from daskinfer.graphs.identity import set_identity
+from daskinfer.graphs.reporting import set_sender
 from daskinfer.runtime.serialization import register_serializers
 
 # Every death of a worker is counted against all tasks assigned to it, innocent ones included; the driver counts
@@ -14,14 +15,15 @@ ALLOWED_FAILURES = 1_000
 
 
 class ProcessSetup(WorkerPlugin):
-    """Serialisers, sizes and the process's name, on every worker that is there or comes later."""
+    """Serialisers, sizes and what tasks know of their process, on every worker that is there or comes later."""
 
     name = "daskinfer-process"
 
     def setup(self, worker: Worker) -> None:
         """Prepare a worker; must be quick, for it runs on the worker's event loop."""
         register_serializers()
-        set_identity(worker.address)
+        set_identity(worker.address, worker.local_directory)
+        set_sender(worker.log_event)
 
 
 def set_up_processes(client: Client) -> None:

@@ -112,12 +112,18 @@ class Session:
             rows_per_second=rate,
             eta=(ledger.rows_total - ledger.rows_done) / rate if rate > 0 else None,
             busy=ledger.busy(running),
+            devices=ledger.devices(),
+            loaded_bytes=ledger.loads.loaded_bytes,
+            total_bytes=ledger.loads.total_bytes,
+            loaded_shards=ledger.loads.loaded_shards,
+            total_shards=ledger.loads.total_shards,
             message=message,
         )
 
     def _run(self) -> None:
         record = self.job.record
         self._enter("starting")
+        self._tell(f"precision: {record.precision}")
         if self.job.resumed:
             self._note("resumed", f"epoch {self.epoch} goes on where an earlier one stopped")
         lock = take(Registry(record.registry), record.resolution.snapshot, record.job)

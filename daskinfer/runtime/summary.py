@@ -57,6 +57,7 @@ def make_report(session: Session, command: str, seconds: float, started: str) ->
         seconds=seconds,
         startup_seconds=session.startup_seconds,
         running_seconds=running,
+        precision=record.precision,
         stages=ledger.stages(running),
         counters=session.counters,
         incidents=tuple(ledger.incidents),

@@ -62,6 +62,8 @@ class JobRecord(Section):
     """Rows of the input."""
     partitions: int
     """Partitions of the input."""
+    precision: str = ""
+    """Why it computes in its precision; decides nothing."""
     created: str
     """ISO 8601, UTC."""
 
@@ -102,6 +104,8 @@ class StageTrail(Section):
     """Seconds writing activations."""
     out_of_memory: int = 0
     """Times that a microbatch did not fit the device and was run in smaller parts."""
+    device_peak: int = 0
+    """Most bytes that a worker held on its device; 0 on CPUs."""
     workers: tuple[str, ...]
     """Who computed it."""
 
@@ -145,15 +149,21 @@ class StageReport(Section):
     layers: str
     """Layers it owns, e.g. `0-2`."""
     shard_bytes: int
-    """Bytes of its shard."""
+    """Bytes of its shard in the job's precision."""
+    stored_bytes: int = 0
+    """Bytes of its shard as the snapshot stores it."""
+    offload: str = "none"
+    """Where its weights wait for their turn on the device: none, cpu or disk."""
     read_bytes: int
-    """Bytes read to load it, all workers together."""
+    """Bytes read from the registry to load it, all workers together."""
     load_seconds: float
     """Longest load among its workers."""
     device: str = ""
     """What its workers compute with."""
     out_of_memory: int = 0
     """Times that a microbatch did not fit the device and was run in smaller parts."""
+    device_peak: int = 0
+    """Most bytes that a worker held on its device; 0 on CPUs."""
     workers: tuple[str, ...]
     """Who held it."""
     microbatches: int
@@ -224,6 +234,8 @@ class Report(Section):
     """Until the first partition could start: cluster and shards."""
     running_seconds: float
     """From then until the last commit."""
+    precision: str = ""
+    """Which precision it computes in, and why."""
     stages: tuple[StageReport, ...]
     """Where the time went."""
     counters: dict[str, int]
@@ -270,6 +282,16 @@ class Progress(Section):
     """Seconds left, where it can be told."""
     busy: tuple[float, ...] = ()
     """Busy share of every stage, 0 to 1."""
+    devices: tuple[str, ...] = ()
+    """What every stage computes on, with the most memory that it took there; "" until it is loaded."""
+    loaded_bytes: int = 0
+    """Bytes of shards that workers have brought in, as stored."""
+    total_bytes: int = 0
+    """Bytes of all their shards, as stored."""
+    loaded_shards: int = 0
+    """Shards that are in place."""
+    total_shards: int = 0
+    """Shards that are wanted: one for each worker of a stage."""
     message: str = ""
     """What just happened, where it is worth a line."""
 

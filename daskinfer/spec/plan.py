@@ -37,13 +37,18 @@ class ModelProfile(Section):
     """Tensors that every stage needs."""
     sizes: dict[str, int]
     """Bytes of every tensor in the job's precision."""
+    stored: dict[str, int] = {}
+    """Bytes of the tensors that are stored in another precision than the job's."""
     uncut: str | None = None
     """Why the model cannot be cut, where it cannot."""
 
     def stage_bytes(self, first: int, last: int) -> int:
         """Return the bytes of a shard of the layers [first, last); a tensor that several of them need counts once."""
-        needed = {name for layer in self.layers[first:last] for name in layer.tensors} | set(self.shared)
-        return sum(self.sizes[name] for name in needed)
+        return sum(self.sizes[name] for name in self._needed(first, last))
+
+    def stored_bytes(self, first: int, last: int) -> int:
+        """Return the bytes that a shard of the layers [first, last) takes in the snapshot."""
+        return sum(self.stored.get(name, self.sizes[name]) for name in self._needed(first, last))
 
     def work(self, first: int, last: int, length: int) -> int:
         """Return the operations that the layers [first, last) need for a row of `length` tokens."""
@@ -51,6 +56,9 @@ class ModelProfile(Section):
         if self.row_tokens is not None:
             return sum(row for row, _ in flops)
         return sum(linear * length + square * length**2 for linear, square in flops)
+
+    def _needed(self, first: int, last: int) -> set[str]:
+        return {name for layer in self.layers[first:last] for name in layer.tensors} | set(self.shared)
 
 
 class DeviceShape(Section):
@@ -104,7 +112,9 @@ class StagePlan(Section):
     last: int
     """One past the last layer."""
     parameter_bytes: int
-    """Bytes of its shard."""
+    """Bytes of its shard in the job's precision."""
+    stored_bytes: int = 0
+    """Bytes of its shard as the snapshot stores it: what a worker reads."""
     share: float
     """Its part of the model's FLOPs, 0 to 1."""
     offload: Literal["none", "cpu", "disk"] = "none"

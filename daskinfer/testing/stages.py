@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,14 +43,16 @@ def cut_checkpoint(
     stages: int | Sequence[int] = 1,
     *,
     dtype: str = "float32",
+    device: str = "cpu",
     offload: str = "none",
+    scratch: Path | None = None,
 ) -> tuple[Outline, list[Stage]]:
     """A published checkpoint's outline and its stages: a number of them, or the first layers of all of them."""
     manifest = registry.manifest(registry.resolve(reference).snapshot)
     outline = find_outline(registry.url, request, dtype)
     layers = len(outline.layers)
     starts = [layers * stage // stages for stage in range(stages)] if isinstance(stages, int) else list(stages)
-    numerics = Numerics(dtype=dtype, attention="sdpa", threads=1, **versions())
+    numerics = Numerics(dtype=dtype, device=device, attention="sdpa", threads=1, **versions())
     loaded = [
         load_stage(
             request=request,
@@ -60,6 +63,7 @@ def cut_checkpoint(
             ),
             numerics=numerics,
             read=partial(load_tensors, registry.url),
+            scratch=None if scratch is None else str(scratch),
         )
         for index, (first, last) in enumerate(pairwise([*starts, layers]))
     ]

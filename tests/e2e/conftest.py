@@ -117,7 +117,8 @@ def scheduler() -> Iterator[str]:
                 "nthreads": 1,
                 "resources": {"GPU": 1} | {size: 1 for rank, size in enumerate(SIZES) if rank >= number},
                 "memory_limit": 0,
-                "env": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+                # No GPU: these tests compare bits with the CPU's.
+                "env": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""},
             },
         }
         for number in range(len(SIZES))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,24 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from daskinfer.errors import CheckpointError
-from daskinfer.models.outlining import make_outline, prove
+from daskinfer.models.outlining import prove
 from daskinfer.models.skeleton import Skeleton, owned_names
 from daskinfer.models.standins import make_blank, replace_state, state_names
 from daskinfer.models.structure import flatten
 from daskinfer.spec.outline import InputArray, Outline
+from daskinfer.testing.modeltable import describe_case, outline_of, read_rows, without_weights
 from daskinfer.testing.zoo import ZOO, ZooCase, make_inputs
 
 SHAPES = ((3, 12), (5, 20))
-
-
-def without_weights(model: nn.Module) -> nn.Module:
-    empty = copy.deepcopy(model)
-    replace_state(empty, state_names(empty), lambda name, tensor: tensor.to("meta"))
-    return empty
-
-
-def outline_of(model: nn.Module, inputs: tuple[InputArray, ...]) -> Outline:
-    return make_outline(without_weights(model), inputs, task="forward", dtype="float32")
+TABLE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 
 
 def cut(model: nn.Module, outline: Outline, starts: list[int]) -> list[Skeleton]:
@@ -51,7 +44,7 @@ def run(parts: list[Skeleton], inputs: dict[str, Tensor]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("case", ZOO, ids=lambda case: case.name)
-def test_stages_equal_the_whole_bit_for_bit(case: ZooCase) -> None:
+def test_stages_equal_the_whole_bit_for_bit_and_the_table_says_so(case: ZooCase) -> None:
     torch.set_num_threads(1)
     model, inputs = case.make()
     outline = outline_of(model, inputs)
@@ -67,6 +60,7 @@ def test_stages_equal_the_whole_bit_for_bit(case: ZooCase) -> None:
             staged = run(parts, batch)
             assert len(staged) == len(whole)
             assert all(map(torch.equal, staged, whole)), f"{stages} stages, rows and length {shape}"
+    assert read_rows(TABLE.read_text())[ZOO.index(case)] == describe_case(case, model, outline), "say: make models"
 
 
 def find(name: str) -> tuple[nn.Module, tuple[InputArray, ...]]:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import save
 
+from daskinfer import api
 from daskinfer.errors import CheckpointError, CorruptBlob
 from daskinfer.graphs.context import make_request
 from daskinfer.models.architecture import build_model
@@ -151,6 +152,7 @@ def test_what_is_not_trusted_is_not_run(registry: Registry, directory: Path, tmp
     assert resolve_checkpoint(recipe) == resolution
     attempts = [
         lambda: make_request(recipe, manifest, {}, ()),
+        lambda: api.profile("coded@v1", registry=registry.url, measure=False),
         lambda: publish_checkpoint(registry, "copy", "coded@v1"),
         lambda: publish_checkpoint(registry, "copy", "coded@v1", dtype="bfloat16"),
     ]
@@ -159,6 +161,7 @@ def test_what_is_not_trusted_is_not_run(registry: Registry, directory: Path, tmp
             attempt()
         assert "model.trust_code: true" in str(refusal.value) and "coded" in str(refusal.value)
     assert not trace.exists() and registry.names() == ["coded"]
+    assert api.profile("coded@v1", registry=registry.url, measure=False, trust_code=True).layers
 
 
 def test_damaged_code_is_not_run(registry: Registry, directory: Path) -> None:

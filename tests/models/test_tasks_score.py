@@ -9,17 +9,16 @@ import torch
 import transformers
 
 from daskinfer.models.tasks.build import build_task
+from daskinfer.testing.taskcases import SCORE_CAUSAL, SCORE_MASKED
 from daskinfer.testing.tasks import ask_task, columns_of, encode_texts, fill_task, run_reference, run_task
 
 TEXTS = ["The small cat sleeps in the sun.", "", "river", "a dog and 3 stones fall, falls!", "water of the river"]
-CAUSAL = ["GPT2LMHeadModel", "LlamaForCausalLM", "Qwen3ForCausalLM", "Gemma3ForCausalLM", "OPTForCausalLM"]
-MASKED = ["BertForMaskedLM", "RobertaForMaskedLM", "DistilBertForMaskedLM", "MPNetForMaskedLM", "ModernBertForMaskedLM"]
 
 
-@pytest.mark.parametrize("architecture", CAUSAL)
+@pytest.mark.parametrize("architecture", SCORE_CAUSAL)
 def test_causal_scores_equal_transformers(tiny: Callable[[str], Path], architecture: str) -> None:
     directory = tiny(architecture)
-    request = ask_task(directory, "score", per_token=True)
+    request = ask_task(directory, "score", per_token=True, max_length=64)
     texts = [text for text in TEXTS if text]
     encoded = encode_texts(request, texts)
     columns = columns_of(request, encoded, run_task(fill_task(build_task(request, "float32"), directory), encoded))
@@ -52,7 +51,7 @@ def test_a_text_of_one_token_predicts_nothing(tiny: Callable[[str], Path]) -> No
     assert np.isnan(columns["perplexity"]).all()
 
 
-@pytest.mark.parametrize("architecture", MASKED)
+@pytest.mark.parametrize("architecture", SCORE_MASKED)
 def test_masked_scores_equal_a_plain_loop(tiny: Callable[[str], Path], architecture: str) -> None:
     directory = tiny(architecture)
     request = ask_task(directory, "score", per_token=True)

@@ -17,27 +17,14 @@ from daskinfer.models.tasks.encode import make_encoder, row_length
 from daskinfer.models.tasks.fields import task_fields, task_wants
 from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.spec.recipe import ModelOptions
+from daskinfer.testing.taskcases import CLASSIFY_TEXTS, EMBED_TEXTS
 from daskinfer.testing.tasks import ask_task, columns_of, encode_texts, fill_task, run_reference, run_task
 from daskinfer.testing.tinymodels import add_sentence_modules, make_tiny
 
 TEXTS = ["The small cat sleeps in the sun.", "", "river", "a dog and 3 stones fall, falls!", "water of the river"]
-EMBEDDERS = [
-    "BertModel",
-    "BertForMaskedLM",
-    "RobertaModel",
-    "DistilBertModel",
-    "MPNetModel",
-    "ModernBertModel",
-    "DebertaV2Model",
-    "T5EncoderModel",
-    "T5ForConditionalGeneration",
-    "BartModel",
-    "GPT2LMHeadModel",
-    "LlamaForCausalLM",
-]
 
 
-@pytest.mark.parametrize("architecture", EMBEDDERS)
+@pytest.mark.parametrize("architecture", EMBED_TEXTS)
 def test_embed_equals_transformers_bit_for_bit(tiny: Callable[[str], Path], architecture: str) -> None:
     directory = tiny(architecture)
     request = ask_task(directory, "embed")
@@ -171,13 +158,7 @@ def test_the_checkpoint_lowers_the_length_and_the_case(tmp_path: Path) -> None:
     assert encode_texts(request, ["cat " * 50]).lengths == [12]
 
 
-@pytest.mark.parametrize(
-    "architecture",
-    [
-        f"{family}ForSequenceClassification"
-        for family in ("Bert", "Roberta", "DistilBert", "ModernBert", "Llama", "GPT2")
-    ],
-)
+@pytest.mark.parametrize("architecture", CLASSIFY_TEXTS)
 def test_classify_equals_transformers(tiny: Callable[[str], Path], architecture: str) -> None:
     directory = tiny(architecture)
     request = ask_task(directory, "classify")

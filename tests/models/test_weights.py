@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from daskinfer.errors import CheckpointError
 from daskinfer.models.architecture import build_model
 from daskinfer.models.tensors import ALIGNMENT
-from daskinfer.models.weights import Filling, fill_module, find_entries, float32_paths
+from daskinfer.models.weights import Filling, fill_module, find_entries, keep_float32
 from daskinfer.spec.snapshot import LayerGroup, Manifest, TensorEntry
 from daskinfer.storage import tensorreads
 from daskinfer.storage.tensorreads import stream_tensors
@@ -112,9 +112,10 @@ def test_what_is_tied_in_the_snapshot_shares_memory(tmp_path: Path) -> None:
 
 def test_some_paths_keep_float32(tmp_path: Path) -> None:
     module = Sample(torch.bfloat16)
+    module.norm.float()
     arrays = make_arrays()
     wanted, read = prepare(tmp_path, arrays)
-    fill_module(module, wanted, read, keep_float32=lambda path: path.startswith("norm."))
+    fill_module(module, wanted, read)
     assert np.array_equal(module.norm.weight.detach().numpy(), arrays["norm.weight"])
     assert {name for name, tensor in values(module).items() if tensor.dtype == torch.float32} == {
         name for name in arrays if name.startswith("norm.") and name != "norm.num_batches_tracked"
@@ -123,12 +124,14 @@ def test_some_paths_keep_float32(tmp_path: Path) -> None:
 
 def test_transformers_says_what_keeps_float32() -> None:
     config = {"model_type": "t5", "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
-    model = build_model(config, "T5EncoderModel")
-    keeps = float32_paths(model, torch.float16)
-    names = [name for name, _ in model.named_parameters()]
-    assert {name for name in names if keeps(name)} == {name for name in names if ".wo." in name} != set()
-    assert not any(map(float32_paths(model, torch.float32), names))
-    assert not float32_paths(Sample(), torch.float16)("embed.weight")
+    for dtype, kept in ((torch.float16, {".wo."}), (torch.bfloat16, set())):
+        model = build_model(config, "T5EncoderModel").to(dtype)
+        keep_float32(model, dtype)
+        for name, parameter in model.named_parameters():
+            assert (parameter.dtype == torch.float32) == any(part in name for part in kept), name
+    other = Sample(torch.float16)
+    keep_float32(other, torch.float16)
+    assert other.embed.weight.dtype == torch.float16
 
 
 def refuse(tmp_path: Path, path: str, array: np.ndarray[Any, Any]) -> str:

@@ -12,7 +12,7 @@ from daskinfer.planning.placement import count_replicas
 from daskinfer.planning.plan import make_plan, place_plan
 from daskinfer.planning.stages import choose_starts, cut_layers, make_stages
 from daskinfer.spec.outline import TensorSpec
-from daskinfer.spec.plan import LayerProfile, ModelProfile, Numerics, Plan, WorkerShape
+from daskinfer.spec.plan import UNKNOWN_DEVICE, LayerProfile, ModelProfile, Numerics, Plan, WorkerShape
 from daskinfer.spec.recipe import Recipe
 
 NUMERICS = Numerics(dtype="float32", attention="sdpa", threads=1, torch="2", transformers="5", tokenizers="0")
@@ -144,6 +144,45 @@ def test_what_cannot_fit_is_refused(workers: list[WorkerShape], pipeline: dict[s
         plan_for(workers, **pipeline)
     assert message in str(caught.value)
     assert caught.value.exit_code == 3
+
+
+def offload_plan(offload: str, workers: list[WorkerShape], device: str = "cpu", **pipeline: Any) -> Plan:
+    recipe = make_recipe(**pipeline)
+    recipe = recipe.model_copy(update={"placement": recipe.placement.model_copy(update={"offload": offload})})
+    return make_plan(recipe, make_profile(6), workers, NUMERICS.model_copy(update={"device": device}))
+
+
+def test_only_what_does_not_fit_is_offloaded() -> None:
+    # Stages of 7,000, 2,000 and 2,000 bytes for memory of 4,200.
+    plan = offload_plan("disk", make_workers(3, 6000), stages=3)
+    assert [stage.offload for stage in plan.stages] == ["disk", "none", "none"]
+    assert [stage.offload for stage in offload_plan("disk", make_workers(3, 20_000), stages=3).stages] == ["none"] * 3
+
+
+def test_auto_offloads_only_where_no_cut_would_fit() -> None:
+    assert [stage.offload for stage in offload_plan("disk", make_workers(3, 10_000), stages="auto").stages] == [
+        "none"
+    ] * 3
+    plan = offload_plan("disk", make_workers(3, 6000), stages="auto")
+    assert [stage.offload for stage in plan.stages] == ["disk", "none", "none"]
+
+
+@pytest.mark.parametrize("stages", ["auto", 3])
+def test_main_memory_helps_a_gpu_and_no_cpu(stages: Any) -> None:
+    for offload in ("none", "cpu"):
+        with pytest.raises(PlanError) as caught:
+            offload_plan(offload, make_workers(3, 6000), stages=stages)
+        assert "set placement.offload to disk" in str(caught.value.hint)
+    gpu = UNKNOWN_DEVICE.model_copy(update={"kind": "cuda", "memory": 6000})
+    workers = [worker.model_copy(update={"device": gpu}) for worker in make_workers(3, 10**6)]
+    plan = offload_plan("cpu", workers, device="cuda", stages=stages)
+    assert [stage.offload for stage in plan.stages] == ["cpu", "none", "none"]
+
+
+def test_stored_bytes_are_those_of_the_snapshot() -> None:
+    profile = make_profile(6).model_copy(update={"stored": {"embeddings.weight": 2500}})
+    stages = make_stages(profile, (0, 1), 128)
+    assert [(stage.parameter_bytes, stage.stored_bytes) for stage in stages] == [(6000, 3500), (5000, 5000)]
 
 
 def test_replicas_go_to_the_slowest_stage() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import threading
 from pathlib import Path
 
@@ -158,3 +159,12 @@ def test_a_failing_target_stops_it_and_leaves_no_thread(tmp_path: Path, small_ch
     with pytest.raises(AssertionError):
         stream_tensors(str(tmp_path), every_tensor(group), targets)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("tensors")]
+
+
+def test_errors_survive_the_way_to_another_process(tmp_path: Path) -> None:
+    group = store_group(str(tmp_path), "layer.0", {"weight": np.ones(4, np.float32)})
+    Path(tmp_path, str(group.blob)).unlink()
+    with pytest.raises(DamagedTensor) as damage:
+        stream(str(tmp_path), every_tensor(group))
+    again = pickle.loads(pickle.dumps(damage.value))
+    assert (str(again), again.entry) == (str(damage.value), group.tensors[0])

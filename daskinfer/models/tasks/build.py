@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import torch
+
 from daskinfer.models.tasks.classify import make_classify
 from daskinfer.models.tasks.embed import make_embed
 from daskinfer.models.tasks.fields import takes_text
 from daskinfer.models.tasks.module import TaskModule
 from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.models.tasks.score import make_score
+from daskinfer.models.weights import keep_float32
 
 
 def build_task(request: TaskRequest, dtype: str) -> TaskModule:
-    """Return the model with the task's head on it, its parameters on the meta device.
+    """Return the model with the task's head on it, its parameters on the meta device, each in its final precision.
 
     Parameters
     ----------
@@ -25,6 +28,12 @@ def build_task(request: TaskRequest, dtype: str) -> TaskModule:
     CheckpointError
         If the checkpoint cannot do the task.
     """
+    module = _make_task(request, dtype)
+    keep_float32(module.model, getattr(torch, dtype))
+    return module
+
+
+def _make_task(request: TaskRequest, dtype: str) -> TaskModule:
     if request.task == "forward":
         from daskinfer.models.tasks.forward import make_forward
 

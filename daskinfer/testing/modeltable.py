@@ -1,0 +1,129 @@
+"""The table in docs/models.md: what each family of the zoo does and how it is cut, from its outline.
+
+``python -m daskinfer.testing.modeltable --write docs/models.md`` puts it between the page's two marks.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from torch import nn
+
+from daskinfer.errors import CheckpointError
+from daskinfer.models.architecture import stored_prefix
+from daskinfer.models.outlining import make_outline
+from daskinfer.models.standins import replace_state, state_names
+from daskinfer.models.tasks.kinds import fields_of_outputs
+from daskinfer.spec.outline import Dim, InputArray, Outline, TensorSpec
+from daskinfer.testing.taskcases import tested_tasks
+from daskinfer.testing.zoo import ZOO, ZooCase
+
+BEGIN, END = "<!-- table: make models -->\n", "<!-- end of the table -->\n"
+HEAD = (
+    "| family | tasks, and the classes that they are tested on | cut before every | what crosses a cut | limits |",
+    "|---|---|---|---|---|",
+)
+_ROWS: Dim = (0, 1, 0, 0)
+# Singular and plural of a tensor with rows, by its number of dimensions.
+_WITH_ROWS = {
+    2: ("one vector a row", "vectors a row"),
+    3: ("hidden states", "sets of hidden states"),
+    4: ("one feature map", "feature maps"),
+}
+_WITHOUT_ROWS = ("one position bias for all rows", "position biases for all rows")
+
+
+def without_weights(model: nn.Module) -> nn.Module:
+    """Return a copy of a model with its parameters on the meta device."""
+    empty = copy.deepcopy(model)
+    replace_state(empty, state_names(empty), lambda name, tensor: tensor.to("meta"))
+    return empty
+
+
+def outline_of(model: nn.Module, inputs: tuple[InputArray, ...]) -> Outline:
+    """Return the outline of a model that has weights, found without them."""
+    return make_outline(without_weights(model), inputs, task="forward", dtype="float32")
+
+
+def describe_case(case: ZooCase, model: nn.Module, outline: Outline) -> str:
+    """Return a family's row of the table."""
+    refused = _find_refusal(outline)
+    tasks = [f"`{task}` ({', '.join(names)})" for task, names in tested_tasks(case).items()]
+    if refused is None:
+        tasks.append(f"`forward` ({case.architecture})")
+    limits = [f"cannot be cut: {outline.uncut}"] if outline.uncut else []
+    if refused is not None:
+        limits.append(f"no `forward` as it is: {refused}")
+    names = [layer.name.removeprefix(stored_prefix(model)) for layer in outline.layers]
+    cuts = "" if outline.uncut else ", ".join(f"`{name}`" for name in dict.fromkeys(map(_hide_numbers, names)))
+    return f"| {case.family} | {', '.join(tasks)} | {cuts} | {_describe_crossing(outline)} | {'; '.join(limits)} |"
+
+
+def fill_page(page: str, rows: Iterable[str]) -> str:
+    """Return a page with these rows in its table."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return before + BEGIN + "".join(f"{line}\n" for line in (*HEAD, *rows)) + END + after
+
+
+def read_rows(page: str) -> list[str]:
+    """Return the rows of a page's table."""
+    table = page.partition(BEGIN)[2].partition(END)[0].splitlines()
+    return table[len(HEAD) :]
+
+
+def _hide_numbers(name: str) -> str:
+    return re.sub(r"\b\d+\b", "N", name)
+
+
+def _find_refusal(outline: Outline) -> str | None:
+    """Return why task forward cannot write the outputs of rows of one length, if it cannot."""
+    outputs = {
+        name: TensorSpec(dtype=spec.dtype, dims=tuple((a + c, b + d, 0, 0) for a, b, c, d in spec.dims))
+        for name, spec in outline.outputs.items()
+        if spec.dims[:1] == (_ROWS,)
+    }
+    try:
+        fields_of_outputs(outputs)
+    except CheckpointError as error:
+        return error.message.partition("outputs: ")[2]
+    return None
+
+
+def _describe_crossing(outline: Outline) -> str:
+    cuts = [Counter(_name_tensor(item.tensor) for item in layer.cut) for layer in outline.layers[1:]]
+    found = []
+    for kind in dict.fromkeys(kind for cut in cuts for kind in cut):
+        counts = [cut[kind] for cut in cuts]
+        low, high = min(counts), max(counts)
+        if high == 1:
+            found.append(kind[0] if low else f"{kind[0]} at some cuts")
+        else:
+            number = f"{low} to {high}" if 0 < low < high else f"up to {high}" if low < high else str(high)
+            found.append(f"{number} {kind[1]}")
+    return ", ".join(found)
+
+
+def _name_tensor(spec: TensorSpec) -> tuple[str, str]:
+    return _WITH_ROWS[len(spec.dims)] if _ROWS in spec.dims else _WITHOUT_ROWS
+
+
+def _main(path: Path) -> None:
+    rows = []
+    for case in ZOO:
+        model, inputs = case.make()
+        rows.append(describe_case(case, model, outline_of(model, inputs)))
+    path.write_text(fill_page(path.read_text(), rows))
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["--write", target]:
+            _main(Path(target))
+        case _:
+            sys.exit("usage: python -m daskinfer.testing.modeltable --write PAGE")

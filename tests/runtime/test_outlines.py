@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from daskinfer.errors import CheckpointError
+from daskinfer.models import outlines
+from daskinfer.models.outlines import outline_key, trace_apart
+from daskinfer.models.tasks.request import TaskRequest
+from daskinfer.runtime.checkpoints import publish_checkpoint
+from daskinfer.runtime.outlines import find_outline
+from daskinfer.spec.outline import Outline
+from daskinfer.spec.recipe import ModelOptions
+from daskinfer.storage.registry import Registry
+from daskinfer.testing.stages import request_of
+from daskinfer.testing.tinymodels import make_tiny
+
+Seen = tuple[Registry, TaskRequest]
+
+
+@pytest.fixture
+def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Seen:
+    monkeypatch.setenv("DASKINFER_CACHE", str(tmp_path / "cache"))
+    registry = Registry(str(tmp_path / "registry"))
+    publish_checkpoint(registry, "tiny", str(make_tiny(tmp_path / "model", "BertModel")))
+    return registry, request_of(registry, "tiny")
+
+
+def refuse_to_trace(request: TaskRequest, dtype: str) -> Outline:
+    raise AssertionError("traced again")
+
+
+def test_a_model_is_traced_once_for_everyone(seen: Seen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry, request = seen
+    first = find_outline(registry.url, request, "float32")
+    monkeypatch.setattr("daskinfer.runtime.outlines.trace_apart", refuse_to_trace)
+    assert find_outline(registry.url, request, "float32") == first
+    assert find_outline(str(tmp_path / "another registry"), request, "float32") == first
+    monkeypatch.setenv("DASKINFER_CACHE", str(tmp_path / "another machine"))
+    assert find_outline(registry.url, request, "float32") == first
+
+
+def test_a_damaged_outline_is_traced_again(seen: Seen, tmp_path: Path) -> None:
+    registry, request = seen
+    first = find_outline(registry.url, request, "float32")
+    files = [*tmp_path.glob("registry/outlines/*"), *tmp_path.glob("cache/outlines/*")]
+    assert len(files) == 2
+    for file in files:
+        file.write_bytes(file.read_bytes().replace(b'"event":1', b'"event":0'))
+    assert find_outline(registry.url, request, "float32") == first
+    assert all(b'"event":1' in file.read_bytes() for file in files)
+
+
+def test_a_process_without_torch_has_the_same_found_in_another(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, request = seen
+    here = trace_apart(request, "float32")
+    without = SimpleNamespace(modules={}, executable=sys.executable, path=sys.path)
+    with monkeypatch.context() as patch:
+        patch.setattr(outlines, "sys", without)
+        assert trace_apart(request, "float32") == here
+        wrong = TaskRequest("score", ModelOptions(), request.architecture, request.files)
+        with pytest.raises(CheckpointError, match="BertModel cannot score") as refused:
+            trace_apart(wrong, "float32")
+    assert refused.value.hint
+
+
+def test_the_driver_needs_no_torch_to_plan() -> None:
+    code = "import sys, daskinfer.runtime.opening; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_only_what_decides_the_outline_is_in_its_key(seen: Seen) -> None:
+    _, request = seen
+
+    def key(**options: object) -> str:
+        changed = ModelOptions.model_validate(options)
+        return outline_key(TaskRequest(request.task, changed, request.architecture, request.files), "float32")
+
+    assert key() == key(max_length=7)
+    assert key() != key(pooling="cls")
+    assert key(per_token=True) != key(per_token=True, max_length=7)
+    assert outline_key(request, "bfloat16") != outline_key(request, "float32")
