@@ -141,8 +141,8 @@ def stored_name(name: str, prefixes: Iterable[tuple[str, str]]) -> str:
     return name
 
 
-def _refuse_other(found: type, wanted: type) -> None:
-    if not issubclass(found, wanted):
+def _refuse_other(found: Any, wanted: type) -> None:
+    if not (isinstance(found, type) and issubclass(found, wanted)):
         raise CheckpointError(
             f"config.json: {found.__name__} is no {wanted.__name__} of transformers",
             hint="Publish the model through a function that builds it: model.entry.",

@@ -82,7 +82,7 @@ def check_trust(manifest: Manifest, trusted: bool) -> None:
 
 
 def find_class(config: Mapping[str, Any], files: Mapping[str, bytes], name: str) -> Any:
-    """Return a class of a checkpoint's own code, which is run for it; None where the code has no such class.
+    """Return a class of a checkpoint's own code, which is run for it; None where it is left to transformers.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def find_class(config: Mapping[str, Any], files: Mapping[str, bytes], name: str)
     Raises
     ------
     CheckpointError
-        Where the code cannot be imported.
+        Where the code cannot be imported, or has models but not this one.
     """
     code = {path: data for path, data in files.items() if path.endswith(".py")}
     if not code:
@@ -104,6 +104,11 @@ def find_class(config: Mapping[str, Any], files: Mapping[str, bytes], name: str)
     references = _read_map(config, "config.json")
     reference = references.get(name) or next((one for one in references.values() if one.endswith(f".{name}")), None)
     if reference is None:
+        if name != "AutoConfig" and any(key.startswith("AutoModel") for key in references):
+            # A class of transformers by that name would be another model.
+            raise CheckpointError(
+                f"config.json: auto_map has no {name}, only {', '.join(references)}", hint="Choose another task."
+            )
         return None
     module, _, class_name = reference.partition(".")
     found = getattr(_import_module(code, module), class_name, None)

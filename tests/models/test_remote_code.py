@@ -164,6 +164,18 @@ def test_what_is_not_trusted_is_not_run(registry: Registry, directory: Path, tmp
     assert api.profile("coded@v1", registry=registry.url, measure=False, trust_code=True).layers
 
 
+def test_no_model_of_transformers_stands_in(registry: Registry, directory: Path) -> None:
+    edit_code(directory, "modeling_tiny.py", "TinyConfig", "BertConfig")
+    edit_code(directory, "configuration_tiny.py", "TinyConfig", "BertConfig")
+    config = json.loads((directory / "config.json").read_text())
+    config["auto_map"] |= {"AutoConfig": "configuration_tiny.BertConfig"}
+    del config["auto_map"]["AutoModel"]
+    (directory / "config.json").write_text(json.dumps(config))
+    publish_checkpoint(registry, "coded", str(directory), trust_code=True)
+    with pytest.raises(CheckpointError, match="auto_map has no AutoModel, only"):
+        cut_checkpoint(registry, "coded", request_of(registry, "coded"))
+
+
 def test_damaged_code_is_not_run(registry: Registry, directory: Path) -> None:
     manifest = registry.manifest(publish_checkpoint(registry, "coded", str(directory), trust_code=True).snapshot)
     (piece,) = [piece for piece in manifest.files if piece.path == "modeling_tiny.py"]
@@ -221,7 +233,7 @@ def test_code_decides_nothing_about_images(registry: Registry, directory: Path) 
         (lambda path: edit_map(path, AutoConfig="blocks_tiny.Block"), "Block is no PreTrainedConfig"),
         (
             lambda path: edit_map(path, AutoModelForSequenceClassification="blocks_tiny.Block"),
-            "has no class 'TinyForSequenceClassification'",
+            "auto_map has no TinyForSequenceClassification, only AutoConfig, AutoModel,",
         ),
         (lambda path: (path / "blocks_tiny.py").unlink(), "needs the module blocks_tiny, which is not installed"),
         (
