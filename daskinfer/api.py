@@ -148,6 +148,7 @@ def publish(
     entry: str | None = None,
     dtype: str | None = None,
     reference: bool = False,
+    trust_code: bool = False,
     watch: Watch | None = None,
 ) -> Resolution:
     """Publish a checkpoint, and point an alias at it; the same content is stored once.
@@ -169,6 +170,8 @@ def publish(
         Convert floating-point tensors to float32, bfloat16 or float16.
     reference
         Copy nothing that needs no conversion: the snapshot refers to the directory's own files.
+    trust_code
+        Publish the code that comes with the checkpoint with it, and run it.
     watch
         Called with what is being done, and how many of how many bytes are done.
 
@@ -179,7 +182,15 @@ def publish(
     """
     found = Registry(registry)
     resolution = publish_checkpoint(
-        found, name, source, alias=alias, entry=entry, dtype=dtype, reference=reference, watch=watch
+        found,
+        name,
+        source,
+        alias=alias,
+        entry=entry,
+        dtype=dtype,
+        reference=reference,
+        trust_code=trust_code,
+        watch=watch,
     )
     trace_usual_task(found, resolution)
     return resolution
@@ -228,6 +239,7 @@ def profile(
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32",
     options: ModelOptions | None = None,
     entry: str | None = None,
+    trust_code: bool = False,
     inputs: Sequence[InputArray] = (),
     threads: int | None = None,
     measure: bool = True,
@@ -242,7 +254,7 @@ def profile(
         `minilm@prod`, or a directory or the URL of one, which is published on its first use.
     registry
         URL of the registry; measurements are kept there.
-    task, dtype, options, entry
+    task, dtype, options, entry, trust_code
         As in a recipe's `model`.
     inputs
         `forward`: the arrays that the model's forward takes.
@@ -260,7 +272,14 @@ def profile(
     DaskinferError
         There is no such checkpoint, or it cannot do the task.
     """
-    model = Model(checkpoint=checkpoint, task=task, dtype=dtype, options=options or ModelOptions(), entry=entry)
+    model = Model(
+        checkpoint=checkpoint,
+        task=task,
+        dtype=dtype,
+        options=options or ModelOptions(),
+        entry=entry,
+        trust_code=trust_code,
+    )
     return profile_checkpoint(
         Registry(registry),
         model,

@@ -13,6 +13,7 @@ from daskinfer.errors import SnapshotGone
 from daskinfer.graphs.handoff import JobHandle
 from daskinfer.graphs.identity import get_folder
 from daskinfer.graphs.reporting import LoadMeter
+from daskinfer.models.remotecode import check_trust
 from daskinfer.models.tasks.encode import Encoder, make_encoder
 from daskinfer.models.tasks.fields import task_wants
 from daskinfer.models.tasks.request import TaskRequest
@@ -200,7 +201,14 @@ def open_transports(record: JobRecord, workspace: str) -> tuple[Transport[Any], 
 def make_request(
     recipe: Recipe, manifest: Manifest, files: Mapping[str, bytes], arrays: tuple[InputArray, ...]
 ) -> TaskRequest:
-    """Return what a recipe asks of a snapshot; `arrays` are the inputs of `forward`."""
+    """Return what a recipe asks of a snapshot; `arrays` are the inputs of `forward`.
+
+    Raises
+    ------
+    CheckpointError
+        Where the snapshot holds code that the recipe does not trust.
+    """
+    check_trust(manifest, recipe.model.trust_code)
     return TaskRequest(
         task=recipe.model.task,
         options=recipe.model.options,

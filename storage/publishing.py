@@ -26,6 +26,8 @@ from daskinfer.storage.slotlog import SlotLog
 
 PLAIN_SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja", ".md", ".bpe", ".codes", ".tiktoken"})
 """What a configuration or tokenizer file may be; formats that can carry code are not among them."""
+CODE_SUFFIX = ".py"
+"""What a file of code may be, where the source says that its code is trusted."""
 PLAIN_NAMES = frozenset({"LICENSE", "NOTICE"})
 """Plain files without a suffix."""
 
@@ -75,6 +77,8 @@ class CheckpointSource:
     """Name of a tensor that is stored under another name -> that name."""
     entry: EntryPoint | None = None
     """The user's own code that builds the model."""
+    trust_code: bool = False
+    """Whether its files may be code."""
     parent: str | None = None
     """Digest of the snapshot that it was made from."""
     provenance: Mapping[str, str] = field(default_factory=dict)
@@ -141,7 +145,7 @@ def finish_all(registry: Registry) -> list[Version]:
 def _check_source(source: CheckpointSource) -> None:
     for path, data in source.files.items():
         pure = PurePosixPath(path)
-        if pure.is_absolute() or ".." in pure.parts or not _is_plain(pure):
+        if pure.is_absolute() or ".." in pure.parts or not _is_allowed(pure, source.trust_code):
             raise CheckpointError(
                 f"{path!r} cannot be published: it is not a configuration or tokenizer file",
                 hint=f"Files may end in {', '.join(sorted(PLAIN_SUFFIXES))}; weights must be safetensors.",
@@ -153,8 +157,9 @@ def _check_source(source: CheckpointSource) -> None:
         raise CheckpointError(f"a checkpoint needs layer groups with names of their own, not {names}")
 
 
-def _is_plain(path: PurePosixPath) -> bool:
-    return path.suffix in PLAIN_SUFFIXES or path.name in PLAIN_NAMES
+def _is_allowed(path: PurePosixPath, trust_code: bool) -> bool:
+    is_code = path.suffix == CODE_SUFFIX
+    return trust_code if is_code else path.suffix in PLAIN_SUFFIXES or path.name in PLAIN_NAMES
 
 
 def _describe(

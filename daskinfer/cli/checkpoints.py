@@ -30,6 +30,7 @@ def checkpoint() -> None:
 @click.option("--entry", metavar="MODULE:FUNCTION", help="Function of your own that builds the model.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Convert the weights.")
 @click.option("--reference", is_flag=True, help="Copy nothing that needs no conversion: refer to SOURCE's files.")
+@click.option("--trust-code", is_flag=True, help="Publish and run the code that comes with SOURCE.")
 @registry_option
 @json_option
 def publish(
@@ -39,6 +40,7 @@ def publish(
     entry: str | None,
     dtype: str | None,
     reference: bool,
+    trust_code: bool,
     registry: str,
     as_json: bool,
 ) -> None:
@@ -67,6 +69,7 @@ def publish(
             entry=entry,
             dtype=dtype,
             reference=reference,
+            trust_code=trust_code,
             watch=display,
         )
     if as_json:

@@ -49,6 +49,7 @@ def _parse_inputs(ctx: click.Context, parameter: click.Parameter, values: tuple[
 )
 @click.option("--max-length", type=click.IntRange(min=1), help="Longest text in tokens, as in model.options.")
 @click.option("--entry", metavar="MODULE:FUNCTION", help="Function of your own that builds the model.")
+@click.option("--trust-code", is_flag=True, help="Run the code that comes with CHECKPOINT.")
 @click.option(
     "--input",
     "inputs",
@@ -68,6 +69,7 @@ def profile(
     dtype: Any,
     max_length: int | None,
     entry: str | None,
+    trust_code: bool,
     inputs: tuple[InputArray, ...],
     measure: bool,
     threads: int | None,
@@ -100,6 +102,7 @@ def profile(
             dtype=dtype,
             options=ModelOptions() if max_length is None else ModelOptions(max_length=max_length),
             entry=entry,
+            trust_code=trust_code,
             inputs=inputs,
             threads=threads,
             measure=measure,

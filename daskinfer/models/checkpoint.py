@@ -22,6 +22,7 @@ from daskinfer.models.conversion import as_tensor, cast, map_tensors, precision_
 from daskinfer.models.entry import find_entry, load_entry
 from daskinfer.models.grouping import GroupFile, group_tensors, refuse_odd_layers
 from daskinfer.models.plainfiles import build_tokenizer, read_config, read_plain_files, read_sentence_weights
+from daskinfer.models.remotecode import read_code
 from daskinfer.models.tensorfiles import Folder, LocalFolder, StoredTensor, as_stored, read_weights
 from daskinfer.spec.snapshot import EntryPoint, Manifest
 
@@ -49,10 +50,11 @@ class CheckpointFiles:
     """Where it came from and what was changed."""
 
 
-def inspect_checkpoint(source: Path | Folder, *, dtype: str | None = None) -> CheckpointFiles:
+def inspect_checkpoint(source: Path | Folder, *, dtype: str | None = None, trust_code: bool = False) -> CheckpointFiles:
     """Check a transformers checkpoint and return what there is to publish.
 
-    Weights are not read yet, only the headers of their files; no pickled file is opened, and no code is run.
+    Weights are not read yet, only the headers of their files; no pickled file is opened, and no code is run that is
+    not trusted.
 
     Parameters
     ----------
@@ -60,6 +62,8 @@ def inspect_checkpoint(source: Path | Folder, *, dtype: str | None = None) -> Ch
         A directory, or a folder of any store.
     dtype
         Convert floating-point tensors to float32, bfloat16 or float16; those that transformers keeps in float32 stay.
+    trust_code
+        Publish and run the code that comes with the checkpoint, where its configuration names any.
 
     Raises
     ------
@@ -69,13 +73,16 @@ def inspect_checkpoint(source: Path | Folder, *, dtype: str | None = None) -> Ch
     folder = _open_folder(source)
     names = folder.names()
     config = read_config(folder, names)
-    _refuse(folder.url, config)
-    files = read_plain_files(folder, names)
-    model, architecture = _build(folder.url, config)
+    _refuse(folder.url, config, trust_code)
+    code = read_code(folder, names, config)
+    files = read_plain_files(folder, names) | code
+    model, architecture = _build(folder.url, config, files)
     mapped = map_tensors(model, read_weights(folder))
     refuse_odd_layers(model, mapped.unexpected.values(), folder.url)
     grouped = group_tensors(model, mapped.tensors, folder.url)
     provenance = {"source": folder.url, "format": "transformers safetensors"}
+    if code:
+        provenance["code"] = ", ".join(code)
     if dropped := [*mapped.ignored, *mapped.unexpected]:
         provenance["dropped"] = ", ".join(dropped)
     if grouped.untied:
@@ -183,7 +190,7 @@ def inspect_snapshot(
     )
     if dtype is None:
         return found
-    model = None if manifest.entry is not None else _build(manifest.model, json.loads(files["config.json"]))[0]
+    model = None if manifest.entry is not None else _build(manifest.model, json.loads(files["config.json"]), files)[0]
     return _convert(found, model, dtype)
 
 
@@ -203,12 +210,12 @@ def _open_folder(source: Path | Folder) -> Folder:
     )
 
 
-def _refuse(where: str, config: Mapping[str, Any]) -> None:
-    if config.get("auto_map"):
+def _refuse(where: str, config: Mapping[str, Any], trust_code: bool) -> None:
+    if config.get("auto_map") and not trust_code:
         raise CheckpointError(
             f"{where}/config.json: auto_map is set: the model comes with code of its own, which is not run",
-            hint="If you trust it, write a function that builds the model, and give it as the entry: "
-            "--entry package.module:function, or model.entry in a recipe.",
+            hint="If you trust it: --trust-code, or model.trust_code: true in a recipe. Or build the model by a function "
+            "of your own: --entry package.module:function, or model.entry in a recipe.",
         )
     if config.get("quantization_config"):
         raise CheckpointError(
@@ -217,11 +224,11 @@ def _refuse(where: str, config: Mapping[str, Any]) -> None:
         )
 
 
-def _build(where: str, config: Mapping[str, Any]) -> tuple[PreTrainedModel, str]:
+def _build(where: str, config: Mapping[str, Any], files: Mapping[str, bytes]) -> tuple[PreTrainedModel, str]:
     """Return the checkpoint's model on the meta device, its weights tied, and the name of its class."""
     architecture = str((config.get("architectures") or ["AutoModel"])[0])
     try:
-        model: Any = build_model(config, architecture)
+        model: Any = build_model(config, architecture, files=files)
     except CheckpointError as error:
         raise CheckpointError(f"{where}/{error.message}", hint=error.hint) from error
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, StrictDataclassError) as error:

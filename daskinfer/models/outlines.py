@@ -24,7 +24,7 @@ from daskinfer.spec.recipe import ModelOptions
 from daskinfer.spec.snapshot import EntryPoint
 
 # What says how a model is built; tokenizers and texts do not.
-_DECIDING = ("config.json", "modules.json", "processor_config.json")
+_DECIDING = ("config.json", "modules.json", "processor_config.json", ".py")
 
 
 def outline_key(request: TaskRequest, dtype: str) -> str:
@@ -32,7 +32,7 @@ def outline_key(request: TaskRequest, dtype: str) -> str:
     deciding = {
         path: sha256_of(data)
         for path, data in sorted(request.files.items())
-        if path.endswith(_DECIDING) and not path.startswith("tokenizer")
+        if path.endswith(_DECIDING) and path != "tokenizer_config.json"
     }
     # A length only shows where a column has one place for every token.
     options = request.options.model_dump(mode="json", exclude=set() if request.options.per_token else {"max_length"})

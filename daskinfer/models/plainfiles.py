@@ -123,7 +123,7 @@ def build_tokenizer(folder: Folder, names: list[str], config: Mapping[str, Any])
         for name in {*_KEPT, *_VOCABULARIES}.intersection(names):
             (Path(scratch) / name).write_bytes(folder.read(name))
         try:
-            tokenizer = AutoTokenizer.from_pretrained(scratch, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(scratch, local_files_only=True, trust_remote_code=False)
             text: str = tokenizer.backend_tokenizer.to_str()
         except (OSError, ValueError, ImportError, AttributeError) as error:
             raise CheckpointError(

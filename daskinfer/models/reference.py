@@ -34,6 +34,7 @@ def run_unsplit(
     options: ModelOptions | None = None,
     dtype: str = "float32",
     threads: int = 1,
+    trust_code: bool = False,
 ) -> list[NDArray[np.float32]]:
     """Return what transformers' own model gives for each microbatch, by `from_pretrained` and the plainest code.
 
@@ -47,6 +48,8 @@ def run_unsplit(
         As in a recipe.
     threads
         Cores to compute with; bits may depend on it.
+    trust_code
+        Run the code that comes with the checkpoint, in transformers' own way.
 
     Returns
     -------
@@ -62,7 +65,9 @@ def run_unsplit(
         "classify": AutoModelForSequenceClassification,
         "score": AutoModelForMaskedLM if is_masked else AutoModelForCausalLM,
     }[task]
-    model = factory.from_pretrained(directory, local_files_only=True, dtype=getattr(torch, dtype)).eval()
+    model = factory.from_pretrained(
+        directory, local_files_only=True, dtype=getattr(torch, dtype), trust_remote_code=trust_code
+    ).eval()
     if task == "embed" and hasattr(model, "encoder") and hasattr(model, "decoder"):
         model = model.get_encoder()
     # transformers leaves the weights in the mapped file, at addresses where some kernels sum in another order.

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from daskinfer.models.remotecode import PACKAGE
+
 
 class Unsupported(Exception):
     """A value that cannot be taken apart and put together again elsewhere."""
@@ -81,7 +83,7 @@ def unflatten(structure: Any, leaves: Sequence[Tensor], number: Callable[[Any], 
             return {key: make(part) for key, part in parts[0].items()}
         module, _, name = parts[0].partition(":")
         output: Any = None
-        if module.startswith("transformers."):
+        if module.startswith(("transformers.", PACKAGE)):
             output = getattr(importlib.import_module(module), name, None)
         if not _is_output(output):
             raise Unsupported(f"an output of the unknown class {parts[0]}")

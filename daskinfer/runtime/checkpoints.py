@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from daskinfer.errors import CheckpointError
 from daskinfer.ids import make_nonce
 from daskinfer.models.entry import find_entry
+from daskinfer.models.remotecode import check_trust
 from daskinfer.spec.recipe import Recipe
 from daskinfer.spec.snapshot import Resolution
 from daskinfer.storage import snapshotlock
@@ -30,6 +31,7 @@ def publish_checkpoint(
     entry: str | None = None,
     dtype: str | None = None,
     reference: bool = False,
+    trust_code: bool = False,
     watch: Watch | None = None,
 ) -> Resolution:
     """Convert a checkpoint and publish it; content that is there already is not stored again.
@@ -51,6 +53,8 @@ def publish_checkpoint(
         Convert floating-point tensors to float32, bfloat16 or float16.
     reference
         Leave the bytes of whatever needs no conversion where they are.
+    trust_code
+        Publish and run the code that comes with the checkpoint.
     watch
         Called with the progress.
 
@@ -70,7 +74,7 @@ def publish_checkpoint(
                 f"{source} is a published checkpoint: it has its own code, and no files to refer to",
                 hint="Leave out the entry and the reference, or publish from a directory.",
             )
-        return _publish_again(registry, name, source, alias, dtype, watch)
+        return _publish_again(registry, name, source, alias, dtype, trust_code, watch)
     if source is None:
         # What its functions compute can hang on more than one file, so it is never taken as unchanged.
         found = inspect_entry(entry or "", dtype=dtype)
@@ -78,21 +82,30 @@ def publish_checkpoint(
     folder = Folder(source)
     code = None if entry is None else find_entry(entry).source
     key = identify_source(name, folder, code, dtype)
-    found = inspect_checkpoint(folder, dtype=dtype) if entry is None else inspect_entry(entry, folder, dtype=dtype)
+    if entry is None:
+        found = inspect_checkpoint(folder, dtype=dtype, trust_code=trust_code)
+    else:
+        found = inspect_entry(entry, folder, dtype=dtype)
     parent = None if dtype is None else recall_source(registry, identify_source(name, folder, code, None))
     origin = None if parent is None else parent.snapshot
-    resolution = publish(registry, name, _as_source(found, reference, origin), alias, watch)
+    resolution = publish(registry, name, _as_source(found, reference, origin, trust_code), alias, watch)
     remember_source(registry, key, resolution)
     return resolution
 
 
 def resolve_checkpoint(recipe: Recipe) -> Resolution:
     """Return what the recipe's checkpoint means now, publishing a directory on its first use."""
-    return resolve_reference(Registry(recipe.registry_url), recipe.model.checkpoint, recipe.model.entry)
+    model = recipe.model
+    return resolve_reference(Registry(recipe.registry_url), model.checkpoint, model.entry, trust_code=model.trust_code)
 
 
 def resolve_reference(
-    registry: Registry, reference: str, entry: str | None = None, watch: Watch | None = None
+    registry: Registry,
+    reference: str,
+    entry: str | None = None,
+    watch: Watch | None = None,
+    *,
+    trust_code: bool = False,
 ) -> Resolution:
     """Return what a published checkpoint or a directory means now, publishing a directory on its first use."""
     if not _is_folder(reference):
@@ -101,7 +114,7 @@ def resolve_reference(
     name = folder.url.rpartition("/")[2]
     code = None if entry is None else find_entry(entry).source
     known = recall_source(registry, identify_source(name, folder, code, None))
-    return known or publish_checkpoint(registry, name, folder.url, entry=entry, watch=watch)
+    return known or publish_checkpoint(registry, name, folder.url, entry=entry, trust_code=trust_code, watch=watch)
 
 
 def _is_folder(reference: str) -> bool:
@@ -109,7 +122,13 @@ def _is_folder(reference: str) -> bool:
 
 
 def _publish_again(
-    registry: Registry, name: str, reference: str, alias: str | None, dtype: str | None, watch: Watch | None
+    registry: Registry,
+    name: str,
+    reference: str,
+    alias: str | None,
+    dtype: str | None,
+    trust_code: bool,
+    watch: Watch | None,
 ) -> Resolution:
     from daskinfer.models.checkpoint import inspect_snapshot
 
@@ -117,14 +136,17 @@ def _publish_again(
     lock = snapshotlock.take(registry, snapshot, f"publish-{make_nonce()}", purpose="publish")
     try:
         manifest = registry.manifest(snapshot)
+        check_trust(manifest, trust_code)
         files = {piece.path: registry.file(manifest, piece.path) for piece in manifest.files}
         found = inspect_snapshot(manifest, files, Folder(registry.url), dtype=dtype)
-        return publish(registry, name, _as_source(found, reference=False, parent=snapshot), alias, watch)
+        return publish(registry, name, _as_source(found, False, snapshot, trust_code), alias, watch)
     finally:
         lock.release()
 
 
-def _as_source(found: CheckpointFiles, reference: bool, parent: str | None = None) -> CheckpointSource:
+def _as_source(
+    found: CheckpointFiles, reference: bool, parent: str | None = None, trust_code: bool = False
+) -> CheckpointSource:
     origins = {group.name: _find_origins(group) if reference else None for group in found.groups}
     provenance = dict(found.provenance)
     if reference:
@@ -139,6 +161,7 @@ def _as_source(found: CheckpointFiles, reference: bool, parent: str | None = Non
         groups=[GroupSource(group.name, group.blob, group.size, origins[group.name]) for group in found.groups],
         tied=found.tied,
         entry=found.entry,
+        trust_code=trust_code,
         parent=parent,
         provenance=provenance,
     )

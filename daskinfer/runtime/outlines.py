@@ -59,7 +59,7 @@ def trace_usual_task(registry: Registry, resolution: Resolution) -> None:
     """
     manifest = registry.manifest(resolution.snapshot)
     task = next((task for suffix, task in _USUAL_TASKS.items() if manifest.architecture.endswith(suffix)), "embed")
-    if manifest.entry is not None:
+    if manifest.entry is not None or manifest.code:
         return
     files = {file.path: registry.file(manifest, file.path) for file in manifest.files}
     request = TaskRequest(task, ModelOptions(), manifest.architecture, files)

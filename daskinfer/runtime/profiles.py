@@ -14,6 +14,7 @@ from daskinfer.ids import digest_of, make_nonce, shorten
 from daskinfer.models.arrays import count_row_tokens
 from daskinfer.models.devices import choose_dtype, find_device
 from daskinfer.models.outlines import outline_key
+from daskinfer.models.remotecode import check_trust
 from daskinfer.models.tasks.encode import row_length
 from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.models.versions import ATTENTION, versions
@@ -78,8 +79,9 @@ def profile_checkpoint(
             "the task forward needs the model's inputs by name" if not arrays else f"task {model.task} takes no inputs",
             hint="Say --task forward with --input NAME=dtype:shape, once for every argument of the model's forward.",
         )
-    resolution = resolve_reference(registry, model.checkpoint, model.entry, watch)
+    resolution = resolve_reference(registry, model.checkpoint, model.entry, watch, trust_code=model.trust_code)
     manifest = registry.manifest(resolution.snapshot)
+    check_trust(manifest, model.trust_code)
     files = {file.path: registry.file(manifest, file.path) for file in manifest.files}
     request = TaskRequest(model.task, model.options, manifest.architecture, files, manifest.entry, tuple(arrays))
     device = find_device()

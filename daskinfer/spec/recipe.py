@@ -44,6 +44,8 @@ class Model(Section):
     """URL of the registry; the default is `registry/` under the workspace."""
     entry: str | None = None
     """`package.module:function` that builds a model of your own; its source is hashed into the snapshot."""
+    trust_code: bool = False
+    """Run model code that comes with the checkpoint; it is hashed into the snapshot."""
     task: Literal["embed", "classify", "score", "forward"] = "embed"
     """`embed` writes one vector a row, `classify` a label with its scores, `score` the log-probability of a text,
     `forward` whatever arrays the model returns."""

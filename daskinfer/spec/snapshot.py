@@ -105,6 +105,11 @@ class Manifest(Section):
         code = None if self.entry is None else self.entry.model_dump()
         return digest_of([self.architecture, self.dtype, sorted(pieces), self.tied, code])
 
+    @property
+    def code(self) -> tuple[str, ...]:
+        """Names of the files that are code; they run only for who trusts them."""
+        return tuple(piece.path for piece in self.files if piece.path.endswith(".py"))
+
     def group(self, name: str) -> LayerGroup:
         """Return a layer group by name; `KeyError` where there is none."""
         return next(group for group in self.groups if group.name == name)

@@ -42,7 +42,7 @@ def make_forward(request: TaskRequest, dtype: str) -> TaskModule:
         Where its forward does not take the arrays that the request names, or wants others.
     """
     if request.entry is None:
-        model = build_model(request.config, request.architecture, dtype)
+        model = build_model(request.config, request.architecture, dtype, request.files)
     else:
         model = load_entry(request.entry).to(getattr(torch, dtype))
     _check_names(model, [array.name for array in request.arrays], request.architecture)

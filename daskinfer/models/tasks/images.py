@@ -78,7 +78,7 @@ def make_image_classify(request: TaskRequest, dtype: str) -> TaskModule:
             hint="Use a checkpoint whose architecture ends in ForImageClassification, or the task embed.",
         )
     sigmoid = use_sigmoid(request.config)
-    model = build_model(request.config, request.architecture, dtype)
+    model = build_model(request.config, request.architecture, dtype, request.files)
     return ImageClassifier(model, _prefixes(model), ImageEncoder(request.files).input, sigmoid)
 
 
@@ -94,7 +94,7 @@ def make_image_embed(request: TaskRequest, dtype: str) -> TaskModule:
             f"model.options.pooling is {request.options.pooling}, which images do not have",
             hint="Use auto, cls or mean.",
         )
-    model = build_model(request.config, request.architecture, dtype)
+    model = build_model(request.config, request.architecture, dtype, request.files)
     image = ImageEncoder(request.files).input
     vision: Any = getattr(model, "vision_model", None)
     if isinstance(vision, nn.Module):

@@ -17,7 +17,7 @@ Prefixes = tuple[tuple[str, str], ...]
 def build_text_model(request: TaskRequest, class_name: str, dtype: str) -> tuple[nn.Module, Prefixes]:
     """Return a model of an Auto class and what its tensors' names begin with; refuse what the checkpoint cannot do."""
     text_fields(request, request.options.max_length)
-    model = build_model(request.config, class_name, dtype)
+    model = build_model(request.config, class_name, dtype, request.files)
     prefix = stored_prefix(model)
     return model, ((prefix, ""),) if prefix else ()
 
