@@ -39,16 +39,6 @@ class RowBatch:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def strings(self, column: str) -> list[str]:
-        """Return a string column of the accepted rows."""
-        values: list[str] = self.table.column(column).to_pylist()
-        return values
-
-    def blobs(self, column: str) -> list[bytes]:
-        """Return a binary column of the accepted rows: encoded images."""
-        values: list[bytes] = self.table.column(column).to_pylist()
-        return values
-
     def values(self, column: str) -> Sequence[Any] | NDArray[Any]:
         """Return a column of the accepted rows: an array, strings or bytes."""
         if column in self.arrays:

@@ -26,17 +26,9 @@ from transformers.core_model_loading import (
 
 from daskinfer.errors import CheckpointError
 from daskinfer.models.tensorfiles import StoredTensor, Tensor, as_stored
+from daskinfer.models.tensors import FLOATS, STORED_DTYPES
 
-FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-_DTYPES = FLOATS | {
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -173,7 +165,7 @@ def _add(tensors: dict[str, Tensor], name: str, tensor: Tensor) -> None:
 
 
 def _without_data(part: StoredTensor) -> torch.Tensor:
-    return torch.empty(part.shape, dtype=_DTYPES[part.dtype], device="meta")
+    return torch.empty(part.shape, dtype=STORED_DTYPES[part.dtype], device="meta")
 
 
 def _read(part: StoredTensor) -> torch.Tensor:
@@ -181,7 +173,11 @@ def _read(part: StoredTensor) -> torch.Tensor:
 
 
 def _tensor_of(data: bytes, dtype: str) -> torch.Tensor:
-    return torch.frombuffer(bytearray(data), dtype=_DTYPES[dtype]) if data else torch.empty(0, dtype=_DTYPES[dtype])
+    return (
+        torch.frombuffer(bytearray(data), dtype=STORED_DTYPES[dtype])
+        if data
+        else torch.empty(0, dtype=STORED_DTYPES[dtype])
+    )
 
 
 def _bytes_of(value: torch.Tensor) -> bytes:

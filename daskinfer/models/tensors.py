@@ -15,6 +15,18 @@ ALIGNMENT = 64
 
 Array = np.ndarray[Any, Any]
 
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""Floating-point types by safetensors' names."""
+STORED_DTYPES = FLOATS | {
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""All types that a snapshot may hold."""
+
 
 def tensor_frames(tensor: Tensor) -> tuple[dict[str, Any], list[memoryview]]:
     """Return a header and one buffer that rebuild the tensor; no copy where it lies contiguous on the CPU.
@@ -69,17 +81,6 @@ def tensor_to_array(tensor: Tensor) -> Array:
 def _as_tensor(array: Array) -> Tensor:
     if array.flags.writeable and array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0:
         return torch.from_numpy(array)
-    tensor = torch.empty(array.shape, dtype=_TORCH_DTYPES[array.dtype.name])
+    tensor = torch.empty(array.shape, dtype=getattr(torch, array.dtype.name))
     np.copyto(tensor.numpy(), array)
     return tensor
-
-
-_TORCH_DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "float64": torch.float64,
-    "int64": torch.int64,
-    "int32": torch.int32,
-    "int16": torch.int16,
-    "uint8": torch.uint8,
-}

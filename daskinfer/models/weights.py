@@ -12,20 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from daskinfer.errors import CheckpointError
+from daskinfer.models.tensors import STORED_DTYPES
 from daskinfer.spec.snapshot import LayerGroup, Manifest, TensorEntry
 
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 _MISMATCH = "The snapshot does not belong to this configuration; publish the checkpoint again."
 
 
@@ -101,7 +90,7 @@ def fill_module(
         place, paths = places[path]
         if entry.name not in tensors:
             tensors[entry.name] = tensor = _allocate(entry, place, device)
-            fillings[entry.name] = Filling(tensor, _DTYPES[entry.dtype], stream, spare)
+            fillings[entry.name] = Filling(tensor, STORED_DTYPES[entry.dtype], stream, spare)
         elif tuple(place.shape) != tuple(entry.shape):
             raise _wrong_shape(entry, place)
         is_parameter = isinstance(place, nn.Parameter)
@@ -198,7 +187,7 @@ def _find_places(module: nn.Module) -> dict[str, tuple[Tensor, list[str]]]:
 
 
 def _allocate(entry: TensorEntry, place: Tensor, device: str) -> Tensor:
-    stored = _DTYPES.get(entry.dtype)
+    stored = STORED_DTYPES.get(entry.dtype)
     if stored is None:
         raise CheckpointError(f"tensor {entry.name}: stored as {entry.dtype}, which is not supported", hint=_MISMATCH)
     if tuple(place.shape) != tuple(entry.shape):

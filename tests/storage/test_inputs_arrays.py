@@ -69,7 +69,7 @@ def test_parquet_rows_of_another_shape_or_with_nulls_are_refused(tmp_path: Path)
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
     (batch,) = read_all(index(tmp_path / "a.parquet", {"x": "array"}, ("id",), rows=10))
     assert batch.arrays["x"].tolist() == [[1, 2], [3, 4], [7, 8]]
-    assert batch.strings("id") == ["a", "b", "f"]
+    assert batch.values("id") == ["a", "b", "f"]
     assert {reject.row: reject.error for reject in batch.rejects} == {
         2: "column 'x': expected an array of shape (2,), got one of shape (1,)",
         3: "column 'x': is null",
@@ -97,7 +97,7 @@ def test_parquet_holds_encoded_images(tmp_path: Path, own: pa.DataType) -> None:
     table = index(tmp_path / "a.parquet", {"image": "image"}, ("id",), rows=10)
     assert (table.columns, table.reads) == ({"image": "binary", "id": "int64"}, ("image",))
     (batch,) = read_all(table)
-    assert batch.blobs("image") == [b"\x89PNG 0", b"\x89PNG 3"]
+    assert batch.values("image") == [b"\x89PNG 0", b"\x89PNG 3"]
     assert [(reject.row, reject.error) for reject in batch.rejects] == [
         (1, "column 'image': is empty"),
         (2, "column 'image': is null"),

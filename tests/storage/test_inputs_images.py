@@ -55,9 +55,9 @@ def test_every_file_is_a_row_in_the_order_of_paths(any_store: str) -> None:
     section = Input(url=any_store)
     assert digest_files(find_input(section).files) == digest_files(table.files)
     batches = read_all(table)
-    assert [shade_of(data) for batch in batches for data in batch.blobs("image")] == [0, 10, 20, 30, 40]
-    assert [path[-7:] for batch in batches for path in batch.strings("path")] == [f"{n:03d}.png" for n in range(5)]
-    assert batches[1].sources == tuple(batches[1].strings("path"))
+    assert [shade_of(data) for batch in batches for data in batch.values("image")] == [0, 10, 20, 30, 40]
+    assert [path[-7:] for batch in batches for path in batch.values("path")] == [f"{n:03d}.png" for n in range(5)]
+    assert batches[1].sources == tuple(batches[1].values("path"))
 
 
 @pytest.mark.parametrize("change", ["content", "gone"])

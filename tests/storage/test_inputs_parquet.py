@@ -27,7 +27,7 @@ def test_partitions_cross_row_groups_and_files(tmp_path: Path) -> None:
         table = pa.table({"text": [f"{name}{i}" for i in range(count)], "id": range(count)})
         pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=4)
     batches = read_all(tmp_path, 3, ("id",))
-    assert [text for batch in batches for text in batch.strings("text")] == [
+    assert [text for batch in batches for text in batch.values("text")] == [
         *(f"a{i}" for i in range(10)),
         *(f"b{i}" for i in range(7)),
     ]
@@ -46,8 +46,8 @@ def test_only_the_needed_row_groups_are_read(tmp_path: Path) -> None:
     table = index_input(Input(url=str(path), partition_rows=10), {"text": "text"})
     path.write_bytes(data)
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    assert read_partition(partition_source(table, 4)).strings("text")[0] == "row 40"
-    assert read_partition(partition_source(table, 6)).strings("text")[0] == "row 60"
+    assert read_partition(partition_source(table, 4)).values("text")[0] == "row 40"
+    assert read_partition(partition_source(table, 6)).values("text")[0] == "row 60"
 
 
 def test_every_type_has_its_kind_and_nulls_their_fate(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_invalid_utf8_is_refused(tmp_path: Path) -> None:
     text = pa.Array.from_buffers(pa.string(), 3, raw.buffers())
     pq.write_table(pa.table({"text": text}), tmp_path / "a.parquet")
     (batch,) = read_all(tmp_path / "a.parquet", 10)
-    assert batch.strings("text") == ["good", "fine"]
+    assert batch.values("text") == ["good", "fine"]
     assert [(reject.row, reject.error) for reject in batch.rejects] == [(1, "column 'text': not valid UTF-8")]
 
 

@@ -35,7 +35,7 @@ def index(url: Path | str, rows: int = 3, keep: tuple[str, ...] = (), **more: An
 
 
 def texts(batches: list[RowBatch], column: str = "text") -> list[str]:
-    return [text for batch in batches for text in batch.strings(column)]
+    return [text for batch in batches for text in batch.values(column)]
 
 
 def write_jsonl(path: Path, rows: list[Any]) -> Path:
@@ -78,7 +78,7 @@ def test_bad_jsonl_rows_are_refused_one_by_one(tmp_path: Path) -> None:
     table = index(path, rows=100)
     table = table.model_copy(update={"columns": {"text": "string", "id": "int64"}})
     (batch,) = read_all(table)
-    assert batch.strings("text") == ["good", "last"]
+    assert batch.values("text") == ["good", "last"]
     assert batch.positions.tolist() == [0, 11]
     assert batch.lines.tolist() == [1, 13]
     found = {reject.line: reject.error for reject in batch.rejects}
@@ -127,8 +127,8 @@ def test_csv_with_mark_crlf_quotes_blank_lines_and_no_last_newline(tmp_path: Pat
     table = index(path, rows=2, keep=("id", "zip"))
     assert table.columns == {"text": "string", "id": "int64", "zip": "string"}
     first, second = read_all(table)
-    assert first.strings("text") == ['two\r\nlines, "quoted"', "plain"]
-    assert first.strings("zip") == ["007", "8"]
+    assert first.values("text") == ['two\r\nlines, "quoted"', "plain"]
+    assert first.values("zip") == ["007", "8"]
     assert first.lines.tolist() == [2, 5]
     assert [(reject.line, reject.row, reject.error) for reject in second.rejects] == [
         (6, 2, "1 fields where the header has 3"),
@@ -160,7 +160,7 @@ def test_an_unclosed_quote_is_an_error_with_its_line(tmp_path: Path) -> None:
 def test_text_files_are_lines(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf first \r\n\n   \nsecond\n\xfe\xff\nthird")
     (batch,) = read_all(index(tmp_path / "a.txt", rows=10))
-    assert batch.strings("text") == [" first ", "second", "third"]
+    assert batch.values("text") == [" first ", "second", "third"]
     assert [(reject.line, reject.excerpt) for reject in batch.rejects] == [(5, "\ufffd\ufffd")]
 
 
@@ -268,7 +268,7 @@ def test_accepted_rows_can_be_refused_later(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "b.jsonl", [{"text": "b"}, {"text": "c"}])
     (batch,) = read_all(index(tmp_path / "*.jsonl", rows=10))
     rest = batch.without({2: "too long"})
-    assert rest.strings("text") == ["a", "c"] and rest.positions.tolist() == [0, 3]
+    assert rest.values("text") == ["a", "c"] and rest.positions.tolist() == [0, 3]
     assert [(reject.row, Path(reject.source).name, reject.line) for reject in rest.rejects] == [
         (1, "a.jsonl", 2),
         (2, "b.jsonl", 1),

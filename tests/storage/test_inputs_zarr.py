@@ -79,7 +79,7 @@ def test_a_group_is_read_from_any_store(any_store: str) -> None:
     assert gather(batches, "half").dtype == np.float16 and gather(batches, "half")[:, 1].tolist() == [*range(1, 20, 2)]
     assert gather(batches, "flag").tolist() == [True, False] * 5
     assert (gather(batches, "deep/sharded") == 7).all()
-    assert [text for batch in batches for text in batch.strings("text")] == [f"tëxt {i}" for i in range(10)]
+    assert [text for batch in batches for text in batch.values("text")] == [f"tëxt {i}" for i in range(10)]
     assert batches[1].table.column("id").to_pylist() == [4, 5, 6, 7]
     assert batches[1].lines.tolist() == [5, 6, 7, 8]
 
@@ -148,7 +148,7 @@ def test_an_output_is_an_input(tmp_path: Path) -> None:
     valid = gather(batches, "valid")
     assert valid.tolist() == [row != 5 for row in range(ROWS)]
     assert np.isnan(gather(batches, "embedding")[5]).all()
-    assert batches[0].strings("title") == ['"0"', '"1"', '"2"', '"3"']
+    assert batches[0].values("title") == ['"0"', '"1"', '"2"', '"3"']
     with pytest.raises(InputError, match=r"has no column 'titel'; it has .*title.*valid.*\nDid you mean 'title'"):
         index(url, {"titel": "text"})
 
