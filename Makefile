@@ -16,7 +16,7 @@ DEMO_RUN = $(BIN)/daskinfer run recipes/embed_text.yaml $(DEMO_SET) --json > wor
 .PHONY: demo test check bench docs models clean
 
 test: check .venv/.minilm
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not guide"
 
 check: .venv/.stamp
 	$(BIN)/ruff check .
@@ -25,7 +25,7 @@ check: .venv/.stamp
 	$(BIN)/lint-imports
 
 docs: .venv/.stamp
-	$(BIN)/python -m pytest -q tests/test_docs.py
+	$(BIN)/python -m pytest -q -n 2 tests/test_docs.py
 
 # The table of docs/models.md, as the tests then check it.
 models: .venv/.stamp

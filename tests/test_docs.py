@@ -91,12 +91,12 @@ def after_tutorial(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.guide
 def test_tutorial_runs(after_tutorial: Path) -> None:
     assert (after_tutorial / "results/first.zarr/_MANIFEST.json").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.guide
 @pytest.mark.parametrize("page", sorted((DOCS / "howto").glob("*.md")), ids=lambda page: page.stem)
 def test_howto_runs(page: Path, after_tutorial: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"

@@ -40,6 +40,7 @@ def test_validate_says_what_a_run_would_meet(bench: Bench, scheduler: str) -> No
         "input: 300 rows of jsonl in 1 file(s), 5 partitions",
         f"checkpoint: tiny@prod is {api.checkpoint('tiny@prod', str(bench.folder / 'work/registry')).resolution.snapshot}",
         "plan: 4 layers in 2 stage(s) on 2 worker(s), float32, texts of at most 64 tokens",
+        "precision: float32 as the recipe says",
         "output: embedding float32[32], id",
         "recipe.yaml is valid",
     ]
@@ -87,7 +88,7 @@ def test_a_run_and_what_tells_of_it(bench: Bench, scheduler: str) -> None:
     assert parsed("jobs", cwd=bench.folder)["jobs"] == []
     out, err = call("run", "recipe.yaml", cwd=bench.folder)
     assert out.startswith("done  tiny  All 40 rows are in the output, computed on one snapshot.\n")
-    assert "  rows      40 in = 40 out + 0 quarantined\n" in out
+    assert "rows 40 in = 40 out + 0 quarantined" in " ".join(out.split())
     began, ended = err.splitlines()
     job = began.removeprefix("tiny: job ").removesuffix(", 40 rows")
     assert ended.startswith("tiny: done in ")
