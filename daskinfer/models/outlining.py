@@ -31,8 +31,11 @@ _PROOFS = ((3, 9), (2, 16))
 _TYPICAL = (16, 128)
 
 
-def make_inputs(inputs: Sequence[InputArray], rows: int, length: int) -> dict[str, Tensor]:
-    """Return inputs to try a model with: the same at every call; masks end early in every row but the first."""
+def make_inputs(inputs: Sequence[InputArray], rows: int, length: int, dtype: str = "float32") -> dict[str, Tensor]:
+    """Return inputs to try a model with: the same at every call; masks end early in every row but the first.
+
+    Floating-point ones are in the model's precision, `dtype`.
+    """
     generator = torch.Generator().manual_seed(rows * 1000 + length)
     made = {}
     for array in inputs:
@@ -42,7 +45,7 @@ def make_inputs(inputs: Sequence[InputArray], rows: int, length: int) -> dict[st
             ends = shape[-1] - torch.arange(rows) % max(1, shape[-1] // 2)
             made[array.name] = (torch.arange(shape[-1]) < ends[:, None]).to(kind)
         elif kind.is_floating_point:
-            made[array.name] = torch.randn(shape, generator=generator).to(kind)
+            made[array.name] = torch.randn(shape, generator=generator).to(getattr(torch, dtype))
         else:
             made[array.name] = torch.randint(0, array.bound or 2, shape, generator=generator).to(kind)
     return made
@@ -71,12 +74,18 @@ def make_outline(model: nn.Module, inputs: Sequence[InputArray], *, task: str, d
     has_length = any(None in array.shape for array in inputs)
     shapes = _SHAPES if has_length else _FIXED_SHAPES
     try:
-        traces = [_trace(model, list(units), make_inputs(inputs, *shape)) for shape in shapes]
+        traces = [_trace(model, list(units), make_inputs(inputs, *shape, dtype)) for shape in shapes]
         outline = _describe(model, units, tuple(inputs), shapes, traces, task, dtype)
     except Unsupported as error:
         raise CheckpointError(
             f"{type(model).__name__}: {error}",
             hint="Use a task that this model has, or wrap it in a module of your own: model.entry.",
+        ) from error
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        wanted = ", ".join(f"{array.name} {array.dtype}{list(array.shape)}" for array in inputs)
+        raise CheckpointError(
+            f"{type(model).__name__} fails on inputs such as it would get ({wanted}): {type(error).__name__}: {error}",
+            hint="Check the task, model.dtype and, for forward, the shapes and types of the arrays.",
         ) from error
     if outline.uncut is None and (problem := prove(model, outline)):
         return _make_whole(outline, problem)
@@ -92,7 +101,7 @@ def prove(model: nn.Module, outline: Outline) -> str | None:
     shared = [name for name in state_names(model) if name_in_snapshot(model, name) in set(outline.shared)]
     with random_weights(model, shared) as around, torch.inference_mode():
         for rows, length in _PROOFS:
-            inputs = make_inputs(outline.inputs, rows, length)
+            inputs = make_inputs(outline.inputs, rows, length, outline.dtype)
             whole, _ = flatten(Skeleton(model, outline, 0, last, around).run(inputs, ()))
             if any(torch.isnan(value).any() for value in whole):
                 return "it gives NaN on random weights, so that no cut can be proved"

@@ -143,6 +143,9 @@ def _local_settings(local: recipes.LocalCluster) -> dict[str, Any]:
             "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
         },
         "distributed.worker.daemon": False,
+        # After 15 s by default the cluster gives a dead worker up for good, while its nanny still restarts it: on a busy
+        # machine that takes longer.
+        "distributed.deploy.lost-worker-timeout": "1 hour",
         # Shards are not Dask's to spill; a worker that runs out of memory should stop and say so.
         "distributed.worker.memory.target": False,
         "distributed.worker.memory.spill": False,

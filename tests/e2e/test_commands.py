@@ -46,7 +46,7 @@ def test_validate_says_what_a_run_would_meet(bench: Bench, scheduler: str) -> No
     ]
     assert err == ""
     found = parsed("validate", "recipe.yaml", cwd=bench.folder)
-    assert (found["valid"], found["checks"]) == (True, out.splitlines()[:4])
+    assert (found["valid"], found["checks"]) == (True, out.splitlines()[:5])
     refused = {
         "output.url=out.tiff": 2,
         "model.options.max_length=1": 2,

@@ -183,3 +183,23 @@ def test_sizes_in_an_outline_are_those_of_any_batch() -> None:
             item.tensor.shape(rows, length) for item in outline.layers[6].cut
         ]
         assert len(run([first, second], batch)) == len(outline.outputs)
+
+
+class Narrow(nn.Sequential):
+    """Takes four numbers."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(4, 4), nn.Linear(4, 4))
+
+
+def test_a_model_that_does_not_take_such_inputs_is_refused() -> None:
+    wide = (InputArray(name="input", dtype="float32", shape=(5,)),)
+    with pytest.raises(CheckpointError, match=r"fails on inputs such as it would get \(input float32\[5\]\)"):
+        outline_of(Narrow(), wide)
+
+
+def test_pixels_come_in_the_models_precision() -> None:
+    model, inputs = find("convnext")
+    outline = make_outline(without_weights(model.to(torch.bfloat16)), inputs, task="forward", dtype="bfloat16")
+    assert outline.uncut is None
+    assert {item.tensor.dtype for layer in outline.layers for item in layer.cut} == {"bfloat16"}
