@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from daskinfer.errors import CheckpointError
-from daskinfer.models.outlining import prove
+from daskinfer.models.outlining import make_outline, prove
 from daskinfer.models.skeleton import Skeleton, owned_names
 from daskinfer.models.standins import make_blank, replace_state, state_names
 from daskinfer.models.structure import flatten
