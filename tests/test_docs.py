@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,11 +79,22 @@ def run_page(page: Path, folder: Path) -> None:
         log = folder / "block.log"
         command = ["bash", "-eu", "-o", "pipefail", "-c"] if block.language == "bash" else [sys.executable, "-c"]
         with log.open("w") as stream:
-            done = subprocess.run(
-                [*command, block.text], cwd=folder, stdout=stream, stderr=stream, env=environment, check=False
+            shell = subprocess.Popen(
+                [*command, block.text],
+                cwd=folder,
+                stdout=stream,
+                stderr=stream,
+                env=environment,
+                start_new_session=True,
             )
+            try:
+                code = shell.wait()
+            finally:
+                # What the block left in the background, such as workers that wait for a scheduler that is gone.
+                with suppress(ProcessLookupError):
+                    os.killpg(shell.pid, signal.SIGKILL)
         where = f"{page.relative_to(ROOT)}:{block.line}"
-        assert done.returncode == block.code, f"{where} ended with {done.returncode}:\n{log.read_text()}"
+        assert code == block.code, f"{where} ended with {code}:\n{log.read_text()}"
 
 
 @pytest.fixture(scope="session")
