@@ -16,7 +16,7 @@ DEMO_RUN = $(BIN)/daskinfer run recipes/embed_text.yaml $(DEMO_SET) --json > wor
 .PHONY: demo test check bench docs models clean
 
 test: check .venv/.minilm
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not guide" tests/e2e tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not guide"
 
 check: .venv/.stamp
 	$(BIN)/ruff check .
