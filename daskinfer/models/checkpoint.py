@@ -20,10 +20,16 @@ from daskinfer.errors import CheckpointError
 from daskinfer.models.architecture import build_model
 from daskinfer.models.conversion import as_tensor, cast, map_tensors, precision_of
 from daskinfer.models.entry import find_entry, load_entry
-from daskinfer.models.grouping import GroupFile, group_tensors, refuse_odd_layers
-from daskinfer.models.plainfiles import build_tokenizer, read_config, read_plain_files, read_sentence_weights
+from daskinfer.models.grouping import group_tensors, refuse_odd_layers
+from daskinfer.models.plainfiles import (
+    build_tokenizer,
+    list_files,
+    read_config,
+    read_plain_files,
+    read_sentence_weights,
+)
 from daskinfer.models.remotecode import read_code
-from daskinfer.models.tensorfiles import Folder, LocalFolder, StoredTensor, as_stored, read_weights
+from daskinfer.models.tensorfiles import Folder, GroupFile, LocalFolder, StoredTensor, as_stored, read_weights
 from daskinfer.spec.snapshot import EntryPoint, Manifest
 
 _DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -195,19 +201,14 @@ def inspect_snapshot(
 
 
 def _open_folder(source: Path | Folder) -> Folder:
-    if not isinstance(source, Path):
-        folder: Folder = source
-        if folder.names():
-            return folder
-        reason = "no such directory, or an empty one"
-    elif source.is_dir():
-        return LocalFolder(source)
-    else:
-        reason = "not a directory" if source.exists() else "no such directory"
-    raise CheckpointError(
-        f"{source if isinstance(source, Path) else source.url}: {reason}",
-        hint="Give a folder written by `save_pretrained` or downloaded whole.",
-    )
+    if isinstance(source, Path) and not source.is_dir():
+        raise CheckpointError(
+            f"{source}: {'not a directory' if source.exists() else 'no such directory'}",
+            hint="Give a folder written by `save_pretrained` or downloaded whole.",
+        )
+    folder: Folder = LocalFolder(source) if isinstance(source, Path) else source
+    list_files(folder)
+    return folder
 
 
 def _refuse(where: str, config: Mapping[str, Any], trust_code: bool) -> None:

@@ -12,35 +12,10 @@ from torch import nn
 
 from daskinfer.errors import CheckpointError
 from daskinfer.models.architecture import stored_prefix
-from daskinfer.models.tensorfiles import StoredTensor, Tensor, serialize
+from daskinfer.models.tensorfiles import GroupFile, Tensor
 from daskinfer.models.units import Unit, find_units, unit_of
 
 _MISMATCH = "Take config.json and weights from the same checkpoint."
-
-
-@dataclass(frozen=True, slots=True)
-class GroupFile:
-    """One layer group, its bytes read only when asked for."""
-
-    name: str
-    """Path of its unit: embeddings, encoder.layer.0, ..., classifier."""
-    tensors: tuple[tuple[str, Tensor], ...]
-    """Names in the snapshot, and the tensors."""
-
-    @property
-    def size(self) -> int:
-        """Bytes of its tensors."""
-        return sum(tensor.nbytes for _, tensor in self.tensors)
-
-    @property
-    def stored(self) -> dict[str, StoredTensor] | None:
-        """Where the source itself holds each tensor's bytes; None where any of them has to be converted."""
-        found = {name: tensor.stored for name, tensor in self.tensors if tensor.stored is not None}
-        return found if len(found) == len(self.tensors) else None
-
-    def blob(self) -> bytes:
-        """Return the group as a safetensors file; equal checkpoints give equal bytes."""
-        return serialize(self.tensors)
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,7 +131,7 @@ def _trace(model: nn.Module, paths: list[str], inputs: Mapping[str, Tensor]) -> 
         with fake_weights(model) as mode, mode:
             fakes = {name: mode.from_tensor(tensor) for name, tensor in inputs.items()}
             return trace_forward(model, paths, fakes, nullcontext)
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:
         # Some operations cannot be traced without values.
         with random_weights(model, ()) as around:
             shared = trace_forward(model, paths, inputs, around).shared

@@ -9,8 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from daskinfer.errors import CheckpointError
-from daskinfer.models.grouping import GroupFile
-from daskinfer.models.tensorfiles import Folder, as_stored, read_header, refuse_pickles
+from daskinfer.models.tensorfiles import Folder, GroupFile, as_stored, read_header, refuse_pickles
 
 _KEPT = (
     "config.json",
@@ -36,6 +35,17 @@ _KEPT = (
 )
 _VOCABULARIES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
 _SENTENCE_MODULES = ("Transformer", "Pooling", "Normalize", "Dense")
+
+
+def list_files(folder: Folder) -> list[str]:
+    """Return the names of a folder's files; refuse one that has none."""
+    names = folder.names()
+    if not names:
+        raise CheckpointError(
+            f"{folder.url}: no such directory, or an empty one",
+            hint="Give a folder written by `save_pretrained` or downloaded whole.",
+        )
+    return names
 
 
 def read_config(folder: Folder, names: list[str]) -> dict[str, Any]:

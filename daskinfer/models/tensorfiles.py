@@ -233,6 +233,31 @@ def read_header(folder: Folder, file: str) -> dict[str, StoredTensor]:
     return tensors
 
 
+@dataclass(frozen=True, slots=True)
+class GroupFile:
+    """One layer group, its bytes read only when asked for."""
+
+    name: str
+    """Path of its unit: embeddings, encoder.layer.0, ..., classifier."""
+    tensors: tuple[tuple[str, Tensor], ...]
+    """Names in the snapshot, and the tensors."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of its tensors."""
+        return sum(tensor.nbytes for _, tensor in self.tensors)
+
+    @property
+    def stored(self) -> dict[str, StoredTensor] | None:
+        """Where the source itself holds each tensor's bytes; None where any of them has to be converted."""
+        found = {name: tensor.stored for name, tensor in self.tensors if tensor.stored is not None}
+        return found if len(found) == len(self.tensors) else None
+
+    def blob(self) -> bytes:
+        """Return the group as a safetensors file; equal checkpoints give equal bytes."""
+        return serialize(self.tensors)
+
+
 def serialize(tensors: Sequence[tuple[str, Tensor]]) -> bytes:
     """Return a safetensors file of the given (name, tensor) pairs; equal input gives equal bytes."""
     # Wide types first keeps every tensor aligned to its own type, as safetensors itself does.

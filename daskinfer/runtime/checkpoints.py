@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from daskinfer.errors import CheckpointError
 from daskinfer.ids import make_nonce
 from daskinfer.models.entry import find_entry
+from daskinfer.models.plainfiles import list_files, read_config
 from daskinfer.models.remotecode import check_trust
 from daskinfer.spec.recipe import Recipe
 from daskinfer.spec.snapshot import Resolution
@@ -19,7 +20,7 @@ from daskinfer.storage.sources import identify_source, recall_source, remember_s
 
 if TYPE_CHECKING:
     from daskinfer.models.checkpoint import CheckpointFiles
-    from daskinfer.models.grouping import GroupFile
+    from daskinfer.models.tensorfiles import GroupFile
 
 
 def publish_checkpoint(
@@ -63,9 +64,6 @@ def publish_checkpoint(
     CheckpointError
         It is no checkpoint that can be published.
     """
-    # Torch takes a second to import, and a driver that finds the checkpoint published needs none.
-    from daskinfer.models.checkpoint import inspect_checkpoint, inspect_entry
-
     if source is None and entry is None:
         raise CheckpointError("nothing to publish", hint="Give a directory, or the entry that builds the model.")
     if source is not None and "@" in source and not _is_folder(source):
@@ -75,11 +73,16 @@ def publish_checkpoint(
                 hint="Leave out the entry and the reference, or publish from a directory.",
             )
         return _publish_again(registry, name, source, alias, dtype, trust_code, watch)
-    if source is None:
+    folder = None if source is None else Folder(source)
+    if folder is not None and entry is None:
+        read_config(folder, list_files(folder))  # what is no checkpoint is refused at once
+    # Torch takes seconds to import, and a driver that finds the checkpoint published needs none.
+    from daskinfer.models.checkpoint import inspect_checkpoint, inspect_entry
+
+    if folder is None:
         # What its functions compute can hang on more than one file, so it is never taken as unchanged.
         found = inspect_entry(entry or "", dtype=dtype)
         return publish(registry, name, _as_source(found, reference=False), alias, watch)
-    folder = Folder(source)
     code = None if entry is None else find_entry(entry).source
     key = identify_source(name, folder, code, dtype)
     if entry is None:

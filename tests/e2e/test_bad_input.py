@@ -14,9 +14,8 @@ import pytest
 from tests.e2e.command import start
 from tests.e2e.conftest import Bench
 
-# Of a process that refuses before it starts workers; CPU time, because a busy machine stretches the clock. Looking into a
-# folder takes torch: 3 s a process on two busy cores.
-REFUSAL_SECONDS = 6.0
+# Of a process that refuses before it starts anything; CPU time, because a busy machine stretches the clock.
+REFUSAL_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
