@@ -29,7 +29,7 @@ from daskinfer.storage.jobs import JobStore
 from daskinfer.storage.nodecache import load_tensors
 from daskinfer.storage.outputs.choice import open_sink
 from daskinfer.storage.outputs.sink import Sink
-from daskinfer.storage.registry import Registry
+from daskinfer.storage.registry.catalog import Registry
 
 if TYPE_CHECKING:
     from daskinfer.models.stage import Stage

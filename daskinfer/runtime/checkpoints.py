@@ -12,11 +12,11 @@ from daskinfer.models.plainfiles import list_files, read_config
 from daskinfer.models.remotecode import check_trust
 from daskinfer.spec.recipe import Recipe
 from daskinfer.spec.snapshot import Resolution
-from daskinfer.storage import snapshotlock
 from daskinfer.storage.folder import Folder
-from daskinfer.storage.publishing import CheckpointSource, GroupSource, Origin, Watch, publish
-from daskinfer.storage.registry import Registry
-from daskinfer.storage.sources import identify_source, recall_source, remember_source
+from daskinfer.storage.registry import locks
+from daskinfer.storage.registry.catalog import Registry
+from daskinfer.storage.registry.publishing import CheckpointSource, GroupSource, Origin, Watch, publish
+from daskinfer.storage.registry.sources import identify_source, recall_source, remember_source
 
 if TYPE_CHECKING:
     from daskinfer.models.checkpoint import CheckpointFiles
@@ -136,7 +136,7 @@ def _publish_again(
     from daskinfer.models.checkpoint import inspect_snapshot
 
     snapshot = registry.resolve(reference).snapshot
-    lock = snapshotlock.take(registry, snapshot, f"publish-{make_nonce()}", purpose="publish")
+    lock = locks.take(registry, snapshot, f"publish-{make_nonce()}", purpose="publish")
     try:
         manifest = registry.manifest(snapshot)
         check_trust(manifest, trust_code)

@@ -35,7 +35,7 @@ from daskinfer.storage.inputs.files import find_input
 from daskinfer.storage.inputs.index import index_input
 from daskinfer.storage.jobs import JobStore, create_job
 from daskinfer.storage.outputs.owner import Owner, claim, current_owner
-from daskinfer.storage.registry import Registry
+from daskinfer.storage.registry.catalog import Registry
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from daskinfer.spec.recipe import ModelOptions
 from daskinfer.spec.snapshot import Resolution
 from daskinfer.storage.filesystem import join_url, read_bytes, replace_bytes
 from daskinfer.storage.nodecache import cache_folder
-from daskinfer.storage.registry import Registry
+from daskinfer.storage.registry.catalog import Registry
 
 # By the end of the architecture's name; everything else embeds.
 _USUAL_TASKS = {"Classification": "classify", "ForMaskedLM": "score", "ForCausalLM": "score", "LMHeadModel": "score"}

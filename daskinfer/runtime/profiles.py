@@ -28,10 +28,10 @@ from daskinfer.spec.outline import InputArray, Outline
 from daskinfer.spec.plan import DeviceShape, ModelProfile, Numerics
 from daskinfer.spec.recipe import Model
 from daskinfer.spec.snapshot import Manifest, Resolution
-from daskinfer.storage import snapshotlock
 from daskinfer.storage.filesystem import join_url, read_bytes, replace_bytes
 from daskinfer.storage.nodecache import load_tensors
-from daskinfer.storage.registry import Registry
+from daskinfer.storage.registry import locks
+from daskinfer.storage.registry.catalog import Registry
 
 Watch = Callable[[str, int, int], None]
 """Called with what is being done, and how much of how much is done."""
@@ -137,7 +137,7 @@ def _measure(
     from daskinfer.models.measure import measure_layers
 
     read = partial(load_tensors, registry.url)
-    lock = snapshotlock.take(registry, manifest.digest, f"profile-{make_nonce()}", purpose="profile")
+    lock = locks.take(registry, manifest.digest, f"profile-{make_nonce()}", purpose="profile")
 
     def tell(doing: str, done: int, total: int) -> None:
         lock.heartbeat()

@@ -22,8 +22,8 @@ from daskinfer.storage.journal import Event, Journal
 from daskinfer.storage.lease import Lease
 from daskinfer.storage.outputs.owner import confirm
 from daskinfer.storage.outputs.sink import Sink
-from daskinfer.storage.registry import Registry
-from daskinfer.storage.snapshotlock import SnapshotLock, take
+from daskinfer.storage.registry.catalog import Registry
+from daskinfer.storage.registry.locks import SnapshotLock, take
 
 PROGRESS_SECONDS = 0.25
 CHECK_SECONDS = 5.0

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 from safetensors.numpy import save
 
-from daskinfer.storage.publishing import CheckpointSource, GroupSource
+from daskinfer.storage.registry.publishing import CheckpointSource, GroupSource
 
 
 def make_checkpoint(

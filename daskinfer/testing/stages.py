@@ -18,7 +18,7 @@ from daskinfer.spec.outline import InputArray, Outline
 from daskinfer.spec.plan import Numerics, StagePlan
 from daskinfer.spec.recipe import ModelOptions
 from daskinfer.storage.nodecache import load_tensors
-from daskinfer.storage.registry import Registry
+from daskinfer.storage.registry.catalog import Registry
 
 Array = np.ndarray[Any, Any]
 

@@ -14,7 +14,7 @@ from daskinfer.spec.job import JobStatus, Progress, Report
 from daskinfer.spec.listing import AliasRow, CheckpointDetail, CheckpointRow, VersionRow
 from daskinfer.spec.recipe import Recipe
 from daskinfer.spec.snapshot import Resolution
-from daskinfer.storage.publishing import Watch
+from daskinfer.storage.registry.publishing import Watch
 
 RECIPE = """\
 daskinfer: 1

@@ -24,7 +24,7 @@ from daskinfer.models.tokenizer import make_tokenizer
 from daskinfer.planning.microbatches import pack_microbatches
 from daskinfer.spec.job import Progress
 from daskinfer.spec.recipe import Recipe
-from daskinfer.storage.registry import Registry
+from daskinfer.storage.registry.catalog import Registry
 from daskinfer.testing.stages import cut_checkpoint, request_of, run_through
 from daskinfer.testing.tinymodels import make_tiny
 from tests.e2e.conftest import Bench, data_bytes, make_bench, read_output, run

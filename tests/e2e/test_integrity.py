@@ -14,7 +14,7 @@ import pytest
 
 from daskinfer import api
 from daskinfer.errors import CorruptBlob, InputError, JobFailed, SnapshotSkew
-from daskinfer.storage.registry import Registry
+from daskinfer.storage.registry.catalog import Registry
 from daskinfer.testing.tinymodels import make_tiny_bert
 from tests.e2e.conftest import Bench, data_bytes, run, write_rows
 from tests.e2e.faults import commits, interrupt, once, patched_workers
@@ -188,7 +188,7 @@ def test_an_input_that_changes_in_mid_run_stops_it(bench: Bench, scheduler: str)
 
 
 def read_other_manifest(patch: pytest.MonkeyPatch, other: str) -> None:
-    from daskinfer.storage.registry import Registry
+    from daskinfer.storage.registry.catalog import Registry
 
     manifest = Registry.manifest
     patch.setattr(Registry, "manifest", lambda self, snapshot: manifest(self, other))

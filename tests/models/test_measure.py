@@ -14,7 +14,7 @@ from daskinfer.spec.measured import MeasuredLayer, Timing
 from daskinfer.spec.plan import Numerics
 from daskinfer.spec.snapshot import LayerGroup, TensorEntry
 from daskinfer.storage.nodecache import load_tensors
-from daskinfer.storage.registry import Registry
+from daskinfer.storage.registry.catalog import Registry
 from daskinfer.testing.stages import request_of
 from daskinfer.testing.tinymodels import make_tiny
 

@@ -16,7 +16,7 @@ import pytest
 from daskinfer import api
 from daskinfer.runtime.outlines import find_outline
 from daskinfer.spec.outline import InputArray
-from daskinfer.storage.registry import Registry
+from daskinfer.storage.registry.catalog import Registry
 from daskinfer.testing.stages import Array, cut_checkpoint, request_of, run_through
 from daskinfer.testing.tinymodels import make_tiny, make_tiny_bert
 
@@ -95,7 +95,7 @@ _MEASURE = """
 import ctypes, json, sys, threading, time
 from pathlib import Path
 import numpy as np
-from daskinfer.storage.registry import Registry
+from daskinfer.storage.registry.catalog import Registry
 from daskinfer.testing.stages import cut_checkpoint, request_of, run_through
 
 def held():

@@ -22,8 +22,8 @@ from daskinfer.models.reference import run_unsplit
 from daskinfer.models.tasks.kinds import is_image_model
 from daskinfer.runtime.checkpoints import publish_checkpoint, resolve_checkpoint
 from daskinfer.spec.recipe import Recipe
-from daskinfer.storage.publishing import CheckpointSource, GroupSource, publish
-from daskinfer.storage.registry import Registry
+from daskinfer.storage.registry.catalog import Registry
+from daskinfer.storage.registry.publishing import CheckpointSource, GroupSource, publish
 from daskinfer.testing.codedmodels import CODE, copying_to, make_coded
 from daskinfer.testing.stages import Array, cut_checkpoint, request_of, run_through
 

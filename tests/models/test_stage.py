@@ -16,7 +16,7 @@ from daskinfer.models.stage import _refuse_meta
 from daskinfer.models.tasks.build import build_task
 from daskinfer.runtime.checkpoints import publish_checkpoint
 from daskinfer.spec.recipe import ModelOptions
-from daskinfer.storage.registry import Registry
+from daskinfer.storage.registry.catalog import Registry
 from daskinfer.testing.stages import Array, cut_checkpoint, request_of, run_through
 from daskinfer.testing.tinymodels import make_tiny
 

@@ -14,7 +14,7 @@ from transformers import T5EncoderModel
 from daskinfer import api
 from daskinfer.models.reference import run_unsplit
 from daskinfer.models.stage import Stage
-from daskinfer.storage.registry import Registry
+from daskinfer.storage.registry.catalog import Registry
 from daskinfer.testing.stages import cut_checkpoint, request_of, run_through
 
 Tiny = Callable[[str], Path]

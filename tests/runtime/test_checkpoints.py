@@ -15,8 +15,8 @@ from daskinfer.spec.recipe import Input, Model, Output, Recipe
 from daskinfer.spec.snapshot import Manifest
 from daskinfer.storage.filesystem import join_url, read_bytes
 from daskinfer.storage.folder import Folder
-from daskinfer.storage.registry import Registry
-from daskinfer.storage.sources import identify_source, recall_source
+from daskinfer.storage.registry.catalog import Registry
+from daskinfer.storage.registry.sources import identify_source, recall_source
 from daskinfer.testing.tinymodels import make_tiny_bert
 
 ENTRY = """

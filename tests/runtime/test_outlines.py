@@ -15,7 +15,7 @@ from daskinfer.runtime.checkpoints import publish_checkpoint
 from daskinfer.runtime.outlines import find_outline
 from daskinfer.spec.outline import Outline
 from daskinfer.spec.recipe import ModelOptions
-from daskinfer.storage.registry import Registry
+from daskinfer.storage.registry.catalog import Registry
 from daskinfer.testing.stages import request_of
 from daskinfer.testing.tinymodels import make_tiny
 

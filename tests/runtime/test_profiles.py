@@ -13,7 +13,7 @@ from daskinfer.runtime.profiles import find_profile, profile_checkpoint, profile
 from daskinfer.spec.measured import CheckpointProfile
 from daskinfer.spec.outline import InputArray
 from daskinfer.spec.recipe import Model
-from daskinfer.storage.registry import Registry
+from daskinfer.storage.registry.catalog import Registry
 from daskinfer.testing.ownmodels import make_own
 from daskinfer.testing.stages import request_of
 from daskinfer.testing.tinymodels import make_tiny, make_tiny_bert

@@ -9,14 +9,14 @@ import pytest
 from daskinfer.errors import CheckpointError, Conflict, CorruptBlob, SnapshotGone
 from daskinfer.ids import shorten
 from daskinfer.storage.filesystem import replace_bytes
-from daskinfer.storage.publishing import publish
-from daskinfer.storage.registry import Registry
+from daskinfer.storage.registry.catalog import Registry
+from daskinfer.storage.registry.publishing import publish
 from daskinfer.testing.checkpoints import make_checkpoint
 
 MOVER = """
 import sys
 from daskinfer.errors import Conflict
-from daskinfer.storage.registry import Registry
+from daskinfer.storage.registry.catalog import Registry
 registry = Registry(sys.argv[1])
 won = 0
 while won < 4:

@@ -12,8 +12,8 @@ from blake3 import blake3
 from daskinfer.errors import CheckpointError, SnapshotGone, StorageError
 from daskinfer.spec.snapshot import EntryPoint, LayerGroup, Manifest
 from daskinfer.storage.filesystem import join_url, read_bytes
-from daskinfer.storage.publishing import CheckpointSource, GroupSource, Origin, finish_all, publish
-from daskinfer.storage.registry import Registry
+from daskinfer.storage.registry.catalog import Registry
+from daskinfer.storage.registry.publishing import CheckpointSource, GroupSource, Origin, finish_all, publish
 from daskinfer.storage.slotlog import SlotLog
 from daskinfer.testing.checkpoints import make_checkpoint
 from daskinfer.testing.faultyfs import FaultyFS, be_busy, break_connection, lose_acknowledgement
@@ -21,8 +21,8 @@ from daskinfer.testing.faultyfs import FaultyFS, be_busy, break_connection, lose
 # A process that dies right after its n-th exclusive create.
 CRASHER = """
 import os, sys
-from daskinfer.storage.publishing import publish
-from daskinfer.storage.registry import Registry
+from daskinfer.storage.registry.publishing import publish
+from daskinfer.storage.registry.catalog import Registry
 from daskinfer.testing.checkpoints import make_checkpoint
 link, steps = os.link, int(sys.argv[2])
 def link_or_die(source, target):
@@ -38,8 +38,8 @@ publish(registry, "mini", make_checkpoint(1, ("embeddings",)), "prod")
 
 PUBLISHER = """
 import sys
-from daskinfer.storage.publishing import publish
-from daskinfer.storage.registry import Registry
+from daskinfer.storage.registry.publishing import publish
+from daskinfer.storage.registry.catalog import Registry
 from daskinfer.testing.checkpoints import make_checkpoint
 for turn in range(3):
     print(publish(Registry(sys.argv[1]), "mini", make_checkpoint(int(sys.argv[2]) * 10 + turn), "prod").snapshot)

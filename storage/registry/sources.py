@@ -8,7 +8,7 @@ from daskinfer.ids import canonical_json, digest_of, shorten
 from daskinfer.spec.snapshot import Resolution
 from daskinfer.storage.filesystem import join_url, read_bytes, replace_bytes
 from daskinfer.storage.folder import Folder
-from daskinfer.storage.registry import Registry
+from daskinfer.storage.registry.catalog import Registry
 
 
 def identify_source(name: str, folder: Folder, entry: str | None, dtype: str | None) -> str | None:

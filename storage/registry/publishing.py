@@ -21,7 +21,9 @@ from daskinfer.storage.blobs import read_group, read_header
 from daskinfer.storage.exclusive import create
 from daskinfer.storage.filesystem import delete, join_url, list_names
 from daskinfer.storage.naming import check_alias, check_name, make_signature
-from daskinfer.storage.registry import Registry, Version, as_version
+from daskinfer.storage.registry import decisions
+from daskinfer.storage.registry.catalog import Registry, Version, as_version
+from daskinfer.storage.registry.decisions import Decision
 from daskinfer.storage.slotlog import SlotLog
 
 PLAIN_SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja", ".md", ".bpe", ".codes", ".tiktoken"})
@@ -241,7 +243,8 @@ def _is_intact(registry: Registry, manifest: Manifest, wanted: Manifest) -> bool
 def _publish_new(registry: Registry, name: str, source: CheckpointSource, alias: str | None, watch: Watch) -> Version:
     identity = make_nonce(8)
     log = SlotLog(join_url(registry.url, "publish", identity))
-    log.append({"op": "begin", "name": name, **make_signature()}, expect=0)
+    decision = Decision(registry.url, "publish", f"publish/{identity}")
+    decisions.append(decision, log, {"op": "begin", "name": name, **make_signature()}, expect=0)
     stored: list[str] = []
 
     def store(digest: str, data: bytes) -> str:
@@ -262,7 +265,7 @@ def _publish_new(registry: Registry, name: str, source: CheckpointSource, alias:
         head = registry.alias_log(name, alias).head()
         record |= {"alias": alias, "alias_sequence": 0 if head is None else head.sequence + 1}
     try:
-        log.append(record, expect=1)
+        decisions.append(decision, log, record, expect=1)
     except Conflict as error:
         raise StorageError(
             f"publish {identity} of {name} took so long that garbage collection gave it up", hint="Publish again."
@@ -298,7 +301,8 @@ def _append_version(registry: Registry, name: str, identity: str, snapshot: str)
             return as_version(mine)
         record = {"op": "publish", "snapshot": snapshot, "publish": identity, **make_signature()}
         with suppress(Conflict):
-            return as_version(log.append(record, expect=len(slots)))
+            decision = Decision(registry.url, "publish", f"models/{name}/versions")
+            return as_version(decisions.append(decision, log, record, expect=len(slots)))
 
 
 def _points_at(registry: Registry, name: str, alias: str, version: Version) -> bool:

@@ -1,142 +1,20 @@
-"""run, validate, inspect: the one place that wires the floors together.
-
-A notebook and an Airflow task call the same functions as the command line.
-"""
+"""Checkpoints: publish, list, look at, move aliases, measure."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from typing import Literal
 
-from daskinfer.errors import JobFailed, OutputOwned
-from daskinfer.graphs.context import open_job_sink
-from daskinfer.reports.page import render_html
 from daskinfer.runtime.checkpoints import publish_checkpoint
-from daskinfer.runtime.cluster import find_workers
-from daskinfer.runtime.opening import draft_job, find_owner, open_job
 from daskinfer.runtime.outlines import trace_usual_task
 from daskinfer.runtime.profiles import profile_checkpoint
-from daskinfer.runtime.session import Session
-from daskinfer.runtime.summary import make_report
-from daskinfer.spec.job import JobRecord, JobStatus, Progress, Report
 from daskinfer.spec.listing import AliasRow, CheckpointDetail, CheckpointRow, VersionRow
 from daskinfer.spec.measured import CheckpointProfile
 from daskinfer.spec.outline import InputArray
-from daskinfer.spec.recipe import Model, ModelOptions, Recipe
+from daskinfer.spec.recipe import Model, ModelOptions
 from daskinfer.spec.snapshot import Resolution
-from daskinfer.storage import jobs as job_store
-from daskinfer.storage.outputs.owner import current_owner
-from daskinfer.storage.publishing import Watch
-from daskinfer.storage.registry import Registry
-
-
-def run(
-    recipe: Recipe, *, fresh: bool = False, watch: Callable[[Progress], None] | None = None, command: str = ""
-) -> Report:
-    """Run a recipe to its end, going on with an unfinished job where there is one.
-
-    Parameters
-    ----------
-    recipe
-        What to run.
-    fresh
-        Start over, whatever the output holds.
-    watch
-        Called with the progress, a few times a second.
-    command
-        What the user typed; the report names it as the way to run or resume the job.
-
-    Returns
-    -------
-    Report
-        What was done; at once, where the job is finished already.
-
-    Raises
-    ------
-    DaskinferError
-        Its class says why the run stopped, `exit_code` what a command should end with. Everything committed stays,
-        and a report is written.
-    """
-    began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
-    tell = watch or (lambda progress: None)
-    tell(Progress(phase="preparing"))
-    job = open_job(recipe, find_workers(recipe.cluster), fresh)
-    if job.done and (report := job.store.report()) is not None:
-        return report
-    session = Session(job, recipe, tell, began)
-    session.run()
-    report = make_report(session, command, time.monotonic() - began, started)
-    job.store.save_report(report, render_html(report))
-    if session.error is not None:
-        raise session.error
-    job.store.finish()
-    return report
-
-
-def validate(recipe: Recipe) -> list[str]:
-    """Check a recipe against the world without running it: input, checkpoint, task, workers, output.
-
-    Returns
-    -------
-    list of str
-        What was found, a line each.
-
-    Raises
-    ------
-    DaskinferError
-        Whatever would stop the run before it begins.
-    """
-    workers = find_workers(recipe.cluster)
-    draft, table = draft_job(recipe, workers)
-    current_owner(draft.output)  # refuses files of strangers
-    resolution, plan = draft.resolution, draft.plan
-    cut = f"{plan.stages[-1].last} layers in {len(plan.stages)} stage(s) on {sum(plan.replicas)} worker(s)"
-    has_texts = any(None in array.shape for array in draft.outline.inputs)
-    longest = f", texts of at most {plan.max_length} tokens" if has_texts else ""
-    written = ", ".join(f"{field.name} {field.kind}{list(field.shape) or ''}" for field in draft.fields)
-    lines = [
-        f"input: {table.rows:,} rows of {table.format} in {len(table.files)} file(s), {len(table.partitions):,} partitions",
-        f"checkpoint: {resolution.reference} is {resolution.snapshot}",
-        f"plan: {cut}, {plan.numerics.dtype}{longest}",
-        f"precision: {draft.precision}",
-        f"output: {written}{''.join(f', {name}' for name in recipe.output.keep)}",
-    ]
-    try:
-        owner = find_owner(recipe, workers)
-    except OutputOwned as error:  # --fresh may be what the user has in mind
-        return [*lines, f"in the way: {error.message}"]
-    if owner is not None:
-        lines.append(f"job: {owner.record.job} {'is done already' if owner.done else 'would go on'}")
-    return lines
-
-
-def status(job: str, workspace: str) -> JobStatus:
-    """Return how a job stands, from storage alone; `job` may be the beginning of an id."""
-    return job_store.status(workspace, job, _committed)
-
-
-def jobs(workspace: str) -> list[JobStatus]:
-    """Return how all jobs of a workspace stand, the newest first."""
-    return [status(name, workspace) for name in job_store.list_jobs(workspace)]
-
-
-def report(job: str, workspace: str) -> Report:
-    """Return what a job's last run did.
-
-    Raises
-    ------
-    JobFailed
-        No run of it has ended yet.
-    """
-    store = job_store.find_job(workspace, job)
-    found = store.report()
-    if found is None:
-        raise JobFailed(
-            f"no run of job {store.job} has ended, so there is no report", hint=f"Look: daskinfer status {store.job}"
-        )
-    return found
+from daskinfer.storage.registry.catalog import Registry
+from daskinfer.storage.registry.publishing import Watch
 
 
 def publish(
@@ -289,10 +167,6 @@ def profile(
         fresh=fresh,
         watch=watch or (lambda doing, done, total: None),
     )
-
-
-def _committed(record: JobRecord) -> set[int]:
-    return {commit.partition for commit in open_job_sink(record).committed()}
 
 
 def _versions(registry: Registry, name: str) -> tuple[VersionRow, ...]:

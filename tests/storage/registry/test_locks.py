@@ -9,12 +9,12 @@ import pytest
 
 from daskinfer.errors import CheckpointError, Conflict, CorruptBlob, IntegrityError, SnapshotGone, StorageError
 from daskinfer.ids import shorten
-from daskinfer.storage import snapshotlock
 from daskinfer.storage.blobs import read_group
 from daskinfer.storage.exclusive import create
 from daskinfer.storage.filesystem import delete, join_url
-from daskinfer.storage.publishing import publish
-from daskinfer.storage.registry import Registry
+from daskinfer.storage.registry import locks
+from daskinfer.storage.registry.catalog import Registry
+from daskinfer.storage.registry.publishing import publish
 from daskinfer.testing.checkpoints import make_checkpoint
 from daskinfer.testing.faultyfs import FaultyFS, be_full
 from daskinfer.testing.stores import race
@@ -29,7 +29,7 @@ def collect(registry: Registry, snapshot: str) -> bool:
     """What a garbage collector does with one snapshot; True if it deleted it."""
     manifest = registry.manifest(snapshot)
     registry.life_log(snapshot).append({"op": "condemn"})
-    if snapshotlock.locks(registry, snapshot):
+    if locks.list_holders(registry, snapshot):
         registry.life_log(snapshot).append({"op": "live"})
         return False
     registry.life_log(snapshot).append({"op": "sweep"})
@@ -41,56 +41,56 @@ def collect(registry: Registry, snapshot: str) -> bool:
 
 def test_take_and_release(any_store: str) -> None:
     registry, snapshot = publish_one(any_store)
-    lock = snapshotlock.take(registry, snapshot, "job-1", ttl_seconds=60)
+    lock = locks.take(registry, snapshot, "job-1", ttl_seconds=60)
     assert lock.manifest == registry.manifest(snapshot)
-    (holder,) = snapshotlock.locks(registry, snapshot)
+    (holder,) = locks.list_holders(registry, snapshot)
     assert (holder.job, holder.purpose, holder.ttl_seconds) == ("job-1", "run", 60)
     assert "@" in holder.by and holder.beat
     lock.heartbeat()
-    assert snapshotlock.locks(registry, snapshot)[0].beat != holder.beat
+    assert locks.list_holders(registry, snapshot)[0].beat != holder.beat
     assert not collect(registry, snapshot)
     lock.release()
     lock.release()
-    assert snapshotlock.locks(registry, snapshot) == []
+    assert locks.list_holders(registry, snapshot) == []
     assert collect(registry, snapshot)
 
 
 def test_taking_again_keeps_the_lock_and_renews_the_heartbeat(tmp_path: Path) -> None:
     registry, snapshot = publish_one(tmp_path)
-    snapshotlock.take(registry, snapshot, "job-1")
-    (before,) = snapshotlock.locks(registry, snapshot)
-    again = snapshotlock.take(Registry(str(tmp_path)), snapshot, "job-1")
-    (after,) = snapshotlock.locks(registry, snapshot)
+    locks.take(registry, snapshot, "job-1")
+    (before,) = locks.list_holders(registry, snapshot)
+    again = locks.take(Registry(str(tmp_path)), snapshot, "job-1")
+    (after,) = locks.list_holders(registry, snapshot)
     assert after.since == before.since and after.beat != before.beat
-    snapshotlock.take(registry, snapshot, "job-2")
+    locks.take(registry, snapshot, "job-2")
     again.release()
-    assert [holder.job for holder in snapshotlock.locks(registry, snapshot)] == ["job-2"]
+    assert [holder.job for holder in locks.list_holders(registry, snapshot)] == ["job-2"]
 
 
 def test_a_collector_just_before_the_lock_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever checks life before locking passes its check here and then runs without a checkpoint."""
     registry, snapshot = publish_one(tmp_path)
 
-    def collect_then_create(url: str, data: bytes) -> bool:
+    def collect_then_create(decision: object, url: str, data: bytes) -> bool:
         assert collect(registry, snapshot)
         return create(url, data)
 
-    monkeypatch.setattr(snapshotlock, "create", collect_then_create)
+    monkeypatch.setattr(locks, "create_record", collect_then_create)
     with pytest.raises(SnapshotGone, match="swept"):
-        snapshotlock.take(registry, snapshot, "job-1")
-    assert snapshotlock.locks(registry, snapshot) == []
+        locks.take(registry, snapshot, "job-1")
+    assert locks.list_holders(registry, snapshot) == []
 
 
 def test_a_collector_just_after_the_lock_withdraws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry, snapshot = publish_one(tmp_path)
 
-    def create_then_collect(url: str, data: bytes) -> bool:
+    def create_then_collect(decision: object, url: str, data: bytes) -> bool:
         created = create(url, data)
         assert not collect(registry, snapshot)
         return created
 
-    monkeypatch.setattr(snapshotlock, "create", create_then_collect)
-    lock = snapshotlock.take(registry, snapshot, "job-1")
+    monkeypatch.setattr(locks, "create_record", create_then_collect)
+    lock = locks.take(registry, snapshot, "job-1")
     for group in lock.manifest.groups:
         read_group(registry.url, group)
 
@@ -100,18 +100,18 @@ def test_a_condemnation_is_waited_out(tmp_path: Path) -> None:
     registry.life_log(snapshot).append({"op": "condemn"})
     withdrawal = threading.Timer(0.4, lambda: registry.life_log(snapshot).append({"op": "live"}))
     withdrawal.start()
-    snapshotlock.take(registry, snapshot, "job-1")
+    locks.take(registry, snapshot, "job-1")
     withdrawal.join()
 
 
 def test_a_dead_collector_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshotlock, "_VERDICT_SECONDS", 0.3)
+    monkeypatch.setattr(locks, "_VERDICT_SECONDS", 0.3)
     registry, snapshot = publish_one(tmp_path)
     registry.life_log(snapshot).append({"op": "condemn"})
     with pytest.raises(SnapshotGone, match="condemned") as gone:
-        snapshotlock.take(registry, snapshot, "job-1")
+        locks.take(registry, snapshot, "job-1")
     assert gone.value.hint
-    assert snapshotlock.locks(registry, snapshot) == []
+    assert locks.list_holders(registry, snapshot) == []
 
 
 @pytest.mark.parametrize("place", ["local", "memory"])
@@ -127,7 +127,7 @@ def test_no_holder_ever_misses_a_byte(tmp_path: Path, place: str) -> None:
             if number == 0:
                 return "swept" if collect(registry, snapshot) else "withdrawn"
             try:
-                lock = snapshotlock.take(registry, snapshot, f"job-{number}")
+                lock = locks.take(registry, snapshot, f"job-{number}")
             except SnapshotGone:
                 return "gone"
             time.sleep(0.002)
@@ -149,30 +149,30 @@ def test_what_cannot_be_verified_is_not_locked(tmp_path: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + b" ")
     with pytest.raises(CorruptBlob):
-        snapshotlock.take(registry, snapshot, "job-1")
+        locks.take(registry, snapshot, "job-1")
     path.unlink()
     with pytest.raises(SnapshotGone, match="has no snapshot"):
-        snapshotlock.take(registry, snapshot, "job-1")
-    assert snapshotlock.locks(registry, snapshot) == []
+        locks.take(registry, snapshot, "job-1")
+    assert locks.list_holders(registry, snapshot) == []
 
 
 def test_a_failed_retake_leaves_the_running_jobs_lock(tmp_path: Path) -> None:
     registry, snapshot = publish_one(tmp_path)
-    snapshotlock.take(registry, snapshot, "job-1")
+    locks.take(registry, snapshot, "job-1")
     path = Path(registry.manifest_url(snapshot))
     path.write_bytes(b"{}")
     with pytest.raises(CorruptBlob):
-        snapshotlock.take(registry, snapshot, "job-1")
-    assert [holder.job for holder in snapshotlock.locks(registry, snapshot)] == ["job-1"]
+        locks.take(registry, snapshot, "job-1")
+    assert [holder.job for holder in locks.list_holders(registry, snapshot)] == ["job-1"]
 
 
 def test_errors_are_clear(tmp_path: Path) -> None:
     registry, snapshot = publish_one(tmp_path)
     with pytest.raises(CheckpointError, match="not allowed as job name"):
-        snapshotlock.take(registry, snapshot, "../job")
+        locks.take(registry, snapshot, "../job")
     create(str(tmp_path / "locks" / shorten(snapshot, 64) / "x.json"), b"{")
     with pytest.raises(IntegrityError, match=r"x.json is not a lock"):
-        snapshotlock.locks(registry, snapshot)
+        locks.list_holders(registry, snapshot)
 
 
 @pytest.mark.s3
@@ -180,16 +180,16 @@ def test_errors_are_clear(tmp_path: Path) -> None:
 def test_a_store_that_refuses_the_lock_stops_the_job(s3_url: str, step: int) -> None:
     registry, snapshot = publish_one(f"{s3_url}/locks")
     with FaultyFS(s3_url, "pipe_file", be_full, after=step), pytest.raises(StorageError, match="no space left"):
-        snapshotlock.take(registry, snapshot, "job-1")
-    assert snapshotlock.locks(registry, snapshot) == []
+        locks.take(registry, snapshot, "job-1")
+    assert locks.list_holders(registry, snapshot) == []
 
 
 def test_an_alias_cannot_land_on_what_is_being_swept(tmp_path: Path) -> None:
     registry, snapshot = publish_one(tmp_path)
-    lock = snapshotlock.take(registry, snapshot, "job-1")
+    lock = locks.take(registry, snapshot, "job-1")
     registry.set_alias("mini", "prod", "v1")
-    assert [holder.job for holder in snapshotlock.locks(registry, snapshot)] == ["job-1"]
+    assert [holder.job for holder in locks.list_holders(registry, snapshot)] == ["job-1"]
     lock.release()
     with pytest.raises(Conflict):
         registry.set_alias("mini", "prod", "v1", expect=0)
-    assert snapshotlock.locks(registry, snapshot) == []
+    assert locks.list_holders(registry, snapshot) == []

@@ -24,10 +24,11 @@ from pydantic import ValidationError
 from daskinfer.errors import CheckpointError, CorruptBlob, SnapshotGone
 from daskinfer.ids import canonical_json, make_nonce, sha256_of, shorten
 from daskinfer.spec.snapshot import Manifest, Resolution
-from daskinfer.storage import snapshotlock
 from daskinfer.storage.exclusive import create
 from daskinfer.storage.filesystem import absolute_url, join_url, list_names, read_bytes
 from daskinfer.storage.naming import check_alias, check_name, make_signature, suggest
+from daskinfer.storage.registry import decisions, locks
+from daskinfer.storage.registry.decisions import Decision
 from daskinfer.storage.slotlog import Slot, SlotLog
 
 FORMAT = {"daskinfer_registry": 1, "digest": "sha256"}
@@ -254,10 +255,11 @@ class Registry:
         """
         check_alias(alias)
         resolution = self.resolve(f"{name}@{target}")
-        lock = snapshotlock.take(self, resolution.snapshot, f"alias-{make_nonce()}", purpose="alias")
+        lock = locks.take(self, resolution.snapshot, f"alias-{make_nonce()}", purpose="alias")
         try:
             record = {"op": "set", "snapshot": resolution.snapshot, "publish": publish, **make_signature()}
-            slot = self.alias_log(name, alias).append(record, expect=expect)
+            decision = Decision(self.url, "alias", f"models/{name}/aliases/{alias}")
+            slot = decisions.append(decision, self.alias_log(name, alias), record, expect)
         finally:
             lock.release()
         return _as_head(alias, slot, self.versions(name))

@@ -16,12 +16,12 @@ from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 from daskinfer.errors import CheckpointError, IntegrityError, SnapshotGone
 from daskinfer.ids import canonical_json, make_nonce, shorten
 from daskinfer.spec.snapshot import Manifest
-from daskinfer.storage.exclusive import create
 from daskinfer.storage.filesystem import delete, join_url, list_names, read_bytes, replace_bytes
 from daskinfer.storage.naming import check_name, make_signature
+from daskinfer.storage.registry.decisions import Decision, create_record
 
 if TYPE_CHECKING:
-    from daskinfer.storage.registry import Registry
+    from daskinfer.storage.registry.catalog import Registry
 
 TTL_SECONDS = 900
 """How long a heartbeat may stay unchanged before a collector may take the job for dead."""
@@ -85,7 +85,8 @@ def take(
     """
     url = _locks_url(registry, snapshot)
     record = {"job": job, "purpose": purpose, "ttl_seconds": ttl_seconds, "nonce": make_nonce(), **make_signature()}
-    fresh = create(join_url(url, f"{check_name(job, 'job')}.json"), canonical_json(record))
+    decision = Decision(registry.url, "lock", f"locks/{shorten(snapshot, 64)}/{check_name(job, 'job')}")
+    fresh = create_record(decision, join_url(url, f"{job}.json"), canonical_json(record))
     try:
         # A collector that gave the old heartbeat up for dead must see a new one before we look at its verdict.
         _beat(url, job)
@@ -109,7 +110,7 @@ def take(
     return SnapshotLock(url, snapshot, job, manifest)
 
 
-def locks(registry: Registry, snapshot: str) -> list[LockHolder]:
+def list_holders(registry: Registry, snapshot: str) -> list[LockHolder]:
     """Return who holds a snapshot, dead or alive, by job."""
     url = _locks_url(registry, snapshot)
     holders = []

@@ -1,0 +1,1 @@
+"""The registry: checkpoints at rest as immutable snapshots, and everything that is decided about them."""
