@@ -15,6 +15,7 @@ import pytest
 from fsspec import filesystem
 
 from daskinfer.ids import make_nonce
+from daskinfer.testing.campaigns import VARIABLE
 
 # One request after the other: with threads, moto checks If-None-Match and stores the object in two steps, and two
 # writers can win, which S3 rules out.
@@ -26,8 +27,16 @@ run_simple("127.0.0.1", int(sys.argv[1]), DomainDispatcherApplication(create_bac
 """
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--campaign", action="store_true", help="run the long campaigns too, and short turns at full length"
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Keep the machine's cache out of the home folder: in one that all processes of this session share."""
+    if config.getoption("--campaign"):
+        os.environ[VARIABLE] = "1"
     if not hasattr(config, "workerinput"):  # xdist's workers inherit it
         folder = tempfile.TemporaryDirectory(prefix="daskinfer-cache-", ignore_cleanup_errors=True)
         os.environ["DASKINFER_CACHE"] = folder.name
@@ -35,6 +44,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("campaign") and not item.config.getoption("--campaign"):
+        pytest.skip("a long campaign: --campaign runs it")
     if item.get_closest_marker("gpu"):
         import torch  # not for the tests that do without
 
