@@ -88,7 +88,7 @@ class ZarrSink:
                 # Without it a chunk of refused rows would be left out; the setting is not stored with the array.
                 array.with_config({"write_empty_chunks": True})[first:last] = values
                 if is_local(url):
-                    _make_durable(Path(url), (part.partition.number, *(0 for _ in column.shape)))
+                    _make_durable(Path(url), _chunk_path(column, part.partition.number))
         return Written(f"*/c/{part.partition.number}", digest.hexdigest(), size)
 
     def commit(self, record: CommitRecord) -> CommitRecord:
@@ -106,6 +106,10 @@ class ZarrSink:
     def discard(self) -> None:
         """Delete everything but the log of owners."""
         self._ledger.discard()
+
+    def objects(self, partition: int) -> list[str]:
+        """Return the paths of a partition's chunks."""
+        return ["/".join([column.name, *_chunk_path(column, partition)]) for column in self._columns()]
 
     def _open_store(self) -> Store:
         if is_local(self._url):
@@ -136,10 +140,14 @@ def _spread(column: OutputField, values: NDArray[Any], part: OutputPart) -> NDAr
     return spread
 
 
-def _make_durable(array: Path, chunk: tuple[int, ...]) -> None:
+def _chunk_path(column: OutputField, partition: int) -> list[str]:
+    return ["c", str(partition), *("0" for _ in column.shape)]
+
+
+def _make_durable(array: Path, chunk: list[str]) -> None:
     """Bring a chunk and the folders that name it to the disk, so that no commit record outlives its data."""
-    place = array.joinpath("c", *map(str, chunk))
-    for path in (place, *place.parents[: len(chunk) + 1]):
+    place = array.joinpath(*chunk)
+    for path in (place, *place.parents[: len(chunk)]):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -29,6 +29,8 @@ from daskinfer.storage.outputs.sink import OutputLayout
 MANIFEST = "_MANIFEST.json"
 RECORDS = "_daskinfer"
 QUARANTINE = "_quarantine"
+STAGED = "generations"
+"""Where the parts of a job that may change its snapshot wait for the seal."""
 
 _PART = re.compile(r"part-\d{8}\.(parquet|jsonl)")
 _COMMIT = re.compile(r"\d{8}\.json")
@@ -44,12 +46,14 @@ class Ledger:
         The output.
     layout
         Its job and size.
+    scope
+        Generation whose switch these commits come after; those of different scopes never compete.
     """
 
-    def __init__(self, url: str, layout: OutputLayout) -> None:
+    def __init__(self, url: str, layout: OutputLayout, scope: int = 0) -> None:
         self._url = url
         self._layout = layout
-        self._commits = join_url(url, RECORDS, "commits", layout.job)
+        self._commits = join_url(url, RECORDS, "commits", layout.job, *([f"g{scope:04d}"] if scope else []))
 
     def write_rejects(self, partition: Partition, rejects: Sequence[Reject]) -> None:
         """Write the quarantine file of a partition, where it has rejects."""
@@ -65,7 +69,8 @@ class Ledger:
         if create(url, canonical_json(record.model_dump(mode="json"))):
             return record
         winner = _parse(url, read_bytes(url))
-        if winner.digest != record.digest:
+        # Where snapshots may change, the attempt that commits first decides which one the partition is of.
+        if winner.snapshot == record.snapshot and winner.digest != record.digest:
             raise IntegrityError(
                 f"two attempts at partition {record.partition} gave different bytes: {url} has {winner.digest}, "
                 f"this one {record.digest}",
@@ -84,9 +89,9 @@ class Ledger:
                 found = filesystem.cat_ranges(paths, None, None, on_error="raise")
             yield from map(_parse, paths, found)
 
-    def seal(self, manifest: Mapping[str, Any]) -> bytes:
-        """Create the manifest from all records; a second sealer gets the first one's bytes."""
-        records = list(self.committed())
+    def seal(self, manifest: Mapping[str, Any], records: Sequence[CommitRecord] | None = None) -> bytes:
+        """Create the manifest from these records, by default all; a second sealer gets the first one's bytes."""
+        records = list(self.committed()) if records is None else records
         for record in records:
             self._check(record)
         missing = sorted(set(range(self._layout.partitions)) - {record.partition for record in records})
@@ -125,6 +130,7 @@ class Ledger:
         """Delete the output's data and records, the manifest first so that none ever speaks of missing data."""
         delete(join_url(self._url, MANIFEST))
         delete(join_url(self._url, RECORDS, "commits"), recursive=True)
+        delete(join_url(self._url, RECORDS, STAGED), recursive=True)
         delete(join_url(self._url, QUARANTINE), recursive=True)
         for name in list_names(self._url):
             url = join_url(self._url, name)

@@ -57,7 +57,7 @@ class TableSink:
         """Write the file of a partition."""
         table = make_table(part, self._layout)
         data = encode_parquet(table) if self._suffix == "parquet" else encode_jsonl(table)
-        path = f"part-{part.partition.number:08d}.{self._suffix}"
+        (path,) = self.objects(part.partition.number)
         self._ledger.write_rejects(part.partition, part.rejects)
         create_same(join_url(self._url, path), data)
         return Written(path, xxhash.xxh3_128_hexdigest(data), len(data))
@@ -77,6 +77,10 @@ class TableSink:
     def discard(self) -> None:
         """Delete everything but the log of owners."""
         self._ledger.discard()
+
+    def objects(self, partition: int) -> list[str]:
+        """Return the name of a partition's file."""
+        return [f"part-{partition:08d}.{self._suffix}"]
 
 
 def make_table(part: OutputPart, layout: OutputLayout) -> pa.Table:

@@ -110,6 +110,11 @@ def take(
     return SnapshotLock(url, snapshot, job, manifest)
 
 
+def release(registry: Registry, snapshot: str, job: str) -> None:
+    """Give up a lock that this job, in an earlier life, may have left behind."""
+    _remove(_locks_url(registry, snapshot), check_name(job, "job"))
+
+
 def list_holders(registry: Registry, snapshot: str) -> list[LockHolder]:
     """Return who holds a snapshot, dead or alive, by job."""
     url = _locks_url(registry, snapshot)
