@@ -69,7 +69,13 @@ def open_job(recipe: Recipe, workers: Sequence[WorkerShape], fresh: bool) -> Ope
     output = absolute_url(recipe.output.url)
     owner = current_owner(output)
     if owner is None:
-        return _begin(recipe, workers, None, output)
+        try:
+            return _begin(recipe, workers, None, output)
+        except OutputOwned:
+            # Another driver began a moment ago: perhaps the same job, which then says that it is being run.
+            if not fresh and (job := find_owner(recipe, workers)) is not None:
+                return job
+            raise
     with _hold_back(recipe, owner):
         return _begin(recipe, workers, owner, output)
 

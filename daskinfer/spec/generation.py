@@ -22,6 +22,8 @@ class Pin(Section):
     """Version number of the snapshot, where one is known."""
     scope: int = 0
     """Generation whose switch gave it its partitions: commits of different scopes never compete."""
+    is_trial: bool = False
+    """Whether it is compared with another generation before anything of it counts; its parts are kept."""
 
 
 class Step(Section):

@@ -105,8 +105,9 @@ class StagedOutput:
             for _ in pool.map(self._adopt, records):
                 pass
         data = Ledger(self._url, self._layout).seal(manifest, records)
-        for generation in {record.generation for record in records}:
-            delete(staged_url(self._url, self._layout.job, generation), recursive=True)
+        for pin in self._generations().pins:
+            if not pin.is_trial:
+                delete(staged_url(self._url, self._layout.job, pin.generation), recursive=True)
         return data
 
     def discard(self) -> None:
