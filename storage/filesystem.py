@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 from fsspec import AbstractFileSystem
@@ -108,6 +109,13 @@ def exists(url: str) -> bool:
         return bool(filesystem.exists(path))
 
 
+def size_of(url: str) -> int:
+    """Return an object's length in bytes; `FileNotFoundError` where there is none."""
+    with explain_errors(url, "look for"):
+        filesystem, path = open_filesystem(url)
+        return int(filesystem.size(path))
+
+
 def list_names(url: str) -> list[str]:
     """Return the names of the direct children of a folder, sorted; nothing where there is no folder.
 
@@ -126,6 +134,26 @@ def list_names(url: str) -> list[str]:
         if parent == folder and not (name.startswith(".") and name.endswith(".tmp")):
             names.add(name)
     return sorted(names)
+
+
+def find_files(url: str) -> dict[str, int]:
+    """Return every file below a folder, half-written ones too: its path from there, and its length in bytes."""
+    with explain_errors(url, "list"):
+        filesystem, path = open_filesystem(url)
+        found = filesystem.find(path, detail=True)
+    prefix = f"{path.strip('/')}/"
+    return {str(name).strip("/").removeprefix(prefix): int(entry["size"]) for name, entry in found.items()}
+
+
+def modified_at(url: str) -> datetime | None:
+    """Return when an object was last written, by the store's clock; None where it is missing or the store cannot say."""
+    with explain_errors(url, "look for"):
+        filesystem, path = open_filesystem(url)
+        try:
+            found: datetime = filesystem.modified(path)
+        except (FileNotFoundError, NotImplementedError):
+            return None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def delete(url: str, recursive: bool = False) -> None:

@@ -5,10 +5,11 @@
     format.json                              what this folder is
     blobs/<aa>/<sha256>.<pub8>               immutable bytes; the suffix names the publish that stored them
     manifests/<sha256>.json                  canonical JSON; the sha256 of its bytes is the snapshot's digest
-    publish/<pub8>/                          slot log: begin, commit         publish/<pub8>.done   nothing is left to do
+    publish/<pub8>/                          slot log: begin, then commit or abort
+    publish/<pub8>.hb  <pub8>.done           its heartbeat; nothing is left to do
     models/<name>/versions/                  slot log of snapshots; slot 0 is v1
     models/<name>/aliases/<alias>/           slot log; the last record is where the alias points
-    life/<sha256>/                           slot log: condemn, then live or sweep; empty while nobody condemned it
+    life/<sha256>/                           slot log: condemn, then live or sweep; see collection.py
     locks/<sha256>/<job>.json  <job>.hb      who uses a snapshot, and their heartbeat
     sources/<sha256>.json                    which snapshot an unchanged folder became
 """
@@ -35,7 +36,7 @@ FORMAT = {"daskinfer_registry": 1, "digest": "sha256"}
 
 _VERSION = re.compile(r"v(\d+)")
 _DIGEST = re.compile(r"sha256:([0-9a-f]{8,64})")
-_LIVES = {"condemn": "condemned", "live": "live", "sweep": "swept"}
+_LIVES = {"condemn": "condemned", "live": "live", "sweep": "swept", "collecting": "swept", "collected": "swept"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +189,13 @@ class Registry:
             Where the snapshot has no such file.
         CorruptBlob
             Where its bytes are gone or differ from the manifest.
+        SnapshotGone
+            Where they are gone because garbage collection took the snapshot.
         """
+        with locks.explain_loss(self, manifest.digest):
+            return self._read_file(manifest, path)
+
+    def _read_file(self, manifest: Manifest, path: str) -> bytes:
         piece = next((each for each in manifest.files if each.path == path), None)
         if piece is None:
             raise CheckpointError(

@@ -1,7 +1,8 @@
 """Publishing a checkpoint: blobs first, then one record that makes it exist.
 
 A publish is a slot log. Its second record, `commit`, carries the whole manifest and is the commit point: before it
-nothing can be seen, after it anyone may finish the rest, and every step of the rest can be repeated.
+nothing can be seen, after it anyone may finish the rest, and every step of the rest can be repeated. A publish that was
+cut off before is given up by the second record `abort`, by itself or by garbage collection, and can then never commit.
 """
 
 from __future__ import annotations
@@ -9,22 +10,24 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
-from daskinfer.errors import CheckpointError, Conflict, CorruptBlob, SnapshotGone, StorageError
+from daskinfer.errors import CheckpointError, Conflict, CorruptBlob, DaskinferError, SnapshotGone, StorageError
 from daskinfer.ids import make_nonce
 from daskinfer.spec.snapshot import EntryPoint, LayerGroup, Manifest, PlainFile, Resolution
 from daskinfer.storage.blobs import read_group, read_header
 from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import delete, join_url, list_names
+from daskinfer.storage.filesystem import delete, join_url
 from daskinfer.storage.naming import check_alias, check_name, make_signature
 from daskinfer.storage.registry import decisions
+from daskinfer.storage.registry.bases import Bases
 from daskinfer.storage.registry.catalog import Registry, Version, as_version
 from daskinfer.storage.registry.decisions import Decision
-from daskinfer.storage.slotlog import SlotLog
+from daskinfer.storage.registry.heartbeats import TTL_SECONDS, beat
+from daskinfer.storage.registry.publications import abort, list_publications, publish_log, pulse_url
 
 PLAIN_SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja", ".md", ".bpe", ".codes", ".tiktoken"})
 """What a configuration or tokenizer file may be; formats that can carry code are not among them."""
@@ -131,16 +134,10 @@ def publish(
 
 def finish_all(registry: Registry) -> list[Version]:
     """Finish every publish that was committed and then cut off; return the versions that they became."""
-    url = join_url(registry.url, "publish")
-    names = list_names(url)
-    done = {name.removesuffix(".done") for name in names if name.endswith(".done")}
     finished = []
-    for name in names:
-        if name in done or name.endswith(".done"):
-            continue
-        records = SlotLog(join_url(url, name)).read()
-        if len(records) > 1 and records[1].record["op"] == "commit":
-            finished.append(_finish(registry, name, records[1].record))
+    for publication in list_publications(registry):
+        if publication.state == "committed":
+            finished.append(_finish(registry, publication.identity, publication.records[1]))
     return finished
 
 
@@ -242,35 +239,53 @@ def _is_intact(registry: Registry, manifest: Manifest, wanted: Manifest) -> bool
 
 def _publish_new(registry: Registry, name: str, source: CheckpointSource, alias: str | None, watch: Watch) -> Version:
     identity = make_nonce(8)
-    log = SlotLog(join_url(registry.url, "publish", identity))
+    log, pulse = publish_log(registry, identity), pulse_url(registry, identity)
     decision = Decision(registry.url, "publish", f"publish/{identity}")
-    decisions.append(decision, log, {"op": "begin", "name": name, **make_signature()}, expect=0)
+    begin = {"op": "begin", "name": name, "ttl_seconds": TTL_SECONDS, **make_signature()}
+    decisions.append(decision, log, begin, expect=0)
+    bases = Bases(registry, f"publish-{identity}")
     stored: list[str] = []
 
     def store(digest: str, data: bytes) -> str:
+        beat(pulse)
+        if (known := bases.find(digest, len(data))) is not None:
+            return known
         blob = f"blobs/{digest[:2]}/{digest}.{identity}"
         stored.append(join_url(registry.url, blob))
         if not create(stored[-1], data):
             raise StorageError(f"{stored[-1]} is already there with other bytes", hint="Publish again.")
         return blob
 
+    def tell(done: int, total: int) -> None:
+        beat(pulse)
+        watch("storing", done, total)
+
     try:
-        manifest = _describe(name, source, store, partial(watch, "storing"))
-    except BaseException:
-        for url in stored:
-            delete(url)
-        raise
-    record: dict[str, Any] = {"op": "commit", "manifest": manifest.model_dump(mode="json"), **make_signature()}
-    if alias is not None:
-        head = registry.alias_log(name, alias).head()
-        record |= {"alias": alias, "alias_sequence": 0 if head is None else head.sequence + 1}
-    try:
+        bases.lock(name, source.parent)
+        # Its own id makes every manifest the only one of its digest, even where all blobs are another version's.
+        manifest = _describe(name, replace(source, provenance={**source.provenance, "publish": identity}), store, tell)
+        record: dict[str, Any] = {"op": "commit", "manifest": manifest.model_dump(mode="json"), **make_signature()}
+        if alias is not None:
+            head = registry.alias_log(name, alias).head()
+            record |= {"alias": alias, "alias_sequence": 0 if head is None else head.sequence + 1}
         decisions.append(decision, log, record, expect=1)
-    except Conflict as error:
-        raise StorageError(
-            f"publish {identity} of {name} took so long that garbage collection gave it up", hint="Publish again."
-        ) from error
-    return _finish(registry, identity, record)
+    except BaseException as error:
+        # Whether a commit got through that came back with an error, only the log can tell. What cannot be cleaned up
+        # now, because the store is away, is left to garbage collection.
+        with suppress(DaskinferError, OSError):
+            if abort(registry, identity, "publish"):
+                for url in [*stored, pulse]:
+                    delete(url)
+                bases.release()
+        if isinstance(error, Conflict):
+            raise StorageError(
+                f"publish {identity} of {name} was silent for so long that garbage collection gave it up",
+                hint="Publish again.",
+            ) from error
+        raise
+    version = _finish(registry, identity, record)
+    bases.release()
+    return version
 
 
 def _finish(registry: Registry, identity: str, commit: dict[str, Any]) -> Version:
@@ -289,6 +304,7 @@ def _finish(registry: Registry, identity: str, commit: dict[str, Any]) -> Versio
                 manifest.model, commit["alias"], snapshot, expect=commit["alias_sequence"], publish=identity
             )
     create(join_url(registry.url, "publish", f"{identity}.done"), b"{}")
+    delete(pulse_url(registry, identity))
     return version
 
 
@@ -296,7 +312,7 @@ def _append_version(registry: Registry, name: str, identity: str, snapshot: str)
     log = registry.versions_log(name)
     while True:
         slots = log.read()
-        mine = next((slot for slot in slots if slot.record["publish"] == identity), None)
+        mine = next((slot for slot in slots if slot.record.get("publish") == identity), None)
         if mine is not None:
             return as_version(mine)
         record = {"op": "publish", "snapshot": snapshot, "publish": identity, **make_signature()}
