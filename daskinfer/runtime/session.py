@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from distributed import Client
 
-from daskinfer.errors import DaskinferError, Interrupted
+from daskinfer.errors import DaskinferError, Interrupted, StorageError
 from daskinfer.graphs.context import open_job_sink, open_transports
 from daskinfer.graphs.handoff import JobHandle
 from daskinfer.runtime.cluster import open_cluster
@@ -196,6 +197,8 @@ class Session:
             self._tell()
         if self._is_due("check", now, CHECK_SECONDS):
             self._lease.check()
+            with suppress(StorageError):  # a registry that is away for a minute must not end hours of work
+                lock.check()
             if self._lease.trouble and self._is_due("trouble", now, TROUBLE_SECONDS):
                 self._note("heartbeat-failed", self._lease.trouble)
         if self._is_due("snapshot", now, SNAPSHOT_HEARTBEAT_SECONDS):

@@ -227,8 +227,12 @@ class Registry:
     def aliases(self, name: str) -> dict[str, AliasHead]:
         """Return where each alias of a model points."""
         versions = self.versions(name)
-        heads = {alias: self._alias_head(name, alias, versions) for alias in list_names(self._aliases_url(name))}
+        heads = {alias: self._alias_head(name, alias, versions) for alias in self.alias_names(name)}
         return {alias: head for alias, head in heads.items() if head is not None}
+
+    def alias_names(self, name: str) -> list[str]:
+        """Return the names of the aliases that a model has or had."""
+        return list_names(self._aliases_url(name))
 
     def alias_history(self, name: str, alias: str) -> list[AliasHead]:
         """Return every move of an alias, oldest first; none for an unknown alias."""

@@ -45,7 +45,7 @@ class Publication:
     @property
     def job(self) -> str:
         """The name that it holds locks by."""
-        return f"publish-{self.identity}"
+        return name_job(self.identity)
 
 
 def list_publications(registry: Registry) -> list[Publication]:
@@ -84,6 +84,16 @@ def abort(registry: Registry, identity: str, action: Action) -> bool:
         found = read_publication(registry, identity)
         return found is not None and found.state == "aborted"
     return True
+
+
+def name_job(identity: str) -> str:
+    """Return the name that a publish holds locks by."""
+    return f"publish-{identity}"
+
+
+def identity_of(job: str) -> str:
+    """Return the id of the publish that holds locks by this name."""
+    return job.removeprefix("publish-")
 
 
 def publish_log(registry: Registry, identity: str) -> SlotLog:

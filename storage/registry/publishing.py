@@ -27,7 +27,7 @@ from daskinfer.storage.registry.bases import Bases
 from daskinfer.storage.registry.catalog import Registry, Version, as_version
 from daskinfer.storage.registry.decisions import Decision
 from daskinfer.storage.registry.heartbeats import TTL_SECONDS, beat
-from daskinfer.storage.registry.publications import abort, list_publications, publish_log, pulse_url
+from daskinfer.storage.registry.publications import abort, list_publications, name_job, publish_log, pulse_url
 
 PLAIN_SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja", ".md", ".bpe", ".codes", ".tiktoken"})
 """What a configuration or tokenizer file may be; formats that can carry code are not among them."""
@@ -243,7 +243,7 @@ def _publish_new(registry: Registry, name: str, source: CheckpointSource, alias:
     decision = Decision(registry.url, "publish", f"publish/{identity}")
     begin = {"op": "begin", "name": name, "ttl_seconds": TTL_SECONDS, **make_signature()}
     decisions.append(decision, log, begin, expect=0)
-    bases = Bases(registry, f"publish-{identity}")
+    bases = Bases(registry, name_job(identity))
     stored: list[str] = []
 
     def store(digest: str, data: bytes) -> str:
