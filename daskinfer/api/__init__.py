@@ -4,12 +4,15 @@ A notebook and an Airflow task call the same functions as the command line.
 """
 
 from daskinfer.api.catalog import checkpoint, checkpoints, profile, publish, set_alias
+from daskinfer.api.retention import collect_garbage, locks
 from daskinfer.api.runs import jobs, report, run, status, validate
 
 __all__ = [
     "checkpoint",
     "checkpoints",
+    "collect_garbage",
     "jobs",
+    "locks",
     "profile",
     "publish",
     "report",

@@ -1,4 +1,4 @@
-"""`checkpoint`: publish, list, show, alias."""
+"""`checkpoint`: publish, list, show, alias; locks and gc are in `collection`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 
 import click
 
+from daskinfer.cli.collection import gc, locks
 from daskinfer.cli.options import json_option, registry_option
 
 
@@ -149,3 +150,7 @@ def alias(name: str, alias: str, target: str, registry: str, as_json: bool) -> N
         click.echo(found.model_dump_json())
     else:
         print_resolution(f"{name}@{alias} is now", found)
+
+
+for _command in (locks, gc):
+    checkpoint.add_command(_command)

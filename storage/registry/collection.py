@@ -109,6 +109,7 @@ def collect(
             for log in survey.collectors[collector].logs:
                 marks.end(registry.url, log, collector)
     versions = name_versions(registry)
+    rank = {snapshot: number for number, snapshot in enumerate(versions)}
     orphans = {identity: blobs for identity, blobs in freed.items() if identity not in outcome.swept}
     total, size = count(freed)
     orphan_blobs, orphan_size = count(orphans)
@@ -124,7 +125,7 @@ def collect(
                 blobs=len(freed[snapshot]),
                 size=sum(freed[snapshot].values()),
             )
-            for snapshot in outcome.swept
+            for snapshot in sorted(outcome.swept, key=lambda snapshot: rank.get(snapshot, len(rank)))
         ),
         kept=tuple(
             KeptSnapshot(
@@ -133,7 +134,9 @@ def collect(
                 reasons=tuple(reasons),
                 holders=tuple(describe_holder(registry, snapshot, each) for each in holders),
             )
-            for snapshot, (reasons, holders) in outcome.kept.items()
+            for snapshot, (reasons, holders) in sorted(
+                outcome.kept.items(), key=lambda item: rank.get(item[0], len(rank))
+            )
         ),
         finished=tuple(describe_publication(registry, each) for each in committed),
         aborted=tuple(describe_publication(registry, each) for each in silent),

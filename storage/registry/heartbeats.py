@@ -62,13 +62,19 @@ class Watcher:
         Seconds on any clock of this process that never goes back.
     sleep
         Waits so many seconds of that clock.
+    tell
+        Called now and then with how long it has watched, and how long it will watch at most; in seconds.
     """
 
     def __init__(
-        self, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        tell: Callable[[float, float], None] = lambda seconds, longest: None,
     ) -> None:
         self._clock = clock
         self._sleep = sleep
+        self._tell = tell
         self._dead: dict[str, str | None] = {}
 
     def watch(self, pulses: Iterable[Pulse]) -> None:
@@ -86,9 +92,10 @@ class Watcher:
                     self._dead[url] = found
                     del waiting[url]
             if waiting:
-                left = min(pulse.ttl_seconds for pulse in waiting.values()) - (self._clock() - since)
-                shortest = min(pulse.ttl_seconds for pulse in waiting.values())
-                self._sleep(max(0.0, min(left, shortest / _LOOKS, _LONGEST_PAUSE)))
+                times = [pulse.ttl_seconds for pulse in waiting.values()]
+                watched = self._clock() - since
+                self._tell(watched, max(times))
+                self._sleep(max(0.0, min(min(times) - watched, min(times) / _LOOKS, _LONGEST_PAUSE)))
 
     def assume(self, url: str) -> None:
         """Take the writer of a heartbeat for dead because somebody who knows said so."""

@@ -12,7 +12,7 @@ from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.publications import Publication
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Retention:
     """Rules of what to keep. They are for people: no rule makes anything safer, and no clock can make it less safe."""
 
@@ -63,10 +63,10 @@ def _keep_versions(
             standing.append(record["snapshot"])
         age = datetime.now(UTC) - datetime.fromisoformat(record["at"])
         if retention.keep_days and age < timedelta(days=retention.keep_days):
-            keepers[record["snapshot"]].append(f"{name} v{number} is younger than {retention.keep_days:g} day(s)")
+            keepers[record["snapshot"]].append(f"younger than {retention.keep_days:g} days")
     newest = standing[-retention.keep_versions :] if retention.keep_versions else []
     for snapshot in dict.fromkeys(newest):
-        keepers[snapshot].append(f"among the last {retention.keep_versions} version(s) of {name}")
+        keepers[snapshot].append(f"among the last {retention.keep_versions} of {name}")
 
 
 def name_versions(registry: Registry) -> dict[str, list[str]]:

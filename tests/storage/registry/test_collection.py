@@ -78,13 +78,13 @@ def test_what_nothing_keeps_is_deleted(any_store: str) -> None:
     assert find_files(join_url(registry.url, "blobs")) == sizes and registry.life(snapshots[0]) == "live"
     report = collect(registry, LAST)
     assert report == expected.model_copy(update={"dry_run": False})
-    assert sorted(deleted(report)) == sorted([snapshots[0], snapshots[2]])
-    assert {row.versions for row in report.deleted} == {("mini v1",), ("mini v3",)}
+    assert deleted(report) == [snapshots[0], snapshots[2]]
+    assert [row.versions for row in report.deleted] == [("mini v1",), ("mini v3",)]
     left = find_files(join_url(registry.url, "blobs"))
     assert (report.blobs, report.size) == (len(sizes) - len(left), sum(sizes.values()) - sum(left.values()))
     assert {row.snapshot: row.reasons for row in report.kept} == {
         snapshots[1]: ("alias mini@prod",),
-        snapshots[3]: ("among the last 1 version(s) of mini",),
+        snapshots[3]: ("among the last 1 of mini",),
     }
     check_registry(registry)
     for snapshot in deleted(report):
@@ -101,21 +101,21 @@ def test_rules_keep(tmp_path: Path) -> None:
     publish(registry, "other", make_checkpoint(9), None)
     assert deleted(collect(registry)) == []  # all are younger than a day
     report = collect(registry, Retention(keep_days=0), dry_run=True)
-    assert deleted(report) == sorted(snapshots[:2])
+    assert deleted(report) == snapshots[:2]
     reasons = {row.snapshot: row.reasons for row in collect(registry, dry_run=True).kept}
-    assert reasons[snapshots[0]] == ("mini v1 is younger than 1 day(s)",)
+    assert reasons[snapshots[0]] == ("younger than 1 days",)
     # What was yanked does not count, unless that was taken back.
     log = registry.versions_log("mini")
     log.append({"op": "yank", "version": 5, "reason": "bad", "by": "a", "at": "b"})
     log.append({"op": "yank", "version": 4, "reason": "bad", "by": "a", "at": "b"})
     log.append({"op": "unyank", "version": 4, "reason": "good", "by": "a", "at": "b"})
-    assert deleted(collect(registry, Retention(keep_days=0), dry_run=True)) == sorted([snapshots[0], snapshots[4]])
-    assert deleted(collect(registry, Retention(keep_versions=1, keep_days=0))) == sorted([*snapshots[:3], snapshots[4]])
+    assert deleted(collect(registry, Retention(keep_days=0), dry_run=True)) == [snapshots[0], snapshots[4]]
+    assert deleted(collect(registry, Retention(keep_versions=1, keep_days=0))) == [*snapshots[:3], snapshots[4]]
     # Neither does what was deleted.
     registry, snapshots = make_registry(tmp_path / "second", 3)
     registry.life_log(snapshots[2]).append({"op": "condemn"})
     registry.life_log(snapshots[2]).append({"op": "sweep"})
-    assert sorted(deleted(collect(registry, LAST))) == sorted([snapshots[0], snapshots[2]])
+    assert deleted(collect(registry, LAST)) == [snapshots[0], snapshots[2]]
     check_registry(registry)
 
 
