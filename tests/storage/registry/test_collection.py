@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -20,30 +17,12 @@ from daskinfer.storage.registry import collection, deletion, locks
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.collection import collect
 from daskinfer.storage.registry.heartbeats import Watcher, beat
-from daskinfer.storage.registry.publications import list_publications
 from daskinfer.storage.registry.publishing import publish
 from daskinfer.storage.registry.retention import Retention
 from daskinfer.storage.registry.verdicts import Verdicts
 from daskinfer.testing.checkpoints import make_checkpoint
+from daskinfer.testing.registries import LAST, NOTHING, VirtualTime, check_registry
 from daskinfer.testing.stores import race
-
-NOTHING = Retention(keep_versions=0, keep_days=0)
-LAST = Retention(keep_versions=1, keep_days=0)
-
-
-class VirtualTime:
-    """A clock that only sleeping moves; `meanwhile` runs at every sleep."""
-
-    def __init__(self, meanwhile: Callable[[], object] = lambda: None) -> None:
-        self.now = 0.0
-        self.meanwhile = meanwhile
-
-    def sleep(self, seconds: float) -> None:
-        self.now += max(seconds, 0.001)
-        self.meanwhile()
-
-    def watcher(self) -> Watcher:
-        return Watcher(lambda: self.now, self.sleep)
 
 
 def make_registry(url: str | Path, versions: int = 4, alias: str | None = None) -> tuple[Registry, list[str]]:
@@ -53,21 +32,6 @@ def make_registry(url: str | Path, versions: int = 4, alias: str | None = None) 
 
 def deleted(report: CollectionReport) -> list[str]:
     return [row.snapshot for row in report.deleted]
-
-
-def check_registry(registry: Registry) -> None:
-    """Nothing is missing and nothing is left over."""
-    named: set[str] = set()
-    for name in list_names(join_url(registry.url, "manifests")):
-        snapshot = f"sha256:{name.removesuffix('.json')}"
-        assert registry.life(snapshot) == "live"
-        manifest = registry.manifest(snapshot)
-        for piece in manifest.files:
-            registry.file(manifest, piece.path)
-        for group in manifest.groups:
-            read_group(registry.url, group)
-        named |= manifest.blobs.keys()
-    assert {f"blobs/{name}" for name in find_files(join_url(registry.url, "blobs"))} == named
 
 
 def test_what_nothing_keeps_is_deleted(any_store: str) -> None:
@@ -301,95 +265,6 @@ def test_an_open_collection_is_told_of_and_can_be_closed(tmp_path: Path, monkeyp
     assert left.collector.startswith("gc-") and "@" in left.by
     assert collect(registry, LAST, assume_dead=[left.collector]).collections == ()
     assert collect(registry, LAST).collections == ()
-
-
-KILLED = """
-import os, sys
-from dataclasses import replace
-from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.publications import list_publications
-from daskinfer.storage.registry.publishing import GroupSource, publish
-from daskinfer.testing.checkpoints import make_checkpoint
-registry = Registry(sys.argv[1])
-def die():
-    if list_publications(registry):
-        os._exit(9)
-    return make_checkpoint().groups[0].blob()
-base = make_checkpoint(0)
-new = GroupSource("layer.0", make_checkpoint(5).groups[1].blob)
-publish(registry, "mini", replace(base, groups=[base.groups[0], new, GroupSource("layer.1", die)]), "prod")
-"""
-
-
-def test_a_publish_that_died_is_given_up_after_its_time(tmp_path: Path) -> None:
-    registry, (first,) = make_registry(tmp_path, 1)
-    assert subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], timeout=60, check=False).returncode == 9
-    (publication,) = list_publications(registry)
-    # A blob that was half written, as a killed process leaves it.
-    (tmp_path / "blobs/aa").mkdir(exist_ok=True)
-    (tmp_path / f"blobs/aa/.{'a' * 64}.{publication.identity}.0123456789abcdef.tmp").write_bytes(b"half")
-    report = collect(registry, NOTHING)
-    assert [row.publish for row in report.waiting] == [publication.job]
-    (row,) = report.kept
-    assert [(each.job, each.purpose) for each in row.holders] == [(publication.job, "base")]
-    assert report.waiting[0].heartbeat_age is not None
-    expected = collect(registry, LAST, dry_run=True, wait=True, watcher=VirtualTime().watcher())
-    time = VirtualTime()
-    report = collect(registry, LAST, wait=True, watcher=time.watcher())
-    assert time.now >= 900
-    assert [row.publish for row in expected.aborted] == [row.publish for row in report.aborted] == [publication.job]
-    assert (expected.orphan_blobs, expected.orphan_size) == (report.orphan_blobs, report.orphan_size)
-    assert report.orphan_blobs == 2 and report.waiting == ()
-    check_registry(registry)
-    assert locks.list_holders(registry, first) == []
-    again = collect(registry, LAST)
-    assert (again.aborted, again.orphan_blobs) == ((), 0)
-    assert publish(registry, "mini", make_checkpoint(3), "prod").version == 2
-
-
-def test_a_slow_publish_that_was_given_up_cannot_commit(tmp_path: Path) -> None:
-    """And takes nothing along: its base may be gone."""
-    registry, (first,) = make_registry(tmp_path, 1)
-    reached, go_on = threading.Event(), threading.Event()
-    failures: list[BaseException] = []
-
-    def wait() -> bytes:
-        if list_publications(registry):
-            reached.set()
-            assert go_on.wait(30)
-        return make_checkpoint(5).groups[0].blob()
-
-    def run() -> None:
-        base = make_checkpoint(0)
-        try:
-            publish(registry, "mini", replace(base, groups=[*base.groups[:2], replace(base.groups[2], blob=wait)]))
-        except StorageError as error:
-            failures.append(error)
-
-    publisher = threading.Thread(target=run)
-    publisher.start()
-    assert reached.wait(30)
-    (publication,) = list_publications(registry)
-    report = collect(registry, NOTHING, assume_dead=[publication.job])
-    assert deleted(report) == [first] and [row.publish for row in report.aborted] == [publication.job]
-    go_on.set()
-    publisher.join()
-    assert "garbage collection gave it up" in str(failures[0])
-    assert collect(registry, NOTHING).blobs == 0
-    check_registry(registry)
-    assert find_files(f"{tmp_path}/locks") == {}
-
-
-def test_a_committed_publish_is_finished_and_kept(tmp_path: Path) -> None:
-    registry, (first,) = make_registry(tmp_path, 1)
-    (version,) = registry.versions("mini")
-    for path in (f"publish/{version.publish}.done", "models"):
-        delete(f"{tmp_path}/{path}", recursive=True)
-    assert [row.name for row in collect(registry, NOTHING, dry_run=True).finished] == ["mini"]
-    assert registry.names() == []
-    report = collect(registry, LAST)
-    assert [row.publish for row in report.finished] == [f"publish-{version.publish}"]
-    assert deleted(report) == [] and registry.resolve("mini@v1").snapshot == first
 
 
 def test_many_collectors_at_once(any_store: str) -> None:
