@@ -3,18 +3,23 @@
 A notebook and an Airflow task call the same functions as the command line.
 """
 
-from daskinfer.api.catalog import checkpoint, checkpoints, profile, publish, set_alias
+from daskinfer.api.catalog import checkpoint, checkpoints, profile, publish
+from daskinfer.api.moves import alias_history, roll_back, set_alias, unset_alias, yank
 from daskinfer.api.runs import jobs, report, run, status, validate
 
 __all__ = [
+    "alias_history",
     "checkpoint",
     "checkpoints",
     "jobs",
     "profile",
     "publish",
     "report",
+    "roll_back",
     "run",
     "set_alias",
     "status",
+    "unset_alias",
     "validate",
+    "yank",
 ]

@@ -6,6 +6,17 @@ from daskinfer.spec.section import Section
 from daskinfer.spec.snapshot import Resolution
 
 
+class YankRow(Section):
+    """That a version was yanked."""
+
+    by: str
+    """Who did it: user@host."""
+    at: str
+    """ISO 8601, UTC."""
+    reason: str | None = None
+    """Why."""
+
+
 class VersionRow(Section):
     """A published version of a checkpoint."""
 
@@ -13,6 +24,8 @@ class VersionRow(Section):
     """From 1."""
     snapshot: str
     """Snapshot digest."""
+    yanked: YankRow | None = None
+    """Who yanked it, and why; None while names may lead to it."""
 
 
 class AliasRow(Section):
@@ -26,6 +39,33 @@ class AliasRow(Section):
     """Version number of that snapshot, where it has one."""
 
 
+class MoveRow(Section):
+    """One move of an alias."""
+
+    sequence: int
+    """Number of the move, from 0."""
+    operation: str
+    """`set`, `unset`, or `merge` where two histories of it were made one."""
+    snapshot: str | None
+    """Snapshot digest; None where it was unset."""
+    version: int | None
+    """Version number of that snapshot, where it has one."""
+    at: str
+    """ISO 8601, UTC."""
+    by: str
+    """Who moved it: user@host."""
+    reason: str | None = None
+    """Why."""
+    gate: str | None = None
+    """Digest of the gate report that came with it."""
+    publish: str | None = None
+    """Id of the publish that moved it."""
+    rollback_of: int | None = None
+    """The move that it took back."""
+    restores: int | None = None
+    """The earlier move whose target it went back to."""
+
+
 class CheckpointRow(Section):
     """A checkpoint name in a registry, in one line."""
 
@@ -34,7 +74,9 @@ class CheckpointRow(Section):
     versions: int
     """How many are published."""
     latest: VersionRow
-    """The newest one."""
+    """The newest one that was not yanked; the newest of all where all were."""
+    yanked: tuple[int, ...] = ()
+    """Numbers of the versions that were yanked."""
     aliases: tuple[AliasRow, ...] = ()
     """By name."""
 
