@@ -74,7 +74,7 @@ def read_pieces(url: str, begin: int, end: int, size: int = PIECE) -> Iterator[b
 
 
 def _read_local(url: str, begin: int, end: int, size: int) -> Iterator[bytes]:
-    with explain_errors(url, "read"), Path(absolute_url(url)).open("rb", buffering=0) as file:
+    with explain_errors(url, "read"), Path(absolute_url(url)).open("rb") as file:
         file.seek(begin)
         while begin < end:
             data = file.read(min(size, end - begin))

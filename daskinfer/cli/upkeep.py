@@ -35,3 +35,30 @@ def verify(ctx: click.Context, reference: str | None, deep: bool, registry: str,
     else:
         print_verification(found)
     ctx.exit(found.damaged)
+
+
+@click.command()
+@click.argument("before")
+@click.argument("after")
+@registry_option
+@json_option
+def diff(before: str, after: str, registry: str, as_json: bool) -> None:
+    """Show what differs between the checkpoints that BEFORE and AFTER mean, and by how much.
+
+    Files, layer groups and tensors are compared by digest; only tensors that differ are read.
+
+    \b
+    Examples:
+      daskinfer checkpoint diff minilm@prod minilm@candidate
+      daskinfer checkpoint diff minilm@v1 minilm@v2 --json
+    """
+    from daskinfer import api
+    from daskinfer.cli.registries import print_difference
+    from daskinfer.cli.transfer import TransferDisplay
+
+    with TransferDisplay(f"{before} {after}") as display:
+        found = api.diff(before, after, registry=registry, watch=display)
+    if as_json:
+        click.echo(found.model_dump_json())
+    else:
+        print_difference(found)

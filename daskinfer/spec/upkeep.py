@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from daskinfer.spec.section import Section
+from daskinfer.spec.snapshot import Resolution
 
 
 class Finding(Section):
@@ -44,3 +45,71 @@ class Verification(Section):
     def damaged(self) -> bool:
         """Whether anything is."""
         return any(finding.damaged for finding in self.findings)
+
+
+class Changes(Section):
+    """Names that are on one side only, or different on both."""
+
+    added: tuple[str, ...] = ()
+    """Only in the second."""
+    removed: tuple[str, ...] = ()
+    """Only in the first."""
+    changed: tuple[str, ...] = ()
+    """In both, with other content."""
+    same: int = 0
+    """How many are equal."""
+
+
+class TensorForm(Section):
+    """What a tensor is made of."""
+
+    dtype: str
+    """safetensors dtype: F32, BF16 ..."""
+    shape: tuple[int, ...]
+    """Dimensions."""
+
+
+class TensorChange(Section):
+    """How much a tensor changed."""
+
+    group: str
+    """Its layer group."""
+    name: str
+    """Its name."""
+    before: TensorForm
+    """In the first checkpoint."""
+    after: TensorForm
+    """In the second."""
+    elements: int | None = None
+    """How many were compared; None, like all that follows, where the shapes differ."""
+    changed: int | None = None
+    """How many of them differ."""
+    greatest: int | float | None = None
+    """Largest absolute difference; exact for integers."""
+    mean: float | None = None
+    """Mean absolute difference, over all of them."""
+    relative: float | None = None
+    """L2 norm of the difference over that of the first; None where that is zero."""
+    not_finite: int = 0
+    """Elements that differ and are NaN or infinite on a side: left out of the three numbers above."""
+
+
+class Difference(Section):
+    """What differs between two checkpoints."""
+
+    before: Resolution
+    """The first."""
+    after: Resolution
+    """The second."""
+    facts: dict[str, tuple[str, str]] = {}
+    """Architecture, precision and the like, where they differ: in the first, in the second."""
+    files: Changes
+    """Configuration and tokenizer files."""
+    groups: Changes
+    """Layer groups."""
+    tensors: Changes
+    """Tensors, as group/name."""
+    changes: tuple[TensorChange, ...] = ()
+    """How much each changed tensor changed, in the model's order."""
+    read: int
+    """Bytes of weights that were read to find out."""
