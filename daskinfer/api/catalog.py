@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from daskinfer.api.moves import describe_yank
 from daskinfer.runtime.checkpoints import publish_checkpoint
 from daskinfer.runtime.outlines import trace_usual_task
 from daskinfer.runtime.profiles import profile_checkpoint
@@ -171,7 +170,7 @@ def profile(
 
 def _versions(registry: Registry, name: str) -> tuple[VersionRow, ...]:
     return tuple(
-        VersionRow(number=found.number, snapshot=found.snapshot, yanked=describe_yank(found))
+        VersionRow(number=found.number, snapshot=found.snapshot, yanked=found.yanked)
         for found in registry.versions(name)
     )
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
-from daskinfer.spec.listing import MoveRow, VersionRow, YankRow
+from daskinfer.spec.listing import AliasMove, VersionRow
 from daskinfer.spec.snapshot import Resolution
 from daskinfer.storage.registry import aliases, versions
-from daskinfer.storage.registry.aliases import AliasMove
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.versions import Version
 
 
 def set_alias(
@@ -53,12 +50,12 @@ def set_alias(
 
 def unset_alias(
     name: str, alias: str, *, registry: str, expect: int | None = None, reason: str | None = None
-) -> MoveRow:
+) -> AliasMove:
     """Let an alias point nowhere; its history stays."""
-    return _describe(aliases.unset_alias(Registry(registry), name, alias, expect=expect, reason=reason))
+    return aliases.unset_alias(Registry(registry), name, alias, expect=expect, reason=reason)
 
 
-def alias_history(name: str, alias: str, *, registry: str) -> list[MoveRow]:
+def alias_history(name: str, alias: str, *, registry: str) -> list[AliasMove]:
     """Return every move of an alias, oldest first.
 
     Raises
@@ -66,7 +63,7 @@ def alias_history(name: str, alias: str, *, registry: str) -> list[MoveRow]:
     CheckpointError
         It was never set.
     """
-    return [_describe(move) for move in aliases.read_history(Registry(registry), name, alias)]
+    return aliases.read_history(Registry(registry), name, alias)
 
 
 def roll_back(
@@ -116,20 +113,7 @@ def yank(name: str, version: str, *, registry: str, reason: str | None = None, u
         There is no such version, or nothing is left to do.
     """
     row = (versions.unyank if undo else versions.yank)(Registry(registry), name, version, reason)
-    return VersionRow(number=row.number, snapshot=row.snapshot, yanked=describe_yank(row))
-
-
-def describe_yank(version: Version) -> YankRow | None:
-    """Return who yanked a version, and why."""
-    yank = version.yanked
-    return None if yank is None else YankRow(by=yank.by, at=yank.created, reason=yank.reason)
-
-
-def _describe(move: AliasMove) -> MoveRow:
-    facts = asdict(move)
-    facts["at"] = facts.pop("created")
-    del facts["alias"]
-    return MoveRow(**facts)
+    return VersionRow(number=row.number, snapshot=row.snapshot, yanked=row.yanked)
 
 
 def _resolve(reference: str, name: str, move: AliasMove) -> Resolution:

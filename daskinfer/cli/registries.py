@@ -8,17 +8,17 @@ from rich.text import Text
 
 from daskinfer.cli.show import print_lines, print_table, stdout
 from daskinfer.ids import shorten
-from daskinfer.spec.listing import MoveRow
+from daskinfer.spec.listing import AliasMove
 from daskinfer.spec.upkeep import Difference, TensorChange, Verification
 from daskinfer.units import format_bytes
 
 
-def print_history(moves: Sequence[MoveRow]) -> None:
+def print_history(moves: Sequence[AliasMove]) -> None:
     """Print a line for each move of an alias, the newest first."""
     rows = [
         [
             Text(str(move.sequence)),
-            Text(move.at),
+            Text(move.created),
             Text(move.by),
             Text("-" if move.version is None else f"v{move.version}"),
             Text("-" if move.snapshot is None else f"sha256:{shorten(move.snapshot)}"),
@@ -76,7 +76,7 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
 
 
-def _explain(move: MoveRow) -> str:
+def _explain(move: AliasMove) -> str:
     notes = []
     if move.operation != "set":
         notes.append({"unset": "unset", "merge": "two histories made one"}[move.operation])

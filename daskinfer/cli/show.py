@@ -123,7 +123,7 @@ def print_checkpoint(detail: CheckpointDetail) -> None:
     stdout().print(Text(f"{resolution.name}{version}", style="bold"))
     yank = next((row.yanked for row in detail.versions if row.number == resolution.version), None)
     if yank is not None:
-        stdout().print(Text(f"yanked by {yank.by} at {yank.at}" + (f": {yank.reason}" if yank.reason else "")))
+        stdout().print(Text(f"yanked {yank}"))
     lines = {
         "snapshot": resolution.snapshot,
         "model": f"{detail.architecture}, {detail.dtype}, {format_bytes(detail.size)}",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from daskinfer.errors import CheckpointError, Conflict
-from daskinfer.ids import digest_of, make_nonce, shorten
+from daskinfer.ids import digest_of, make_nonce
+from daskinfer.spec.listing import AliasMove
 from daskinfer.storage.naming import check_alias, make_signature
 from daskinfer.storage.registry import decisions, locks
 from daskinfer.storage.registry.decisions import Decision
@@ -18,61 +18,24 @@ if TYPE_CHECKING:
     from daskinfer.storage.registry.catalog import Registry
 
 
-@dataclass(frozen=True, slots=True)
-class AliasMove:
-    """Where an alias points, or pointed at one time."""
-
-    alias: str
-    """Its name."""
-    sequence: int
-    """Number of the move, from 0."""
-    operation: str
-    """`set`, `unset`, or `merge` where two histories of it were made one."""
-    snapshot: str | None
-    """Snapshot digest; None where it was unset."""
-    version: int | None
-    """Version number of the snapshot."""
-    created: str
-    """When it was moved here; ISO 8601, UTC."""
-    by: str
-    """Who moved it: user@host."""
-    publish: str | None
-    """Id of the publish that moved it; None where a person did."""
-    reason: str | None = None
-    """Why, in the words of whoever did it."""
-    gate: str | None = None
-    """Digest of the gate report that came with it."""
-    rollback_of: int | None = None
-    """The move that it took back."""
-    restores: int | None = None
-    """The earlier move whose target it went back to."""
-
-    @property
-    def target(self) -> str:
-        """Where to, for people."""
-        if self.snapshot is None:
-            return "nowhere"
-        return shorten(self.snapshot) if self.version is None else f"v{self.version}"
-
-
 def describe_move(alias: str, slot: Slot, versions: Sequence[Version]) -> AliasMove:
     """Return the move that a record of an alias's log stands for."""
     record = slot.record
     version = find_version(versions, record["snapshot"])
     gate = record.get("gate")
     return AliasMove(
-        alias,
-        slot.sequence,
-        record["op"],
-        record["snapshot"],
-        None if version is None else version.number,
-        record["at"],
-        record["by"],
-        record["publish"],
-        record.get("reason"),
-        None if gate is None else digest_of(gate),
-        record.get("rollback_of"),
-        record.get("restores"),
+        alias=alias,
+        sequence=slot.sequence,
+        operation=record["op"],
+        snapshot=record["snapshot"],
+        version=None if version is None else version.number,
+        created=record["at"],
+        by=record["by"],
+        publish=record["publish"],
+        reason=record.get("reason"),
+        gate=None if gate is None else digest_of(gate),
+        rollback_of=record.get("rollback_of"),
+        restores=record.get("restores"),
     )
 
 

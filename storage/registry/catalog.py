@@ -22,11 +22,12 @@ from pydantic import ValidationError
 
 from daskinfer.errors import CheckpointError, CorruptBlob, SnapshotGone
 from daskinfer.ids import canonical_json, sha256_of, shorten
+from daskinfer.spec.listing import AliasMove
 from daskinfer.spec.snapshot import Manifest, Resolution
 from daskinfer.storage.exclusive import create
 from daskinfer.storage.filesystem import absolute_url, join_url, list_names, read_bytes
 from daskinfer.storage.naming import check_name, suggest
-from daskinfer.storage.registry.aliases import AliasMove, describe_move, set_alias
+from daskinfer.storage.registry.aliases import describe_move, set_alias
 from daskinfer.storage.registry.versions import Version, find_version, fold, refuse_yanked
 from daskinfer.storage.slotlog import SlotLog
 

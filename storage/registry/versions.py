@@ -13,29 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from daskinfer.errors import CheckpointError, YankedVersion
 from daskinfer.ids import make_nonce
+from daskinfer.spec.listing import Yank
 from daskinfer.storage.naming import make_signature
 from daskinfer.storage.registry import decisions
 from daskinfer.storage.registry.decisions import Decision
 
 if TYPE_CHECKING:
     from daskinfer.storage.registry.catalog import Registry
-
-
-@dataclass(frozen=True, slots=True)
-class Yank:
-    """That a version must not be taken by name any more."""
-
-    identity: str
-    """What an `unyank` names."""
-    by: str
-    """Who yanked it: user@host."""
-    created: str
-    """ISO 8601, UTC."""
-    reason: str | None
-    """Why, in the words of whoever did it."""
-
-    def __str__(self) -> str:
-        return f"by {self.by} at {self.created}" + (f": {self.reason}" if self.reason else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +54,7 @@ def fold(records: Iterable[dict[str, Any]]) -> list[Version]:
         if record["op"] == "publish":
             published.append(record)
         elif record["op"] == "yank":
-            found = Yank(record["yank"], record["by"], record["at"], record["reason"])
+            found = Yank(identity=record["yank"], by=record["by"], created=record["at"], reason=record["reason"])
             yanks.setdefault(record["version"], []).append(found)
         else:
             undone.update(record["undoes"])
