@@ -6,7 +6,7 @@ A notebook and an Airflow task call the same functions as the command line.
 from daskinfer.api.catalog import checkpoint, checkpoints, profile, publish
 from daskinfer.api.moves import alias_history, roll_back, set_alias, unset_alias, yank
 from daskinfer.api.runs import jobs, report, run, status, validate
-from daskinfer.api.upkeep import diff, verify
+from daskinfer.api.upkeep import diff, sync, verify
 
 __all__ = [
     "alias_history",
@@ -21,6 +21,7 @@ __all__ = [
     "run",
     "set_alias",
     "status",
+    "sync",
     "unset_alias",
     "validate",
     "verify",

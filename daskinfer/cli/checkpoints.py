@@ -8,7 +8,7 @@ import click
 
 from daskinfer.cli.aliases import alias, history, rollback, yank
 from daskinfer.cli.options import json_option, registry_option
-from daskinfer.cli.upkeep import diff, verify
+from daskinfer.cli.upkeep import diff, sync, verify
 
 
 @click.group()
@@ -127,5 +127,5 @@ def show(reference: str, registry: str, as_json: bool) -> None:
         print_checkpoint(found)
 
 
-for _command in (alias, history, rollback, yank, verify, diff):
+for _command in (alias, history, rollback, yank, verify, diff, sync):
     checkpoint.add_command(_command)

@@ -9,7 +9,7 @@ from rich.text import Text
 from daskinfer.cli.show import print_lines, print_table, stdout
 from daskinfer.ids import shorten
 from daskinfer.spec.listing import AliasMove
-from daskinfer.spec.upkeep import Difference, TensorChange, Verification
+from daskinfer.spec.upkeep import Difference, SyncedAlias, SyncedVersion, SyncReport, TensorChange, Verification
 from daskinfer.units import format_bytes
 
 
@@ -59,6 +59,64 @@ def print_difference(found: Difference) -> None:
     if found.changes:
         heads = ("TENSOR", "FORM", "CHANGED", "MAX |DIFF|", "MEAN |DIFF|", "RELATIVE L2")
         print_table(heads, [[Text(cell) for cell in _change_cells(change)] for change in found.changes], "")
+
+
+_OUTCOMES = {
+    "forward": "got its newer moves",
+    "adopt": "took it over: the source had taken in all moves there",
+    "merged": "was merged as told",
+}
+
+
+def print_sync(found: SyncReport) -> None:
+    """Print what was copied and what became of the aliases; what was equal is only counted."""
+    would = "would be " if found.dry_run else ""
+    for version in found.versions:
+        line = f"{version.name} v{version.number} sha256:{shorten(version.snapshot)}"
+        if version.outcome == "copied":
+            stdout().print(Text(f"{would}copied  {line}, {format_bytes(version.size)}{_tell_copy(version)}"))
+        elif version.outcome != "there":
+            why = "it was deleted there" if version.outcome == "deleted" else "it is no more in the source"
+            stdout().print(Text(f"skipped  {line}: {why}"))
+    for alias in found.aliases:
+        _print_synced(alias, would)
+    same = sum(version.outcome == "there" for version in found.versions)
+    quiet = sum(alias.outcome in ("equal", "ahead") for alias in found.aliases)
+    copied = [version for version in found.versions if version.outcome == "copied"]
+    parts = [
+        f"{len(copied):,} versions ({format_bytes(sum(version.size for version in copied))}) {would}copied",
+        f"{same:,} were there",
+        f"{quiet:,} of {len(found.aliases):,} aliases had no news",
+        *(f"{count:,} {what}" for count, what in ((found.yanks, "yanks"), (found.signatures, "signatures")) if count),
+    ]
+    verdict = ("in sync", "bold green") if found.clean else ("not in sync", "bold red")
+    if found.dry_run:
+        verdict = ("dry run", "bold cyan")
+    stdout().print(Text.assemble(verdict, "  ", (f"{found.source} -> {found.target}", "bold"), f"  {', '.join(parts)}"))
+
+
+def _tell_copy(version: SyncedVersion) -> str:
+    notes = ""
+    if version.becomes is not None and version.becomes != version.number:
+        notes += f"; it is v{version.becomes} there"
+    if version.referred:
+        notes += f"; {version.referred} layer groups stay in files that it refers to"
+    return notes
+
+
+def _print_synced(row: SyncedAlias, would: str) -> None:
+    name, here = f"{row.name}@{row.alias}", row.source.target
+    there = "nowhere" if row.target is None else row.target.target
+    if row.outcome == "conflict" and row.target is not None:
+        stdout().print(Text.assemble(("conflict", "bold red"), f"  {name} was moved in both registries:"))
+        for side, head in (("source", row.source), ("target", row.target)):
+            stdout().print(Text(f"  {side}  {head.target} by {head.by} at {head.created} (move {head.sequence})"))
+        stdout().print(Text(f"  do      choose one: --resolve {name}=source, or --resolve {name}=target"))
+    elif row.outcome == "blocked":
+        stdout().print(Text.assemble(("blocked", "bold red"), f"  {name} stays at {there}: {row.problem}"))
+    elif row.outcome in _OUTCOMES:
+        what = f"{_OUTCOMES[row.outcome]}, {row.moves:,} moves; in the source it is {here}"
+        stdout().print(Text(f"{would}moved  {name} {what}"))
 
 
 def _change_cells(change: TensorChange) -> list[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+from daskinfer.spec.listing import AliasMove
 from daskinfer.spec.section import Section
 from daskinfer.spec.snapshot import Resolution
 
@@ -113,3 +116,70 @@ class Difference(Section):
     """How much each changed tensor changed, in the model's order."""
     read: int
     """Bytes of weights that were read to find out."""
+
+
+Outcome = Literal["copied", "there", "deleted", "gone"]
+"""It is new in the target, was there, had been deleted there and stays so, or is no more in the source."""
+
+
+class SyncedVersion(Section):
+    """What became of one version of the source."""
+
+    name: str
+    """Model name."""
+    number: int
+    """Version number in the source."""
+    snapshot: str
+    """Snapshot digest, the same in both."""
+    outcome: Outcome
+    """Whether it was copied."""
+    size: int = 0
+    """Bytes that were copied."""
+    referred: int = 0
+    """Layer groups that stay in files that the checkpoint refers to."""
+    becomes: int | None = None
+    """Version number in the target; None where it is not there (or would not be: in a dry run)."""
+
+
+class SyncedAlias(Section):
+    """What became of one alias of the source."""
+
+    name: str
+    """Model name."""
+    alias: str
+    """Its name."""
+    outcome: Literal["equal", "ahead", "forward", "adopt", "merged", "conflict", "blocked"]
+    """The target's history is equal, or ahead; got the source's newer moves; took over the source's target, which had
+    taken in the target's history; was merged as told; both have news; or the snapshot cannot be had in the target."""
+    moves: int = 0
+    """How many were appended."""
+    source: AliasMove
+    """Where it points in the source, by the source's version numbers."""
+    target: AliasMove | None
+    """Where it pointed in the target before; None where it never did."""
+    problem: str | None = None
+    """Why it is blocked."""
+
+
+class SyncReport(Section):
+    """What a sync did, or would do."""
+
+    source: str
+    """URL of the registry that was read."""
+    target: str
+    """URL of the registry that was written."""
+    dry_run: bool
+    """Whether nothing was written."""
+    versions: tuple[SyncedVersion, ...]
+    """By name and number."""
+    aliases: tuple[SyncedAlias, ...]
+    """By name."""
+    yanks: int
+    """Yanks and unyanks that were appended."""
+    signatures: int
+    """Signatures that were copied."""
+
+    @property
+    def clean(self) -> bool:
+        """Whether the target has all that it can have: no conflict, nothing blocked."""
+        return not any(each.outcome in ("conflict", "blocked") for each in self.aliases)

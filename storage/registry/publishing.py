@@ -144,7 +144,7 @@ def finish_all(registry: Registry) -> list[Version]:
             continue
         records = SlotLog(join_url(url, name)).read()
         if len(records) > 1 and records[1].record["op"] == "commit":
-            finished.append(_finish(registry, name, records[1].record))
+            finished.append(finish(registry, name, records[1].record))
     return finished
 
 
@@ -274,19 +274,23 @@ def _publish_new(registry: Registry, name: str, source: CheckpointSource, alias:
         raise StorageError(
             f"publish {identity} of {name} took so long that garbage collection gave it up", hint="Publish again."
         ) from error
-    return _finish(registry, identity, record)
+    return finish(registry, identity, record)
 
 
-def _finish(registry: Registry, identity: str, commit: dict[str, Any]) -> Version:
-    """Do what follows a commit; all of it may have been done, or be under way elsewhere."""
+def finish(registry: Registry, identity: str, commit: dict[str, Any]) -> Version:
+    """Do what follows a commit; all of it may have been done, or be under way elsewhere.
+
+    A commit that copies a snapshot from another registry brings the records of the publishes that made it there.
+    """
     manifest = Manifest.model_validate(commit["manifest"])
     snapshot = manifest.digest
     if not create(registry.manifest_url(snapshot), manifest.encode()):
         raise CorruptBlob(
             f"{registry.manifest_url(snapshot)} is there with other bytes", hint="Delete that file, then publish again."
         )
-    origin = {"snapshot": snapshot, "publish": identity, **make_signature()}
-    version = append_version(registry, manifest.model, origin)
+    own = {"snapshot": snapshot, "publish": identity, **make_signature()}
+    for origin in commit.get("versions", [own]):
+        version = append_version(registry, manifest.model, origin)
     if "alias" in commit:
         # Whoever moved the alias since the commit meant it: a late finisher must not move it back.
         with suppress(Conflict, SnapshotGone, YankedVersion):
