@@ -7,6 +7,7 @@
     │   ├── RecipeError              the recipe does not parse or validate
     │   ├── InputError               no such data, no such column, an empty input
     │   ├── CheckpointError          unknown name, alias, version; not a usable checkpoint
+    │   │   └── YankedVersion           the version was yanked
     │   └── OutputOwned              the output belongs to another job
     ├── PlanError                 3  the plan cannot fit the cluster
     ├── RejectBudgetExceeded      4  more rows were quarantined than the recipe allows
@@ -65,6 +66,10 @@ class InputError(UsageError):
 
 class CheckpointError(UsageError):
     """No such checkpoint, version or alias, or a directory that cannot be published."""
+
+
+class YankedVersion(CheckpointError):
+    """The version was yanked: no name leads to it any more."""
 
 
 class OutputOwned(UsageError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -177,13 +177,13 @@ def replace_bytes(url: str, data: bytes) -> None:
             filesystem.pipe_file(path, data)
             return
         target = Path(absolute_url(url))
-        with temporary_file(target, data) as temporary:
+        with temporary_file(target, [data]) as temporary:
             temporary.replace(target)
 
 
 @contextmanager
-def temporary_file(target: Path, data: bytes) -> Iterator[Path]:
-    """Write `data` durably beside `target`, making its folder; delete the file afterwards if it is still there."""
+def temporary_file(target: Path, pieces: Iterable[bytes]) -> Iterator[Path]:
+    """Write the pieces durably beside `target`, making its folder; delete the file afterwards if it is still there."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
@@ -193,7 +193,8 @@ def temporary_file(target: Path, data: bytes) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.{make_nonce()}.tmp")
     try:
         with temporary.open("xb") as file:
-            file.write(data)
+            for piece in pieces:
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
         yield temporary

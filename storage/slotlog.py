@@ -58,6 +58,15 @@ class SlotLog:
             return []
         return [*(self._read_slot(sequence) for sequence in range(head.sequence)), head]
 
+    def read_raw(self) -> list[bytes]:
+        """Return the stored bytes of all records, oldest first: to compare and to copy them."""
+        head = self.head()
+        return [] if head is None else [read_bytes(self.slot_url(number)) for number in range(head.sequence + 1)]
+
+    def slot_url(self, sequence: int) -> str:
+        """Return where a record lies, or would."""
+        return join_url(self.url, f"{sequence:012d}.json")
+
     def append(self, record: dict[str, Any], expect: int | None = None) -> Slot:
         """Append a record to the end of the log.
 
@@ -78,7 +87,7 @@ class SlotLog:
         sequence = 0 if head is None else head.sequence + 1
         if expect is not None and expect != sequence:
             raise self._conflict(expect, f"the next free one is {sequence}")
-        while not create(self._slot_url(sequence), data):
+        while not create(self.slot_url(sequence), data):
             if expect is not None:
                 raise self._conflict(expect, "another writer took it first")
             sequence += 1
@@ -89,15 +98,12 @@ class SlotLog:
             f"slot {expect} of {self.url} cannot be had: {reason}", hint="Look at what changed, then try again."
         )
 
-    def _slot_url(self, sequence: int) -> str:
-        return join_url(self.url, f"{sequence:012d}.json")
-
     def _listed_head(self) -> int | None:
         matches = [match for name in list_names(self.url) if (match := _SLOT.fullmatch(name))]
         return int(matches[-1].group(1)) if matches else None
 
     def _probe(self, sequence: int) -> Slot | None:
-        url = self._slot_url(sequence)
+        url = self.slot_url(sequence)
         try:
             data = read_bytes(url)
         except FileNotFoundError:

@@ -3,21 +3,30 @@
 A notebook and an Airflow task call the same functions as the command line.
 """
 
-from daskinfer.api.catalog import checkpoint, checkpoints, profile, publish, set_alias
+from daskinfer.api.catalog import checkpoint, checkpoints, profile, publish
+from daskinfer.api.moves import alias_history, roll_back, set_alias, unset_alias, yank
 from daskinfer.api.retention import collect_garbage, locks
 from daskinfer.api.runs import jobs, report, run, status, validate
+from daskinfer.api.upkeep import diff, sync, verify
 
 __all__ = [
+    "alias_history",
     "checkpoint",
     "checkpoints",
     "collect_garbage",
+    "diff",
     "jobs",
     "locks",
     "profile",
     "publish",
     "report",
+    "roll_back",
     "run",
     "set_alias",
     "status",
+    "sync",
+    "unset_alias",
     "validate",
+    "verify",
+    "yank",
 ]
