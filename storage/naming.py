@@ -47,10 +47,15 @@ def suggest(wrong: str, known: Iterable[str], empty: str | None = None) -> str |
     return f"There is: {', '.join(known[:10])}." if known else empty
 
 
-def make_signature() -> dict[str, str]:
-    """Return who writes a record (`by`: user@host) and when (`at`: ISO 8601, UTC)."""
+def name_principal() -> str:
+    """Return who this process acts for: user@host."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # containers run under ids without a name
         user = str(os.getuid())
-    return {"by": f"{user}@{socket.gethostname()}", "at": datetime.now(UTC).isoformat(timespec="seconds")}
+    return f"{user}@{socket.gethostname()}"
+
+
+def make_signature() -> dict[str, str]:
+    """Return who writes a record (`by`: user@host) and when (`at`: ISO 8601, UTC)."""
+    return {"by": name_principal(), "at": datetime.now(UTC).isoformat(timespec="seconds")}

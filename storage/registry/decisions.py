@@ -6,10 +6,14 @@ reference means or what may be deleted. Reading, heartbeats and blobs that nothi
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from daskinfer.storage.exclusive import create
+from daskinfer.storage.naming import name_principal
+from daskinfer.storage.registry.policies import authorize
 from daskinfer.storage.slotlog import Slot, SlotLog
 
 Action = Literal["publish", "yank", "alias", "lock", "collect", "sign"]
@@ -29,10 +33,28 @@ class Decision:
 
 
 def append(decision: Decision, log: SlotLog, record: dict[str, Any], expect: int | None = None) -> Slot:
-    """Append a record that decides something; see `SlotLog.append`."""
+    """Append a record that decides something; see `SlotLog.append`.
+
+    Raises
+    ------
+    NotAllowed
+        A policy forbids it; nothing was written.
+    """
+    _ask(decision, record)
     return log.append(record, expect=expect)
 
 
 def create_record(decision: Decision, url: str, data: bytes) -> bool:
-    """Create an object that decides something; see `daskinfer.storage.exclusive.create`."""
+    """Create an object, canonical JSON, that decides something; see `daskinfer.storage.exclusive.create`.
+
+    Raises
+    ------
+    NotAllowed
+        A policy forbids it; nothing was written.
+    """
+    _ask(decision, json.loads(data))
     return create(url, data)
+
+
+def _ask(decision: Decision, record: Mapping[str, Any]) -> None:
+    authorize(name_principal(), decision.action, decision.resource, decision.registry, record)

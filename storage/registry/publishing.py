@@ -14,13 +14,13 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
-from daskinfer.errors import CheckpointError, Conflict, CorruptBlob, SnapshotGone, StorageError
+from daskinfer.errors import CheckpointError, Conflict, CorruptBlob, NotAllowed, SnapshotGone, StorageError
 from daskinfer.ids import make_nonce
 from daskinfer.spec.snapshot import EntryPoint, LayerGroup, Manifest, PlainFile, Resolution
 from daskinfer.storage.blobs import read_group, read_header
 from daskinfer.storage.exclusive import create
 from daskinfer.storage.filesystem import delete, join_url, list_names
-from daskinfer.storage.naming import check_alias, check_name, make_signature
+from daskinfer.storage.naming import check_alias, check_name, make_signature, name_principal
 from daskinfer.storage.registry import decisions
 from daskinfer.storage.registry.catalog import Registry, Version, as_version
 from daskinfer.storage.registry.decisions import Decision
@@ -130,7 +130,10 @@ def publish(
 
 
 def finish_all(registry: Registry) -> list[Version]:
-    """Finish every publish that was committed and then cut off; return the versions that they became."""
+    """Finish every publish that was committed and then cut off; return the versions that they became.
+
+    What this process has no right to finish is left to those who have.
+    """
     url = join_url(registry.url, "publish")
     names = list_names(url)
     done = {name.removesuffix(".done") for name in names if name.endswith(".done")}
@@ -140,7 +143,8 @@ def finish_all(registry: Registry) -> list[Version]:
             continue
         records = SlotLog(join_url(url, name)).read()
         if len(records) > 1 and records[1].record["op"] == "commit":
-            finished.append(_finish(registry, name, records[1].record))
+            with suppress(NotAllowed):
+                finished.append(_finish(registry, name, records[1].record))
     return finished
 
 
@@ -257,8 +261,9 @@ def _publish_new(registry: Registry, name: str, source: CheckpointSource, alias:
     try:
         manifest = _describe(name, source, store, partial(watch, "storing"))
     except BaseException:
-        for url in stored:
-            delete(url)
+        with suppress(NotAllowed):  # a publisher need not have the right to delete; the blobs wait for a collector
+            for url in stored:
+                delete(url)
         raise
     record: dict[str, Any] = {"op": "commit", "manifest": manifest.model_dump(mode="json"), **make_signature()}
     if alias is not None:
@@ -282,13 +287,23 @@ def _finish(registry: Registry, identity: str, commit: dict[str, Any]) -> Versio
             f"{registry.manifest_url(snapshot)} is there with other bytes", hint="Delete that file, then publish again."
         )
     version = _append_version(registry, manifest.model, identity, snapshot)
-    if "alias" in commit:
-        # Whoever moved the alias since the commit meant it: a late finisher must not move it back.
-        with suppress(Conflict, SnapshotGone):
+    refusal = None
+    # An alias moves with the rights of whoever asked for it, never with those of a stranger who finishes their publish.
+    if "alias" in commit and commit["by"] == name_principal():
+        try:
             registry.set_alias(
                 manifest.model, commit["alias"], snapshot, expect=commit["alias_sequence"], publish=identity
             )
+        except (Conflict, SnapshotGone):
+            pass  # whoever moved the alias since the commit meant it: a late finisher must not move it back
+        except NotAllowed as error:
+            refusal = error
     create(join_url(registry.url, "publish", f"{identity}.done"), b"{}")
+    if refusal is not None:
+        raise NotAllowed(
+            f"{manifest.model} v{version.number} was published, but {commit['alias']} was not moved: {refusal.message}",
+            hint=refusal.hint,
+        )
     return version
 
 
