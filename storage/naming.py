@@ -34,6 +34,8 @@ def check_name(name: str, what: str) -> str:
 
 def check_alias(alias: str) -> str:
     """Return the alias if it may be one: a name that does not read as a version number."""
+    if alias == "versions":  # rights to models/*/versions/* would be rights to models/NAME/aliases/versions/
+        raise CheckpointError(f"{alias!r} is not allowed as alias: it names the versions", hint="Use another word.")
     if _VERSION.fullmatch(alias):
         raise CheckpointError(f"{alias!r} is not allowed as alias: it reads as a version number", hint="Use a word.")
     return check_name(alias, "alias")

@@ -5,14 +5,18 @@ A notebook and an Airflow task call the same functions as the command line.
 
 from daskinfer.api.catalog import checkpoint, checkpoints, profile, publish, set_alias
 from daskinfer.api.runs import jobs, report, run, status, validate
+from daskinfer.api.trust import bucket_policy, role_policy, roles
 
 __all__ = [
+    "bucket_policy",
     "checkpoint",
     "checkpoints",
     "jobs",
     "profile",
     "publish",
     "report",
+    "role_policy",
+    "roles",
     "run",
     "set_alias",
     "status",

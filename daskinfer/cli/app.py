@@ -11,6 +11,7 @@ from daskinfer.cli.failure import EXIT_CODES, fail
 from daskinfer.cli.jobs import jobs, report, status
 from daskinfer.cli.profile import profile
 from daskinfer.cli.recipes import schema, validate
+from daskinfer.cli.rights import roles
 from daskinfer.cli.run import run
 
 _HELP = """Batch inference on Dask: a model checkpoint over a dataset, on one locked checkpoint version.
@@ -21,6 +22,8 @@ Examples:
   daskinfer validate recipe.yaml
   daskinfer run recipe.yaml
 """
+
+checkpoint.add_command(roles)
 
 
 class _Program(click.Group):

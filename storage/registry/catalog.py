@@ -275,7 +275,7 @@ class Registry:
 
     def alias_log(self, name: str, alias: str) -> SlotLog:
         """Return the log of an alias's moves."""
-        return SlotLog(join_url(self._aliases_url(name), check_name(alias, "alias")))
+        return SlotLog(join_url(self._aliases_url(name), check_alias(alias)))
 
     def life_log(self, snapshot: str) -> SlotLog:
         """Return the log of a snapshot's condemnations."""
