@@ -128,3 +128,7 @@ class JobBusy(DaskinferError):
 
 class JobFailed(DaskinferError):
     """The work failed in a way that retrying did not mend."""
+
+
+class MissingEvent(UserWarning):
+    """Something was decided about a registry, and the event that says so could not be written."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from daskinfer.errors import Conflict, IntegrityError
-from daskinfer.ids import canonical_json, make_nonce
+from daskinfer.ids import canonical_json, make_nonce, sha256_of
 from daskinfer.storage.exclusive import create
 from daskinfer.storage.filesystem import join_url, list_names, read_bytes
 
@@ -23,6 +23,8 @@ class Slot:
     """Its number, from 0, without gaps."""
     record: dict[str, Any]
     """What was appended."""
+    digest: str
+    """`sha256:...` of the bytes that are stored."""
 
 
 class SlotLog:
@@ -41,9 +43,42 @@ class SlotLog:
         """Return the last record, None while the log is empty. A stale listing does no harm."""
         sequence = self._listed_head()
         head = None if sequence is None else self._read_slot(sequence)
-        while (following := self._probe(0 if head is None else head.sequence + 1)) is not None:
+        while (following := self.at(0 if head is None else head.sequence + 1)) is not None:
             head = following
         return head
+
+    def at(self, sequence: int) -> Slot | None:
+        """Return the record with this number, None where there is none.
+
+        Raises
+        ------
+        IntegrityError
+            Where it is damaged.
+        """
+        url = self.url_at(sequence)
+        try:
+            data = read_bytes(url)
+        except FileNotFoundError:
+            return None
+        try:
+            record = json.loads(data)
+            del record["nonce"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise IntegrityError(
+                f"{url} is not a record of a slot log", hint="The file was changed by hand."
+            ) from error
+        return Slot(sequence, record, sha256_of(data))
+
+    def digest_at(self, sequence: int) -> str | None:
+        """Return the digest of the bytes stored under a number, whatever they are; None where there are none."""
+        try:
+            return sha256_of(read_bytes(self.url_at(sequence)))
+        except FileNotFoundError:
+            return None
+
+    def url_at(self, sequence: int) -> str:
+        """Return where the record with this number lies, or would lie."""
+        return join_url(self.url, f"{sequence:012d}.json")
 
     def read(self) -> list[Slot]:
         """Return all records, oldest first.
@@ -73,46 +108,32 @@ class SlotLog:
         Conflict
             Where the number `expect` is taken, or not yet due.
         """
-        data = canonical_json({**record, "nonce": make_nonce()})
         head = self.head()
         sequence = 0 if head is None else head.sequence + 1
         if expect is not None and expect != sequence:
             raise self._conflict(expect, f"the next free one is {sequence}")
-        while not create(self._slot_url(sequence), data):
+        while (slot := self.put(sequence, record)) is None:
             if expect is not None:
                 raise self._conflict(expect, "another writer took it first")
             sequence += 1
-        return Slot(sequence, dict(record))
+        return slot
+
+    def put(self, sequence: int, record: dict[str, Any]) -> Slot | None:
+        """Store a record under a number, None where that is taken; the caller has seen the record before it."""
+        data = canonical_json({**record, "nonce": make_nonce()})
+        return Slot(sequence, dict(record), sha256_of(data)) if create(self.url_at(sequence), data) else None
 
     def _conflict(self, expect: int, reason: str) -> Conflict:
         return Conflict(
             f"slot {expect} of {self.url} cannot be had: {reason}", hint="Look at what changed, then try again."
         )
 
-    def _slot_url(self, sequence: int) -> str:
-        return join_url(self.url, f"{sequence:012d}.json")
-
     def _listed_head(self) -> int | None:
         matches = [match for name in list_names(self.url) if (match := _SLOT.fullmatch(name))]
         return int(matches[-1].group(1)) if matches else None
 
-    def _probe(self, sequence: int) -> Slot | None:
-        url = self._slot_url(sequence)
-        try:
-            data = read_bytes(url)
-        except FileNotFoundError:
-            return None
-        try:
-            record = json.loads(data)
-            del record["nonce"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise IntegrityError(
-                f"{url} is not a record of a slot log", hint="The file was changed by hand."
-            ) from error
-        return Slot(sequence, record)
-
     def _read_slot(self, sequence: int) -> Slot:
-        slot = self._probe(sequence)
+        slot = self.at(sequence)
         if slot is None:
             raise IntegrityError(
                 f"record {sequence} of {self.url} is missing", hint="The log was damaged; restore it from a backup."

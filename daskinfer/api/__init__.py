@@ -5,9 +5,10 @@ A notebook and an Airflow task call the same functions as the command line.
 
 from daskinfer.api.catalog import checkpoint, checkpoints, profile, publish, set_alias
 from daskinfer.api.runs import jobs, report, run, status, validate
-from daskinfer.api.trust import bucket_policy, role_policy, roles
+from daskinfer.api.trust import audit, bucket_policy, role_policy, roles
 
 __all__ = [
+    "audit",
     "bucket_policy",
     "checkpoint",
     "checkpoints",

@@ -1,10 +1,13 @@
-"""Who may do what to a registry."""
+"""Who may do what to a registry, and what they did."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
-from daskinfer.spec.trust import RoleRow
+from daskinfer.spec.trust import AuditTrail, RoleRow
+from daskinfer.storage.registry.audit import read_trail
+from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.roles import ROLES, make_bucket_policy, make_role_policy
 
 
@@ -24,3 +27,34 @@ def role_policy(role: str, registry: str) -> dict[str, Any]:
 def bucket_policy(registry: str) -> dict[str, Any]:
     """Return the bucket policy that keeps the history of a registry on S3 from being rewritten by anyone."""
     return make_bucket_policy(registry)
+
+
+def audit(
+    registry: str, *, since: datetime | None = None, by: str | None = None, action: str | None = None
+) -> AuditTrail:
+    """Return what was decided about a registry, and whatever was changed, deleted or inserted behind its back.
+
+    All of it is verified, whatever is asked for.
+
+    Parameters
+    ----------
+    registry
+        URL of the registry.
+    since
+        Only events from this time on; in UTC where it names no zone.
+    by
+        Only those of a principal, `user@host`, or of a user on any host.
+    action
+        Only publish, yank, alias, lock, collect or sign.
+    """
+    trail = read_trail(Registry(registry).url)
+    if since is not None and since.tzinfo is None:
+        since = since.replace(tzinfo=UTC)
+    wanted = [
+        event
+        for event in trail.events
+        if (since is None or datetime.fromisoformat(event.at) >= since)
+        and (by is None or by in (event.by, event.by.rpartition("@")[0]))
+        and (action is None or action == event.action)
+    ]
+    return trail.model_copy(update={"events": tuple(wanted)})

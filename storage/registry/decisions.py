@@ -7,12 +7,15 @@ reference means or what may be deleted. Reading, heartbeats and blobs that nothi
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from daskinfer.errors import DaskinferError, MissingEvent
+from daskinfer.ids import sha256_of
 from daskinfer.storage.exclusive import create
 from daskinfer.storage.naming import name_principal
+from daskinfer.storage.registry.events import write_event
 from daskinfer.storage.registry.policies import authorize
 from daskinfer.storage.slotlog import Slot, SlotLog
 
@@ -41,7 +44,9 @@ def append(decision: Decision, log: SlotLog, record: dict[str, Any], expect: int
         A policy forbids it; nothing was written.
     """
     _ask(decision, record)
-    return log.append(record, expect=expect)
+    slot = log.append(record, expect=expect)
+    _tell(decision, log.url_at(slot.sequence), slot.digest, record)
+    return slot
 
 
 def create_record(decision: Decision, url: str, data: bytes) -> bool:
@@ -52,9 +57,25 @@ def create_record(decision: Decision, url: str, data: bytes) -> bool:
     NotAllowed
         A policy forbids it; nothing was written.
     """
-    _ask(decision, json.loads(data))
-    return create(url, data)
+    record = json.loads(data)
+    _ask(decision, record)
+    if not create(url, data):
+        return False
+    _tell(decision, url, sha256_of(data), record)
+    return True
 
 
-def _ask(decision: Decision, record: Mapping[str, Any]) -> None:
+def _ask(decision: Decision, record: dict[str, Any]) -> None:
     authorize(name_principal(), decision.action, decision.resource, decision.registry, record)
+
+
+def _tell(decision: Decision, url: str, digest: str, record: dict[str, Any]) -> None:
+    try:
+        write_event(decision.registry, name_principal(), decision.action, decision.resource, url, digest, record)
+    except (DaskinferError, OSError) as error:
+        # Not raised: whoever called would take the decision for failed, and undo or repeat it.
+        missing = MissingEvent(
+            f"{decision.action} of {decision.resource} is done, but its audit event is missing: "
+            f"{getattr(error, 'message', error)}"
+        )
+        warnings.warn(missing, stacklevel=3)
