@@ -5,7 +5,7 @@ A notebook and an Airflow task call the same functions as the command line.
 
 from daskinfer.api.catalog import checkpoint, checkpoints, profile, publish, set_alias
 from daskinfer.api.runs import jobs, report, run, status, validate
-from daskinfer.api.trust import audit, bucket_policy, role_policy, roles
+from daskinfer.api.trust import audit, bucket_policy, keygen, role_policy, roles, sign, signatures
 
 __all__ = [
     "audit",
@@ -13,6 +13,7 @@ __all__ = [
     "checkpoint",
     "checkpoints",
     "jobs",
+    "keygen",
     "profile",
     "publish",
     "report",
@@ -20,6 +21,8 @@ __all__ = [
     "roles",
     "run",
     "set_alias",
+    "sign",
+    "signatures",
     "status",
     "validate",
 ]

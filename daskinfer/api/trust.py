@@ -1,14 +1,17 @@
-"""Who may do what to a registry, and what they did."""
+"""Who may do what to a registry, what they did, and who vouches for a snapshot."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 from typing import Any
 
-from daskinfer.spec.trust import AuditTrail, RoleRow
+from daskinfer.spec.trust import AuditTrail, RoleRow, SignatureRow
 from daskinfer.storage.registry.audit import read_trail
 from daskinfer.storage.registry.catalog import Registry
+from daskinfer.storage.registry.keys import make_key, read_public_key
 from daskinfer.storage.registry.roles import ROLES, make_bucket_policy, make_role_policy
+from daskinfer.storage.registry.signatures import list_signatures, require_signatures
+from daskinfer.storage.registry.signatures import sign as sign_snapshot
 
 
 def roles() -> list[RoleRow]:
@@ -58,3 +61,49 @@ def audit(
         and (action is None or action == event.action)
     ]
     return trail.model_copy(update={"events": tuple(wanted)})
+
+
+def keygen(path: str) -> str:
+    """Make a pair of Ed25519 keys, `path` and `path.pub`; return the name of the public one."""
+    return make_key(path)
+
+
+def sign(reference: str, key: str, *, registry: str) -> SignatureRow:
+    """Sign the snapshot that a checkpoint reference means now; a second time by the same key adds nothing.
+
+    Parameters
+    ----------
+    reference
+        `minilm@v3`.
+    key
+        File of the private key.
+    registry
+        URL of the registry.
+    """
+    found = Registry(registry)
+    return sign_snapshot(found, found.resolve(reference), key)
+
+
+def signatures(reference: str, *, registry: str, key: str | None = None) -> list[SignatureRow]:
+    """Return the signatures of the snapshot that a checkpoint reference means now.
+
+    Parameters
+    ----------
+    reference
+        `minilm@v3`.
+    registry
+        URL of the registry.
+    key
+        File of a public key that must have signed it; every signature is held against it.
+
+    Raises
+    ------
+    CheckpointError
+        The key has not signed the snapshot.
+    """
+    found = Registry(registry)
+    snapshot = found.manifest(found.resolve(reference).snapshot).digest
+    if key is None:
+        return list_signatures(found, snapshot)
+    require_signatures(found, snapshot, [key])
+    return list_signatures(found, snapshot, read_public_key(key))

@@ -14,6 +14,7 @@ from daskinfer.cli.profile import profile
 from daskinfer.cli.recipes import schema, validate
 from daskinfer.cli.rights import roles
 from daskinfer.cli.run import run
+from daskinfer.cli.signing import keygen, sign, signatures
 
 _HELP = """Batch inference on Dask: a model checkpoint over a dataset, on one locked checkpoint version.
 
@@ -24,7 +25,8 @@ Examples:
   daskinfer run recipe.yaml
 """
 
-checkpoint.add_command(roles)
+for command in (roles, keygen, sign, signatures):
+    checkpoint.add_command(command)
 
 
 class _Program(click.Group):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import click
 
 from daskinfer.ids import shorten
-from daskinfer.spec.trust import AuditTrail, RoleRow
+from daskinfer.spec.trust import AuditTrail, RoleRow, SignatureRow
 
+_WORDS = {True: "valid", False: "of another key", None: "not verified"}
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -36,3 +37,11 @@ def print_trail(trail: AuditTrail) -> None:
         click.echo(f"{click.style(finding.severity + ':', fg=color, bold=True)} {finding.where}: {finding.what}")
     shown = "" if len(trail.events) == trail.checked else f", {len(trail.events)} shown"
     click.echo(f"{trail.checked} events verified{shown}, {len(trail.broken)} broken")
+
+
+def print_signatures(reference: str, rows: Sequence[SignatureRow]) -> None:
+    """Print a line for each signature."""
+    for row in rows:
+        click.echo(f"{row.at}  {row.by}  key {shorten(row.key)}  {_WORDS[row.valid]}")
+    if not rows:
+        click.echo(f"{reference} is not signed")

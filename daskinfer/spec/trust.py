@@ -78,3 +78,16 @@ class AuditTrail(Section):
     def broken(self) -> tuple[AuditFinding, ...]:
         """The findings that mean a change, not a crash."""
         return tuple(finding for finding in self.findings if finding.severity == "broken")
+
+
+class SignatureRow(Section):
+    """A signature of a snapshot."""
+
+    key: str
+    """Name of the key as the signature has it: `sha256:...` of the public key."""
+    by: str
+    """Who ran the command: user@host."""
+    at: str
+    """ISO 8601, UTC."""
+    valid: bool | None = None
+    """Whether it is the word of the key that it was held against; None where there was none."""

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from daskinfer.errors import IntegrityError
-from daskinfer.ids import sha256_of, shorten
+from daskinfer.ids import sha256_of
 from daskinfer.spec.trust import AuditEvent, AuditFinding, AuditTrail
 from daskinfer.storage.filesystem import join_url, list_names, read_bytes
 from daskinfer.storage.registry.events import read_event
 
 _SLOT = re.compile(r"(\d{12})\.json")
+_RECORD = re.compile(r"\w+(/(?!\.)[^/]+)+\.json")
 _READERS = 16
 
 
@@ -53,7 +54,8 @@ def read_trail(registry: str) -> AuditTrail:
         for name, stored in chains.items():
             _check_gaps(f"audit/{name}", stored, findings)
             events += _check_chain(name, stored, findings)
-        later = {event.record for event in events} - records.keys()
+        # What a forged event names may lie anywhere; only records are looked for.
+        later = {event.record for event in events if _RECORD.fullmatch(event.record)} - records.keys()
         records |= {found.path: found for found in _read(pool, registry, later)}
     _check_records(events, records, findings)
     return AuditTrail(

@@ -10,6 +10,7 @@
     models/<name>/aliases/<alias>/           slot log; the last record is where the alias points
     life/<sha256>/                           slot log: condemn, then live or sweep; empty while nobody condemned it
     locks/<sha256>/<job>.json  <job>.hb      who uses a snapshot, and their heartbeat
+    sigs/<sha256>/                           slot log: signatures of the snapshot
     audit/<user@host>/                       slot log: an event for every decision, each with the digest of the last
     sources/<sha256>.json                    which snapshot an unchanged folder became
 """

@@ -87,3 +87,26 @@ def test_a_missing_event_is_a_warning_on_stderr(registry: Registry, monkeypatch:
         "warning: alias of models/mini/aliases/prod is done, but its audit event is missing: "
         f"no space left on {url}/audit/{told.stderr.rpartition('/audit/')[2]}"
     )
+
+
+def test_signing(registry: Registry, tmp_path: Path) -> None:
+    made = call("checkpoint", "keygen", "release.key")
+    assert made.exit_code == 0 and "release.key.pub is the public one: sha256:" in made.stdout
+    assert call("checkpoint", "keygen", "release.key").exit_code == 2
+    pair = json.loads(call("checkpoint", "keygen", "other.key", "--json").stdout)
+    assert (pair["private"], pair["public"]) == ("other.key", "other.key.pub")
+
+    assert call("checkpoint", "signatures", "mini@prod").stdout == "mini@prod is not signed\n"
+    unsigned = call("checkpoint", "signatures", "mini@prod", "--key", "release.key.pub")
+    assert unsigned.exit_code == 2 and "is not signed by release.key.pub" in unsigned.stderr
+    assert call("checkpoint", "sign", "mini@prod", "--key", "release.key").stdout.endswith("  valid\n")
+    assert call("checkpoint", "signatures", "mini@prod").stdout.endswith("  not verified\n")
+    assert call("checkpoint", "sign", "mini@v1", "--key", "other.key").exit_code == 0
+    lines = call("checkpoint", "signatures", "mini@v1", "--key", "other.key.pub").stdout.splitlines()
+    assert [line.rpartition("  ")[2] for line in lines] == ["of another key", "valid"]
+    told = json.loads(call("checkpoint", "signatures", "mini", "--key", "release.key.pub", "--json").stdout)
+    assert [row["valid"] for row in told["signatures"]] == [True, False]
+    assert json.loads(call("checkpoint", "sign", "mini", "--key", "release.key", "--json").stdout)["valid"] is True
+    assert call("checkpoint", "sign", "mini@prod", "--key", "nowhere").exit_code == 2
+    assert call("checkpoint", "sign", "nobody@prod", "--key", "release.key").exit_code == 2
+    assert call("audit").stdout.splitlines()[-1] == "7 events verified, 0 broken"
