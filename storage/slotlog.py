@@ -23,8 +23,13 @@ class Slot:
     """Its number, from 0, without gaps."""
     record: dict[str, Any]
     """What was appended."""
-    digest: str
-    """`sha256:...` of the bytes that are stored."""
+    digest: str = ""
+    """`sha256:...` of the stored bytes; empty where it was not read from a log."""
+
+
+def encode_record(record: dict[str, Any]) -> bytes:
+    """Return what a slot holds for a record: no two of them are equal bytes."""
+    return canonical_json({**record, "nonce": make_nonce()})
 
 
 class SlotLog:
@@ -43,42 +48,9 @@ class SlotLog:
         """Return the last record, None while the log is empty. A stale listing does no harm."""
         sequence = self._listed_head()
         head = None if sequence is None else self._read_slot(sequence)
-        while (following := self.at(0 if head is None else head.sequence + 1)) is not None:
+        while (following := self._probe(0 if head is None else head.sequence + 1)) is not None:
             head = following
         return head
-
-    def at(self, sequence: int) -> Slot | None:
-        """Return the record with this number, None where there is none.
-
-        Raises
-        ------
-        IntegrityError
-            Where it is damaged.
-        """
-        url = self.url_at(sequence)
-        try:
-            data = read_bytes(url)
-        except FileNotFoundError:
-            return None
-        try:
-            record = json.loads(data)
-            del record["nonce"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise IntegrityError(
-                f"{url} is not a record of a slot log", hint="The file was changed by hand."
-            ) from error
-        return Slot(sequence, record, sha256_of(data))
-
-    def digest_at(self, sequence: int) -> str | None:
-        """Return the digest of the bytes stored under a number, whatever they are; None where there are none."""
-        try:
-            return sha256_of(read_bytes(self.url_at(sequence)))
-        except FileNotFoundError:
-            return None
-
-    def url_at(self, sequence: int) -> str:
-        """Return where the record with this number lies, or would lie."""
-        return join_url(self.url, f"{sequence:012d}.json")
 
     def read(self) -> list[Slot]:
         """Return all records, oldest first.
@@ -92,6 +64,17 @@ class SlotLog:
         if head is None:
             return []
         return [*(self._read_slot(sequence) for sequence in range(head.sequence)), head]
+
+    def slot_url(self, sequence: int) -> str:
+        """Return where a record lies, or would."""
+        return join_url(self.url, f"{sequence:012d}.json")
+
+    def digest_at(self, sequence: int) -> str | None:
+        """Return the digest of the bytes in a slot, whatever they are; None where it is free."""
+        try:
+            return sha256_of(read_bytes(self.slot_url(sequence)))
+        except FileNotFoundError:
+            return None
 
     def append(self, record: dict[str, Any], expect: int | None = None) -> Slot:
         """Append a record to the end of the log.
@@ -108,20 +91,16 @@ class SlotLog:
         Conflict
             Where the number `expect` is taken, or not yet due.
         """
+        data = encode_record(record)
         head = self.head()
         sequence = 0 if head is None else head.sequence + 1
         if expect is not None and expect != sequence:
             raise self._conflict(expect, f"the next free one is {sequence}")
-        while (slot := self.put(sequence, record)) is None:
+        while not create(self.slot_url(sequence), data):
             if expect is not None:
                 raise self._conflict(expect, "another writer took it first")
             sequence += 1
-        return slot
-
-    def put(self, sequence: int, record: dict[str, Any]) -> Slot | None:
-        """Store a record under a number, None where that is taken; the caller has seen the record before it."""
-        data = canonical_json({**record, "nonce": make_nonce()})
-        return Slot(sequence, dict(record), sha256_of(data)) if create(self.url_at(sequence), data) else None
+        return Slot(sequence, dict(record), sha256_of(data))
 
     def _conflict(self, expect: int, reason: str) -> Conflict:
         return Conflict(
@@ -132,8 +111,23 @@ class SlotLog:
         matches = [match for name in list_names(self.url) if (match := _SLOT.fullmatch(name))]
         return int(matches[-1].group(1)) if matches else None
 
+    def _probe(self, sequence: int) -> Slot | None:
+        url = self.slot_url(sequence)
+        try:
+            data = read_bytes(url)
+        except FileNotFoundError:
+            return None
+        try:
+            record = json.loads(data)
+            del record["nonce"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise IntegrityError(
+                f"{url} is not a record of a slot log", hint="The file was changed by hand."
+            ) from error
+        return Slot(sequence, record, sha256_of(data))
+
     def _read_slot(self, sequence: int) -> Slot:
-        slot = self.at(sequence)
+        slot = self._probe(sequence)
         if slot is None:
             raise IntegrityError(
                 f"record {sequence} of {self.url} is missing", hint="The log was damaged; restore it from a backup."

@@ -11,7 +11,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from daskinfer.errors import DaskinferError, MissingEvent
+from daskinfer.errors import MissingEvent
 from daskinfer.ids import sha256_of
 from daskinfer.storage.exclusive import create
 from daskinfer.storage.naming import name_principal
@@ -45,7 +45,7 @@ def append(decision: Decision, log: SlotLog, record: dict[str, Any], expect: int
     """
     _ask(decision, record)
     slot = log.append(record, expect=expect)
-    _tell(decision, log.url_at(slot.sequence), slot.digest, record)
+    _tell(decision, log.slot_url(slot.sequence), slot.digest, record)
     return slot
 
 
@@ -72,7 +72,7 @@ def _ask(decision: Decision, record: dict[str, Any]) -> None:
 def _tell(decision: Decision, url: str, digest: str, record: dict[str, Any]) -> None:
     try:
         write_event(decision.registry, name_principal(), decision.action, decision.resource, url, digest, record)
-    except (DaskinferError, OSError) as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is
         # Not raised: whoever called would take the decision for failed, and undo or repeat it.
         missing = MissingEvent(
             f"{decision.action} of {decision.resource} is done, but its audit event is missing: "

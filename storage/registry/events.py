@@ -11,14 +11,16 @@ import json
 import threading
 from collections import defaultdict
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 from urllib.parse import quote
 
 from daskinfer.errors import IntegrityError
 from daskinfer.spec.trust import AuditEvent
+from daskinfer.storage.exclusive import create
 from daskinfer.storage.filesystem import join_url
-from daskinfer.storage.slotlog import SlotLog
+from daskinfer.storage.slotlog import SlotLog, encode_record
 
 
 class _Chain:
@@ -69,11 +71,11 @@ def write_event(
                 operation=record.get("op"),
                 record=url.removeprefix(f"{registry}/"),
                 digest=digest,
-                client=version("daskinfer"),
+                client=_client(),
                 previous=previous,
             )
-            stored = {**event.model_dump(mode="json"), "checksum": event.checksum}
-            if log.put(chain.known + 1, stored) is not None:
+            stored = encode_record({**event.model_dump(mode="json"), "checksum": event.checksum})
+            if create(log.slot_url(chain.known + 1), stored):
                 chain.known += 1
                 return
 
@@ -96,6 +98,11 @@ def read_event(data: bytes) -> AuditEvent:
     if event.checksum != checksum:
         raise IntegrityError("it was changed: its checksum is another one")
     return event
+
+
+@cache
+def _client() -> str:
+    return version("daskinfer")
 
 
 def _find_last(log: SlotLog, known: int) -> tuple[int, str | None]:
