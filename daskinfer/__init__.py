@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from daskinfer.api import (
+        audit,
         checkpoint,
         checkpoints,
         jobs,
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
         report,
         run,
         set_alias,
+        sign,
+        signatures,
         status,
         validate,
     )
@@ -34,6 +37,7 @@ __all__ = [
     "Recipe",
     "Report",
     "__version__",
+    "audit",
     "checkpoint",
     "checkpoints",
     "jobs",
@@ -42,6 +46,8 @@ __all__ = [
     "report",
     "run",
     "set_alias",
+    "sign",
+    "signatures",
     "status",
     "validate",
 ]

@@ -13,7 +13,8 @@
     ├── RejectBudgetExceeded      4  more rows were quarantined than the recipe allows
     ├── Interrupted             130  stopped by the user
     ├── StorageError              1  the store refused, is full, or is not safe to use
-    │   └── Conflict                 another writer took the slot first
+    │   ├── Conflict                 another writer took the slot first
+    │   └── NotAllowed               a policy or the store's own rights forbid it
     ├── IntegrityError            1  bytes are not what they were published or written as
     │   ├── CorruptBlob              a checkpoint blob does not match its manifest
     │   ├── CorruptActivation        an activation chunk is damaged, swapped or missing
@@ -102,6 +103,10 @@ class Conflict(StorageError):
     """Another writer created the object first."""
 
 
+class NotAllowed(StorageError):
+    """Whoever asks has no right to do this, by a policy's word or the store's; nothing was done."""
+
+
 class IntegrityError(DaskinferError):
     """Bytes differ from what their digest says."""
 
@@ -128,3 +133,7 @@ class JobBusy(DaskinferError):
 
 class JobFailed(DaskinferError):
     """The work failed in a way that retrying did not mend."""
+
+
+class MissingEvent(UserWarning):
+    """Something was decided about a registry, and the event that says so could not be written."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
-from daskinfer.errors import DaskinferError, StorageError
+from daskinfer.errors import DaskinferError, NotAllowed, StorageError
 from daskinfer.ids import make_nonce
 
 _LOCAL_PREFIXES = ("file://", "local://")
@@ -69,8 +69,10 @@ def read_bytes(url: str, begin: int | None = None, end: int | None = None) -> by
         Where there is no such object.
     ShortRead
         Where the object has, or the store gives, fewer bytes than the range.
+    NotAllowed
+        Where the store refuses this user.
     StorageError
-        Where the store refuses.
+        Where the store refuses otherwise.
     """
     return open_reader(url)(begin, end)
 
@@ -230,7 +232,7 @@ def _explain(error: OSError, url: str, action: str) -> StorageError:
             f"no space left on {url}", hint="Free some space or raise the quota, then run the same command again."
         )
     if error.errno in _DENIED or isinstance(error, PermissionError):
-        return StorageError(f"not allowed to {action} {url}: {error}", hint="Check the permissions on that location.")
+        return NotAllowed(f"not allowed to {action} {url}: {error}", hint="Check the permissions on that location.")
     if error.errno == errno.ENOTDIR and is_local(url):
         path = Path(absolute_url(url))
         blocking = next((folder for folder in (path, *path.parents) if folder.is_file()), path)

@@ -25,6 +25,7 @@ from daskinfer.storage.outputs.owner import confirm
 from daskinfer.storage.outputs.sink import Sink
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.locks import SnapshotLock, take
+from daskinfer.storage.registry.signatures import require_signatures
 
 PROGRESS_SECONDS = 0.25
 CHECK_SECONDS = 5.0
@@ -127,7 +128,9 @@ class Session:
         self._tell(f"precision: {record.precision}")
         if self.job.resumed:
             self._note("resumed", f"epoch {self.epoch} goes on where an earlier one stopped")
-        lock = take(Registry(record.registry), record.resolution.snapshot, record.job)
+        registry = Registry(record.registry)
+        lock = take(registry, record.resolution.snapshot, record.job)
+        require_signatures(registry, record.resolution.snapshot, self.recipe.model.signed_by)
         sink = self._open_sink(record)
         committed = set()
         for commit in sink.committed():

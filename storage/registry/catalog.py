@@ -11,6 +11,8 @@
     models/<name>/aliases/<alias>/           slot log; the last record is where the alias points
     life/<sha256>/                           slot log: condemn, then live or sweep; see collection.py
     locks/<sha256>/<job>.json  <job>.hb      who uses a snapshot, and their heartbeat
+    sigs/<sha256>/                           slot log: signatures of the snapshot
+    audit/<user@host>/                       slot log: an event for every decision, each with the digest of the last
     sources/<sha256>.json                    which snapshot an unchanged folder became
 """
 
@@ -27,7 +29,7 @@ from daskinfer.spec.listing import AliasMove
 from daskinfer.spec.snapshot import Manifest, Resolution
 from daskinfer.storage.exclusive import create
 from daskinfer.storage.filesystem import absolute_url, join_url, list_names, read_bytes
-from daskinfer.storage.naming import check_name, suggest
+from daskinfer.storage.naming import check_alias, check_name, suggest
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.aliases import describe_move, set_alias
 from daskinfer.storage.registry.versions import Version, find_version, fold, refuse_yanked
@@ -233,7 +235,7 @@ class Registry:
 
     def alias_log(self, name: str, alias: str) -> SlotLog:
         """Return the log of an alias's moves."""
-        return SlotLog(join_url(self._aliases_url(name), check_name(alias, "alias")))
+        return SlotLog(join_url(self._aliases_url(name), check_alias(alias)))
 
     def life_log(self, snapshot: str) -> SlotLog:
         """Return the log of a snapshot's condemnations."""

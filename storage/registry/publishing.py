@@ -20,6 +20,7 @@ from daskinfer.errors import (
     Conflict,
     CorruptBlob,
     DaskinferError,
+    NotAllowed,
     SnapshotGone,
     StorageError,
     YankedVersion,
@@ -29,7 +30,7 @@ from daskinfer.spec.snapshot import EntryPoint, LayerGroup, Manifest, PlainFile,
 from daskinfer.storage.blobs import read_group, read_header
 from daskinfer.storage.exclusive import create
 from daskinfer.storage.filesystem import delete, join_url
-from daskinfer.storage.naming import check_alias, check_name, make_signature
+from daskinfer.storage.naming import check_alias, check_name, make_signature, name_principal
 from daskinfer.storage.registry import decisions
 from daskinfer.storage.registry.bases import Bases
 from daskinfer.storage.registry.catalog import Registry
@@ -145,11 +146,15 @@ def publish(
 
 
 def finish_all(registry: Registry) -> list[Version]:
-    """Finish every publish that was committed and then cut off; return the versions that they became."""
+    """Finish every publish that was committed and then cut off; return the versions that they became.
+
+    What this process has no right to finish is left to those who have.
+    """
     finished = []
     for publication in list_publications(registry):
         if publication.state == "committed":
-            finished.append(finish(registry, publication.identity, publication.records[1]))
+            with suppress(NotAllowed):
+                finished.append(finish(registry, publication.identity, publication.records[1]))
     return finished
 
 
@@ -314,14 +319,26 @@ def finish(registry: Registry, identity: str, commit: dict[str, Any]) -> Version
     own = {"snapshot": snapshot, "publish": identity, **make_signature()}
     for origin in commit.get("versions", [own]):
         version = append_version(registry, manifest.model, origin)
-    if "alias" in commit:
-        # Whoever moved the alias since the commit meant it: a late finisher must not move it back.
-        with suppress(Conflict, SnapshotGone, YankedVersion):
+    refusal = None
+    # An alias moves with the rights of whoever asked for it, never with those of a stranger who finishes their publish.
+    if "alias" in commit and commit["by"] == name_principal():
+        try:
             registry.set_alias(
                 manifest.model, commit["alias"], snapshot, expect=commit["alias_sequence"], publish=identity
             )
+        except (Conflict, SnapshotGone, YankedVersion):
+            pass  # whoever moved the alias since the commit meant it: a late finisher must not move it back
+        except NotAllowed as error:
+            refusal = error
     create(join_url(registry.url, "publish", f"{identity}.done"), b"{}")
-    delete(pulse_url(registry, identity))
+    # Heartbeats are deleted by whoever may: a publisher need not have the right to delete.
+    with suppress(NotAllowed):
+        delete(pulse_url(registry, identity))
+    if refusal is not None:
+        raise NotAllowed(
+            f"{manifest.model} v{version.number} was published, but {commit['alias']} was not moved: {refusal.message}",
+            hint=refusal.hint,
+        )
     return version
 
 
