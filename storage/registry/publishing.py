@@ -29,7 +29,7 @@ from daskinfer.ids import make_nonce
 from daskinfer.spec.snapshot import EntryPoint, LayerGroup, Manifest, PlainFile, Resolution
 from daskinfer.storage.blobs import read_group, read_header
 from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import delete, join_url
+from daskinfer.storage.filesystem import delete, exists, join_url
 from daskinfer.storage.naming import check_alias, check_name, make_signature, name_principal
 from daskinfer.storage.registry import decisions
 from daskinfer.storage.registry.bases import Bases
@@ -300,9 +300,12 @@ def _publish_new(registry: Registry, name: str, source: CheckpointSource, alias:
                 hint="Publish again.",
             ) from error
         raise
-    version = finish(registry, identity, record)
-    bases.release()
-    return version
+    try:
+        return finish(registry, identity, record)
+    finally:
+        # Whatever the alias came to: once the manifest is there, it needs no base.
+        if exists(registry.manifest_url(Manifest.model_validate(record["manifest"]).digest)):
+            bases.release()
 
 
 def finish(registry: Registry, identity: str, commit: dict[str, Any]) -> Version:

@@ -49,7 +49,7 @@ ALIAS = "models/mini/aliases/prod"
 
 
 def make_registry(url: str | Path) -> Registry:
-    """Publish two versions, move an alias twice, condemn one and spare it, lock it: 15 events."""
+    """Publish two versions, move an alias twice, condemn one and spare it, lock it: 16 events."""
     registry = Registry(str(url))
     for seed in range(2):
         publish(registry, "mini", make_checkpoint(seed), "prod")
@@ -70,11 +70,11 @@ def test_every_decision_is_told(any_store: str) -> None:
     trail = read_trail(make_registry(any_store).url)
     assert trail.findings == ()
     told = [(event.action, event.operation) for event in trail.events]
-    published = [
-        ("publish", "begin"), ("publish", "commit"), ("publish", "publish"), ("lock", None), ("alias", "set")
-    ]  # fmt: skip
+    begun, lock = ("publish", "begin"), ("lock", None)
+    published = [("publish", "commit"), ("publish", "publish"), lock, ("alias", "set")]
     collected = [("collect", "condemn"), ("collect", "live")]
-    assert told == [*published, *published, *collected, ("lock", None), ("lock", None), ("alias", "set")]
+    # The second version locks the first, whose blobs it may share.
+    assert told == [begun, *published, begun, lock, *published, *collected, lock, lock, ("alias", "set")]
     assert {event.by for event in trail.events} == {name_principal()}
     assert trail.events[-1].resource == ALIAS
     assert trail.events[-1].record == f"{ALIAS}/000000000002.json"
@@ -126,13 +126,13 @@ TAMPERING: dict[str, tuple[Tamper, str, str]] = {
         "cannot be trusted: it is no event",
     ),
     "the newest event is changed": (
-        lambda registry, chain: edit(chain / "000000000014.json", operation="unset", checksum="sha256:0"),
-        "14.json",
+        lambda registry, chain: edit(chain / "000000000015.json", operation="unset", checksum="sha256:0"),
+        "15.json",
         "cannot be trusted",
     ),
     "the newest event is somebody else's": (
-        lambda registry, chain: edit(chain / "000000000014.json", by="eve@x"),
-        "14.json",
+        lambda registry, chain: edit(chain / "000000000015.json", by="eve@x"),
+        "15.json",
         "is one of eve@x",
     ),
     "an event is deleted": (
@@ -147,9 +147,9 @@ TAMPERING: dict[str, tuple[Tamper, str, str]] = {
     ),
     "an event is inserted": (
         lambda registry, chain: copy(
-            chain / "000000000014.json", chain / "000000000015.json", record=f"{ALIAS}/000000000003.json"
+            chain / "000000000015.json", chain / "000000000016.json", record=f"{ALIAS}/000000000003.json"
         ),
-        "15.json",
+        "16.json",
         "does not follow the one before it",
     ),
     "a move is changed": (
@@ -185,7 +185,7 @@ def test_tampering_is_found(tmp_path: Path, name: str) -> None:
     registry = make_registry(tmp_path)
     tamper, where, what = TAMPERING[name]
     (chain,) = (tmp_path / "audit").iterdir()
-    assert len(list(chain.iterdir())) == 15
+    assert len(list(chain.iterdir())) == 16
     tamper(tmp_path, chain)
     found = broken(read_trail(registry.url))
     assert any(where in place and what in reason for place, reason in found), found
@@ -203,8 +203,8 @@ def test_an_inserted_record_is_told_as_what_a_crash_leaves(tmp_path: Path) -> No
 def test_a_decision_that_is_told_twice_is_found(tmp_path: Path) -> None:
     registry = make_registry(tmp_path)
     (chain,) = (tmp_path / "audit").iterdir()
-    previous = sha256_of((chain / "000000000014.json").read_bytes())
-    copy(chain / "000000000014.json", chain / "000000000015.json", previous=previous)
+    previous = sha256_of((chain / "000000000015.json").read_bytes())
+    copy(chain / "000000000015.json", chain / "000000000016.json", previous=previous)
     (found,) = read_trail(registry.url).findings
     assert (found.severity, found.where) == ("warning", f"{ALIAS}/000000000002.json")
     assert found.what.startswith("2 events tell of this record: alias by ")
@@ -236,10 +236,10 @@ def test_a_decision_stands_where_its_event_cannot_be_written() -> None:
 def test_a_damaged_end_does_not_stop_the_chain(tmp_path: Path) -> None:
     registry = make_registry(tmp_path)
     (chain,) = (tmp_path / "audit").iterdir()
-    (chain / "000000000014.json").write_bytes(b"not JSON")
+    (chain / "000000000015.json").write_bytes(b"not JSON")
     registry.set_alias("mini", "prod", "v2")
-    assert len(list(chain.iterdir())) == 17
-    assert [place for place, _ in broken(read_trail(registry.url))] == [f"audit/{chain.name}/000000000014.json"]
+    assert len(list(chain.iterdir())) == 18
+    assert [place for place, _ in broken(read_trail(registry.url))] == [f"audit/{chain.name}/000000000015.json"]
 
 
 def test_a_registry_that_is_made_anew_begins_a_chain(tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_a_registry_that_is_made_anew_begins_a_chain(tmp_path: Path) -> None:
     delete(url, recursive=True)
     make_registry(url)
     trail = read_trail(url)
-    assert trail.findings == () and trail.checked == 15
+    assert trail.findings == () and trail.checked == 16
 
 
 def test_reading_and_heartbeats_are_no_decisions(tmp_path: Path) -> None:
@@ -274,7 +274,7 @@ def test_an_audit_during_decisions_finds_nothing_broken(tmp_path: Path) -> None:
     trails = [trail for _ in range(3) for trail in race(act, writers=4) if trail is not None]
     assert [broken(trail) for trail in trails] == [[], [], []]
     final = read_trail(registry.url)
-    assert final.findings == () and final.checked == 15 + 3 * 3 * 5 * 2
+    assert final.findings == () and final.checked == 16 + 3 * 3 * 5 * 2
 
 
 def test_processes_of_one_principal_make_one_chain(tmp_path: Path) -> None:
@@ -286,4 +286,4 @@ def test_processes_of_one_principal_make_one_chain(tmp_path: Path) -> None:
     moves = len(registry.alias_history("mini", "prod"))
     trail = read_trail(registry.url)
     assert moves == 3 + processes * turns
-    assert trail.findings == () and trail.checked == 15 + 2 * processes * turns
+    assert trail.findings == () and trail.checked == 16 + 2 * processes * turns
