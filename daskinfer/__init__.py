@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from daskinfer.api import (
         checkpoint,
         checkpoints,
+        compare,
         jobs,
         publish,
         report,
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
         validate,
     )
     from daskinfer.errors import DaskinferError
+    from daskinfer.spec.comparison import GateReport
+    from daskinfer.spec.gate import Gate
     from daskinfer.spec.job import JobStatus, Progress, Report
     from daskinfer.spec.loader import load_recipe
     from daskinfer.spec.recipe import Recipe
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DaskinferError",
+    "Gate",
+    "GateReport",
     "JobStatus",
     "Progress",
     "Recipe",
@@ -36,6 +41,7 @@ __all__ = [
     "__version__",
     "checkpoint",
     "checkpoints",
+    "compare",
     "jobs",
     "load_recipe",
     "publish",
@@ -48,6 +54,8 @@ __all__ = [
 
 _HOMES = {
     "DaskinferError": "daskinfer.errors",
+    "Gate": "daskinfer.spec.gate",
+    "GateReport": "daskinfer.spec.comparison",
     "JobStatus": "daskinfer.spec.job",
     "Progress": "daskinfer.spec.job",
     "Recipe": "daskinfer.spec.recipe",

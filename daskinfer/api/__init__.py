@@ -4,11 +4,13 @@ A notebook and an Airflow task call the same functions as the command line.
 """
 
 from daskinfer.api.catalog import checkpoint, checkpoints, profile, publish, set_alias
+from daskinfer.api.comparison import compare
 from daskinfer.api.runs import jobs, report, run, status, validate
 
 __all__ = [
     "checkpoint",
     "checkpoints",
+    "compare",
     "jobs",
     "profile",
     "publish",

@@ -229,7 +229,8 @@ def _measure_cosines(
 def _scale(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return vectors whose largest value is 1, so that no square overflows."""
     largest = np.abs(vectors).max(axis=1, initial=0.0, keepdims=True)
-    return np.divide(vectors, largest, where=largest > 0, out=np.zeros_like(vectors))
+    scaled: NDArray[np.float64] = np.divide(vectors, largest, where=largest > 0, out=np.zeros_like(vectors))
+    return scaled
 
 
 def _choose_furthest(found: Iterable[RowDifference]) -> tuple[RowDifference, ...]:

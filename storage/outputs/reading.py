@@ -1,8 +1,7 @@
-"""Reading outputs back: the parts of a job, a sealed output by its manifest, and two outputs side by side."""
+"""Reading outputs back: the parts of a job, and a sealed output by its manifest."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,33 +124,6 @@ def read_part(url: str, layout: OutputLayout, partition: int, path: str, digest:
         raise _make_damage(url, partition, f"is gone: {error}") from error
 
 
-def pair_parts(current: SealedOutput, candidate: SealedOutput) -> Iterator[tuple[OutputPart, OutputPart]]:
-    """Return the two outputs' results for the same rows, a range of rows at a time, whatever their partitions are.
-
-    Of each output one part is held at a time.
-
-    Parameters
-    ----------
-    current, candidate
-        Outputs of the same number of rows.
-    """
-    sizes = [output.layout.partition_rows for output in (current, candidate)]
-    held: list[OutputPart | None] = [None, None]
-    first, rows = 0, current.layout.rows
-    while first < rows:
-        last = min(rows, *((first // size + 1) * size for size in sizes))
-        pair = []
-        for side, output in enumerate((current, candidate)):
-            number = first // sizes[side]
-            part = held[side]
-            if part is None or part.partition.number != number:
-                held[side] = None  # so that two parts of one output are never held
-                held[side] = part = output.read(number)
-            pair.append(_take(part, first, last))
-        yield pair[0], pair[1]
-        first = last
-
-
 def _read_zarr(url: str, layout: OutputLayout, rows: Partition, path: str, digest: str) -> OutputPart:
     try:
         chunks, found = read_arrays(url, layout, rows)
@@ -191,16 +163,4 @@ def _make_damage(url: str, partition: int, what: str) -> IntegrityError:
     return IntegrityError(
         f"partition {partition} of {url} {what}",
         hint="Files of the output were deleted or changed; make it again with --fresh.",
-    )
-
-
-def _take(part: OutputPart, first: int, last: int) -> OutputPart:
-    """Return the rows of a part from `first` up to `last`."""
-    begin, end = np.searchsorted(part.rows, [first, last]).tolist()
-    return OutputPart(
-        partition=part.partition.model_copy(update={"first_row": first, "rows": last - first}),
-        positions=part.positions[begin:end] - np.int32(first - part.partition.first_row),
-        arrays={name: values[begin:end] for name, values in part.arrays.items()},
-        kept=part.kept.slice(begin, end - begin),
-        rejects=tuple(reject for reject in part.rejects if first <= reject.row < last),
     )

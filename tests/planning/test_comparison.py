@@ -47,7 +47,9 @@ def columns(draw: st.DrawFn, field: OutputField, rows: int, largest: int | None)
     if field.kind == "string":
         texts = st.sampled_from(["a", "b", "Zürich", ""]) | st.text(max_size=3)
         return draw(hnp.arrays(object, shape, elements=texts))
-    bounds = {} if largest is None or field.kind in ("bool", "uint8") else {"min_value": -largest, "max_value": largest}
+    bounds: dict[str, Any] = (
+        {} if largest is None or field.kind in ("bool", "uint8") else {"min_value": -largest, "max_value": largest}
+    )
     elements: st.SearchStrategy[Any] = hnp.from_dtype(np.dtype(field.kind), **bounds)
     if field.kind.startswith("float"):
         elements |= st.sampled_from([0.0, -0.0, 1.0, -1.0, math.nan, math.inf, -math.inf])

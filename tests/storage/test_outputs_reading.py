@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from daskinfer.spec.rows import Partition, Reject
 from daskinfer.storage.filesystem import delete, join_url
 from daskinfer.storage.outputs.choice import open_sink
 from daskinfer.storage.outputs.quarantine import read_quarantine
-from daskinfer.storage.outputs.reading import open_output, pair_parts, read_part
+from daskinfer.storage.outputs.reading import open_output, read_part
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart
 from daskinfer.testing.sinks import FIELDS, JOB, KEEP, METADATA, PARTITION_ROWS, ROWS, make_part, make_record
 
@@ -139,37 +138,3 @@ def test_what_is_not_whole_is_refused(any_store: str, tmp_path: Path) -> None:
     (tmp_path / "_MANIFEST.json").write_text(json.dumps(manifest))
     with pytest.raises(Incomparable, match="does not say what its columns are"):
         open_output(str(tmp_path))
-
-
-def write_numbers(url: str, format: str, partition_rows: int, rows: int, refused: Sequence[int]) -> None:
-    fields = [OutputField(name="value", kind="int64")]
-    sink = open_sink(url, format, JOB, fields, {"id": "string"}, partition_rows, rows, {})
-    sink.create()
-    for number, first in enumerate(range(0, rows, partition_rows)):
-        size = min(partition_rows, rows - first)
-        partition = Partition(number=number, first_row=first, rows=size, segments=())
-        positions = np.array([place for place in range(size) if first + place not in refused], np.int32)
-        numbers = positions.astype(np.int64) + first
-        rejects = tuple(Reject(row, "in", 1, "bad", "{") for row in range(first, first + size) if row in refused)
-        kept = pa.table({"id": pa.array([f"r{row}" for row in numbers.tolist()], pa.string())})
-        part = OutputPart(partition, positions, {"value": numbers * 10}, kept, rejects)
-        sink.commit(make_record(part, sink.write(part)))
-    sink.seal({})
-
-
-@pytest.mark.parametrize("sizes", [(4, 4), (3, 7), (7, 3), (1, 20), (5, 4)])
-def test_outputs_of_other_partitions_are_read_side_by_side(tmp_path: Path, sizes: tuple[int, int]) -> None:
-    refused = ([2, 3, 4, 5], [0, 11, 19])
-    urls = [str(tmp_path / "one.zarr"), str(tmp_path / "other.jsonl")]
-    for url, size, gone in zip(urls, sizes, refused, strict=True):
-        write_numbers(url, "auto", size, 20, gone)
-    pairs = list(pair_parts(*map(open_output, urls)))
-    assert all(one.partition.first_row == other.partition.first_row for one, other in pairs)
-    assert all(one.partition.rows == other.partition.rows for one, other in pairs)
-    for side, gone in enumerate(refused):
-        parts = [pair[side] for pair in pairs]
-        rows = [row for row in range(20) if row not in gone]
-        assert [row for part in parts for row in part.rows.tolist()] == rows
-        assert [value for part in parts for value in part.arrays["value"].tolist()] == [row * 10 for row in rows]
-        assert [name for part in parts for name in part.kept["id"].to_pylist()] == [f"r{row}" for row in rows]
-        assert [reject.row for part in parts for reject in part.rejects] == sorted(gone)
