@@ -61,7 +61,7 @@ def describe_field(sums: FieldSums) -> FieldComparison:
     """Return the figures of one column."""
     field = sums.field
     mean = None
-    if sums.counted.current and sums.counted.candidate:
+    if (is_text(field) or field.kind != "string") and sums.counted.current and sums.counted.candidate:
         mean = Both[float](
             current=sums.total.current / sums.counted.current, candidate=sums.total.candidate / sums.counted.candidate
         )

@@ -134,7 +134,7 @@ class FieldComparison(Section):
     least_cosine: float | None = None
     """Of vectors of floats."""
     mean: Both[float] | None = None
-    """Of finite numbers; of strings, of their lengths in characters."""
+    """Of finite numbers; of texts, of their lengths in characters."""
     length_drift: float | None = None
     """Of texts and of `num_tokens`: change of the mean length, relative to the current one."""
     drift: float | None = None
