@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         audit,
         checkpoint,
         checkpoints,
+        compare,
         jobs,
         publish,
         report,
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
         validate,
     )
     from daskinfer.errors import DaskinferError
+    from daskinfer.spec.comparison import GateReport
+    from daskinfer.spec.gate import Gate
     from daskinfer.spec.job import JobStatus, Progress, Report
     from daskinfer.spec.loader import load_recipe
     from daskinfer.spec.recipe import Recipe
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DaskinferError",
+    "Gate",
+    "GateReport",
     "JobStatus",
     "Progress",
     "Recipe",
@@ -40,6 +45,7 @@ __all__ = [
     "audit",
     "checkpoint",
     "checkpoints",
+    "compare",
     "jobs",
     "load_recipe",
     "publish",
@@ -54,6 +60,8 @@ __all__ = [
 
 _HOMES = {
     "DaskinferError": "daskinfer.errors",
+    "Gate": "daskinfer.spec.gate",
+    "GateReport": "daskinfer.spec.comparison",
     "JobStatus": "daskinfer.spec.job",
     "Progress": "daskinfer.spec.job",
     "Recipe": "daskinfer.spec.recipe",

@@ -8,7 +8,8 @@
     │   ├── InputError               no such data, no such column, an empty input
     │   ├── CheckpointError          unknown name, alias, version; not a usable checkpoint
     │   │   └── YankedVersion           the version was yanked
-    │   └── OutputOwned              the output belongs to another job
+    │   ├── OutputOwned              the output belongs to another job
+    │   └── Incomparable             two outputs are not of the same rows and columns
     ├── PlanError                 3  the plan cannot fit the cluster
     ├── RejectBudgetExceeded      4  more rows were quarantined than the recipe allows
     ├── Interrupted             130  stopped by the user
@@ -75,6 +76,10 @@ class YankedVersion(CheckpointError):
 
 class OutputOwned(UsageError):
     """The output location holds the work of another job."""
+
+
+class Incomparable(UsageError):
+    """Two outputs that are not finished, or not of the same rows and columns."""
 
 
 class PlanError(DaskinferError):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from fsspec import filesystem
+from hypothesis import HealthCheck, settings
 
 from daskinfer.ids import make_nonce
 from daskinfer.testing.campaigns import VARIABLE
@@ -23,6 +24,14 @@ def pytest_configure(config: pytest.Config) -> None:
     """Keep the machine's cache out of the home folder: in one that all processes of this session share."""
     if config.getoption("--campaign"):
         os.environ[VARIABLE] = "1"
+    # The same examples in every run; only a campaign looks for new ones. How long they take is the machine's affair.
+    settings.register_profile(
+        "daskinfer",
+        derandomize=VARIABLE not in os.environ,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    settings.load_profile("daskinfer")
     if not hasattr(config, "workerinput"):  # xdist's workers inherit it
         folder = tempfile.TemporaryDirectory(prefix="daskinfer-cache-", ignore_cleanup_errors=True)
         os.environ["DASKINFER_CACHE"] = folder.name

@@ -8,13 +8,12 @@ import click
 
 from daskinfer.cli.audit import audit
 from daskinfer.cli.checkpoints import checkpoint
+from daskinfer.cli.comparison import compare
 from daskinfer.cli.failure import EXIT_CODES, fail, told_warnings
 from daskinfer.cli.jobs import jobs, report, status
 from daskinfer.cli.profile import profile
 from daskinfer.cli.recipes import schema, validate
-from daskinfer.cli.rights import roles
 from daskinfer.cli.run import run
-from daskinfer.cli.signing import keygen, sign, signatures
 
 _HELP = """Batch inference on Dask: a model checkpoint over a dataset, on one locked checkpoint version.
 
@@ -24,9 +23,6 @@ Examples:
   daskinfer validate recipe.yaml
   daskinfer run recipe.yaml
 """
-
-for command in (roles, keygen, sign, signatures):
-    checkpoint.add_command(command)
 
 
 class _Program(click.Group):
@@ -44,7 +40,7 @@ class _Program(click.Group):
 def make_group(name: str) -> click.Group:
     """Return all commands under a group of this name."""
     group = _Program(name, help=_HELP, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
-    for command in (run, validate, schema, profile, status, jobs, report, checkpoint, audit):
+    for command in (run, validate, schema, profile, status, jobs, report, compare, checkpoint, audit):
         group.add_command(command)
     return click.version_option(package_name="daskinfer", prog_name="daskinfer")(group)
 

@@ -9,6 +9,8 @@ import click
 from daskinfer.cli.aliases import alias, history, rollback, yank
 from daskinfer.cli.collection import gc, locks
 from daskinfer.cli.options import json_option, registry_option
+from daskinfer.cli.rights import roles
+from daskinfer.cli.signing import keygen, sign, signatures
 from daskinfer.cli.upkeep import diff, sync, verify
 
 
@@ -128,5 +130,5 @@ def show(reference: str, registry: str, as_json: bool) -> None:
         print_checkpoint(found)
 
 
-for _command in (alias, history, rollback, yank, verify, diff, sync, locks, gc):
+for _command in (alias, history, rollback, yank, verify, diff, sync, locks, gc, roles, keygen, sign, signatures):
     checkpoint.add_command(_command)
