@@ -30,6 +30,7 @@ from daskinfer.storage.nodecache import load_tensors
 from daskinfer.storage.outputs.job import open_part_sink
 from daskinfer.storage.outputs.sink import PartSink
 from daskinfer.storage.registry.catalog import Registry
+from daskinfer.storage.registry.locks import explain_loss
 
 if TYPE_CHECKING:
     from daskinfer.models.stage import Stage
@@ -101,7 +102,8 @@ class JobContext:
         wanted = plan.stages[stage]
         place = (self.snapshot, wanted.first, wanted.last, wanted.offload)
         key = (*place, plan.numerics, model.task, model.options, self.record.outline.inputs)
-        return _SHARDS.get(key, partial(self._load, stage))
+        with explain_loss(self._registry, self.snapshot):
+            return _SHARDS.get(key, partial(self._load, stage))
 
     def _load(self, stage: int) -> Loaded:
         # The driver imports this module to build graphs, and must not pay seconds and memory for torch.

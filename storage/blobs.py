@@ -12,7 +12,7 @@ from blake3 import blake3
 
 from daskinfer.errors import CheckpointError, CorruptBlob
 from daskinfer.spec.snapshot import LayerGroup, TensorEntry
-from daskinfer.storage.filesystem import ShortRead, is_local, join_url, open_reader, read_bytes
+from daskinfer.storage.filesystem import ShortRead, is_local, join_url, open_reader, read_bytes, size_of
 from daskinfer.storage.tensorreads import DAMAGED, stream_tensors
 
 _RANGE_BYTES = 32 * 2**20
@@ -101,6 +101,19 @@ def read_group(registry_url: str, group: LayerGroup) -> bytes:
             hint=DAMAGED,
         )
     return data
+
+
+def is_intact(url: str, size: int, sha256: str) -> bool:
+    """Say whether a blob is there with all its bytes; they are read in pieces and not kept."""
+    digest = hashlib.sha256()
+    try:
+        read = open_reader(url)
+        for bounds in pairwise([*range(0, size, _RANGE_BYTES), size]):
+            digest.update(read(*bounds))
+        whole = size_of(url) == size
+    except (FileNotFoundError, ShortRead):
+        return False
+    return whole and digest.hexdigest() == sha256
 
 
 def _read_tensors(registry_url: str, group: LayerGroup) -> bytes:

@@ -7,9 +7,12 @@ Here local files use link(2), memory a lock of the process, and object stores th
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import threading
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from fsspec import AbstractFileSystem
@@ -17,10 +20,15 @@ from tenacity import RetryError, Retrying, retry_if_exception, stop_after_attemp
 
 from daskinfer.errors import StorageError
 from daskinfer.storage.filesystem import absolute_url, explain_errors, is_local, open_filesystem, temporary_file
+from daskinfer.storage.streams import Stream, read_pieces
 
 CONDITIONAL_STORES = frozenset({"s3", "s3a", "gs", "gcs"})
 
 _ATTEMPTS = 8
+# Object stores take larger objects in parts of 5 MiB or more, 10,000 at most.
+_ONE_PUT = 32 * 2**20
+_PART = 16 * 2**20
+_PARTS = 9_000
 _TRANSIENT = {errno.EBUSY, errno.EREMOTEIO, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.ETIMEDOUT}
 _LINKLESS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 _MEMORY_LOCK = threading.Lock()
@@ -53,37 +61,82 @@ def create(url: str, data: bytes) -> bool:
         raise ValueError(f"refusing to create the empty object {url}")
     with explain_errors(url, "create"):
         if is_local(url):
-            return _create_by_link(Path(absolute_url(url)), data)
+            return _create_by_link(Path(absolute_url(url)), lambda: [data], partial(_holds, data=data))
         filesystem, path = open_filesystem(url)
         protocols = {filesystem.protocol} if isinstance(filesystem.protocol, str) else set(filesystem.protocol)
         if "memory" in protocols:
             return _create_in_memory(filesystem, path, data)
         if protocols & CONDITIONAL_STORES:
-            return _create_conditionally(filesystem, path, data, url)
+            return _create_conditionally(
+                url,
+                lambda: filesystem.pipe_file(path, data, mode="create"),
+                lambda: _compare(filesystem, path, data),
+            )
     raise StorageError(
         f"{url} is not safe to use: daskinfer knows no atomic create on {'/'.join(sorted(protocols))}",
         hint="Use a local or shared directory, s3:// or gs://.",
     )
 
 
-def _create_by_link(target: Path, data: bytes) -> bool:
+def create_stream(url: str, stream: Stream) -> bool:
+    """Create an object from a stream unless one is there, in bounded memory; nobody ever sees half of it.
+
+    What is there already is read and compared before anything is written.
+
+    Parameters
+    ----------
+    url
+        Where; missing folders are made.
+    stream
+        The whole object.
+
+    Returns
+    -------
+    bool
+        True if the object at `url` now has these bytes, False if it has others.
+
+    Raises
+    ------
+    CorruptBlob
+        Where the stream's bytes are not what it says; nothing is created then.
+    StorageError
+        Where the store has no safe way to do this, refuses, is full, or stays busy.
+    """
+    filesystem, path = open_filesystem(url)
+    with explain_errors(url, "look for"):
+        same = _compare_stream(url, stream)
+    if same is not None:
+        return same
+    local = is_local(url)
+    if not local and (stream.size <= _ONE_PUT or "memory" in filesystem.protocol):
+        return create(url, b"".join(stream.verified()))
+    with explain_errors(url, "create"):
+        if local:
+            holds = partial(_compare_stream, stream=stream)
+            return _create_by_link(Path(absolute_url(url)), stream.verified, lambda target: bool(holds(str(target))))
+        return _create_conditionally(
+            url, lambda: _upload(filesystem, path, stream), lambda: _compare_stream(url, stream)
+        )
+
+
+def _create_by_link(target: Path, pieces: Callable[[], Iterable[bytes]], holds: Callable[[Path], bool]) -> bool:
     for _ in range(_ATTEMPTS):
         with suppress(FileNotFoundError):  # another's object was deleted before it could be read back
-            return _link_or_compare(target, data)
+            return _link_or_compare(target, pieces, holds)
     raise StorageError(f"{target} keeps being created and deleted", hint="Find out who else writes there.")
 
 
-def _link_or_compare(target: Path, data: bytes) -> bool:
+def _link_or_compare(target: Path, pieces: Callable[[], Iterable[bytes]], holds: Callable[[Path], bool]) -> bool:
     if target.exists():
-        return _holds(target, data)
-    with temporary_file(target, data) as temporary:
+        return holds(target)
+    with temporary_file(target, pieces()) as temporary:
         try:
             os.link(temporary, target)
         except OSError as error:
             # NFS may lose the answer and then report a link that it made itself; the link count tells.
             if temporary.stat().st_nlink != 2:
                 if isinstance(error, FileExistsError):
-                    return _holds(target, data)
+                    return holds(target)
                 if error.errno in _LINKLESS:
                     raise StorageError(
                         f"{target.parent} is not safe to use: its filesystem has no hard links ({error.strerror})",
@@ -110,17 +163,17 @@ def _create_in_memory(filesystem: AbstractFileSystem, path: str, data: bytes) ->
         return True
 
 
-def _create_conditionally(filesystem: AbstractFileSystem, path: str, data: bytes, url: str) -> bool:
+def _create_conditionally(url: str, write: Callable[[], None], compare: Callable[[], bool | None]) -> bool:
     def attempt() -> bool:
         try:
-            filesystem.pipe_file(path, data, mode="create")
+            write()
         except OSError as error:
-            stored = _stored_bytes(filesystem, path, len(data))
-            if stored == data:
+            same = compare()
+            if same:
                 return True
             if isinstance(error, FileExistsError):
-                if stored is None:  # deleted between the two requests
-                    raise OSError(errno.EBUSY, f"{path} came and went") from error
+                if same is None:  # deleted between the two requests
+                    raise OSError(errno.EBUSY, f"{url} came and went") from error
                 return False
             raise
         return True
@@ -147,11 +200,36 @@ def _is_transient(error: BaseException) -> bool:
     )
 
 
-def _stored_bytes(filesystem: AbstractFileSystem, path: str, size: int) -> bytes | None:
-    """Return what lies at the path, b"" if it has another size, None if nothing lies there."""
+def _upload(filesystem: AbstractFileSystem, path: str, stream: Stream) -> None:
+    # Closing such a file by itself would commit what was written of it, whole or not.
+    file = filesystem.open(path, "xb", block_size=max(_PART, stream.size // _PARTS), autocommit=False)
     try:
-        if filesystem.size(path) != size:
-            return b""
-        return bytes(filesystem.cat_file(path))
+        for piece in stream.verified():
+            file.write(piece)
+        file.close()
+        file.commit()
+    except BaseException:
+        file.closed = True
+        file.discard()
+        raise
+
+
+def _compare(filesystem: AbstractFileSystem, path: str, data: bytes) -> bool | None:
+    """Say whether these bytes lie at the path; None if nothing does."""
+    try:
+        return bool(filesystem.size(path) == len(data) and filesystem.cat_file(path) == data)
     except FileNotFoundError:
         return None
+
+
+def _compare_stream(url: str, stream: Stream) -> bool | None:
+    filesystem, path = open_filesystem(url)
+    try:
+        if filesystem.size(path) != stream.size:
+            return False
+        digest = hashlib.sha256()
+        for piece in read_pieces(url, 0, stream.size):
+            digest.update(piece)
+    except FileNotFoundError:
+        return None
+    return digest.hexdigest() == stream.sha256

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
-from daskinfer.errors import DaskinferError, StorageError
+from daskinfer.errors import DaskinferError, NotAllowed, StorageError
 from daskinfer.ids import make_nonce
 
 _LOCAL_PREFIXES = ("file://", "local://")
@@ -68,8 +69,10 @@ def read_bytes(url: str, begin: int | None = None, end: int | None = None) -> by
         Where there is no such object.
     ShortRead
         Where the object has, or the store gives, fewer bytes than the range.
+    NotAllowed
+        Where the store refuses this user.
     StorageError
-        Where the store refuses.
+        Where the store refuses otherwise.
     """
     return open_reader(url)(begin, end)
 
@@ -108,6 +111,13 @@ def exists(url: str) -> bool:
         return bool(filesystem.exists(path))
 
 
+def size_of(url: str) -> int:
+    """Return an object's length in bytes; `FileNotFoundError` where there is none."""
+    with explain_errors(url, "look for"):
+        filesystem, path = open_filesystem(url)
+        return int(filesystem.size(path))
+
+
 def list_names(url: str) -> list[str]:
     """Return the names of the direct children of a folder, sorted; nothing where there is no folder.
 
@@ -126,6 +136,26 @@ def list_names(url: str) -> list[str]:
         if parent == folder and not (name.startswith(".") and name.endswith(".tmp")):
             names.add(name)
     return sorted(names)
+
+
+def find_files(url: str) -> dict[str, int]:
+    """Return every file below a folder, half-written ones too: its path from there, and its length in bytes."""
+    with explain_errors(url, "list"):
+        filesystem, path = open_filesystem(url)
+        found = filesystem.find(path, detail=True)
+    prefix = f"{path.strip('/')}/"
+    return {str(name).strip("/").removeprefix(prefix): int(entry["size"]) for name, entry in found.items()}
+
+
+def modified_at(url: str) -> datetime | None:
+    """Return when an object was last written, by the store's clock; None where it is missing or the store cannot say."""
+    with explain_errors(url, "look for"):
+        filesystem, path = open_filesystem(url)
+        try:
+            found: datetime = filesystem.modified(path)
+        except (FileNotFoundError, NotImplementedError):
+            return None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def delete(url: str, recursive: bool = False) -> None:
@@ -149,13 +179,13 @@ def replace_bytes(url: str, data: bytes) -> None:
             filesystem.pipe_file(path, data)
             return
         target = Path(absolute_url(url))
-        with temporary_file(target, data) as temporary:
+        with temporary_file(target, [data]) as temporary:
             temporary.replace(target)
 
 
 @contextmanager
-def temporary_file(target: Path, data: bytes) -> Iterator[Path]:
-    """Write `data` durably beside `target`, making its folder; delete the file afterwards if it is still there."""
+def temporary_file(target: Path, pieces: Iterable[bytes]) -> Iterator[Path]:
+    """Write the pieces durably beside `target`, making its folder; delete the file afterwards if it is still there."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
@@ -165,7 +195,8 @@ def temporary_file(target: Path, data: bytes) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.{make_nonce()}.tmp")
     try:
         with temporary.open("xb") as file:
-            file.write(data)
+            for piece in pieces:
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
         yield temporary
@@ -201,7 +232,7 @@ def _explain(error: OSError, url: str, action: str) -> StorageError:
             f"no space left on {url}", hint="Free some space or raise the quota, then run the same command again."
         )
     if error.errno in _DENIED or isinstance(error, PermissionError):
-        return StorageError(f"not allowed to {action} {url}: {error}", hint="Check the permissions on that location.")
+        return NotAllowed(f"not allowed to {action} {url}: {error}", hint="Check the permissions on that location.")
     if error.errno == errno.ENOTDIR and is_local(url):
         path = Path(absolute_url(url))
         blocking = next((folder for folder in (path, *path.parents) if folder.is_file()), path)

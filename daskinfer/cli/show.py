@@ -11,7 +11,7 @@ from rich.text import Text
 from daskinfer.cli.progress import describe_loading
 from daskinfer.ids import shorten
 from daskinfer.spec.job import JobStatus, Report
-from daskinfer.spec.listing import AliasRow, CheckpointDetail, CheckpointRow
+from daskinfer.spec.listing import AliasRow, CheckpointDetail, CheckpointRow, VersionRow
 from daskinfer.spec.measured import CheckpointProfile, LayerCost, MeasuredLayer
 from daskinfer.spec.snapshot import Resolution
 from daskinfer.units import format_bytes, format_count, format_duration
@@ -51,7 +51,7 @@ def print_report(report: Report, remark: str | None = None) -> None:
         lines["precision"] = report.precision
     lines |= {"speed": f"{speed} ({whole})", "output": report.output, "report": report.report}
     _print_verdict(report.verdict, report.name, remark or report.message)
-    _print_lines(lines)
+    print_lines(lines)
 
 
 def print_status(status: JobStatus) -> None:
@@ -74,7 +74,7 @@ def print_status(status: JobStatus) -> None:
         lines["devices"] = "; ".join(f"stage {number} {name}" for number, name in enumerate(progress.devices) if name)
     lines |= {"output": status.output, "created": status.created, "driver": driver}
     _print_verdict(status.state, status.name, remark)
-    _print_lines(lines)
+    print_lines(lines)
 
 
 def print_jobs(jobs: Sequence[JobStatus], workspace: str) -> None:
@@ -90,14 +90,14 @@ def print_jobs(jobs: Sequence[JobStatus], workspace: str) -> None:
         )
         for job in jobs
     ]
-    _print_table(("JOB", "STATE", "ROWS", "CHECKPOINT", "CREATED", "OUTPUT"), rows, f"no jobs in {workspace}")
+    print_table(("JOB", "STATE", "ROWS", "CHECKPOINT", "CREATED", "OUTPUT"), rows, f"no jobs in {workspace}")
 
 
 def print_resolution(verb: str, resolution: Resolution, alias: str | None = None) -> None:
     """Print which version something became."""
     version = f" v{resolution.version}" if resolution.version is not None else ""
     pointed = f", {resolution.name}@{alias} points at it" if alias else ""
-    _stdout().print(Text(f"{verb} {resolution.name}{version} {resolution.snapshot}{pointed}"))
+    stdout().print(Text(f"{verb} {resolution.name}{version} {resolution.snapshot}{pointed}"))
 
 
 def print_checkpoints(checkpoints: Sequence[CheckpointRow], registry: str) -> None:
@@ -107,36 +107,39 @@ def print_checkpoints(checkpoints: Sequence[CheckpointRow], registry: str) -> No
             Text(row.name),
             Text(f"v{row.latest.number}"),
             Text(f"sha256:{shorten(row.latest.snapshot)}"),
-            Text(str(row.versions)),
+            Text(f"{row.versions}{_yanked(row)}"),
             Text(", ".join(map(_alias, row.aliases))),
         )
         for row in checkpoints
     ]
     empty = f"no checkpoints in {registry}; publish one: daskinfer checkpoint publish NAME DIRECTORY"
-    _print_table(("NAME", "LATEST", "SNAPSHOT", "VERSIONS", "ALIASES"), rows, empty)
+    print_table(("NAME", "LATEST", "SNAPSHOT", "VERSIONS", "ALIASES"), rows, empty)
 
 
 def print_checkpoint(detail: CheckpointDetail) -> None:
     """Print one snapshot, and what goes by its name."""
     resolution = detail.resolution
     version = f" v{resolution.version}" if resolution.version is not None else ""
-    _stdout().print(Text(f"{resolution.name}{version}", style="bold"))
+    stdout().print(Text(f"{resolution.name}{version}", style="bold"))
+    yank = next((row.yanked for row in detail.versions if row.number == resolution.version), None)
+    if yank is not None:
+        stdout().print(Text(f"yanked {yank}"))
     lines = {
         "snapshot": resolution.snapshot,
         "model": f"{detail.architecture}, {detail.dtype}, {format_bytes(detail.size)}",
         "groups": ", ".join(f"{name} {format_bytes(size)}" for name, size in detail.groups.items()),
         "files": ", ".join(detail.files),
-        "versions": ", ".join(f"v{row.number} sha256:{shorten(row.snapshot)}" for row in detail.versions),
+        "versions": ", ".join(map(_version, detail.versions)),
         "aliases": ", ".join(map(_alias, detail.aliases)),
     }
-    _print_lines({name: value for name, value in (lines | detail.provenance).items() if value})
+    print_lines({name: value for name, value in (lines | detail.provenance).items() if value})
 
 
 def print_profile(profile: CheckpointProfile) -> None:
     """Print what each layer costs, and what it took on this machine."""
     resolution, measured = profile.resolution, profile.measured
     version = f" v{resolution.version}" if resolution.version is not None else ""
-    _stdout().print(Text(f"{resolution.name}{version} {resolution.snapshot}", style="bold"))
+    stdout().print(Text(f"{resolution.name}{version} {resolution.snapshot}", style="bold"))
     typical = f"{profile.rows} rows" + (f" of {profile.length} tokens" if profile.per == "token" else "")
     lines = {
         "model": f"{profile.architecture}, task {profile.task}, {profile.dtype}",
@@ -147,7 +150,7 @@ def print_profile(profile: CheckpointProfile) -> None:
         threads = f"{measured.numerics.threads} thread(s)" if measured.device.kind == "cpu" else measured.device.kind
         when = "stored; --fresh measures again" if profile.stored else "now"
         lines["measured"] = f"{measured.measured} ({when}) on {measured.device.name}, {threads}"
-    _print_lines(lines)
+    print_lines(lines)
     heads = ["LAYER", "PARAMETERS", f"FLOP/{profile.per.upper()}", "CROSSES", f"BYTES/{profile.per.upper()}"]
     times: Sequence[MeasuredLayer | None] = measured.layers if measured is not None else [None] * len(profile.layers)
     if measured is not None:
@@ -159,7 +162,7 @@ def print_profile(profile: CheckpointProfile) -> None:
         columns = zip(*(layer.timings for layer in measured.layers), strict=True)
         total += [_seconds(sum(timing.seconds for timing in column)) for column in columns]
     cells = [[Text(cell) for cell in row] for row in (*rows, total)]
-    _print_table(heads, [[*row, *[Text()] * (len(heads) - len(row))] for row in cells], "")
+    print_table(heads, [[*row, *[Text()] * (len(heads) - len(row))] for row in cells], "")
 
 
 def _cost_cells(cost: LayerCost) -> list[str]:
@@ -187,33 +190,44 @@ def _seconds(seconds: float) -> str:
     return f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
+def _version(row: VersionRow) -> str:
+    return f"v{row.number} sha256:{shorten(row.snapshot)}{' (yanked)' if row.yanked else ''}"
+
+
+def _yanked(row: CheckpointRow) -> str:
+    return f" ({', '.join(f'v{number}' for number in row.yanked)} yanked)" if row.yanked else ""
+
+
 def _alias(row: AliasRow) -> str:
     return f"{row.name} -> {f'v{row.version}' if row.version is not None else shorten(row.snapshot)}"
 
 
 def _print_verdict(verdict: str, name: str, remark: str) -> None:
     line = Text.assemble((verdict, _STYLES[verdict]), "  ", (name, "bold"))
-    _stdout().print(line.append(f"  {remark}" if remark else ""))
+    stdout().print(line.append(f"  {remark}" if remark else ""))
 
 
-def _print_lines(lines: dict[str, str]) -> None:
+def print_lines(lines: dict[str, str]) -> None:
+    """Print named values, one a line."""
     width = max(map(len, lines))
     for name, value in lines.items():
-        _stdout().print(Text.assemble((f"  {name:<{width}}  ", "dim"), value))
+        stdout().print(Text.assemble((f"  {name:<{width}}  ", "dim"), value))
 
 
-def _print_table(heads: Sequence[str], rows: Iterable[Sequence[Text]], empty: str) -> None:
+def print_table(heads: Sequence[str], rows: Iterable[Sequence[Text]], empty: str) -> None:
+    """Print a table that cuts nothing off, or `empty` where it has no rows."""
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
     for head in heads:
         table.add_column(head, no_wrap=True)
     for row in rows:
         table.add_row(*row)
     if not table.row_count:
-        _stdout().print(Text(empty))
+        stdout().print(Text(empty))
         return
     # Wide enough to cut nothing off: a job id that ends in dots cannot be copied.
     Console(highlight=False, soft_wrap=True, width=10_000).print(table)
 
 
-def _stdout() -> Console:
+def stdout() -> Console:
+    """Return a console that leaves the text as it is."""
     return Console(highlight=False, soft_wrap=True)

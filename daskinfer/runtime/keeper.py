@@ -15,6 +15,7 @@ from daskinfer.runtime.outlines import find_outline
 from daskinfer.runtime.pinning import Head
 from daskinfer.spec.generation import Pin
 from daskinfer.spec.job import CommitRecord, JobRecord
+from daskinfer.spec.recipe import Recipe
 from daskinfer.spec.snapshot import Manifest
 from daskinfer.storage.filesystem import absolute_url
 from daskinfer.storage.generations import GenerationLog
@@ -24,6 +25,7 @@ from daskinfer.storage.outputs.sink import WholeOutput
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.locks import SnapshotLock
+from daskinfer.storage.registry.signatures import require_signatures
 
 
 class Keeper:
@@ -33,21 +35,22 @@ class Keeper:
     ----------
     record
         The job.
-    workspace
-        URL of the workspace.
+    recipe
+        As it is now: the keys that must have signed may differ from the job's record.
     epoch
         Life of the driver.
     """
 
-    def __init__(self, record: JobRecord, workspace: str, epoch: int) -> None:
+    def __init__(self, record: JobRecord, recipe: Recipe, epoch: int) -> None:
         self._record = record
-        self._workspace = absolute_url(workspace)
+        self._signed_by = recipe.model.signed_by
+        self._workspace = absolute_url(recipe.workspace)
         self._epoch = epoch
         self._registry = Registry(record.registry)
         self._held: dict[str, SnapshotLock] = {}
         self._users: dict[int, str] = {}
         self._guard = threading.RLock()
-        self.log = GenerationLog(JobStore(workspace, record.job).url, record.first_pin, epoch)
+        self.log = GenerationLog(JobStore(recipe.workspace, record.job).url, record.first_pin, epoch)
 
     def begin(self) -> Pin:
         """Lock what the job is on, and let go of what an earlier driver held besides; return the pin to start on."""
@@ -59,7 +62,7 @@ class Keeper:
             if pin.generation > current.generation:
                 self.log.drop(pin.generation, "its driver ended before anything started on it")
             if pin.snapshot != current.snapshot:
-                locks.release(self._registry, pin.snapshot, self._record.job)
+                locks.remove(self._registry, pin.snapshot, self._record.job)
         return current
 
     def look(self) -> Head:
@@ -79,8 +82,8 @@ class Keeper:
         JobBusy
             Another driver has taken the job over.
         """
-        self._lock(pin)
         try:
+            self._lock(pin)
             self._check_fit(self._held[pin.snapshot].manifest)
             self.prepare_places(pin)
             self.log.prepare(pin)
@@ -116,9 +119,19 @@ class Keeper:
 
     def heartbeat(self) -> None:
         """Show that the holder of the locks lives."""
-        with self._guard:
-            for lock in self._held.values():
-                lock.heartbeat()
+        for lock in self._locks():
+            lock.heartbeat()
+
+    def check(self) -> None:
+        """Make sure that every snapshot in use is still there.
+
+        Raises
+        ------
+        SnapshotGone
+            A collector took the job for dead, because it was silent for too long.
+        """
+        for lock in self._locks():
+            lock.check()
 
     def release(self) -> None:
         """Let go of every snapshot: the output is sealed."""
@@ -128,11 +141,16 @@ class Keeper:
             self._held.clear()
             self._users.clear()
 
+    def _locks(self) -> list[SnapshotLock]:
+        with self._guard:
+            return list(self._held.values())
+
     def _lock(self, pin: Pin) -> None:
         lock = locks.take(self._registry, pin.snapshot, self._record.job)
         with self._guard:
             self._held[pin.snapshot] = lock
             self._users[pin.generation] = pin.snapshot
+        require_signatures(self._registry, pin.snapshot, self._signed_by)
 
     def _unlock(self, pin: Pin) -> None:
         with self._guard:

@@ -144,7 +144,8 @@ def _measure(
         watch(doing, done, total)
 
     try:
-        layers = measure_layers(request, outline, manifest, numerics, read, shapes, tell)
+        with locks.explain_loss(registry, manifest.digest):
+            layers = measure_layers(request, outline, manifest, numerics, read, shapes, tell)
     finally:
         lock.release()
     return MeasuredProfile(

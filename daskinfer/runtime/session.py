@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from sys import intern
 
 from distributed import Client
 
-from daskinfer.errors import DaskinferError, Interrupted
+from daskinfer.errors import DaskinferError, Interrupted, StorageError
 from daskinfer.runtime.cluster import open_cluster
 from daskinfer.runtime.core import DriverCore, Limits
 from daskinfer.runtime.driver import Driver
@@ -127,7 +128,7 @@ class Session:
         self._tell(f"precision: {record.precision}")
         if self.job.resumed:
             self._note("resumed", f"epoch {self.epoch} goes on where an earlier one stopped")
-        keeper = Keeper(record, self.recipe.workspace, self.epoch)
+        keeper = Keeper(record, self.recipe, self.epoch)
         pin = keeper.begin()
         sink = self._open_output(keeper)
         committed: dict[int, str] = {}
@@ -202,10 +203,13 @@ class Session:
             self._tell()
         if self._is_due("check", now, CHECK_SECONDS):
             self._lease.check()
+            with suppress(StorageError):  # a registry that is away for a minute must not end hours of work
+                keeper.check()
             if self._lease.trouble and self._is_due("trouble", now, TROUBLE_SECONDS):
                 self._note("heartbeat-failed", self._lease.trouble)
         if self._is_due("snapshot", now, SNAPSHOT_HEARTBEAT_SECONDS):
-            keeper.heartbeat()
+            with suppress(StorageError):
+                keeper.heartbeat()
 
     def _is_due(self, what: str, now: float, every: float) -> bool:
         if now < self._due.get(what, 0.0):

@@ -46,6 +46,8 @@ class Model(Section):
     """`package.module:function` that builds a model of your own; its source is hashed into the snapshot."""
     trust_code: bool = False
     """Run model code that comes with the checkpoint; it is hashed into the snapshot."""
+    signed_by: tuple[str, ...] = ()
+    """Files of public keys; each of them must have signed the snapshot, or nothing runs."""
     task: Literal["embed", "classify", "score", "forward"] = "embed"
     """`embed` writes one vector a row, `classify` a label with its scores, `score` the log-probability of a text,
     `forward` whatever arrays the model returns."""
@@ -213,7 +215,7 @@ OPERATIONAL: dict[str, Any] = {
     "placement": True,
     "errors": True,
     "pipeline": {"window"},
-    "model": {"registry"},
+    "model": {"registry", "signed_by"},
 }
 
 

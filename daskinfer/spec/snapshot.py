@@ -106,6 +106,16 @@ class Manifest(Section):
         return digest_of([self.architecture, self.dtype, sorted(pieces), self.tied, code])
 
     @property
+    def pieces(self) -> tuple[PlainFile | LayerGroup, ...]:
+        """Files and groups."""
+        return (*self.files, *self.groups)
+
+    @property
+    def blobs(self) -> dict[str, int]:
+        """Every blob that it names, relative to the registry root, and its length in bytes."""
+        return {piece.blob: piece.size for piece in self.pieces if piece.blob is not None}
+
+    @property
     def code(self) -> tuple[str, ...]:
         """Names of the files that are code; they run only for who trusts them."""
         return tuple(piece.path for piece in self.files if piece.path.endswith(".py"))

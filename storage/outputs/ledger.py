@@ -59,8 +59,8 @@ class Ledger:
         """Write the quarantine file of a partition, where it has rejects."""
         if rejects:
             lines = [json.dumps(asdict(reject), ensure_ascii=False) for reject in rejects]
-            name = f"part-{partition.number:08d}.jsonl"
-            create_same(join_url(self._url, QUARANTINE, name), ("\n".join(lines) + "\n").encode())
+            url = join_url(self._url, QUARANTINE, name_rejects(partition.number))
+            create_same(url, ("\n".join(lines) + "\n").encode())
 
     def commit(self, record: CommitRecord) -> CommitRecord:
         """Create the record of a part; return the one that is there."""
@@ -112,6 +112,9 @@ class Ledger:
             "rows_in": self._layout.rows,
             "rows_out": sum(record.rows_out for record in records),
             "rows_quarantined": sum(record.rows_quarantined for record in records),
+            "partition_rows": self._layout.partition_rows,
+            "fields": [field.model_dump(mode="json") for field in self._layout.fields],
+            "keep": [*map(list, self._layout.keep.items())],
             "parts": parts,
         }
         url, data = join_url(self._url, MANIFEST), canonical_json(whole)
@@ -150,6 +153,11 @@ class Ledger:
                 f"the rows of partition {record.partition} do not add up: it has {expected}; {record.rows_in} came in, "
                 f"{record.rows_out} went out and {record.rows_quarantined} were quarantined"
             )
+
+
+def name_rejects(partition: int) -> str:
+    """Return the name of a partition's file in the quarantine."""
+    return f"part-{partition:08d}.jsonl"
 
 
 def create_same(url: str, data: bytes) -> None:

@@ -8,33 +8,34 @@ A heartbeat is a value that changes: a collector judges it by its own clock, and
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
-from daskinfer.errors import CheckpointError, IntegrityError, SnapshotGone
+from daskinfer.errors import CheckpointError, CorruptBlob, IntegrityError, SnapshotGone
 from daskinfer.ids import canonical_json, make_nonce, shorten
 from daskinfer.spec.snapshot import Manifest
-from daskinfer.storage.filesystem import delete, join_url, list_names, read_bytes, replace_bytes
+from daskinfer.storage.filesystem import delete, join_url, list_names, read_bytes
 from daskinfer.storage.naming import check_name, make_signature
 from daskinfer.storage.registry.decisions import Decision, create_record
+from daskinfer.storage.registry.heartbeats import TTL_SECONDS, beat, read_beat
 
 if TYPE_CHECKING:
     from daskinfer.storage.registry.catalog import Registry
 
-TTL_SECONDS = 900
-"""How long a heartbeat may stay unchanged before a collector may take the job for dead."""
-
-_VERDICT_SECONDS = 5.0
+_VERDICT_SECONDS = 15.0
+_PUBLISH_AGAIN = "Publish the checkpoint again, or choose another version: daskinfer checkpoint list"
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotLock:
     """A lock that is held; the manifest was verified under it."""
 
-    url: str
-    """Folder of the snapshot's locks."""
+    registry: Registry
+    """Where the snapshot is."""
     snapshot: str
     """Snapshot digest."""
     job: str
@@ -44,11 +45,27 @@ class SnapshotLock:
 
     def heartbeat(self) -> None:
         """Show that the holder lives; call it every quarter of `TTL_SECONDS`."""
-        _beat(self.url, self.job)
+        beat(heartbeat_url(self.registry, self.snapshot, self.job))
+
+    def check(self) -> None:
+        """Make sure that the snapshot is still there: a holder that was silent for too long may have been given up.
+
+        Raises
+        ------
+        SnapshotGone
+            Garbage collection took it. Stop; what was read before was right.
+        """
+        if self.registry.life(self.snapshot) == "swept":
+            self.release()
+            raise SnapshotGone(
+                f"snapshot {shorten(self.snapshot)} of registry {self.registry.url} was deleted while {self.job} held it: "
+                "garbage collection took the job for dead",
+                hint=_PUBLISH_AGAIN,
+            )
 
     def release(self) -> None:
         """Give the snapshot up; twice does no harm."""
-        _remove(self.url, self.job)
+        remove(self.registry, self.snapshot, self.job)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,36 +100,33 @@ def take(
     CorruptBlob
         Where its manifest is damaged.
     """
-    url = _locks_url(registry, snapshot)
     record = {"job": job, "purpose": purpose, "ttl_seconds": ttl_seconds, "nonce": make_nonce(), **make_signature()}
     decision = Decision(registry.url, "lock", f"locks/{shorten(snapshot, 64)}/{check_name(job, 'job')}")
-    fresh = create_record(decision, join_url(url, f"{job}.json"), canonical_json(record))
+    fresh = create_record(decision, join_url(_locks_url(registry, snapshot), f"{job}.json"), canonical_json(record))
     try:
         # A collector that gave the old heartbeat up for dead must see a new one before we look at its verdict.
-        _beat(url, job)
+        beat(heartbeat_url(registry, snapshot, job))
         life = _await_verdict(registry, snapshot)
-        if life != "live":
+        if life == "condemned":
             raise SnapshotGone(
-                f"snapshot {shorten(snapshot)} of registry {registry.url} is {life}: garbage collection took it",
-                hint="Publish the checkpoint again, or choose another version: daskinfer checkpoint list",
+                f"snapshot {shorten(snapshot)} of registry {registry.url} is condemned: garbage collection is deciding",
+                hint="Try again in a minute; if that goes on, a collector died: run daskinfer checkpoint gc",
             )
-        manifest = registry.manifest(snapshot)
-    except SnapshotGone:
-        _remove(url, job)
-        raise
-    except CheckpointError as error:
-        _remove(url, job)
-        raise SnapshotGone(error.message, hint=error.hint) from error
+        if life == "swept":
+            fresh = True  # nothing is left that an earlier lock of this job could protect
+            raise SnapshotGone(
+                f"snapshot {shorten(snapshot)} of registry {registry.url} is swept: garbage collection took it",
+                hint=_PUBLISH_AGAIN,
+            )
+        try:
+            manifest = registry.manifest(snapshot)
+        except CheckpointError as error:
+            raise SnapshotGone(error.message, hint=error.hint) from error
     except BaseException:
         if fresh:
-            _remove(url, job)
+            remove(registry, snapshot, job)
         raise
-    return SnapshotLock(url, snapshot, job, manifest)
-
-
-def release(registry: Registry, snapshot: str, job: str) -> None:
-    """Give up a lock that this job, in an earlier life, may have left behind."""
-    _remove(_locks_url(registry, snapshot), check_name(job, "job"))
+    return SnapshotLock(registry, snapshot, job, manifest)
 
 
 def list_holders(registry: Registry, snapshot: str) -> list[LockHolder]:
@@ -125,8 +139,8 @@ def list_holders(registry: Registry, snapshot: str) -> list[LockHolder]:
         job = name.removesuffix(".json")
         try:
             record = json.loads(read_bytes(join_url(url, name)))
-            beat = _read_beat(url, job)
-            holder = LockHolder(job, record["purpose"], record["by"], record["at"], record["ttl_seconds"], beat)
+            value = read_beat(heartbeat_url(registry, snapshot, job))
+            holder = LockHolder(job, record["purpose"], record["by"], record["at"], record["ttl_seconds"], value)
         except FileNotFoundError:
             continue  # released since it was listed
         except (ValueError, KeyError, TypeError) as error:
@@ -135,6 +149,32 @@ def list_holders(registry: Registry, snapshot: str) -> list[LockHolder]:
             ) from error
         holders.append(holder)
     return holders
+
+
+def heartbeat_url(registry: Registry, snapshot: str, job: str) -> str:
+    """Return where a holder's heartbeat is."""
+    return join_url(_locks_url(registry, snapshot), f"{job}.hb")
+
+
+def remove(registry: Registry, snapshot: str, job: str) -> None:
+    """Remove a lock, one's own or a dead one's."""
+    # The record goes last: a lock without a heartbeat is still a lock.
+    delete(heartbeat_url(registry, snapshot, job))
+    delete(join_url(_locks_url(registry, snapshot), f"{job}.json"))
+
+
+@contextmanager
+def explain_loss(registry: Registry, snapshot: str) -> Iterator[None]:
+    """Say `SnapshotGone` where bytes of a snapshot are missing because it was deleted, not because of damage."""
+    try:
+        yield
+    except CorruptBlob as error:
+        if registry.life(snapshot) != "swept":
+            raise
+        raise SnapshotGone(
+            f"snapshot {shorten(snapshot)} was deleted from registry {registry.url} while it was read: {error.message}",
+            hint=_PUBLISH_AGAIN,
+        ) from error
 
 
 def _await_verdict(registry: Registry, snapshot: str) -> str:
@@ -150,20 +190,3 @@ def _await_verdict(registry: Registry, snapshot: str) -> str:
 
 def _locks_url(registry: Registry, snapshot: str) -> str:
     return join_url(registry.url, "locks", shorten(snapshot, 64))
-
-
-def _beat(url: str, job: str) -> None:
-    replace_bytes(join_url(url, f"{job}.hb"), make_nonce().encode())
-
-
-def _read_beat(url: str, job: str) -> str | None:
-    try:
-        return read_bytes(join_url(url, f"{job}.hb")).decode()
-    except FileNotFoundError:
-        return None
-
-
-def _remove(url: str, job: str) -> None:
-    # The record goes last: a lock without a heartbeat is still a lock.
-    delete(join_url(url, f"{job}.hb"))
-    delete(join_url(url, f"{job}.json"))

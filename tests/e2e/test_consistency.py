@@ -133,12 +133,6 @@ def test_eventual_that_converges_is_on_one_version(versions: Bench, scheduler: s
     assert_nothing_is_left(versions, "converge.zarr")
 
 
-def test_a_converging_job_computes_again_what_was_whole(versions: Bench, scheduler: str) -> None:
-    """The alias moves when everything is committed but the last partitions."""
-    follow(versions, "late.zarr", scheduler, at=ROWS - PARTITION, mode="eventual", converge=True)
-    assert set(assert_each_partition_is_whole(versions, "late.zarr")) == {"v2"}
-
-
 @pytest.mark.parametrize("name", ["tables.parquet", "tables.jsonl"])
 def test_tables_name_the_snapshot_of_every_row(versions: Bench, scheduler: str, name: str) -> None:
     follow(versions, name, scheduler, upgrade=True)

@@ -1,0 +1,116 @@
+"""Heartbeats: values that change while whoever writes them lives.
+
+A heartbeat carries no time. Whoever wants to know whether its writer is dead watches it, and counts the seconds without
+a change on a clock of their own: no two clocks are ever compared, and neither is an age that a store tells.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from daskinfer.errors import DaskinferError
+from daskinfer.ids import make_nonce
+from daskinfer.storage.filesystem import modified_at, read_bytes, replace_bytes
+
+TTL_SECONDS = 900
+"""How long a heartbeat may stay unchanged before a collector may take its writer for dead."""
+
+_LOOKS = 10
+_LONGEST_PAUSE = 5.0
+
+
+def beat(url: str) -> None:
+    """Change a heartbeat; its writer does so at least every quarter of `TTL_SECONDS`."""
+    replace_bytes(url, make_nonce().encode())
+
+
+def try_beat(url: str) -> bool:
+    """Change a heartbeat if the store lets us: a store that is away for a moment must not end hours of work."""
+    try:
+        beat(url)
+    except (DaskinferError, OSError):
+        return False
+    return True
+
+
+def read_beat(url: str) -> str | None:
+    """Return a heartbeat's value, to be compared with an earlier one; None before the first."""
+    try:
+        return read_bytes(url).decode()
+    except FileNotFoundError:
+        return None
+
+
+def tell_age(url: str) -> float | None:
+    """Return the seconds since a heartbeat changed as the store's clock and ours tell; for people only.
+
+    None where the store does not tell, or nothing was written.
+    """
+    changed = modified_at(url)
+    return None if changed is None else max(0.0, (datetime.now(UTC) - changed).total_seconds())
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """A heartbeat to watch."""
+
+    url: str
+    """Where it is."""
+    ttl_seconds: float
+    """For how long it must stay unchanged."""
+
+
+class Watcher:
+    """Tells the dead from the living by watching.
+
+    Parameters
+    ----------
+    clock
+        Seconds on any clock of this process that never goes back.
+    sleep
+        Waits so many seconds of that clock.
+    tell
+        Called now and then with how long it has watched, and how long it will watch at most; in seconds.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        tell: Callable[[float, float], None] = lambda seconds, longest: None,
+    ) -> None:
+        self._clock = clock
+        self._sleep = sleep
+        self._tell = tell
+        self._dead: dict[str, str | None] = {}
+
+    def watch(self, pulses: Iterable[Pulse]) -> None:
+        """Watch heartbeats, all at once, until each has changed or was silent for its time to live."""
+        waiting = {pulse.url: pulse for pulse in pulses}
+        first = {url: read_beat(url) for url in waiting}
+        since = self._clock()  # after the last read: silence is counted too short rather than too long
+        while waiting:
+            looked = self._clock()
+            for url, pulse in list(waiting.items()):
+                found = read_beat(url)
+                if found != first[url]:
+                    del waiting[url]
+                elif looked - since >= pulse.ttl_seconds:
+                    self._dead[url] = found
+                    del waiting[url]
+            if waiting:
+                times = [pulse.ttl_seconds for pulse in waiting.values()]
+                watched = self._clock() - since
+                self._tell(watched, max(times))
+                self._sleep(max(0.0, min(min(times) - watched, min(times) / _LOOKS, _LONGEST_PAUSE)))
+
+    def assume(self, url: str) -> None:
+        """Take the writer of a heartbeat for dead because somebody who knows said so."""
+        self._dead[url] = read_beat(url)
+
+    def is_dead(self, url: str, value: str | None) -> bool:
+        """Say whether exactly this value was found to be a dead one's: a single beat more, and its writer lives."""
+        return url in self._dead and self._dead[url] == value
