@@ -19,18 +19,27 @@ from daskinfer.errors import StorageError
 from daskinfer.storage.filesystem import absolute_url, explain_errors, is_local, open_filesystem, temporary_file
 
 CONDITIONAL_STORES = frozenset({"s3", "s3a", "gs", "gcs"})
+PART_BYTES = 50 * 2**20
+"""An object store gets larger objects in parts of this size; S3 takes no smaller ones than 5 MiB."""
 
 _ATTEMPTS = 8
 _TRANSIENT = {errno.EBUSY, errno.EREMOTEIO, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.ETIMEDOUT}
+_TRANSIENT_STATUS = {408, 409, 429, 500, 502, 503, 504}
+_TRANSIENT_CLASSES = {
+    "aiohttp.client_exceptions.ClientError",
+    "botocore.exceptions.HTTPClientError",
+    "requests.exceptions.ConnectionError",
+    "requests.exceptions.Timeout",
+}
 _LINKLESS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 _MEMORY_LOCK = threading.Lock()
 
 
-def create(url: str, data: bytes) -> bool:
+def create(url: str, data: bytes, part_bytes: int = PART_BYTES) -> bool:
     """Create an object unless one is there; nobody ever sees half of it.
 
-    A writer whose acknowledgement was lost is told that the object exists, so whatever a store answers, the object
-    is read back and compared. Put a nonce into `data` where two writers could otherwise write equal bytes.
+    A writer whose acknowledgement was lost is told that the object exists, so whenever a store does not simply agree,
+    the object is read back and compared. Put a nonce into `data` where two writers could otherwise write equal bytes.
 
     Parameters
     ----------
@@ -38,6 +47,8 @@ def create(url: str, data: bytes) -> bool:
         Where; missing folders are made.
     data
         The whole object; empty ones are refused, because s3fs would overwrite with them.
+    part_bytes
+        Object stores get objects of twice this size and more in parts.
 
     Returns
     -------
@@ -59,7 +70,7 @@ def create(url: str, data: bytes) -> bool:
         if "memory" in protocols:
             return _create_in_memory(filesystem, path, data)
         if protocols & CONDITIONAL_STORES:
-            return _create_conditionally(filesystem, path, data, url)
+            return _create_conditionally(filesystem, path, data, url, part_bytes)
     raise StorageError(
         f"{url} is not safe to use: daskinfer knows no atomic create on {'/'.join(sorted(protocols))}",
         hint="Use a local or shared directory, s3:// or gs://.",
@@ -110,18 +121,16 @@ def _create_in_memory(filesystem: AbstractFileSystem, path: str, data: bytes) ->
         return True
 
 
-def _create_conditionally(filesystem: AbstractFileSystem, path: str, data: bytes, url: str) -> bool:
+def _create_conditionally(filesystem: AbstractFileSystem, path: str, data: bytes, url: str, part_bytes: int) -> bool:
     def attempt() -> bool:
         try:
-            filesystem.pipe_file(path, data, mode="create")
-        except OSError as error:
+            filesystem.pipe_file(path, data, mode="create", chunksize=part_bytes)
+        except Exception as error:
             stored = _stored_bytes(filesystem, path, len(data))
-            if stored == data:
-                return True
-            if isinstance(error, FileExistsError):
-                if stored is None:  # deleted between the two requests
-                    raise OSError(errno.EBUSY, f"{path} came and went") from error
-                return False
+            if stored is not None:
+                return stored == data
+            if isinstance(error, FileExistsError):  # deleted between the two requests
+                raise OSError(errno.EBUSY, f"{path} came and went") from error
             raise
         return True
 
@@ -142,16 +151,35 @@ def _create_conditionally(filesystem: AbstractFileSystem, path: str, data: bytes
 
 
 def _is_transient(error: BaseException) -> bool:
-    return isinstance(error, (ConnectionError, TimeoutError)) or (
-        isinstance(error, OSError) and error.errno in _TRANSIENT
-    )
+    if isinstance(error, (ConnectionError, TimeoutError)):
+        return True
+    if isinstance(error, OSError) and error.errno in _TRANSIENT:
+        return True
+    # Clients raise classes of their own, and s3fs knows too few of the codes that S3 sends with a 409.
+    names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
+    return _http_status(error) in _TRANSIENT_STATUS or not names.isdisjoint(_TRANSIENT_CLASSES)
+
+
+def _http_status(error: BaseException) -> int:
+    """Return the status that a store answered with, where its client tells: gcsfs in `code`, s3fs in the cause."""
+    code = getattr(error, "code", 0)
+    response = getattr(error.__cause__, "response", None)
+    if isinstance(response, dict):
+        code = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return int(code) if str(code).isdecimal() else 0
 
 
 def _stored_bytes(filesystem: AbstractFileSystem, path: str, size: int) -> bytes | None:
     """Return what lies at the path, b"" if it has another size, None if nothing lies there."""
     try:
-        if filesystem.size(path) != size:
+        found = filesystem.info(path)
+        if found["type"] != "file":
+            return None
+        if found["size"] != size:
             return b""
-        return bytes(filesystem.cat_file(path))
+        data = bytes(filesystem.cat_file(path))
     except FileNotFoundError:
         return None
+    if len(data) != size:  # else our own object would pass for another's
+        raise ConnectionAbortedError(errno.ECONNABORTED, f"short read of {path}")
+    return data
