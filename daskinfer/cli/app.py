@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from daskinfer.cli.checkpoints import checkpoint
+from daskinfer.cli.doctor import doctor
 from daskinfer.cli.failure import EXIT_CODES, fail
 from daskinfer.cli.jobs import jobs, report, status
 from daskinfer.cli.profile import profile
@@ -37,7 +38,7 @@ class _Program(click.Group):
 def make_group(name: str) -> click.Group:
     """Return all commands under a group of this name."""
     group = _Program(name, help=_HELP, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
-    for command in (run, validate, schema, profile, status, jobs, report, checkpoint):
+    for command in (run, validate, schema, doctor, profile, status, jobs, report, checkpoint):
         group.add_command(command)
     return click.version_option(package_name="daskinfer", prog_name="daskinfer")(group)
 

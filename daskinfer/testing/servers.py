@@ -52,18 +52,27 @@ def serve_gcs(*options: str) -> Iterator[dict[str, str]]:
 
 @contextmanager
 def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables within the context; `AWS_PROFILE`, which would win over them, is unset."""
+    """Set a server's environment variables within the context; `AWS_PROFILE`, which would win over them, is unset."""
     before = dict(os.environ)
     os.environ.update(variables)
     os.environ.pop("AWS_PROFILE", None)
+    _forget_clients()
     try:
         yield
     finally:
+        _forget_clients()
         for name in {*variables, "AWS_PROFILE"}:
             if name in before:
                 os.environ[name] = before[name]
             else:
                 os.environ.pop(name, None)
+
+
+def _forget_clients() -> None:
+    """Let fsspec make new clients: those that it keeps stay with the server of the time when they were made."""
+    for module, name in (("s3fs", "S3FileSystem"), ("gcsfs", "GCSFileSystem")):
+        if module in sys.modules:
+            getattr(sys.modules[module], name).clear_instance_cache()
 
 
 @contextmanager

@@ -24,8 +24,9 @@ from pydantic import ValidationError
 from daskinfer.errors import CheckpointError, CorruptBlob, SnapshotGone
 from daskinfer.ids import canonical_json, make_nonce, sha256_of, shorten
 from daskinfer.spec.snapshot import Manifest, Resolution
+from daskinfer.storage.doctor import confirm_exclusive
 from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import absolute_url, join_url, list_names, read_bytes
+from daskinfer.storage.filesystem import absolute_url, exists, is_local, join_url, list_names, read_bytes
 from daskinfer.storage.naming import check_alias, check_name, make_signature, suggest
 from daskinfer.storage.registry import decisions, locks
 from daskinfer.storage.registry.decisions import Decision
@@ -94,10 +95,18 @@ class Registry:
             self._check_format(names)
 
     def initialise(self) -> None:
-        """Write the format record, unless one is there."""
+        """Write the format record, unless one is there.
+
+        Raises
+        ------
+        StorageError
+            Where the store turns out to be unsafe.
+        """
         url = join_url(self.url, "format.json")
-        if not create(url, canonical_json(FORMAT)):
+        if exists(url) or not create(url, canonical_json(FORMAT)):
             self._check_format(["format.json"])
+        elif not is_local(url):
+            confirm_exclusive(url)
 
     def resolve(self, reference: str) -> Resolution:
         """Return the snapshot that a reference means now.
