@@ -16,29 +16,29 @@ from functools import partial
 from pathlib import Path
 
 from fsspec import AbstractFileSystem
-from tenacity import RetryError, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from daskinfer.errors import StorageError
 from daskinfer.storage.filesystem import absolute_url, explain_errors, is_local, open_filesystem, temporary_file
+from daskinfer.storage.retries import ATTEMPTS, persist
 from daskinfer.storage.streams import Stream, read_pieces
 
 CONDITIONAL_STORES = frozenset({"s3", "s3a", "gs", "gcs"})
+PART_BYTES = 50 * 2**20
+"""An object store gets larger objects in parts of this size; S3 takes no smaller ones than 5 MiB."""
 
-_ATTEMPTS = 8
 # Object stores take larger objects in parts of 5 MiB or more, 10,000 at most.
 _ONE_PUT = 32 * 2**20
 _PART = 16 * 2**20
 _PARTS = 9_000
-_TRANSIENT = {errno.EBUSY, errno.EREMOTEIO, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.ETIMEDOUT}
 _LINKLESS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 _MEMORY_LOCK = threading.Lock()
 
 
-def create(url: str, data: bytes) -> bool:
+def create(url: str, data: bytes, part_bytes: int = PART_BYTES) -> bool:
     """Create an object unless one is there; nobody ever sees half of it.
 
-    A writer whose acknowledgement was lost is told that the object exists, so whatever a store answers, the object
-    is read back and compared. Put a nonce into `data` where two writers could otherwise write equal bytes.
+    A writer whose acknowledgement was lost is told that the object exists, so whenever a store does not simply agree,
+    the object is read back and compared. Put a nonce into `data` where two writers could otherwise write equal bytes.
 
     Parameters
     ----------
@@ -46,6 +46,8 @@ def create(url: str, data: bytes) -> bool:
         Where; missing folders are made.
     data
         The whole object; empty ones are refused, because s3fs would overwrite with them.
+    part_bytes
+        Object stores get objects of twice this size and more in parts.
 
     Returns
     -------
@@ -69,7 +71,7 @@ def create(url: str, data: bytes) -> bool:
         if protocols & CONDITIONAL_STORES:
             return _create_conditionally(
                 url,
-                lambda: filesystem.pipe_file(path, data, mode="create"),
+                lambda: filesystem.pipe_file(path, data, mode="create", chunksize=part_bytes),
                 lambda: _compare(filesystem, path, data),
             )
     raise StorageError(
@@ -120,7 +122,7 @@ def create_stream(url: str, stream: Stream) -> bool:
 
 
 def _create_by_link(target: Path, pieces: Callable[[], Iterable[bytes]], holds: Callable[[Path], bool]) -> bool:
-    for _ in range(_ATTEMPTS):
+    for _ in range(ATTEMPTS):
         with suppress(FileNotFoundError):  # another's object was deleted before it could be read back
             return _link_or_compare(target, pieces, holds)
     raise StorageError(f"{target} keeps being created and deleted", hint="Find out who else writes there.")
@@ -167,37 +169,19 @@ def _create_conditionally(url: str, write: Callable[[], None], compare: Callable
     def attempt() -> bool:
         try:
             write()
-        except OSError as error:
+        except Exception as error:
             same = compare()
-            if same:
-                return True
-            if isinstance(error, FileExistsError):
-                if same is None:  # deleted between the two requests
-                    raise OSError(errno.EBUSY, f"{url} came and went") from error
-                return False
+            if same is not None:
+                return same
+            if isinstance(error, FileExistsError):  # deleted between the two requests
+                raise OSError(errno.EBUSY, f"{url} came and went") from error
             raise
         return True
 
-    retrying = Retrying(
-        retry=retry_if_exception(_is_transient),
-        wait=wait_random_exponential(multiplier=0.1, max=5),
-        stop=stop_after_attempt(_ATTEMPTS),
-    )
     try:
-        return retrying(attempt)
-    except RetryError as error:
-        raise StorageError(
-            f"{url} stayed busy for {_ATTEMPTS} attempts: {error.last_attempt.exception()}",
-            hint="The store is overloaded or refuses conditional writes; run the command again later.",
-        ) from error
+        return persist(url, attempt)
     except FileNotFoundError as error:
         raise StorageError(f"cannot create {url}: {error}", hint="Check that the bucket exists.") from error
-
-
-def _is_transient(error: BaseException) -> bool:
-    return isinstance(error, (ConnectionError, TimeoutError)) or (
-        isinstance(error, OSError) and error.errno in _TRANSIENT
-    )
 
 
 def _upload(filesystem: AbstractFileSystem, path: str, stream: Stream) -> None:
@@ -216,20 +200,35 @@ def _upload(filesystem: AbstractFileSystem, path: str, stream: Stream) -> None:
 
 def _compare(filesystem: AbstractFileSystem, path: str, data: bytes) -> bool | None:
     """Say whether these bytes lie at the path; None if nothing does."""
+    size = _size(filesystem, path)
+    if size != len(data):
+        return None if size is None else False
     try:
-        return bool(filesystem.size(path) == len(data) and filesystem.cat_file(path) == data)
+        stored = bytes(filesystem.cat_file(path))
     except FileNotFoundError:
         return None
+    if len(stored) != size:  # else our own object would pass for another's
+        raise ConnectionAbortedError(errno.ECONNABORTED, f"short read of {path}")
+    return stored == data
 
 
 def _compare_stream(url: str, stream: Stream) -> bool | None:
-    filesystem, path = open_filesystem(url)
+    size = _size(*open_filesystem(url))
+    if size != stream.size:
+        return None if size is None else False
+    digest = hashlib.sha256()
     try:
-        if filesystem.size(path) != stream.size:
-            return False
-        digest = hashlib.sha256()
         for piece in read_pieces(url, 0, stream.size):
             digest.update(piece)
     except FileNotFoundError:
         return None
     return digest.hexdigest() == stream.sha256
+
+
+def _size(filesystem: AbstractFileSystem, path: str) -> int | None:
+    """Return the length of the object at the path; None if there is none."""
+    try:
+        found = filesystem.info(path)
+    except FileNotFoundError:
+        return None
+    return int(found["size"]) if found["type"] == "file" else None

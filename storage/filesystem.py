@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from fsspec import AbstractFileSystem
@@ -14,6 +15,7 @@ from fsspec.core import url_to_fs
 
 from daskinfer.errors import DaskinferError, NotAllowed, StorageError
 from daskinfer.ids import make_nonce
+from daskinfer.storage.retries import persist
 
 _LOCAL_PREFIXES = ("file://", "local://")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -56,6 +58,10 @@ def open_filesystem(url: str) -> tuple[AbstractFileSystem, str]:
 
     The listing cache is off: with it, s3fs denies objects that another process created a moment ago.
     """
+    if url.startswith(("gs://", "gcs://")):
+        # Else gcsfs asks every bucket over gRPC whether it is a zonal one, which stalls for a minute behind a proxy that
+        # passes HTTP only; and in zonal buckets it ignores mode="create" and shows half-written objects.
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     filesystem, path = url_to_fs(absolute_url(url), use_listings_cache=False)
     return filesystem, path
 
@@ -89,9 +95,11 @@ def open_reader(url: str) -> Callable[[int | None, int | None], bytes]:
         with explain_errors(url, "read"):
             try:
                 data = bytes(filesystem.cat_file(path, start=begin, end=end))
-            except OSError as error:
-                # How s3fs says 416: the range begins past the end. Other stores return nothing.
-                if end is None or error.errno != errno.EINVAL:
+            except Exception as error:
+                # How s3fs and gcsfs say 416: the range begins past the end. Other stores return nothing.
+                if end is None or (
+                    getattr(error, "errno", None) != errno.EINVAL and getattr(error, "code", None) != 416
+                ):
                     raise
                 data = b""
         if end is not None and len(data) != end - (begin or 0):
@@ -176,7 +184,7 @@ def replace_bytes(url: str, data: bytes) -> None:
     with explain_errors(url, "write"):
         if not is_local(url):
             filesystem, path = open_filesystem(url)
-            filesystem.pipe_file(path, data)
+            persist(url, partial(filesystem.pipe_file, path, data))
             return
         target = Path(absolute_url(url))
         with temporary_file(target, [data]) as temporary:

@@ -3,15 +3,15 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from fsspec import filesystem
 from hypothesis import HealthCheck, settings
 
 from daskinfer.ids import make_nonce
 from daskinfer.testing.campaigns import VARIABLE
-from tests.s3server import serve_s3
+from daskinfer.testing.servers import S3_BUCKET, environment, serve_gcs, serve_s3
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -51,12 +51,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(scope="session")
 def s3_url() -> Iterator[str]:
     """The URL of a bucket on a real S3 server process; child processes reach it through the environment."""
-    with pytest.MonkeyPatch.context() as patch, serve_s3() as environment:
-        for key, value in environment.items():
-            patch.setenv(key, value)
-        patch.delenv("AWS_PROFILE", raising=False)
-        filesystem("s3", use_listings_cache=False).mkdir("daskinfer-test")
-        yield "s3://daskinfer-test"
+    with serve_s3() as variables, environment(variables):
+        yield f"s3://{S3_BUCKET}"
+
+
+@pytest.fixture(scope="session")
+def gcs_url() -> Iterator[str]:
+    """The URL of a bucket on a server process that speaks Google's API."""
+    if find_spec("gcsfs") is None:  # importing it here would come before open_filesystem's settings
+        pytest.skip("gcsfs is not installed")
+    with serve_gcs() as variables, environment(variables):
+        yield "gs://daskinfer-test"
 
 
 @pytest.fixture(params=["local", "memory", pytest.param("s3", marks=pytest.mark.s3)])

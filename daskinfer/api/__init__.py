@@ -8,6 +8,7 @@ from daskinfer.api.comparison import compare
 from daskinfer.api.moves import alias_history, roll_back, set_alias, unset_alias, yank
 from daskinfer.api.retention import collect_garbage, locks
 from daskinfer.api.runs import jobs, report, run, status, validate
+from daskinfer.api.stores import examine_store
 from daskinfer.api.trust import audit, bucket_policy, keygen, role_policy, roles, sign, signatures
 from daskinfer.api.upkeep import diff, sync, verify
 
@@ -20,6 +21,7 @@ __all__ = [
     "collect_garbage",
     "compare",
     "diff",
+    "examine_store",
     "jobs",
     "keygen",
     "locks",

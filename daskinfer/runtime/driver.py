@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,7 +13,7 @@ from typing import Any
 import dask
 from distributed import Client, Future
 
-from daskinfer.errors import DaskinferError, Interrupted, JobBusy, JobFailed
+from daskinfer.errors import DaskinferError, Interrupted, JobFailed
 from daskinfer.graphs.build import (
     Key,
     TaskGraph,
@@ -31,18 +30,16 @@ from daskinfer.graphs.handoff import JobHandle
 from daskinfer.graphs.reporting import LOADING_TOPIC
 from daskinfer.runtime.cluster import worker_shapes
 from daskinfer.runtime.core import DriverCore
+from daskinfer.runtime.errands import Errands
 from daskinfer.runtime.keeper import Keeper
 from daskinfer.runtime.ledger import Ledger
 from daskinfer.runtime.messages import (
     Action,
-    AliasSeen,
-    AliasUnseen,
     Commit,
     Committed,
     Event,
     Fail,
     GenerationOpened,
-    GenerationRefused,
     GrantToken,
     LoadShard,
     LookAtAlias,
@@ -60,7 +57,6 @@ from daskinfer.runtime.messages import (
     Step,
     Submit,
     Switch,
-    Switched,
     TaskFailed,
     Tick,
     WorkerJoined,
@@ -68,7 +64,6 @@ from daskinfer.runtime.messages import (
 )
 from daskinfer.runtime.tokens import grant_tokens, verify_restrictions
 from daskinfer.runtime.workload import Place
-from daskinfer.spec.generation import Pin
 from daskinfer.spec.rows import PartitionTable
 from daskinfer.storage.inputs.reading import partition_source
 
@@ -130,7 +125,6 @@ class Driver:
         self._ledger = ledger
         self._handle = handle
         self._handles = {handle.pin.generation: handle}
-        self._keeper = keeper
         self._table = table
         self._requires = requires
         self._note = note
@@ -139,7 +133,7 @@ class Driver:
         self._lost: list[Callable[[], Event | None]] = []
         self._look_again = 0.0
         self._held: dict[Place, _Held] = {}
-        self._storage = ThreadPoolExecutor(1, thread_name_prefix="daskinfer-storage")
+        self._errands = Errands(keeper, ledger, self._happened.put)
         self._loads: list[Future] = []
         self._tokens: set[str] = set()
         self._verified: set[int] = set()
@@ -167,7 +161,7 @@ class Driver:
         finally:
             self._client.unsubscribe_topic("all")
             self._client.unsubscribe_topic(LOADING_TOPIC)
-            self._storage.shutdown()
+            self._errands.close()
 
     def withdraw(self) -> None:
         """Take tasks, tokens and shards of this job back from a cluster that others use."""
@@ -229,11 +223,11 @@ class Driver:
                 case Release(partition, generation):
                     del self._held[generation, partition]
                 case LookAtAlias():
-                    self._ask(self._look_at_alias)
+                    self._errands.look()
                 case OpenGeneration(pin):
-                    self._ask(partial(self._open, pin))
+                    self._errands.open(pin)
                 case Switch(pin, partitions):
-                    self._ask(partial(self._switch, pin, partitions))
+                    self._errands.switch(pin, partitions)
                 case Retire(generation):
                     self._retire(self._handles.pop(generation))
                 case Note(kind, detail):
@@ -320,36 +314,10 @@ class Driver:
                 grant_tokens(self._client, worker, dict.fromkeys(self._tokens_of(handle), 0))
                 # As a task, because it waits for whatever the worker is loading.
                 self._loads += self._submit(forget_graph(handle, worker), priority=_PRIORITY_FIRST, workers=[worker])
-        self._ask(partial(self._keeper.retire, handle.pin))
+        self._errands.retire(handle.pin)
 
     def _tokens_of(self, handle: JobHandle) -> list[str]:
         return [stage_token(handle, stage.index) for stage in self._ledger.plan.stages]
-
-    # What storage is asked, one thing after the other and beside everything else
-
-    def _ask(self, call: Callable[[], Event | None]) -> None:
-        answer = self._storage.submit(call)
-        answer.add_done_callback(lambda answer: self._happened.put(answer.result))
-
-    def _look_at_alias(self) -> Event:
-        try:
-            return AliasSeen(self._keeper.look())
-        except DaskinferError as error:
-            return AliasUnseen(error)
-
-    def _open(self, pin: Pin) -> Event:
-        try:
-            self._keeper.open(pin)
-        except JobBusy:
-            raise
-        except DaskinferError as error:
-            return GenerationRefused(pin, error)
-        return GenerationOpened(pin)
-
-    def _switch(self, pin: Pin, partitions: tuple[int, ...]) -> Event:
-        records = self._keeper.switch(pin, partitions)
-        self._ledger.recount(records)
-        return Switched(pin, partitions, self._ledger.rows_quarantined)
 
     def _submit(self, graph: TaskGraph, priority: int, workers: list[str] | None = None) -> list[Future]:
         pins: dict[str, Any] = {"resources": partial(_look_up, graph.resources), "priority": priority}

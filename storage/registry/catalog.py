@@ -27,8 +27,9 @@ from daskinfer.errors import CheckpointError, CorruptBlob, SnapshotGone
 from daskinfer.ids import canonical_json, sha256_of, shorten
 from daskinfer.spec.listing import AliasMove
 from daskinfer.spec.snapshot import Manifest, Resolution
+from daskinfer.storage.doctor import confirm_exclusive
 from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import absolute_url, join_url, list_names, read_bytes
+from daskinfer.storage.filesystem import absolute_url, exists, is_local, join_url, list_names, read_bytes
 from daskinfer.storage.naming import check_alias, check_name, suggest
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.aliases import describe_move, set_alias
@@ -62,10 +63,18 @@ class Registry:
             self._check_format(names)
 
     def initialise(self) -> None:
-        """Write the format record, unless one is there."""
+        """Write the format record, unless one is there.
+
+        Raises
+        ------
+        StorageError
+            Where the store turns out to be unsafe.
+        """
         url = join_url(self.url, "format.json")
-        if not create(url, canonical_json(FORMAT)):
+        if exists(url) or not create(url, canonical_json(FORMAT)):
             self._check_format(["format.json"])
+        elif not is_local(url):
+            confirm_exclusive(url)
 
     def resolve(self, reference: str, *, yanked: bool = False) -> Resolution:
         """Return the snapshot that a reference means now.

@@ -31,7 +31,7 @@ from daskinfer.storage.registry.decisions import Decision
 from daskinfer.storage.registry.publishing import finish_all, publish
 from daskinfer.storage.registry.roles import HISTORY, ONCE, ROLES, make_bucket_policy, make_role_policy
 from daskinfer.testing.checkpoints import make_checkpoint
-from tests.s3server import serve_s3
+from daskinfer.testing.servers import serve_s3
 
 REGISTRY = "s3://models/team/registry"
 
