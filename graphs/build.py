@@ -14,7 +14,16 @@ from dask._task_spec import List, Task, TaskRef
 
 from daskinfer.graphs.context import forget_job
 from daskinfer.graphs.handoff import JobHandle
-from daskinfer.graphs.tasks import commit_partition, count_microbatches, encode, load_shard, read_rows, run_stage
+from daskinfer.graphs.tasks import (
+    commit_partition,
+    compare_partition,
+    count_microbatches,
+    encode,
+    load_shard,
+    read_rows,
+    run_stage,
+)
+from daskinfer.spec.job import CommitRecord
 from daskinfer.storage.inputs.reading import PartitionSource
 
 Key = tuple[str | int, ...]
@@ -108,6 +117,15 @@ def commit_graph(
         key, commit_partition, handle, TaskRef(rows), TaskRef(encoded), List([TaskRef(handoff) for handoff in handoffs])
     )
     return TaskGraph({key: task}, (key,), {key: {crew_token(handle): _CREW_SHARE}})
+
+
+def compare_graph(
+    current: JobHandle, candidate: JobHandle, records: tuple[CommitRecord, CommitRecord], tolerance: float
+) -> TaskGraph:
+    """Compare a partition's results on two snapshots; wanted: what differs."""
+    key = _key(candidate, "compare", records[0].partition)
+    task = Task(key, compare_partition, current, candidate, records, tolerance)
+    return TaskGraph({key: task}, (key,), {key: {crew_token(current): _CREW_SHARE}})
 
 
 def _key(handle: JobHandle, step: str, *place: Any) -> Key:

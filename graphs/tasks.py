@@ -12,12 +12,15 @@ from daskinfer.graphs.context import JobContext, open_context
 from daskinfer.graphs.handoff import Encoded, Handoff, Hop, JobHandle
 from daskinfer.graphs.identity import get_identity
 from daskinfer.models.tasks.finish import finish_rows
+from daskinfer.planning.comparison import compare_parts
 from daskinfer.planning.microbatches import pack_microbatches
 from daskinfer.source import digest_source
 from daskinfer.spec.activation import Activation
+from daskinfer.spec.comparison import PartComparison
 from daskinfer.spec.job import SNAPSHOT, CommitRecord, StageTrail
 from daskinfer.storage.activations import DirectActivation
 from daskinfer.storage.inputs.reading import PartitionSource, read_partition
+from daskinfer.storage.outputs.job import read_staged
 from daskinfer.storage.outputs.owner import confirm
 from daskinfer.storage.outputs.sink import OutputPart
 from daskinfer.storage.rows import RowBatch
@@ -137,6 +140,16 @@ def commit_partition(handle: JobHandle, rows: RowBatch, encoded: Encoded, handof
     for transport in context.transports:
         transport.delete(base + number for number in range(len(encoded.microbatches)))
     return committed
+
+
+def compare_partition(
+    current: JobHandle, candidate: JobHandle, records: tuple[CommitRecord, CommitRecord], tolerance: float
+) -> PartComparison:
+    """Compare a partition's committed results on two snapshots."""
+    job = open_context(current).record
+    parts = [read_staged(job, handle.pin, record) for handle, record in zip((current, candidate), records, strict=True)]
+    fields = [field for field in job.fields if field.name != SNAPSHOT]
+    return compare_parts(parts[0], parts[1], fields, tolerance)
 
 
 def _check_trails(context: JobContext, partition: int, handoffs: Sequence[Handoff]) -> tuple[StageTrail, ...]:

@@ -53,7 +53,9 @@ def make_plan(recipe: Recipe, profile: ModelProfile, workers: Sequence[WorkerSha
     """
     able = eligible_workers(workers, recipe.placement.requires)
     known = [worker.shard_memory for worker in able if worker.shard_memory]
-    memory = int(min(known) * SHARD_SHARE) if known else 0
+    # The snapshot that takes over, or is compared, is loaded beside the one that is there.
+    copies = 2 if recipe.consistency.follows or recipe.consistency.trial else 1
+    memory = int(min(known) * SHARD_SHARE) // copies if known else 0
     max_length = profile.row_tokens or min(recipe.model.options.max_length, profile.max_length or sys.maxsize)
     typical = min(max_length, TYPICAL_LENGTH)
     # A CPU computes out of main memory: there, weights are as much in the way as on the device.

@@ -14,11 +14,13 @@ from daskinfer.runtime.messages import (
     AliasUnseen,
     Commit,
     Committed,
+    Compared,
     Event,
     Fail,
     GenerationOpened,
     GenerationRefused,
     GrantToken,
+    Judged,
     LoadShard,
     MicrobatchDone,
     Note,
@@ -37,7 +39,9 @@ from daskinfer.runtime.messages import (
 )
 from daskinfer.runtime.pinning import Pinning
 from daskinfer.runtime.succession import Succession
+from daskinfer.runtime.trial import Trial
 from daskinfer.runtime.workload import Workload
+from daskinfer.spec.generation import Pin
 from daskinfer.spec.plan import Plan, WorkerShape
 from daskinfer.spec.recipe import Consistency
 
@@ -81,6 +85,8 @@ class DriverCore:
         Tags that a stage's worker must declare.
     limits
         When to give up.
+    trial
+        The candidate that is compared, if any.
     """
 
     def __init__(
@@ -95,10 +101,20 @@ class DriverCore:
         rejects: int,
         requires: dict[str, float],
         limits: Limits,
+        trial: Trial | None = None,
     ) -> None:
-        self._crew = Crew(plan.replicas, requires, [pinning.current.generation])
-        self._work = Workload(plan.window, partitions, committed)
-        self._succession = Succession(pinning, rules, self._crew, self._work, committed)
+        pins = [pinning.current, *([trial.pin] if trial else [])]
+        self._crew = Crew(plan.replicas, requires, [pin.generation for pin in pins])
+        if trial is None:
+            self._work = Workload(
+                plan.window,
+                ((None, number) for number in range(partitions) if number not in committed),
+                partitions - len(committed),
+            )
+        else:
+            self._work = Workload(plan.window, *trial.places(partitions, committed))
+        self._trial = trial
+        self._succession = Succession(pinning, rules, self._crew, self._work, committed, partitions, trial)
         self._source = source
         self._epoch = epoch
         self._limits = limits
@@ -114,12 +130,21 @@ class DriverCore:
         """Whether all stages have acknowledged the snapshot, so that partitions may start."""
         return self._crew.complete
 
+    @property
+    def pins(self) -> list[Pin]:
+        """What there is to be loaded at the start."""
+        return list(self._succession.pins.values())
+
+    def is_on_trial(self, generation: int) -> bool:
+        """Tell whether what is computed on a generation is only compared."""
+        return self._succession.is_on_trial(generation)
+
     def start(self, workers: Sequence[WorkerShape]) -> list[Action]:
         """Begin with these workers."""
         if self._succession.is_over:
             self._ended = True
             return [Seal()]
-        return self._load(self._crew.enlist(workers))
+        return [*self._load(self._crew.enlist(workers)), *(self._trial.begin() if self._trial else [])]
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event at a time `now` (seconds, any monotonic clock) and return what to do about it."""
@@ -150,6 +175,10 @@ class DriverCore:
                 actions = self._succession.on_opened(event.pin)
             case GenerationRefused():
                 actions = self._succession.give_up(event.error)
+            case Compared():
+                actions = self._succession.on_compared(event.partition)
+            case Judged():
+                actions = self._succession.on_judged(event)
             case Switched():
                 self._rejects = event.rejects
                 actions = self._succession.on_switched(event.partitions)
@@ -240,8 +269,10 @@ class DriverCore:
         actions = [self._work.committed((event.generation, record.partition))]
         self._work.left -= 1
         self._losses = 0
-        self._rejects += record.rows_quarantined
-        self._succession.note_committed(record)
+        # What only a trial refuses is the gate's affair.
+        if not self._succession.is_on_trial(event.generation):
+            self._rejects += record.rows_quarantined
+        actions += self._succession.note_committed(event.generation, record)
         # A record of another epoch comes from a driver that died between its commit and our listing.
         for trail in record.trail if record.epoch == self._epoch else ():
             stranger = set(trail.workers) - self._crew.acknowledged(record.generation, trail.stage)

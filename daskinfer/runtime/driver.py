@@ -18,6 +18,7 @@ from daskinfer.graphs.build import (
     Key,
     TaskGraph,
     commit_graph,
+    compare_graph,
     crew_token,
     forget_graph,
     load_graph,
@@ -27,20 +28,24 @@ from daskinfer.graphs.build import (
 )
 from daskinfer.graphs.context import forget_job
 from daskinfer.graphs.handoff import JobHandle
-from daskinfer.graphs.reporting import LOADING_TOPIC
+from daskinfer.planning.comparison import merge_parts
 from daskinfer.runtime.cluster import worker_shapes
 from daskinfer.runtime.core import DriverCore
 from daskinfer.runtime.errands import Errands
 from daskinfer.runtime.keeper import Keeper
 from daskinfer.runtime.ledger import Ledger
+from daskinfer.runtime.listening import listen
 from daskinfer.runtime.messages import (
     Action,
     Commit,
     Committed,
+    Compare,
+    Compared,
     Event,
     Fail,
     GenerationOpened,
     GrantToken,
+    Judge,
     LoadShard,
     LookAtAlias,
     MicrobatchDone,
@@ -59,11 +64,13 @@ from daskinfer.runtime.messages import (
     Switch,
     TaskFailed,
     Tick,
-    WorkerJoined,
     WorkerLost,
+    describe,
 )
 from daskinfer.runtime.tokens import grant_tokens, verify_restrictions
 from daskinfer.runtime.workload import Place
+from daskinfer.spec.comparison import PartComparison
+from daskinfer.spec.job import CommitRecord
 from daskinfer.spec.rows import PartitionTable
 from daskinfer.storage.inputs.reading import partition_source
 
@@ -124,7 +131,8 @@ class Driver:
         self._core = core
         self._ledger = ledger
         self._handle = handle
-        self._handles = {handle.pin.generation: handle}
+        self._handles = {pin.generation: replace(handle, pin=pin) for pin in core.pins}
+        self._comparison: PartComparison | None = None
         self._table = table
         self._requires = requires
         self._note = note
@@ -133,6 +141,7 @@ class Driver:
         self._lost: list[Callable[[], Event | None]] = []
         self._look_again = 0.0
         self._held: dict[Place, _Held] = {}
+        self._keeper = keeper
         self._errands = Errands(keeper, ledger, self._happened.put)
         self._loads: list[Future] = []
         self._tokens: set[str] = set()
@@ -150,17 +159,14 @@ class Driver:
         DaskinferError
             It cannot go on; everything committed stays.
         """
-        self._client.subscribe_topic("all", self._hear)
-        self._client.subscribe_topic(LOADING_TOPIC, self._hear_loading)
         try:
-            self._perform(self._core.start(worker_shapes(self._client)))
-            while not self._sealed:
-                self._step()
+            with listen(self._client, self._handle, self._ledger.loads, self._happened.put):
+                self._perform(self._core.start(worker_shapes(self._client)))
+                while not self._sealed:
+                    self._step()
         except KeyboardInterrupt:
             raise Interrupted("interrupted; everything committed so far stays") from None
         finally:
-            self._client.unsubscribe_topic("all")
-            self._client.unsubscribe_topic(LOADING_TOPIC)
             self._errands.close()
 
     def withdraw(self) -> None:
@@ -199,7 +205,11 @@ class Driver:
             if isinstance(event, ShardLoaded):
                 self._ledger.add_ack(event.ack)
             elif isinstance(event, Committed):
-                self._ledger.add(event.record)
+                if not self._core.is_on_trial(event.generation):
+                    self._ledger.add(event.record)
+            elif isinstance(event, Compared):
+                parts = [self._comparison, event.part] if self._comparison else [event.part]
+                self._comparison = merge_parts(parts)
             elif isinstance(event, GenerationOpened):
                 self._handles[event.pin.generation] = replace(self._handle, pin=event.pin)
             elif isinstance(event, WorkerLost | ShardFailed):
@@ -228,6 +238,10 @@ class Driver:
                     self._errands.open(pin)
                 case Switch(pin, partitions):
                     self._errands.switch(pin, partitions)
+                case Compare(current, candidate):
+                    self._compare(current, candidate)
+                case Judge(pin):
+                    self._errands.judge(pin, self._comparison)
                 case Retire(generation):
                     self._retire(self._handles.pop(generation))
                 case Note(kind, detail):
@@ -307,6 +321,22 @@ class Driver:
         self._watch(future, self._settle("commit", place, 0, succeed))
         held.others.append(future)
 
+    def _compare(self, current: CommitRecord, candidate: CommitRecord) -> None:
+        before, after = (self._handles[record.generation] for record in (current, candidate))
+        graph = compare_graph(before, after, (current, candidate), self._keeper.tolerance)
+        (future,) = self._submit(graph, priority=_PRIORITY_FIRST)
+        self._loads.append(future)
+
+        def settle(future: Future) -> Event:
+            if future.status != "finished":
+                error = _error_of(future)
+                if isinstance(error, DaskinferError):
+                    raise error
+                raise JobFailed(f"partition {current.partition} could not be compared: {describe(error)}")
+            return Compared(future.result(RESULT_SECONDS), current.partition)
+
+        self._watch(future, settle)
+
     def _retire(self, handle: JobHandle) -> None:
         """Take a generation's shards and tokens off the workers, and give its lock back."""
         for worker in self._tokens & {worker.address for worker in worker_shapes(self._client)}:
@@ -354,26 +384,6 @@ class Driver:
             return succeed(future)
 
         return settle
-
-    def _hear(self, event: tuple[float, Any]) -> None:
-        _, message = event
-        if not isinstance(message, dict):
-            return
-        address = str(message.get("worker"))
-        if message.get("action") == "remove-worker":
-            self._happened.put(lambda: WorkerLost(address))
-        elif message.get("action") == "add-worker":
-            self._happened.put(lambda: self._look_at(address))
-
-    def _hear_loading(self, event: tuple[float, Any]) -> None:
-        _, message = event
-        if (message["job"], message["epoch"]) == (self._handle.job, self._handle.epoch):
-            told = partial(self._ledger.loads.tell, message["stage"], message["worker"], message["bytes"])
-            self._happened.put(told)
-
-    def _look_at(self, address: str) -> Event | None:
-        shapes = {worker.address: worker for worker in worker_shapes(self._client)}
-        return WorkerJoined(shapes[address]) if address in shapes else None
 
 
 def _give(event: Event, _: Future) -> Event:

@@ -6,9 +6,19 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from daskinfer.errors import DaskinferError, JobBusy
+from daskinfer.runtime.gates import tell_verdict
 from daskinfer.runtime.keeper import Keeper
 from daskinfer.runtime.ledger import Ledger
-from daskinfer.runtime.messages import AliasSeen, AliasUnseen, Event, GenerationOpened, GenerationRefused, Switched
+from daskinfer.runtime.messages import (
+    AliasSeen,
+    AliasUnseen,
+    Event,
+    GenerationOpened,
+    GenerationRefused,
+    Judged,
+    Switched,
+)
+from daskinfer.spec.comparison import PartComparison
 from daskinfer.spec.generation import Pin
 
 
@@ -62,6 +72,18 @@ class Errands:
         def call() -> Event:
             self._ledger.recount(self._keeper.switch(pin, partitions))
             return Switched(pin, partitions, self._ledger.rows_quarantined)
+
+        self._run(call)
+
+    def judge(self, pin: Pin, comparison: PartComparison | None) -> None:
+        """Find out whether a candidate passes, and write it down."""
+        assert comparison is not None
+
+        def call() -> Event:
+            report = self._keeper.judge(pin, comparison)
+            if self._keeper.log.known.current.generation == pin.generation:
+                self._ledger.recount(self._keeper.output().committed())
+            return Judged(report.verdict == "passed", tell_verdict(report))
 
         self._run(call)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from daskinfer.errors import CheckpointError
 from daskinfer.graphs.context import make_request, open_transports
@@ -11,12 +11,14 @@ from daskinfer.graphs.handoff import JobHandle
 from daskinfer.ids import shorten
 from daskinfer.models.tasks.encode import row_length
 from daskinfer.models.tasks.fields import takes_text
+from daskinfer.runtime.gates import judge_candidate, read_gate, tell_verdict
 from daskinfer.runtime.outlines import find_outline
 from daskinfer.runtime.pinning import Head
+from daskinfer.spec.comparison import GateReport, PartComparison
 from daskinfer.spec.generation import Pin
 from daskinfer.spec.job import CommitRecord, JobRecord
 from daskinfer.spec.recipe import Recipe
-from daskinfer.spec.snapshot import Manifest
+from daskinfer.spec.snapshot import Manifest, Resolution
 from daskinfer.storage.filesystem import absolute_url
 from daskinfer.storage.generations import GenerationLog
 from daskinfer.storage.jobs import JobStore
@@ -47,6 +49,7 @@ class Keeper:
         self._workspace = absolute_url(recipe.workspace)
         self._epoch = epoch
         self._registry = Registry(record.registry)
+        self._folder = JobStore(recipe.workspace, record.job).url
         self._held: dict[str, SnapshotLock] = {}
         self._users: dict[int, str] = {}
         self._guard = threading.RLock()
@@ -54,16 +57,76 @@ class Keeper:
 
     def begin(self) -> Pin:
         """Lock what the job is on, and let go of what an earlier driver held besides; return the pin to start on."""
+        # A driver that died between a canary's verdict and its switch leaves the switch to us.
+        candidate = next((pin for pin in self.log.known.pins if pin.is_trial), None)
+        verdict = read_gate(self._folder)
+        if candidate is not None and verdict is not None and self._record.recipe.consistency.canary is not None:
+            self.settle(candidate, verdict)
         current = self.log.known.current
         self._lock(current)
         for pin in self.log.known.pins:
-            if pin.generation == current.generation or pin.generation in self.log.known.dropped:
+            if pin.generation == current.generation or pin.generation in self.log.known.dropped or pin.is_trial:
                 continue
             if pin.generation > current.generation:
                 self.log.drop(pin.generation, "its driver ended before anything started on it")
             if pin.snapshot != current.snapshot:
                 locks.remove(self._registry, pin.snapshot, self._record.job)
         return current
+
+    def begin_trial(self) -> Pin | None:
+        """Take up the candidate that the recipe wants compared, or go on with it; None where the verdict is given.
+
+        Raises
+        ------
+        CheckpointError
+            There is no such candidate, or it does not fit the plan.
+        """
+        trial, known = self._record.recipe.consistency.trial, self.log.known
+        if trial is None or read_gate(self._folder) is not None:
+            return None
+        if (pin := next((pin for pin in known.pins if pin.is_trial), None)) is not None:
+            self._lock(pin)
+            return pin
+        found = find_candidate(self._registry, self._record.recipe, known.current.snapshot)
+        number = len(known.pins)
+        pin = Pin(
+            generation=number,
+            snapshot=found.snapshot,
+            sequence=found.sequence,
+            version=found.version,
+            scope=number,
+            is_trial=True,
+        )
+        self.open(pin)
+        return pin
+
+    def committed_on(self, pin: Pin) -> Iterator[CommitRecord]:
+        """Return what is committed in the scope of a generation."""
+        return open_stage(self._record, pin).committed()
+
+    def judge(self, pin: Pin, comparison: PartComparison) -> GateReport:
+        """Give the verdict on a candidate and let it take over everything, or give it up, accordingly."""
+        known = self.log.known
+        report = judge_candidate(self._folder, self._record, known.current, pin, comparison)
+        if self._record.recipe.consistency.canary is not None:
+            self.settle(pin, report)
+        return report
+
+    def settle(self, pin: Pin, report: GateReport) -> None:
+        """Write down what a canary's verdict means; a second call changes nothing."""
+        known = self.log.known
+        if pin.generation in known.dropped or pin.generation in known.owned:
+            return
+        if report.verdict == "passed":
+            self.log.switch(pin.generation, range(self._record.partitions))
+        else:
+            self.log.drop(pin.generation, tell_verdict(report))
+
+    @property
+    def tolerance(self) -> float:
+        """Difference up to which the gate takes floats for the same."""
+        trial = self._record.recipe.consistency.trial
+        return 0.0 if trial is None else trial.gate.tolerance
 
     def look(self) -> Head:
         """Return where the job's alias points now."""
@@ -113,7 +176,8 @@ class Keeper:
 
     def retire(self, pin: Pin) -> None:
         """Give a snapshot back that nothing is computed on any more."""
-        if pin.generation > self.log.known.current.generation:
+        known = self.log.known
+        if pin.generation > known.current.generation and pin.generation not in known.dropped and not pin.is_trial:
             self.log.drop(pin.generation, "it was given up")
         self._unlock(pin)
 
@@ -180,6 +244,25 @@ class Keeper:
                 f"differ from {shorten(first.digest)}",
                 hint="Start a new job on it: run with another output.url, or with --fresh.",
             )
+
+
+def find_candidate(registry: Registry, recipe: Recipe, current: str) -> Resolution:
+    """Return the snapshot that a recipe wants compared with the current one.
+
+    Raises
+    ------
+    CheckpointError
+        There is none, or it is the current one.
+    """
+    trial = recipe.consistency.trial
+    assert trial is not None
+    found = registry.resolve(trial.checkpoint)
+    if found.snapshot == current:
+        raise CheckpointError(
+            f"the candidate {trial.checkpoint} is {recipe.model.checkpoint} itself: {shorten(current)}",
+            hint="Name another version, or leave the trial out.",
+        )
+    return found
 
 
 def _shape_of(manifest: Manifest) -> dict[str, list[tuple[str, str, tuple[int, ...]]]]:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from daskinfer.errors import DaskinferError
 from daskinfer.runtime.pinning import Head
+from daskinfer.spec.comparison import PartComparison
 from daskinfer.spec.generation import Pin
 from daskinfer.spec.job import CommitRecord
 from daskinfer.spec.plan import WorkerShape
@@ -141,6 +142,22 @@ class Switched:
 
 
 @dataclass(frozen=True, slots=True)
+class Compared:
+    """A partition's results on two snapshots were compared."""
+
+    part: PartComparison
+    partition: int
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """All pairs were compared, and the gate has spoken, for good."""
+
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time went by."""
 
@@ -159,6 +176,8 @@ Event = (
     | GenerationOpened
     | GenerationRefused
     | Switched
+    | Compared
+    | Judged
     | Tick
 )
 
@@ -238,6 +257,21 @@ class Switch:
 
 
 @dataclass(frozen=True, slots=True)
+class Compare:
+    """Compare a partition's results on two snapshots."""
+
+    current: CommitRecord
+    candidate: CommitRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Find out whether the candidate passes, and let it take over or be given up accordingly."""
+
+    pin: Pin
+
+
+@dataclass(frozen=True, slots=True)
 class Retire:
     """Nothing is computed on a generation any more: free its shards, give its lock back."""
 
@@ -274,6 +308,8 @@ Action = (
     | LookAtAlias
     | OpenGeneration
     | Switch
+    | Compare
+    | Judge
     | Retire
     | Seal
     | Fail

@@ -22,6 +22,7 @@ from daskinfer.planning.placement import eligible_workers
 from daskinfer.planning.plan import make_plan, place_plan
 from daskinfer.planning.profile import make_profile
 from daskinfer.runtime.checkpoints import resolve_checkpoint
+from daskinfer.runtime.keeper import find_candidate
 from daskinfer.runtime.outlines import find_outline
 from daskinfer.source import digest_source
 from daskinfer.spec.job import SNAPSHOT, JobRecord, OutputField, digest_files, make_job_request
@@ -128,6 +129,8 @@ def draft_job(recipe: Recipe, workers: Sequence[WorkerShape]) -> tuple[JobRecord
             hint="Name the checkpoint by an alias, such as minilm@prod, or leave consistency.mode on strong.",
         )
     registry = Registry(recipe.registry_url)
+    if recipe.consistency.trial is not None:
+        find_candidate(registry, recipe, resolution.snapshot)
     manifest = registry.manifest(resolution.snapshot)
     _check_entry(recipe, manifest.entry)
     files = {file.path: registry.file(manifest, file.path) for file in manifest.files}
@@ -204,7 +207,7 @@ def absolute_input(recipe: Recipe) -> Input:
 
 def _provenance_fields(recipe: Recipe) -> tuple[OutputField, ...]:
     """Return the column that names every row's snapshot, where there may be several."""
-    return (OutputField(name=SNAPSHOT, kind="string"),) if recipe.consistency.follows else ()
+    return (OutputField(name=SNAPSHOT, kind="string"),) if recipe.consistency.may_change else ()
 
 
 def _check_entry(recipe: Recipe, entry: EntryPoint | None) -> None:

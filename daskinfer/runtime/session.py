@@ -10,6 +10,7 @@ from sys import intern
 from distributed import Client
 
 from daskinfer.errors import DaskinferError, Interrupted, StorageError
+from daskinfer.planning.sampling import choose_sample
 from daskinfer.runtime.cluster import open_cluster
 from daskinfer.runtime.core import DriverCore, Limits
 from daskinfer.runtime.driver import Driver
@@ -17,6 +18,7 @@ from daskinfer.runtime.keeper import Keeper
 from daskinfer.runtime.ledger import Ledger
 from daskinfer.runtime.opening import OpenedJob
 from daskinfer.runtime.pinning import Pinning
+from daskinfer.runtime.trial import Trial
 from daskinfer.spec.generation import Pin
 from daskinfer.spec.job import Phase, Progress
 from daskinfer.spec.recipe import Recipe
@@ -137,8 +139,9 @@ class Session:
             committed[commit.partition] = intern(commit.snapshot)
         # An output that is to converge may have to be computed again where it is whole.
         is_open = record.recipe.consistency.converge and not keeper.log.known.sealed
-        if len(committed) < record.partitions or is_open:
-            self._compute(keeper, pin, committed)
+        trial = self._open_trial(keeper, sink)
+        if len(committed) < record.partitions or is_open or trial is not None:
+            self._compute(keeper, pin, committed, trial)
         self._enter("sealing")
         self._seal(keeper, sink)
         keeper.release()
@@ -154,7 +157,24 @@ class Session:
         sink.create()
         return sink
 
-    def _compute(self, keeper: Keeper, pin: Pin, committed: dict[int, str]) -> None:
+    def _open_trial(self, keeper: Keeper, sink: WholeOutput) -> Trial | None:
+        """Find out what is left of a trial: nothing where the recipe wants none, or its verdict is given."""
+        record, rules = self.job.record, self.job.record.recipe.consistency
+        pin = keeper.begin_trial()
+        if pin is None or rules.trial is None:
+            return None
+        sample = choose_sample(record.job, record.partitions, rules.trial.salt, rules.trial.fraction)
+        self._note(
+            "trial", f"{len(sample)} of {record.partitions} partitions are computed on {rules.trial.checkpoint} too"
+        )
+        current = keeper.log.known.current.generation
+        committed = {
+            generation: {commit.partition: commit for commit in commits if commit.partition in sample}
+            for generation, commits in ((current, sink.committed()), (pin.generation, keeper.committed_on(pin)))
+        }
+        return Trial(pin, sample, rules.canary is not None, committed, current)
+
+    def _compute(self, keeper: Keeper, pin: Pin, committed: dict[int, str], trial: Trial | None) -> None:
         record, plan, rules = self.job.record, self.job.plan, self.job.record.recipe.consistency
         keeper.prepare_places(pin)
         core = DriverCore(
@@ -168,6 +188,7 @@ class Session:
             rejects=self.ledger.rows_quarantined,
             requires=self.recipe.placement.requires,
             limits=Limits(rejects=self.recipe.errors.limit(record.rows)),
+            trial=trial,
         )
         with open_cluster(self.recipe.cluster) as client:
             self._enter("loading")

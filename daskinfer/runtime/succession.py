@@ -15,6 +15,8 @@ from daskinfer.runtime.crew import Crew
 from daskinfer.runtime.messages import (
     Action,
     Fail,
+    Judge,
+    Judged,
     LoadShard,
     LookAtAlias,
     Note,
@@ -25,6 +27,7 @@ from daskinfer.runtime.messages import (
     describe,
 )
 from daskinfer.runtime.pinning import Head, Pinning
+from daskinfer.runtime.trial import Trial
 from daskinfer.runtime.workload import Workload
 from daskinfer.spec.generation import Pin
 from daskinfer.spec.job import CommitRecord
@@ -44,16 +47,31 @@ class Succession:
         The driver's workers and partitions.
     committed
         Partitions that earlier runs have committed -> the snapshot that they are on.
+    partitions
+        How many the input has.
+    trial
+        The candidate that is compared, if any.
     """
 
     def __init__(
-        self, pinning: Pinning, rules: Consistency, crew: Crew, work: Workload, committed: Mapping[int, str]
+        self,
+        pinning: Pinning,
+        rules: Consistency,
+        crew: Crew,
+        work: Workload,
+        committed: Mapping[int, str],
+        partitions: int,
+        trial: Trial | None,
     ) -> None:
         self._pinning = pinning
         self._rules = rules
         self._crew = crew
         self._work = work
-        self.pins = {pinning.current.generation: pinning.current}
+        self._partitions = partitions
+        self._trial = trial
+        self.pins = {pin.generation: pin for pin in [pinning.current, *([trial.pin] if trial else [])]}
+        # A canary needs to know what is left for the current snapshot when it is refused.
+        self._done = set(committed) if trial and trial.decides else set()
         # Only an output that is to converge needs to know which partition is on which snapshot.
         self._snapshots = dict(committed) if rules.converge else {}
         self._takes_over: tuple[int, ...] | None = None
@@ -63,17 +81,47 @@ class Succession:
     @property
     def is_over(self) -> bool:
         """Whether there is nothing to do at all."""
-        return not self._work.left and not self._rules.converge
+        return not self._work.left and not self._rules.converge and self._trial is None
 
     def is_candidate(self, generation: int) -> bool:
         """Tell whether a generation is on its way in."""
         candidate = self._pinning.candidate
         return candidate is not None and candidate.generation == generation
 
-    def note_committed(self, record: CommitRecord) -> None:
+    def is_on_trial(self, generation: int) -> bool:
+        """Tell whether what is computed on a generation is only compared."""
+        return self._trial is not None and generation == self._trial.pin.generation and not self._trial.verdict
+
+    def note_committed(self, generation: int, record: CommitRecord) -> list[Action]:
         """Take in which snapshot a partition is on."""
         if self._rules.converge:
             self._snapshots[record.partition] = record.snapshot
+        if self._trial is None or self._trial.verdict is not None:
+            return []
+        if self._trial.decides and not self.is_on_trial(generation):
+            self._done.add(record.partition)
+        return self._trial.note(generation, record)
+
+    def on_compared(self, partition: int) -> list[Action]:
+        """Take in that a pair was compared."""
+        assert self._trial is not None
+        self._trial.compared(partition)
+        return []
+
+    def on_judged(self, event: Judged) -> list[Action]:
+        """Go on as the gate says: on the candidate, or on the current snapshot."""
+        trial = self._trial
+        assert trial is not None
+        trial.verdict = event.passed
+        note = Note("canary" if trial.decides else "shadow", event.detail)
+        if not trial.decides:
+            return [note]
+        if not event.passed:
+            self._work.refill(number for number in range(self._partitions) if number not in self._done)
+            return [note]
+        self._work.refill(number for number in range(self._partitions) if not trial.is_done(number))
+        self._pinning.candidate = trial.pin
+        return [note, *self._advance()]
 
     def on_alias(self, head: Head) -> list[Action]:
         """Take in where the alias points."""
@@ -145,7 +193,13 @@ class Succession:
         return not self._work.left and not self._work.open and not self._switching
 
     def _close(self, now: float) -> list[Action]:
-        """End, or where the output is to converge, find out first whether the alias points elsewhere by now."""
+        """End, or find out first what the gate says, or whether the alias points elsewhere by now."""
+        trial = self._trial
+        if trial is not None and trial.verdict is None:
+            if not trial.is_compared or trial.is_asked:
+                return []
+            trial.is_asked = True
+            return [Judge(trial.pin)]
         if not self._rules.converge:
             return [Seal()]
         if self._takes_over is not None:
@@ -172,6 +226,8 @@ class Succession:
         wanted = {self._pinning.current.generation, *(generation for generation, _ in self._work.open)}
         if self._pinning.candidate is not None:
             wanted.add(self._pinning.candidate.generation)
+        if self._trial is not None and self._trial.verdict is None:
+            wanted.add(self._trial.pin.generation)
         gone = [generation for generation in self._crew.generations if generation not in wanted]
         for generation in gone:
             self._crew.retire(generation)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from daskinfer.runtime.messages import Action, Commit, Prepare, Release, Submit
@@ -35,19 +35,19 @@ class Workload:
     ----------
     window
         Microbatches in flight.
-    partitions
-        How many the input has.
-    committed
-        Numbers of those that are committed.
+    waiting
+        What is to be computed, in order: (generation, partition); None for whatever generation is current by then.
+    left
+        How much that is.
     """
 
-    def __init__(self, window: int, partitions: int, committed: Collection[int]) -> None:
+    def __init__(self, window: int, waiting: Iterator[tuple[int | None, int]], left: int) -> None:
         self._window = window
-        self._waiting = (number for number in range(partitions) if number not in committed)
+        self._waiting = waiting
         self._open: dict[Place, OpenPartition] = {}
         self._in_flight = 0
         self._typical: int | None = None
-        self.left = partitions - len(committed)
+        self.left = left
 
     def __getitem__(self, place: Place) -> OpenPartition:
         return self._open[place]
@@ -59,12 +59,12 @@ class Workload:
 
     def take_waiting(self) -> tuple[int, ...]:
         """Return the partitions that nothing has started on, and leave none."""
-        return tuple(self._waiting)
+        return tuple(number for _, number in self._waiting)
 
     def refill(self, partitions: Iterable[int]) -> None:
         """Let these partitions wait for their start, and nothing else be left."""
         numbers = tuple(partitions)
-        self._waiting = (number for number in numbers)
+        self._waiting = ((None, number) for number in numbers)
         self.left = len(numbers)
 
     def prepared(self, place: Place, microbatches: int) -> list[Action]:
@@ -106,12 +106,14 @@ class Workload:
             and preparing < self._window
             and committing <= self._window
         ):
-            number = next(self._waiting, None)
-            if number is None:
+            following = next(self._waiting, None)
+            if following is None:
                 break
-            self._open[generation, number] = OpenPartition()
+            chosen, number = following
+            chosen = generation if chosen is None else chosen
+            self._open[chosen, number] = OpenPartition()
             preparing += 1
-            actions.append(Prepare(number, attempt=0, generation=generation))
+            actions.append(Prepare(number, attempt=0, generation=chosen))
         return actions
 
     def _commit_if_whole(self, place: Place) -> list[Action]:

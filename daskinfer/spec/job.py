@@ -80,7 +80,7 @@ class JobRecord(Section):
     @property
     def is_staged(self) -> bool:
         """Whether its parts wait in folders of their generations until the seal."""
-        return self.recipe.consistency.follows
+        return self.recipe.consistency.may_change
 
     @property
     def key(self) -> str:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from daskinfer.ids import digest_of
+from daskinfer.spec.gate import Gate
 from daskinfer.spec.section import Section
 
 Auto = Literal["auto"]
@@ -114,6 +115,19 @@ class Placement(Section):
     """Where a shard that is larger than its device may keep what does not fit."""
 
 
+class Trial(Section):
+    """A candidate that is compared with the job's checkpoint on a share of the partitions."""
+
+    checkpoint: str
+    """`NAME@alias`, `NAME@v3`, `NAME@sha256:...`, in the job's registry."""
+    fraction: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """Share of the partitions; at least one is taken, always the same ones."""
+    salt: str = ""
+    """Another one takes other partitions."""
+    gate: Gate = Gate()
+    """When the candidate passes."""
+
+
 class Consistency(Section):
     """Which snapshot a partition is computed on, when the checkpoint's alias moves while the job runs."""
 
@@ -132,6 +146,10 @@ class Consistency(Section):
     """How many seconds old the driver's knowledge of the alias may be when a partition starts."""
     converge: bool = False
     """`eventual`: at the end, compute again what is not on the alias's snapshot."""
+    canary: Trial | None = None
+    """`strong`: compute some partitions on this candidate too, first; where it passes, the job is computed on it."""
+    shadow: Trial | None = None
+    """`strong`: compute some partitions on this candidate too and compare; the output stays on the checkpoint."""
 
     @model_validator(mode="after")
     def _check_mode(self) -> Consistency:
@@ -141,14 +159,28 @@ class Consistency(Section):
             "max_age": self.max_age is not None and self.mode != "bounded",
             "converge": self.converge and self.mode != "eventual",
         }
+        is_moving = self.mode != "strong" or self.upgrade
+        wrong |= {"canary": self.canary is not None and is_moving, "shadow": self.shadow is not None and is_moving}
+        if self.canary and self.shadow:
+            raise ValueError("give either canary or shadow, not both")
         if key := next((key for key, is_wrong in wrong.items() if is_wrong), None):
-            raise ValueError(f"{key} means nothing in mode {self.mode}")
+            raise ValueError(f"{key} means nothing in mode {self.mode}{' with upgrade' if self.upgrade else ''}")
         return self
 
     @property
     def follows(self) -> bool:
         """Whether the job watches the alias, and may compute on more than one snapshot."""
         return self.mode != "strong" or self.upgrade
+
+    @property
+    def trial(self) -> Trial | None:
+        """The candidate that is compared, if any."""
+        return self.canary or self.shadow
+
+    @property
+    def may_change(self) -> bool:
+        """Whether the output may come to be on another snapshot than the one that the job was born with."""
+        return self.follows or self.canary is not None
 
     @property
     def lag(self) -> int | None:

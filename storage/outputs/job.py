@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from daskinfer.spec.generation import Generations, Pin
-from daskinfer.spec.job import JobRecord
+from daskinfer.spec.job import CommitRecord, JobRecord
 from daskinfer.storage.filesystem import absolute_url
 from daskinfer.storage.generations import GenerationLog
 from daskinfer.storage.jobs import JobStore
 from daskinfer.storage.outputs.choice import choose_output_format, make_sink
-from daskinfer.storage.outputs.sink import OutputLayout, PartSink, WholeOutput
+from daskinfer.storage.outputs.reading import read_part
+from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, PartSink, WholeOutput
 from daskinfer.storage.outputs.staging import StagedOutput, StagedPartSink, staged_url
 
 
@@ -53,6 +54,13 @@ def open_stage(record: JobRecord, pin: Pin) -> StagedPartSink:
     layout = _make_layout(record, pin)
     inner = make_sink(staged_url(record.output, record.job, pin.generation), _format_of(record), layout)
     return StagedPartSink(absolute_url(record.output), layout, pin, inner)
+
+
+def read_staged(record: JobRecord, pin: Pin, commit: CommitRecord) -> OutputPart:
+    """Return a committed part of a job that is not sealed yet."""
+    place = staged_url(record.output, record.job, pin.generation)
+    url = place if record.is_staged or pin.generation else absolute_url(record.output)
+    return read_part(url, _make_layout(record, pin), commit.partition, commit.path, commit.digest)
 
 
 def _format_of(record: JobRecord) -> str:

@@ -106,7 +106,8 @@ class StagedOutput:
                 pass
         data = Ledger(self._url, self._layout).seal(manifest, records)
         for pin in self._generations().pins:
-            if not pin.is_trial:
+            # What was tried and not taken is kept, to be looked at.
+            if not pin.is_trial or pin.scope in self._generations().owned:
                 delete(staged_url(self._url, self._layout.job, pin.generation), recursive=True)
         return data
 

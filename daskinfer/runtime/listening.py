@@ -1,0 +1,62 @@
+"""What the cluster tells a driver unasked: workers that come and go, and how far their loads are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from distributed import Client
+
+from daskinfer.graphs.handoff import JobHandle
+from daskinfer.graphs.reporting import LOADING_TOPIC
+from daskinfer.runtime.cluster import worker_shapes
+from daskinfer.runtime.loads import Loads
+from daskinfer.runtime.messages import Event, WorkerJoined, WorkerLost
+
+
+@contextmanager
+def listen(
+    client: Client, handle: JobHandle, loads: Loads, tell: Callable[[Callable[[], Event | None]], None]
+) -> Iterator[None]:
+    """Hear what happens on a cluster.
+
+    Parameters
+    ----------
+    client
+        Connected to it.
+    handle
+        The job.
+    loads
+        Told of the job's shards on their way.
+    tell
+        Takes a function that gives the event, if there is one; it is called in a thread of the client's.
+    """
+
+    def look_at(address: str) -> Event | None:
+        shapes = {worker.address: worker for worker in worker_shapes(client)}
+        return WorkerJoined(shapes[address]) if address in shapes else None
+
+    def hear(event: tuple[float, Any]) -> None:
+        _, message = event
+        if not isinstance(message, dict):
+            return
+        address = str(message.get("worker"))
+        if message.get("action") == "remove-worker":
+            tell(lambda: WorkerLost(address))
+        elif message.get("action") == "add-worker":
+            tell(partial(look_at, address))
+
+    def hear_loading(event: tuple[float, Any]) -> None:
+        _, message = event
+        if (message["job"], message["epoch"]) == (handle.job, handle.epoch):
+            tell(partial(loads.tell, message["stage"], message["worker"], message["bytes"]))
+
+    client.subscribe_topic("all", hear)
+    client.subscribe_topic(LOADING_TOPIC, hear_loading)
+    try:
+        yield
+    finally:
+        client.unsubscribe_topic("all")
+        client.unsubscribe_topic(LOADING_TOPIC)
