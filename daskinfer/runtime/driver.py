@@ -189,9 +189,8 @@ class Driver:
 
     def _step(self) -> None:
         if self._lost and time.monotonic() >= self._look_again:
-            for look in self._lost:
-                self._happened.put(look)
-            self._lost.clear()
+            while self._lost:
+                self._happened.put(self._lost.pop())
             self._look_again = time.monotonic() + TICK_SECONDS
         event: Event | None = Tick()
         try:
