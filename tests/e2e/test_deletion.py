@@ -15,10 +15,10 @@ import pytest
 from daskinfer import api
 from daskinfer.errors import SnapshotGone
 from daskinfer.ids import shorten
-from daskinfer.runtime import session
+from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.collection import collect
-from daskinfer.storage.registry.locks import SnapshotLock, take
+from daskinfer.storage.registry.locks import SnapshotLock
 from daskinfer.storage.registry.retention import Retention
 from tests.e2e.command import call
 from tests.e2e.conftest import Bench, daskinfer, data_bytes, make_bench, run
@@ -114,7 +114,8 @@ def test_a_worker_tells_a_deleted_snapshot_from_a_damaged_one(
         Path(registry.manifest_url(snapshot)).write_bytes(lock.manifest.encode())
         return lock
 
-    monkeypatch.setattr(session, "take", take_and_lose)
+    take = locks.take
+    monkeypatch.setattr(locks, "take", take_and_lose)
     monkeypatch.setattr(SnapshotLock, "check", lambda lock: None)
     with pytest.raises(SnapshotGone, match="could not be loaded") as gone:
         run(bench.recipe(model__checkpoint="tiny@v1"), scheduler)

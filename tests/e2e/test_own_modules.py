@@ -151,7 +151,9 @@ def test_code_of_the_users_folder(mine: Path) -> None:
     ended = start(mine)
     assert ended.code == 0, ended.err
     assert ended.json["rows_out"] == ROWS
-    assert len(np.unique(read_columns(mine / "mine.zarr")["output"], axis=0)) == 1
+    # Equal rows in microbatches of two sizes: some CPUs round their last bits differently.
+    found = read_columns(mine / "mine.zarr")["output"]
+    assert np.allclose(found, found[0], rtol=0, atol=1e-6)
 
 
 def test_code_that_has_changed(mine: Path) -> None:
