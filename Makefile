@@ -13,10 +13,13 @@ DEMO_SET := $(if $(filter-out 24000,$(ROWS)),--set name=$(DEMO) --set input.url=
 
 DEMO_RUN = $(BIN)/daskinfer run recipes/embed_text.yaml $(DEMO_SET) --json > work/$(DEMO).json
 
-.PHONY: demo test check bench docs models clean
+.PHONY: demo test late check bench docs models clean
 
 test: check .venv/.minilm
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not guide"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not guide and not late"
+
+late: .venv/.minilm
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m late
 
 check: .venv/.stamp
 	$(BIN)/ruff check .

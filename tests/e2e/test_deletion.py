@@ -23,7 +23,7 @@ from daskinfer.storage.registry.retention import Retention
 from tests.e2e.command import call
 from tests.e2e.conftest import Bench, daskinfer, data_bytes, make_bench, run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.late]
 
 ROWS, PARTITION = 640, 32
 KEEP_NOTHING = ("--keep-versions", "0", "--keep-days", "0")

@@ -29,6 +29,8 @@ from daskinfer.testing.stages import cut_checkpoint, request_of, run_through
 from daskinfer.testing.tinymodels import make_tiny
 from tests.e2e.conftest import Bench, data_bytes, make_bench, read_output, run
 
+pytestmark = pytest.mark.late
+
 MODULE = '''
 import multiprocessing
 import time

@@ -17,6 +17,8 @@ from tests.e2e.command import call, start
 from tests.e2e.conftest import Bench, read_output, run, write_rows
 from tests.e2e.faults import interrupt
 
+pytestmark = pytest.mark.late
+
 ROWS = 120
 
 

@@ -12,6 +12,8 @@ from tests.e2e.command import call
 from tests.e2e.conftest import Bench, run
 from tests.e2e.faults import commits, interrupt
 
+pytestmark = pytest.mark.late
+
 
 @pytest.fixture
 def key(tmp_path: Path) -> str:

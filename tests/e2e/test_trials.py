@@ -19,7 +19,7 @@ from daskinfer.testing.tinymodels import make_tiny_bert
 from tests.e2e.conftest import Bench, daskinfer, data_bytes, make_bench, read_output, run
 from tests.e2e.faults import once
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.late]
 
 ROWS, PARTITION = 640, 32
 LENIENT = {"min_cosine": -1, "max_nan": 1, "min_rows": 1}
