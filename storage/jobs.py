@@ -7,6 +7,8 @@
     epochs/           slot log: every driver it has had
     lease.json        heartbeat and progress of the last one
     journal/          what happened
+    generations/      slot log: the snapshots it took up, and what each switch gave them
+    gate.json .html   what the gate of a canary or a shadow found
     report.json .html what the last run did
     cleared.json      created once, when the output holds nothing of its former owner
     done.json         created once, when the output is sealed
@@ -114,6 +116,10 @@ class JobStore:
         replace_bytes(page, html.encode())
         replace_bytes(self._place("report.json"), report.model_dump_json(indent=2).encode())
         return page
+
+    def save_gate_page(self, html: str) -> None:
+        """Store the page of what a gate said of a canary or a shadow."""
+        replace_bytes(self._place("gate.html"), html.encode())
 
     def report(self) -> Report | None:
         """Return what the last run did, if one ended."""

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from daskinfer.errors import JobFailed, OutputOwned
+from daskinfer.reports.gate import render_gate
 from daskinfer.reports.page import render_html
 from daskinfer.runtime.cluster import find_workers
+from daskinfer.runtime.gates import read_gate
 from daskinfer.runtime.opening import draft_job, find_owner, open_job
 from daskinfer.runtime.session import Session
 from daskinfer.runtime.summary import make_report
@@ -56,6 +58,8 @@ def run(
     session.run()
     report = make_report(session, command, time.monotonic() - began, started)
     job.store.save_report(report, render_html(report))
+    if (gate := read_gate(job.store.url)) is not None:
+        job.store.save_gate_page(render_gate(gate))
     if session.error is not None:
         raise session.error
     job.store.finish()

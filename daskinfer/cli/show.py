@@ -10,7 +10,7 @@ from rich.text import Text
 
 from daskinfer.cli.progress import describe_loading
 from daskinfer.ids import shorten
-from daskinfer.spec.job import JobStatus, Report
+from daskinfer.spec.job import JobStatus, Report, SnapshotShare
 from daskinfer.spec.listing import AliasRow, CheckpointDetail, CheckpointRow, VersionRow
 from daskinfer.spec.measured import CheckpointProfile, LayerCost, MeasuredLayer
 from daskinfer.spec.snapshot import Resolution
@@ -36,6 +36,11 @@ def print_report(report: Report, remark: str | None = None) -> None:
         "snapshot": f"{report.checkpoint}{version} sha256:{shorten(report.snapshot)}",
         "rows": f"{report.rows_in:,} in = {report.rows_out:,} out + {report.rows_quarantined:,} quarantined",
     }
+    if len(report.snapshots) > 1:
+        shares = (f"{share.rows:,} on {_tell_version(share)}" for share in report.snapshots)
+        lines["snapshots"] = f"rows: {', '.join(shares)}"
+    if report.trial:
+        lines["trial"] = f"{report.trial} ({report.gate})"
     if report.verdict != "done":
         missing = report.rows_in - report.rows_out - report.rows_quarantined
         lines["rows"] += f" + {missing:,} to go"
@@ -52,6 +57,11 @@ def print_report(report: Report, remark: str | None = None) -> None:
     lines |= {"speed": f"{speed} ({whole})", "output": report.output, "report": report.report}
     _print_verdict(report.verdict, report.name, remark or report.message)
     print_lines(lines)
+
+
+def _tell_version(share: SnapshotShare) -> str:
+    version = "" if share.version is None else f"v{share.version} "
+    return f"{version}sha256:{shorten(share.snapshot)}"
 
 
 def print_status(status: JobStatus) -> None:

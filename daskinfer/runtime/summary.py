@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Literal
 
 from daskinfer.errors import DaskinferError, Interrupted, RejectBudgetExceeded
+from daskinfer.runtime.gates import GATE, read_gate, tell_verdict
 from daskinfer.runtime.session import Session
 from daskinfer.spec.job import Report, SnapshotShare
 from daskinfer.storage.filesystem import join_url
@@ -35,6 +36,7 @@ def make_report(session: Session, command: str, seconds: float, started: str) ->
     record, ledger = session.job.record, session.ledger
     running = session.running_seconds
     shares = _list_shares(session)
+    gate = read_gate(session.job.store.url)
     rejects = read_quarantine(record.output, SHOWN_REJECTS) if ledger.rows_quarantined else []
     return Report(
         job=record.job,
@@ -45,6 +47,8 @@ def make_report(session: Session, command: str, seconds: float, started: str) ->
         snapshot=shares[-1].snapshot,
         version=shares[-1].version,
         snapshots=shares,
+        trial="" if gate is None else tell_verdict(gate),
+        gate="" if gate is None else join_url(session.job.store.url, GATE),
         recipe=record.recipe.digest,
         key=record.key,
         rows_in=record.rows,

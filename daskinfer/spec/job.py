@@ -238,6 +238,10 @@ class Report(Section):
     """Every snapshot that computed rows, in the order in which the job took them up."""
     version: int | None
     """Its version number, where known."""
+    trial: str = ""
+    """What the gate said of a canary or a shadow, in a sentence."""
+    gate: str = ""
+    """URL of the gate's report."""
     recipe: str
     """Recipe digest."""
     key: str

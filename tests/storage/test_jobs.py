@@ -92,7 +92,11 @@ def make_table(partitions: int = 3) -> PartitionTable:
 
 def make_report(epoch: int, verdict: str) -> Report:
     values: dict[str, object] = dict.fromkeys(Report.model_fields, 0)
-    values.update(dict.fromkeys(("job", "name", "message", "checkpoint", "snapshot", "recipe", "key", "precision"), ""))
+    values.update(
+        dict.fromkeys(
+            ("job", "name", "message", "checkpoint", "snapshot", "recipe", "key", "precision", "trial", "gate"), ""
+        )
+    )
     values.update(dict.fromkeys(("output", "report", "command", "started"), ""))
     values.update(snapshots=(), stages=(), counters={}, incidents=(), rejects=(), versions={}, version=None)
     return Report.model_validate({**values, "epoch": epoch, "verdict": verdict})
