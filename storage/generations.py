@@ -52,6 +52,10 @@ class GenerationLog:
         """Take up a snapshot."""
         self._append(Step(op="prepare", generation=pin.generation, pin=pin, epoch=self._epoch))
 
+    def adopt(self, generation: int) -> None:
+        """Note that partitions start on a generation: a later driver goes on with it."""
+        self._append(Step(op="adopt", generation=generation, epoch=self._epoch))
+
     def switch(self, generation: int, partitions: Iterable[int]) -> None:
         """Let a generation take over partitions, given in ascending order."""
         self._append(Step(op="switch", generation=generation, owned=as_ranges(partitions), epoch=self._epoch))

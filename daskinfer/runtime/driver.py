@@ -37,6 +37,7 @@ from daskinfer.runtime.ledger import Ledger
 from daskinfer.runtime.listening import listen
 from daskinfer.runtime.messages import (
     Action,
+    Adopt,
     Commit,
     Committed,
     Compare,
@@ -231,18 +232,14 @@ class Driver:
                     self._commit(self._handles[generation], partition, attempt)
                 case Release(partition, generation):
                     del self._held[generation, partition]
-                case LookAtAlias():
-                    self._errands.look()
-                case OpenGeneration(pin):
-                    self._errands.open(pin)
-                case Switch(pin, partitions):
-                    self._errands.switch(pin, partitions)
+                case LookAtAlias() | OpenGeneration() | Adopt() | Switch():
+                    self._errands.run(action)
                 case Compare(current, candidate):
                     self._compare(current, candidate)
                 case Judge(pin):
                     self._errands.judge(pin, self._comparison)
-                case Retire(generation):
-                    self._retire(self._handles.pop(generation))
+                case Retire(generation, given_up):
+                    self._retire(self._handles.pop(generation), given_up)
                 case Note(kind, detail):
                     self._note(kind, detail)
                 case Seal():
@@ -336,14 +333,14 @@ class Driver:
 
         self._watch(future, settle)
 
-    def _retire(self, handle: JobHandle) -> None:
+    def _retire(self, handle: JobHandle, given_up: bool) -> None:
         """Take a generation's shards and tokens off the workers, and give its lock back."""
         for worker in self._tokens & {worker.address for worker in worker_shapes(self._client)}:
             with suppress(OSError):  # it died meanwhile
                 grant_tokens(self._client, worker, dict.fromkeys(self._tokens_of(handle), 0))
                 # As a task, because it waits for whatever the worker is loading.
                 self._loads += self._submit(forget_graph(handle, worker), priority=_PRIORITY_FIRST, workers=[worker])
-        self._errands.retire(handle.pin)
+        self._errands.retire(handle.pin, given_up)
 
     def _tokens_of(self, handle: JobHandle) -> list[str]:
         return [stage_token(handle, stage.index) for stage in self._ledger.plan.stages]

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from daskinfer.errors import DaskinferError, JobBusy
 from daskinfer.runtime.gates import tell_verdict
 from daskinfer.runtime.keeper import Keeper
 from daskinfer.runtime.ledger import Ledger
 from daskinfer.runtime.messages import (
+    Adopt,
     AliasSeen,
     AliasUnseen,
     Event,
     GenerationOpened,
     GenerationRefused,
     Judged,
+    LookAtAlias,
+    OpenGeneration,
+    Switch,
     Switched,
 )
 from daskinfer.spec.comparison import PartComparison
@@ -41,39 +46,17 @@ class Errands:
         self._answer = answer
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="daskinfer-storage")
 
-    def look(self) -> None:
-        """Find out where the alias points."""
-
-        def call() -> Event:
-            try:
-                return AliasSeen(self._keeper.look())
-            except DaskinferError as error:
-                return AliasUnseen(error)
-
-        self._run(call)
-
-    def open(self, pin: Pin) -> None:
-        """Lock a snapshot, make sure that it fits, and write it down."""
-
-        def call() -> Event:
-            try:
-                self._keeper.open(pin)
-            except JobBusy:
-                raise
-            except DaskinferError as error:
-                return GenerationRefused(pin, error)
-            return GenerationOpened(pin)
-
-        self._run(call)
-
-    def switch(self, pin: Pin, partitions: tuple[int, ...]) -> None:
-        """Let a generation take over partitions."""
-
-        def call() -> Event:
-            self._ledger.recount(self._keeper.switch(pin, partitions))
-            return Switched(pin, partitions, self._ledger.rows_quarantined)
-
-        self._run(call)
+    def run(self, action: LookAtAlias | OpenGeneration | Adopt | Switch) -> None:
+        """Do what the core asks for."""
+        match action:
+            case LookAtAlias():
+                self._ask(self._look)
+            case OpenGeneration(pin):
+                self._ask(partial(self._open, pin))
+            case Adopt(generation):
+                self._ask(partial(self._keeper.log.adopt, generation))
+            case Switch(pin, partitions):
+                self._ask(partial(self._switch, pin, partitions))
 
     def judge(self, pin: Pin, comparison: PartComparison | None) -> None:
         """Find out whether a candidate passes, and write it down."""
@@ -85,15 +68,34 @@ class Errands:
                 self._ledger.recount(self._keeper.output().committed())
             return Judged(report.verdict == "passed", tell_verdict(report))
 
-        self._run(call)
+        self._ask(call)
 
-    def retire(self, pin: Pin) -> None:
+    def retire(self, pin: Pin, given_up: bool) -> None:
         """Give a snapshot back."""
-        self._run(lambda: self._keeper.retire(pin))
+        self._ask(lambda: self._keeper.retire(pin, given_up))
 
     def close(self) -> None:
         """Wait for what is under way."""
         self._thread.shutdown()
 
-    def _run(self, call: Callable[[], Event | None]) -> None:
+    def _ask(self, call: Callable[[], Event | None]) -> None:
         self._thread.submit(call).add_done_callback(lambda done: self._answer(done.result))
+
+    def _look(self) -> Event:
+        try:
+            return AliasSeen(self._keeper.look())
+        except DaskinferError as error:
+            return AliasUnseen(error)
+
+    def _open(self, pin: Pin) -> Event:
+        try:
+            self._keeper.open(pin)
+        except JobBusy:
+            raise
+        except DaskinferError as error:
+            return GenerationRefused(pin, error)
+        return GenerationOpened(pin)
+
+    def _switch(self, pin: Pin, partitions: tuple[int, ...]) -> Event:
+        self._ledger.recount(self._keeper.switch(pin, partitions))
+        return Switched(pin, partitions, self._ledger.rows_quarantined)

@@ -174,11 +174,10 @@ class Keeper:
         self.log.switch(pin.generation, partitions)
         return list(self.output().committed())
 
-    def retire(self, pin: Pin) -> None:
-        """Give a snapshot back that nothing is computed on any more."""
-        known = self.log.known
-        if pin.generation > known.current.generation and pin.generation not in known.dropped and not pin.is_trial:
-            self.log.drop(pin.generation, "it was given up")
+    def retire(self, pin: Pin, given_up: bool) -> None:
+        """Give a snapshot back that nothing is computed on any more; nothing ever will be on what was given up."""
+        if given_up:
+            self.log.drop(pin.generation, "it could not be loaded")
         self._unlock(pin)
 
     def heartbeat(self) -> None:

@@ -249,6 +249,13 @@ class OpenGeneration:
 
 
 @dataclass(frozen=True, slots=True)
+class Adopt:
+    """Partitions start on a generation from now on; whoever resumes the job goes on with it."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
 class Switch:
     """Let a generation take over partitions."""
 
@@ -276,6 +283,8 @@ class Retire:
     """Nothing is computed on a generation any more: free its shards, give its lock back."""
 
     generation: int
+    given_up: bool = False
+    """Whether nothing ever was: no later driver is to start on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +316,7 @@ Action = (
     | Release
     | LookAtAlias
     | OpenGeneration
+    | Adopt
     | Switch
     | Compare
     | Judge

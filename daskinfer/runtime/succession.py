@@ -14,6 +14,7 @@ from daskinfer.ids import shorten
 from daskinfer.runtime.crew import Crew
 from daskinfer.runtime.messages import (
     Action,
+    Adopt,
     Fail,
     Judge,
     Judged,
@@ -75,6 +76,7 @@ class Succession:
         # Only an output that is to converge needs to know which partition is on which snapshot.
         self._snapshots = dict(committed) if rules.converge else {}
         self._takes_over: tuple[int, ...] | None = None
+        self._given_up: set[int] = set()
         self._switching = False
         self._closing_since: float | None = None
 
@@ -142,6 +144,8 @@ class Succession:
 
     def give_up(self, error: DaskinferError) -> list[Action]:
         """Let a candidate go that cannot be used."""
+        if self._pinning.candidate is not None:
+            self._given_up.add(self._pinning.candidate.generation)
         self._pinning.refuse()
         if self._takes_over is not None or self._pinning.must_follow:
             return [Fail(error)]
@@ -180,7 +184,9 @@ class Succession:
         self._pinning.advance()
         pin = self._pinning.current
         note = Note("snapshot-moved", f"partitions start on {shorten(pin.snapshot)}, generation {pin.generation}, now")
-        return [note, *self._follow()]
+        # A switch, and the verdict on a canary, are records by themselves.
+        adopt = [] if pin.scope == pin.generation else [Adopt(pin.generation)]
+        return [note, *adopt, *self._follow()]
 
     def _switch(self, candidate: Pin) -> list[Action]:
         partitions = self._work.take_waiting() if self._takes_over is None else self._takes_over
@@ -232,4 +238,4 @@ class Succession:
         for generation in gone:
             self._crew.retire(generation)
             self.pins.pop(generation, None)
-        return [Retire(generation) for generation in gone]
+        return [Retire(generation, generation in self._given_up) for generation in gone]

@@ -29,8 +29,9 @@ class Pin(Section):
 class Step(Section):
     """A record of a job's generation log."""
 
-    op: Literal["prepare", "switch", "drop", "seal"]
-    """A snapshot is taken up; it takes over partitions; it is given up; no switch can follow."""
+    op: Literal["prepare", "adopt", "switch", "drop", "seal"]
+    """A snapshot is locked and fits; partitions start on it; it takes over partitions; it is given up; no switch can
+    follow."""
     generation: int = 0
     """Which one."""
     pin: Pin | None = None
@@ -50,6 +51,8 @@ class Generations(Section):
     """By number."""
     owned: dict[int, tuple[tuple[int, int], ...]] = {}
     """Scope -> the ranges of partitions, [first, last), that its switch took over."""
+    adopted: tuple[int, ...] = ()
+    """Generations that partitions have started on without a switch."""
     dropped: tuple[int, ...] = ()
     """Generations that nothing will start on any more."""
     sealed: bool = False
@@ -58,7 +61,8 @@ class Generations(Section):
     @property
     def current(self) -> Pin:
         """What a partition that starts now is computed on."""
-        return next(pin for pin in reversed(self.pins) if pin.generation not in self.dropped and self._rules(pin))
+        proven = {0, *self.adopted, *self.owned} - set(self.dropped)
+        return next(pin for pin in reversed(self.pins) if pin.generation in proven)
 
     @property
     def scopes(self) -> tuple[int, ...]:
@@ -68,10 +72,6 @@ class Generations(Section):
     def owner(self, partition: int) -> int:
         """Return the scope whose commit of a partition counts."""
         return next((scope for scope in self.scopes if scope and _holds(self.owned[scope], partition)), 0)
-
-    def _rules(self, pin: Pin) -> bool:
-        """Say whether a pin needs no switch, or has had it."""
-        return pin.scope != pin.generation or not pin.generation or pin.scope in self.owned
 
 
 def as_ranges(numbers: Iterable[int]) -> tuple[tuple[int, int], ...]:
@@ -87,20 +87,22 @@ def as_ranges(numbers: Iterable[int]) -> tuple[tuple[int, int], ...]:
 
 def fold(first: Pin, steps: Iterable[Step]) -> Generations:
     """Return what the steps of a generation log amount to; `first` is what the job was born with."""
-    pins, dropped, sealed = [first], [], False
+    pins, adopted, dropped, sealed = [first], [], [], False
     owned: dict[int, tuple[tuple[int, int], ...]] = {}
     for step in steps:
         match step.op:
             case "prepare":
                 assert step.pin is not None
                 pins.append(step.pin)
+            case "adopt":
+                adopted.append(step.generation)
             case "switch":
                 owned[step.generation] = step.owned
             case "drop":
                 dropped.append(step.generation)
             case "seal":
                 sealed = True
-    return Generations(pins=tuple(pins), owned=owned, dropped=tuple(dropped), sealed=sealed)
+    return Generations(pins=tuple(pins), owned=owned, adopted=tuple(adopted), dropped=tuple(dropped), sealed=sealed)
 
 
 def _holds(ranges: Iterable[tuple[int, int]], partition: int) -> bool:

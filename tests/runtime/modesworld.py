@@ -10,10 +10,11 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from daskinfer.errors import DaskinferError, StorageError
+from daskinfer.errors import CorruptBlob, DaskinferError, StorageError
 from daskinfer.runtime.core import DriverCore, Limits
 from daskinfer.runtime.messages import (
     Action,
+    Adopt,
     AliasSeen,
     AliasUnseen,
     Commit,
@@ -30,6 +31,7 @@ from daskinfer.runtime.messages import (
     Retire,
     Seal,
     ShardAck,
+    ShardFailed,
     ShardLoaded,
     Submit,
     Switch,
@@ -103,6 +105,7 @@ class ModesWorld:
         self.life: Life | None = None
         self.seen = "s0"
         self.violated = False
+        self.damaged: set[int] = set()
 
     # What people do
 
@@ -270,9 +273,13 @@ class ModesWorld:
             match action:
                 case LoadShard(stage, worker, generation):
                     ack = ShardAck(stage, worker, life.pins[generation].snapshot, SOURCE, 1, 0.1, "cpu", generation)
-                    life.todo.append(ShardLoaded(ack))
+                    is_damaged = generation in self.damaged
+                    error = CorruptBlob("a shard is damaged")
+                    life.todo.append(ShardFailed(stage, worker, error, generation) if is_damaged else ShardLoaded(ack))
                 case Prepare(partition, _, generation):
                     pin = life.pins[generation]
+                    if generation in self.damaged:
+                        raise self._violation(f"a partition starts on generation {generation}, which was never loaded")
                     self._check_start(pin)
                     life.attempts[generation, partition] = Started(pin, self.now)
                     life.todo.append(Prepared(partition, self.random.randint(0, 2), generation))
@@ -288,12 +295,18 @@ class ModesWorld:
                 case OpenGeneration(pin):
                     self.steps.append(Step(op="prepare", generation=pin.generation, pin=pin, epoch=life.epoch))
                     life.pins[pin.generation] = pin
+                    if self.rules.mode != "bounded" and not self.rules.converge and self.random.random() < 0.2:
+                        self.damaged.add(pin.generation)
                     life.todo.append(GenerationOpened(pin))
+                case Adopt(generation):
+                    self.steps.append(Step(op="adopt", generation=generation, epoch=life.epoch))
                 case Switch(pin, partitions):
                     step = Step(op="switch", generation=pin.generation, owned=as_ranges(partitions), epoch=life.epoch)
                     self.steps.append(step)
                     life.todo.append(Switched(pin, partitions, rejects=0))
-                case Retire(generation):
+                case Retire(generation, given_up):
+                    if given_up:
+                        self.steps.append(Step(op="drop", generation=generation, epoch=life.epoch))
                     if any(place[0] == generation for place in life.attempts):
                         raise self._violation(f"generation {generation} was let go of while it was in use")
                 case Seal():

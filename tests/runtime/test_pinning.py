@@ -129,6 +129,10 @@ def prepare(number: int, scope: int) -> Step:
     )
 
 
+def adopt(number: int) -> Step:
+    return Step(op="adopt", generation=number, epoch=1)
+
+
 def test_ranges() -> None:
     assert as_ranges([]) == ()
     assert as_ranges([4]) == ((4, 5),)
@@ -147,7 +151,9 @@ def test_a_switch_gives_partitions_to_its_generation_for_good() -> None:
     assert again.scopes == (2, 1, 0)
 
 
-def test_without_a_switch_the_newest_that_was_not_given_up_is_current() -> None:
-    assert generations(prepare(1, 0), prepare(2, 0)).current.generation == 2
-    assert generations(prepare(1, 0), prepare(2, 0), Step(op="drop", generation=2, epoch=1)).current.generation == 1
+def test_without_a_switch_the_newest_that_partitions_have_started_on_is_current() -> None:
+    adopted = (prepare(1, 0), adopt(1), prepare(2, 0))
+    assert generations(*adopted).current.generation == 1, "nothing has started on the newest"
+    assert generations(*adopted, adopt(2)).current.generation == 2
+    assert generations(*adopted, adopt(2), Step(op="drop", generation=2, epoch=1)).current.generation == 1
     assert generations(prepare(1, 1), Step(op="drop", generation=1, epoch=1)).current.generation == 0
