@@ -5,6 +5,11 @@ from __future__ import annotations
 _PREFIXES = ("", "K", "M", "G", "T", "P")
 
 
+def format_amount(number: int, noun: str) -> str:
+    """Return a number of things: `1 blob`, `2,000 blobs`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def format_bytes(count: float) -> str:
     """Return `1.5 GB`-like text, powers of 1000."""
     return f"{_scale(count)}B"

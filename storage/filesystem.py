@@ -212,6 +212,14 @@ def temporary_file(target: Path, pieces: Iterable[bytes]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def clear_temporaries(url: str) -> None:
+    """Delete what killed writers of a local file left beside it; one that lives begins again."""
+    if is_local(url):
+        target = Path(absolute_url(url))
+        for path in target.parent.glob(f".{target.name}.*.tmp"):
+            path.unlink(missing_ok=True)
+
+
 @contextmanager
 def explain_errors(url: str, action: str) -> Iterator[None]:
     """Turn what a store raises into a `StorageError` that says what and where.

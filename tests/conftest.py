@@ -64,11 +64,24 @@ def gcs_url() -> Iterator[str]:
         yield "gs://daskinfer-test"
 
 
-@pytest.fixture(params=["local", "memory", pytest.param("s3", marks=pytest.mark.s3)])
+STORES = ("local", "memory", pytest.param("s3", marks=pytest.mark.s3))
+
+
+@pytest.fixture(params=STORES)
 def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty folder, on each kind of store in turn."""
+    return _choose_folder(request, tmp_path)
+
+
+@pytest.fixture(params=STORES)
+def other_store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Another one: together with `any_store`, every pair of kinds."""
+    return _choose_folder(request, tmp_path)
+
+
+def _choose_folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "local":
-        return str(tmp_path / "store")
+        return str(tmp_path / make_nonce())
     if request.param == "memory":
         return f"memory://{make_nonce()}"
     return f"{request.getfixturevalue('s3_url')}/{make_nonce()}"

@@ -9,7 +9,7 @@ from rich.text import Text
 from daskinfer.cli.show import print_table, stdout
 from daskinfer.ids import shorten
 from daskinfer.spec.collection import CollectionReport, Holder, KeptSnapshot, LockRow, PublishRow
-from daskinfer.units import format_bytes, format_duration
+from daskinfer.units import format_amount, format_bytes, format_duration
 
 _STYLES = {"deleted": "bold red", "would go": "bold yellow", "kept": "bold green"}
 
@@ -35,15 +35,15 @@ def print_locks(rows: Sequence[LockRow], where: str) -> None:
 def print_collection(report: CollectionReport) -> None:
     """Print what garbage collection did, a line for each thing."""
     verb = "would delete" if report.dry_run else "deleted"
-    freed = f"{_count(report.blobs, 'blob')}, {format_bytes(report.size)}"
-    stdout().print(Text(f"{verb} {_count(len(report.deleted), 'version')}: {freed}", style="bold"))
+    freed = f"{format_amount(report.blobs, 'blob')}, {format_bytes(report.size)}"
+    stdout().print(Text(f"{verb} {format_amount(len(report.deleted), 'version')}: {freed}", style="bold"))
     gone = "would go" if report.dry_run else "deleted"
     lines = [
-        (gone, f"{_name(row.versions, row.snapshot)}: {_count(row.blobs, 'blob')}, {format_bytes(row.size)}")
+        (gone, f"{_name(row.versions, row.snapshot)}: {format_amount(row.blobs, 'blob')}, {format_bytes(row.size)}")
         for row in report.deleted
     ]
     if report.orphan_blobs:
-        orphans = f"{_count(report.orphan_blobs, 'blob')}, {format_bytes(report.orphan_size)}"
+        orphans = f"{format_amount(report.orphan_blobs, 'blob')}, {format_bytes(report.orphan_size)}"
         lines.append((gone, f"what publishes had stored that were given up: {orphans}"))
     lines += [("kept", f"{_name(row.versions, row.snapshot)}: {'; '.join(_explain(row))}") for row in report.kept]
     lines += _list_publishes("finished", report.finished) + _list_publishes("given up", report.aborted)
@@ -83,7 +83,3 @@ def _describe_age(seconds: float | None) -> str:
 
 def _name(versions: Sequence[str], snapshot: str) -> str:
     return f"{', '.join(versions) or 'no version'} (sha256:{shorten(snapshot)})"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -10,7 +10,7 @@ from daskinfer.cli.show import print_lines, print_table, stdout
 from daskinfer.ids import shorten
 from daskinfer.spec.listing import AliasMove
 from daskinfer.spec.upkeep import Difference, SyncedAlias, SyncedVersion, SyncReport, TensorChange, Verification
-from daskinfer.units import format_bytes
+from daskinfer.units import format_amount, format_bytes
 
 
 def print_history(moves: Sequence[AliasMove]) -> None:
@@ -35,7 +35,8 @@ def print_verification(found: Verification) -> None:
     for finding in found.findings:
         verdict = ("damaged", "bold red") if finding.damaged else ("notice", "bold yellow")
         stdout().print(Text.assemble(verdict, f"  {finding.what}\n  where  {finding.where}\n  do     {finding.advice}"))
-    looked = f"{found.snapshots:,} snapshots, {found.blobs:,} blobs and files, {found.logs:,} logs"
+    snapshots, logs = format_amount(found.snapshots, "snapshot"), format_amount(found.logs, "log")
+    looked = f"{snapshots}, {found.blobs:,} blobs and files, {logs}"
     depth = f"{found.tensors:,} tensors in {format_bytes(found.size)}, " + ("all hashed" if found.deep else "not read")
     verdict = (f"{damaged:,} damaged", "bold red") if damaged else ("whole", "bold green")
     stdout().print(Text.assemble(verdict, "  ", (found.reference or found.registry, "bold"), f"  {looked}; {depth}"))
@@ -84,10 +85,10 @@ def print_sync(found: SyncReport) -> None:
     quiet = sum(alias.outcome in ("equal", "ahead") for alias in found.aliases)
     copied = [version for version in found.versions if version.outcome == "copied"]
     parts = [
-        f"{len(copied):,} versions ({format_bytes(sum(version.size for version in copied))}) {would}copied",
+        f"{format_amount(len(copied), 'version')} ({format_bytes(sum(version.size for version in copied))}) {would}copied",
         f"{same:,} were there",
-        f"{quiet:,} of {len(found.aliases):,} aliases had no news",
-        *(f"{count:,} {what}" for count, what in ((found.yanks, "yanks"), (found.signatures, "signatures")) if count),
+        f"no news of {quiet:,} of {len(found.aliases):,} aliases",
+        *(format_amount(*some) for some in ((found.yanks, "yank"), (found.signatures, "signature")) if some[0]),
     ]
     verdict = ("in sync", "bold green") if found.clean else ("not in sync", "bold red")
     if found.dry_run:
@@ -100,7 +101,7 @@ def _tell_copy(version: SyncedVersion) -> str:
     if version.becomes is not None and version.becomes != version.number:
         notes += f"; it is v{version.becomes} there"
     if version.referred:
-        notes += f"; {version.referred} layer groups stay in files that it refers to"
+        notes += f"; {format_amount(version.referred, 'layer group')} in files that it refers to"
     return notes
 
 
@@ -115,7 +116,7 @@ def _print_synced(row: SyncedAlias, would: str) -> None:
     elif row.outcome == "blocked":
         stdout().print(Text.assemble(("blocked", "bold red"), f"  {name} stays at {there}: {row.problem}"))
     elif row.outcome in _OUTCOMES:
-        what = f"{_OUTCOMES[row.outcome]}, {row.moves:,} moves; in the source it is {here}"
+        what = f"{_OUTCOMES[row.outcome]}, {format_amount(row.moves, 'move')}; in the source it is {here}"
         stdout().print(Text(f"{would}moved  {name} {what}"))
 
 

@@ -36,7 +36,7 @@ def verify(ctx: click.Context, reference: str | None, deep: bool, registry: str,
         click.echo(found.model_dump_json())
     else:
         print_verification(found)
-    ctx.exit(found.damaged)
+    ctx.exit(int(found.damaged))
 
 
 @click.command()
@@ -113,7 +113,7 @@ def sync(
         click.echo(found.model_dump_json())
     else:
         print_sync(found)
-    ctx.exit(not found.clean)
+    ctx.exit(int(not found.clean))
 
 
 def _read_resolution(text: str) -> tuple[str, Literal["source", "target"]]:

@@ -8,9 +8,8 @@ with by the next one.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,39 +17,22 @@ from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from daskinfer.errors import Conflict, CorruptBlob, StorageError
 from daskinfer.ids import make_nonce, shorten
-from daskinfer.spec.snapshot import Manifest
+from daskinfer.spec.snapshot import LayerGroup, Manifest, PlainFile
 from daskinfer.storage.exclusive import create_stream
-from daskinfer.storage.filesystem import ShortRead, delete, join_url, list_names, read_bytes, replace_bytes
+from daskinfer.storage.filesystem import ShortRead, clear_temporaries, join_url, list_names, read_bytes
 from daskinfer.storage.naming import make_signature
-from daskinfer.storage.registry import decisions, locks
+from daskinfer.storage.registry import decisions, locks, marks
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.decisions import Decision
-from daskinfer.storage.registry.heartbeats import TTL_SECONDS, try_beat
+from daskinfer.storage.registry.heartbeats import TTL_SECONDS, beat, try_beat
 from daskinfer.storage.registry.locks import SnapshotLock
+from daskinfer.storage.registry.publications import list_publications, publish_log, pulse_url, read_publication
 from daskinfer.storage.registry.publishing import finish
 from daskinfer.storage.slotlog import SlotLog
 from daskinfer.storage.streams import Stream, read_pieces
 from daskinfer.storage.tensorreads import DAMAGED
 
 _COLLECTOR_SECONDS = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Blob:
-    """A blob of a snapshot."""
-
-    path: str
-    """Relative to the registry."""
-    size: int
-    """Length in bytes."""
-    sha256: str
-    """64 hex digits."""
-
-
-def list_blobs(manifest: Manifest) -> list[Blob]:
-    """Return the blobs that a snapshot consists of; what it refers to is none."""
-    files = [Blob(piece.blob, piece.size, piece.sha256) for piece in manifest.files]
-    return files + [Blob(group.blob, group.size, group.sha256) for group in manifest.groups if group.blob is not None]
 
 
 def copy_snapshot(
@@ -85,12 +67,11 @@ def copy_snapshot(
     lock = locks.take(source, snapshot, f"sync-{make_nonce()}", purpose="sync")
     try:
         manifest = lock.manifest
-        log = _begin(target, manifest)
-        identity = log.url.rpartition("/")[2]
-        pulse = _Pulse(lock, f"{log.url}.hb")
+        identity = _begin(target, manifest)
+        log, pulse = publish_log(target, identity), _Pulse(lock, pulse_url(target, identity))
         _await_collectors(target, manifest)
-        for blob in list_blobs(manifest):
-            _copy_blob(source, target, blob, pulse, count)
+        for path, piece in {piece.blob: piece for piece in manifest.pieces if piece.blob is not None}.items():
+            _copy_blob(join_url(source.url, path), join_url(target.url, path), piece, pulse, count)
         commit = {"op": "commit", "manifest": manifest.model_dump(mode="json"), "versions": list(versions)}
         commit |= make_signature()
         try:
@@ -104,59 +85,46 @@ def copy_snapshot(
                 ) from error
             commit = head.record
         finish(target, identity, commit)
-        delete(f"{log.url}.hb")
+        for blob in manifest.blobs:
+            clear_temporaries(join_url(target.url, blob))
     finally:
         lock.release()
 
 
 def find_collector(registry: Registry, manifest: Manifest) -> str | None:
     """Return which unfinished deletion could still take blobs of this manifest; None where none could."""
-    blobs = {blob.path for blob in list_blobs(manifest)}
+    blobs = set(manifest.blobs)
     life = join_url(registry.url, "life")
     for name in list_names(life):
-        if _is_pending(SlotLog(join_url(life, name)), "sweep"):
+        if _is_pending([slot.record for slot in SlotLog(join_url(life, name)).read()], "sweep"):
             theirs = _recall_blobs(registry, name)
             if theirs is None or theirs & blobs:
                 return f"life/{name}"
-    publishes = join_url(registry.url, "publish")
-    names = list_names(publishes)
-    for name in names:
-        if (
-            "." in name
-            or f"{name}.done" in names
-            or not _is_pending(log := SlotLog(join_url(publishes, name)), "abort")
-        ):
+    for publication in list_publications(registry):
+        if publication.state != "aborted" or not _is_pending(publication.records, "abort"):
             continue
-        begun = log.read()[0].record.get("manifest")
+        copied, identity = publication.manifest, publication.identity
         # Blobs of an ordinary publish end in its id.
-        shared = any(path.endswith(f".{name}") for path in blobs) if begun is None else blobs & _read_paths(begun)
+        shared = any(path.endswith(f".{identity}") for path in blobs) if copied is None else blobs & copied.blobs.keys()
         if shared:
-            return f"publish/{name}"
+            return f"publish/{identity}"
     return None
 
 
-def _begin(target: Registry, manifest: Manifest) -> SlotLog:
-    """Return the publish log of this copy: a new one, or that of a copy that was interrupted."""
-    folder = join_url(target.url, "publish")
-    names = list_names(folder)
-    begun = manifest.model_dump(mode="json")
-    for name in names:
-        if "." in name or f"{name}.done" in names:
-            continue
-        log = SlotLog(join_url(folder, name))
-        head = log.head()
-        if head is None or head.record["op"] != "begin" or head.record.get("manifest") != begun:
-            continue
-        # A collector that took it for dead must see that it lives before we look whether it did.
-        replace_bytes(f"{log.url}.hb", make_nonce().encode())
-        head = log.head()
-        if head is not None and head.record["op"] == "begin":
-            return log
+def _begin(target: Registry, manifest: Manifest) -> str:
+    """Return the id of this copy: a new one, or that of a copy that was interrupted."""
+    for publication in list_publications(target):
+        if publication.state == "begun" and publication.manifest == manifest:
+            # A collector that took it for dead must see that it lives before we look whether it did.
+            beat(pulse_url(target, publication.identity))
+            now = read_publication(target, publication.identity)
+            if now is not None and now.state == "begun":
+                return publication.identity
     identity = make_nonce(8)
-    log = SlotLog(join_url(folder, identity))
-    record = {"op": "begin", "name": manifest.model, "manifest": begun, **make_signature()}
-    decisions.append(Decision(target.url, "publish", f"publish/{identity}"), log, record, expect=0)
-    return log
+    begun = {"op": "begin", "name": manifest.model, "manifest": manifest.model_dump(mode="json"), **make_signature()}
+    decision = Decision(target.url, "publish", f"publish/{identity}")
+    decisions.append(decision, publish_log(target, identity), begun, expect=0)
+    return identity
 
 
 def _await_collectors(target: Registry, manifest: Manifest) -> None:
@@ -174,49 +142,46 @@ def _await_collectors(target: Registry, manifest: Manifest) -> None:
         )
 
 
-def _is_pending(log: SlotLog, verdict: str) -> bool:
+def _is_pending(records: Sequence[Mapping[str, Any]], verdict: str) -> bool:
     """Say whether a deletion was decided and may still be going on."""
-    records = [slot.record for slot in log.read()]
-    if not any(record["op"] == verdict for record in records):
-        return False
-    begun = {record["by"] for record in records if record["op"] == "collecting"}
-    return not begun or bool(begun - {record["by"] for record in records if record["op"] == "collected"})
+    operations = {record["op"] for record in records}
+    return verdict in operations and ("collecting" not in operations or bool(marks.find_open(records)))
 
 
 def _recall_blobs(registry: Registry, name: str) -> set[str] | None:
     """Return the blobs of a deleted snapshot, from whatever still tells; None where nothing does."""
     try:
-        return _read_paths(json.loads(read_bytes(join_url(registry.url, "manifests", f"{name}.json"))))
+        data = read_bytes(join_url(registry.url, "manifests", f"{name}.json"))
     except FileNotFoundError:
         publishes = join_url(registry.url, "publish")
-        for publish in list_names(publishes):
-            for slot in [] if "." in publish else SlotLog(join_url(publishes, publish)).read():
-                found = slot.record.get("manifest")
-                if found is not None and Manifest.model_validate(found).digest == f"sha256:{name}":
-                    return _read_paths(found)
-    return None
+        for identity in list_names(publishes):
+            publication = None if "." in identity else read_publication(registry, identity)
+            found = None if publication is None else publication.manifest
+            if found is not None and found.digest == f"sha256:{name}":
+                return set(found.blobs)
+        return None
+    return set(Manifest.model_validate_json(data).blobs)
 
 
-def _read_paths(manifest: dict[str, Any]) -> set[str]:
-    return {blob.path for blob in list_blobs(Manifest.model_validate(manifest))}
-
-
-def _copy_blob(source: Registry, target: Registry, blob: Blob, pulse: _Pulse, count: Callable[[int], None]) -> None:
-    origin = join_url(source.url, blob.path)
-
+def _copy_blob(
+    origin: str, copy: str, piece: PlainFile | LayerGroup, pulse: _Pulse, count: Callable[[int], None]
+) -> None:
     def read() -> Iterator[bytes]:
-        for piece in read_pieces(origin, 0, blob.size):
-            pulse.beat()
-            count(len(piece))
-            yield piece
+        try:
+            for data in read_pieces(origin, 0, piece.size):
+                pulse.beat()
+                count(len(data))
+                yield data
+        except (FileNotFoundError, ShortRead) as error:  # else it would pass for something about the new object
+            raise CorruptBlob(str(error)) from error
 
     try:
-        created = create_stream(join_url(target.url, blob.path), Stream(blob.size, blob.sha256, read))
-    except (CorruptBlob, FileNotFoundError, ShortRead) as error:
-        raise CorruptBlob(f"{origin} is gone or damaged: {error}", hint=DAMAGED) from error
+        created = create_stream(copy, Stream(piece.size, piece.sha256, read))
+    except CorruptBlob as error:
+        raise CorruptBlob(f"{origin} is gone or damaged: {error.message}", hint=DAMAGED) from error
     if not created:
         raise CorruptBlob(
-            f"{join_url(target.url, blob.path)} is there with other bytes",
+            f"{copy} is there with other bytes",
             hint="Look it over: daskinfer checkpoint verify --deep; delete that file, then sync again.",
         )
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 
 from daskinfer.ids import shorten
+from daskinfer.spec.snapshot import Manifest
 from daskinfer.storage.filesystem import delete, find_files, join_url, list_names
 from daskinfer.storage.registry import marks
 from daskinfer.storage.registry.catalog import Registry
@@ -13,7 +14,7 @@ from daskinfer.storage.registry.publications import Publication, publish_log, pu
 from daskinfer.storage.registry.references import Manifests
 
 # A blob, or one that was half written on a local disk: <sha256>.<publish>, .<sha256>.<publish>.<nonce>.tmp
-_BLOB = re.compile(r"blobs/[0-9a-f]{2}/\.?[0-9a-f]{64}\.([0-9a-f]+)(?:\.[0-9a-f]+\.tmp)?")
+_BLOB = re.compile(r"(blobs/[0-9a-f]{2}/)(\.?)([0-9a-f]{64}\.([0-9a-f]+))(?:\.[0-9a-f]+\.tmp)?")
 
 Blobs = dict[str, int]
 """Blobs, relative to the registry root, and their lengths in bytes."""
@@ -32,17 +33,22 @@ def find_superfluous(
     needed: Collection[str],
 ) -> dict[str, Blobs]:
     """Return which of the stored blobs go with each snapshot and with each publish that was given up; each goes once."""
-    named: dict[str, Collection[str]] = {}
-    for snapshot in snapshots:
-        manifest = manifests.read(snapshot)
-        named[snapshot] = () if manifest is None else manifest.blobs
     stored: dict[str, list[str]] = {}
+    halves: dict[str, list[str]] = {}
     for blob in blobs:
         if match := _BLOB.fullmatch(blob):
-            stored.setdefault(match.group(1), []).append(blob)
+            folder, half, name, identity = match.groups()
+            stored.setdefault(identity, []).append(blob)
+            if half:  # of a copy: the publish that its name tells was elsewhere
+                halves.setdefault(folder + name, []).append(blob)
+
+    def name_all(manifest: Manifest | None) -> list[str]:
+        named = () if manifest is None else manifest.blobs
+        return [*named, *(half for blob in named for half in halves.get(blob, ()))]
+
+    named = {snapshot: name_all(manifests.read(snapshot)) for snapshot in snapshots}
     for publication in publications:
-        copied = () if publication.manifest is None else publication.manifest.blobs
-        named[publication.identity] = [*stored.get(publication.identity, ()), *copied]
+        named[publication.identity] = [*stored.get(publication.identity, ()), *name_all(publication.manifest)]
     taken = set(needed)
     found: dict[str, Blobs] = {}
     for owner, names in named.items():

@@ -21,7 +21,7 @@ from daskinfer.storage.naming import make_signature
 from daskinfer.storage.registry import decisions, locks
 from daskinfer.storage.registry.aliases import append_move, describe_move
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.copying import copy_snapshot, list_blobs
+from daskinfer.storage.registry.copying import copy_snapshot
 from daskinfer.storage.registry.decisions import Decision
 from daskinfer.storage.registry.merging import Side, compare_histories, make_merge
 from daskinfer.storage.registry.publishing import append_version, finish_all
@@ -165,7 +165,7 @@ def _foresee(source: Registry, target: Registry, snapshot: str) -> tuple[Outcome
     if exists(target.manifest_url(snapshot)):
         return "there", 0
     manifest = _find_manifest(source, snapshot)
-    return ("gone", 0) if manifest is None else ("copied", sum(blob.size for blob in list_blobs(manifest)))
+    return ("gone", 0) if manifest is None else ("copied", sum(manifest.blobs.values()))
 
 
 def _find_manifest(registry: Registry, snapshot: str) -> Manifest | None:
