@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.publications import Publication
@@ -54,16 +53,13 @@ def find_keepers(
 def _keep_versions(
     registry: Registry, name: str, retention: Retention, swept: Collection[str], keepers: dict[str, list[str]]
 ) -> None:
-    records = [slot.record for slot in registry.versions_log(name).read()]
-    published = [record for record in records if record["op"] == "publish"]
-    yanked = find_yanked(records)
     standing = []
-    for number, record in enumerate(published, start=1):
-        if number not in yanked and record["snapshot"] not in swept:
-            standing.append(record["snapshot"])
-        age = datetime.now(UTC) - datetime.fromisoformat(record["at"])
+    for version in registry.versions(name):
+        if version.yanked is None and version.snapshot not in swept:
+            standing.append(version.snapshot)
+        age = datetime.now(UTC) - datetime.fromisoformat(version.created)
         if retention.keep_days and age < timedelta(days=retention.keep_days):
-            keepers[record["snapshot"]].append(f"younger than {retention.keep_days:g} days")
+            keepers[version.snapshot].append(f"younger than {retention.keep_days:g} days")
     newest = standing[-retention.keep_versions :] if retention.keep_versions else []
     for snapshot in dict.fromkeys(newest):
         keepers[snapshot].append(f"among the last {retention.keep_versions} of {name}")
@@ -73,21 +69,6 @@ def name_versions(registry: Registry) -> dict[str, list[str]]:
     """Return the versions that snapshots are or were, by snapshot: `minilm v3`."""
     versions: dict[str, list[str]] = defaultdict(list)
     for name in registry.names():
-        records = [slot.record for slot in registry.versions_log(name).read()]
-        for number, record in enumerate((each for each in records if each["op"] == "publish"), start=1):
-            versions[record["snapshot"]].append(f"{name} v{number}")
+        for version in registry.versions(name):
+            versions[version.snapshot].append(f"{name} v{version.number}")
     return versions
-
-
-def find_yanked(records: Iterable[dict[str, Any]]) -> set[int]:
-    """Return the numbers of the yanked versions of a versions log; numbers count `publish` records."""
-    yanks: dict[int, set[str]] = defaultdict(set)
-    undone: set[str] = set()
-    for record in records:
-        if record["op"] == "yank":
-            yanks[record["version"]].add(record.get("yank", ""))
-        elif record["op"] == "unyank":
-            undone.update(record.get("undoes", ()))
-            if "undoes" not in record:
-                yanks.pop(record["version"], None)
-    return {number for number, identities in yanks.items() if identities - undone}

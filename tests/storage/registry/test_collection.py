@@ -20,6 +20,7 @@ from daskinfer.storage.registry.heartbeats import Watcher, beat
 from daskinfer.storage.registry.publishing import publish
 from daskinfer.storage.registry.retention import Retention
 from daskinfer.storage.registry.verdicts import Verdicts
+from daskinfer.storage.registry.versions import unyank, yank
 from daskinfer.testing.checkpoints import make_checkpoint
 from daskinfer.testing.registries import LAST, NOTHING, VirtualTime, check_registry
 from daskinfer.testing.stores import race
@@ -69,10 +70,9 @@ def test_rules_keep(tmp_path: Path) -> None:
     reasons = {row.snapshot: row.reasons for row in collect(registry, dry_run=True).kept}
     assert reasons[snapshots[0]] == ("younger than 1 days",)
     # What was yanked does not count, unless that was taken back.
-    log = registry.versions_log("mini")
-    log.append({"op": "yank", "version": 5, "reason": "bad", "by": "a", "at": "b"})
-    log.append({"op": "yank", "version": 4, "reason": "bad", "by": "a", "at": "b"})
-    log.append({"op": "unyank", "version": 4, "reason": "good", "by": "a", "at": "b"})
+    for target in ("v5", "v4"):
+        yank(registry, "mini", target)
+    unyank(registry, "mini", "v4")
     assert deleted(collect(registry, Retention(keep_days=0), dry_run=True)) == [snapshots[0], snapshots[4]]
     assert deleted(collect(registry, Retention(keep_versions=1, keep_days=0))) == [*snapshots[:3], snapshots[4]]
     # Neither does what was deleted.
