@@ -113,7 +113,7 @@ _POSSIBLE: Mapping[str, frozenset[str]] = {
     "replace": _ALWAYS | {"drop"},
     "rm_file": _ALWAYS | {"drop"},
     "rm": _ALWAYS,
-    "cat_file": _ALWAYS | {"drop", "short"},
+    "cat_file": _ALWAYS | {"short"},
     "cat_ranges": _ALWAYS,
     "ls": _ALWAYS | {"stale"},
     "find": _ALWAYS,
@@ -207,8 +207,8 @@ class FaultSchedule:
 
     def _choose(self, point: float, possible: frozenset[str]) -> str | None:
         for name, rate in self._rates.items():
-            if name in possible and point < rate:
-                return name
+            if point < rate:
+                return name if name in possible else None
             point -= rate
         return None
 

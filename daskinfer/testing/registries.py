@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from daskinfer.ids import sha256_of
+from daskinfer.spec.snapshot import Manifest
+from daskinfer.storage.blobs import read_group
 from daskinfer.storage.filesystem import find_files, join_url, list_names, read_bytes
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.heartbeats import Watcher
@@ -37,6 +39,14 @@ class VirtualTime:
     def watcher(self) -> Watcher:
         """Return one that lives by this clock."""
         return Watcher(lambda: self.now, self.sleep)
+
+
+def read_all(registry: Registry, manifest: Manifest) -> None:
+    """Read every byte of a snapshot, verified."""
+    for file in manifest.files:
+        registry.file(manifest, file.path)
+    for group in manifest.groups:
+        read_group(registry.url, group)
 
 
 def check_registry(registry: Registry) -> None:

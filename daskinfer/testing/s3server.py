@@ -88,8 +88,8 @@ class FaultyApplication:
         # One number a request, whatever is possible: the schedule does not depend on what is asked.
         point = self._random.random()
         for fault, rate in self._rates.items():
-            if fault in possible and point < rate:
-                return fault
+            if point < rate:
+                return fault if fault in possible else None
             point -= rate
         return None
 
