@@ -30,7 +30,7 @@ from typing import Any
 
 from daskinfer.errors import CheckpointError, Conflict, CorruptBlob, MissingEvent, SnapshotGone
 from daskinfer.ids import make_nonce
-from daskinfer.storage.filesystem import join_url, list_names
+from daskinfer.storage.filesystem import delete, join_url, list_names
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.collection import collect
@@ -42,8 +42,11 @@ from daskinfer.testing.registries import NOTHING, VirtualTime, check_registry, r
 from daskinfer.testing.storefaults import FAILURES, insist
 
 NAME, ALIAS = "mini", "prod"
-JOBS, PUBLISHERS, COLLECTORS = 4, 2, 2
-"""Threads of a process."""
+LARGE_CREW, SMALL_CREW = (3, 2, 1), (2, 1, 1)
+"""Jobs, publishers and collectors: threads of a process. Small ones where processes are many or requests take long."""
+
+_Crew = tuple[int, int, int]
+_DELAY_SECONDS = 0.02
 
 
 class Diary:
@@ -94,26 +97,30 @@ class Outcome:
         self.violations += other.violations
 
 
-def run_in_threads(url: str, diary: Path, runs: int, schedule: FaultSchedule, seed: int) -> Outcome:
-    """Do locked runs in threads of this process.
+def run_in_threads(
+    url: str, diary: Path, runs: int, rates: Mapping[str, float], seed: int, crew: _Crew = LARGE_CREW
+) -> Outcome:
+    """Do locked runs in threads of this process, until there were enough or a violation.
 
     Parameters
     ----------
     url
-        An empty folder, for the registry.
+        A folder that is not there, for the registry; it is deleted afterwards.
     diary
         A file that is not there yet.
     runs
         How many, at least.
-    schedule
-        The faults.
+    rates
+        Of the faults; see `FaultSchedule`.
     seed
-        Of what the actors do.
+        Of the faults, and of what is done.
+    crew
+        How many threads do what.
     """
-    notes = Diary(diary)
-    Registry(url).initialise()
+    notes = _begin(url, diary)
+    schedule = FaultSchedule(seed, rates, _DELAY_SECONDS)
     with schedule.installed():
-        _act(url, notes, schedule, seed, lambda: notes.count()["run"] >= runs)
+        _act(url, notes, schedule, seed, crew, lambda: _is_enough(notes, runs))
     outcome = _settle(url, notes)
     outcome.counts.update({f"fault {name}": hits for name, hits in schedule.hits.items()})
     return outcome
@@ -126,19 +133,16 @@ def run_in_processes(
 
     Parameters
     ----------
-    url, diary, runs, seed
-        See `run_in_threads`.
-    rates
-        Of the faults, `kill` among them.
+    url, diary, runs, rates, seed
+        See `run_in_threads`; here there may be a rate of `kill` too.
     processes
         How many at once.
     """
-    notes = Diary(diary)
-    Registry(url).initialise()
+    notes = _begin(url, diary)
     words = [sys.executable, "-m", "daskinfer.testing.lockedruns", url, str(diary)]
     children: list[subprocess.Popen[bytes]] = []
     try:
-        while notes.count()["run"] < runs:
+        while not _is_enough(notes, runs):
             for child in [child for child in children if child.poll() is not None]:
                 if child.returncode != -9:
                     raise RuntimeError(f"a process ended with {child.returncode}")
@@ -155,10 +159,23 @@ def run_in_processes(
     return _settle(url, notes)
 
 
-def _act(url: str, notes: Diary, schedule: FaultSchedule, seed: int, is_enough: Callable[[], bool]) -> None:
+def _begin(url: str, diary: Path) -> Diary:
+    notes = Diary(diary)
+    publish(Registry(url), NAME, _make_source(0))
+    return notes
+
+
+def _is_enough(notes: Diary, runs: int) -> bool:
+    counts = notes.count()
+    return counts["run"] >= runs or counts["violation"] > 0
+
+
+def _act(
+    url: str, notes: Diary, schedule: FaultSchedule, seed: int, crew: _Crew, is_enough: Callable[[], bool]
+) -> None:
     """Let threads work until it is enough; the jobs stop first, for they may wait for a collector's verdict."""
     registry = insist(partial(Registry, url))
-    actors: dict[_Work, int] = {_hold: JOBS, _publish: PUBLISHERS, _collect: COLLECTORS}
+    actors: dict[_Work, int] = dict(zip((_hold, _publish, _collect), crew, strict=True))
     stops = {work: threading.Event() for work in actors}
     threads: dict[_Work, list[threading.Thread]] = {}
 
@@ -177,7 +194,7 @@ def _act(url: str, notes: Diary, schedule: FaultSchedule, seed: int, is_enough: 
         for thread in threads[work]:
             thread.start()
     while not is_enough():
-        time.sleep(0.02)
+        time.sleep(0.05)
     for work, group in threads.items():
         stops[work].set()
         for thread in group:
@@ -193,6 +210,9 @@ def _hold(registry: Registry, notes: Diary, schedule: FaultSchedule, chance: ran
         time.sleep(0.002)
         return
     snapshot, job = chance.choice(names), f"job-{make_nonce()}"
+    if chance.random() < 0.3:
+        _await_collector(registry, snapshot)
+        time.sleep(chance.random() * 0.02)
     try:
         lock = locks.take(registry, snapshot, job)
     except SnapshotGone:
@@ -214,6 +234,13 @@ def _hold(registry: Registry, notes: Diary, schedule: FaultSchedule, chance: ran
                 notes.note("violation", what=f"{job} misses bytes of {snapshot}: {error}")
     insist(lock.release)
     notes.note("run")
+
+
+def _await_collector(registry: Registry, snapshot: str) -> None:
+    """Wait a little until somebody is about to delete a snapshot: the worst moment to lock it."""
+    until = time.monotonic() + 0.05
+    while time.monotonic() < until and registry.life(snapshot) == "live":
+        time.sleep(0.001)
 
 
 def _publish(registry: Registry, notes: Diary, schedule: FaultSchedule, chance: random.Random) -> None:
@@ -263,6 +290,7 @@ def _settle(url: str, notes: Diary) -> Outcome:
         sweeps = [slot for slot in registry.life_log(f"sha256:{name}").read() if slot.record["op"] == "sweep"]
         if len(sweeps) > 1:
             outcome.violations.append(f"{name} was swept {len(sweeps)} times")
+    delete(url, recursive=True)  # or the next registry in memory is the slower for it
     return outcome
 
 
@@ -276,9 +304,9 @@ def main() -> None:
     """Work until killed."""
     url, diary, seed, rates = sys.argv[1:]
     warnings.simplefilter("ignore", MissingEvent)
-    schedule = FaultSchedule(int(seed), json.loads(rates))
+    schedule = FaultSchedule(int(seed), json.loads(rates), _DELAY_SECONDS)
     schedule.install()
-    _act(url, Diary(Path(diary)), schedule, int(seed), lambda: False)
+    _act(url, Diary(Path(diary)), schedule, int(seed), SMALL_CREW, lambda: False)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from daskinfer.ids import make_nonce
+from daskinfer.storage.registry import locks
 from daskinfer.testing.campaigns import campaign_size
-from daskinfer.testing.faultyfs import FaultSchedule
-from daskinfer.testing.lockedruns import Outcome, run_in_threads
+from daskinfer.testing.lockedruns import LARGE_CREW, SMALL_CREW, Outcome, run_in_processes, run_in_threads
 from daskinfer.testing.storefaults import RATES
 
 pytestmark = [pytest.mark.filterwarnings("ignore::daskinfer.errors.MissingEvent"), pytest.mark.timeout(3600)]
@@ -32,15 +33,36 @@ def repeat(size: tuple[int, int, int], run: Callable[[int, int], Outcome]) -> Ou
     return outcome
 
 
-def kind_of(url: str) -> str:
-    return url.partition("://")[0] if "://" in url else "local"
-
-
 def test_in_threads(any_store: str, tmp_path: Path) -> None:
-    def run(turn: int, runs: int) -> Outcome:
-        schedule = FaultSchedule(turn, RATES)
-        return run_in_threads(f"{any_store}/{turn}", tmp_path / f"diary-{turn}", runs, schedule, turn)
+    kind = any_store.partition("://")[0] if "://" in any_store else "local"
+    crew = SMALL_CREW if kind == "s3" else LARGE_CREW
 
-    outcome = repeat(THREADS[kind_of(any_store)], run)
+    def run(turn: int, runs: int) -> Outcome:
+        return run_in_threads(f"{any_store}/{turn}", tmp_path / f"diary-{turn}", runs, RATES, turn, crew)
+
+    outcome = repeat(THREADS[kind], run)
     assert outcome.violations == []
-    assert all(outcome.counts[kind] for kind in ("run", "published", "moved", "swept"))
+    assert kind == "s3" or all(outcome.counts[each] for each in ("published", "moved", "swept", "gone"))
+
+
+@pytest.mark.parametrize("place", ["local", pytest.param("s3", marks=pytest.mark.s3)])
+def test_in_processes_that_are_killed(request: pytest.FixtureRequest, tmp_path: Path, place: str) -> None:
+    root = str(tmp_path) if place == "local" else f"{request.getfixturevalue('s3_url')}/{make_nonce()}"
+
+    def run(turn: int, runs: int) -> Outcome:
+        return run_in_processes(f"{root}/{turn}", tmp_path / f"diary-{turn}", runs, KILLS, turn * 1000)
+
+    outcome = repeat(PROCESSES[place], run)
+    assert outcome.violations == []
+    assert place == "s3" or outcome.counts["killed"]
+
+
+@pytest.mark.parametrize("place", ["local", "memory"])
+def test_without_the_look_after_the_lock_bytes_are_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.setattr(locks, "_await_verdict", lambda registry, snapshot: "live")
+    url = str(tmp_path / "store") if place == "local" else f"memory://{make_nonce()}"
+    outcome = run_in_threads(url, tmp_path / "diary", 1000, RATES, 0)
+    print(dict(outcome.counts))
+    assert any("misses bytes of" in violation for violation in outcome.violations)
