@@ -47,6 +47,8 @@ LARGE_CREW, SMALL_CREW = (3, 2, 1), (2, 1, 1)
 
 _Crew = tuple[int, int, int]
 _DELAY_SECONDS = 0.02
+_SNAPSHOTS = 5
+"""As long as there are more, publishers wait for the collectors."""
 
 
 class Diary:
@@ -217,6 +219,7 @@ def _hold(registry: Registry, notes: Diary, schedule: FaultSchedule, chance: ran
         lock = locks.take(registry, snapshot, job)
     except SnapshotGone:
         notes.note("gone")
+        time.sleep(0.005)
         return
     except FAILURES:
         with schedule.paused():  # the job will never run
@@ -244,6 +247,9 @@ def _await_collector(registry: Registry, snapshot: str) -> None:
 
 
 def _publish(registry: Registry, notes: Diary, schedule: FaultSchedule, chance: random.Random) -> None:
+    if len(Manifests(registry).names()) > _SNAPSHOTS:
+        time.sleep(0.005)
+        return
     found = publish(registry, NAME, _make_source(chance.getrandbits(32)))
     notes.note("published", number=found.version, snapshot=found.snapshot)
     if chance.random() < 0.3:

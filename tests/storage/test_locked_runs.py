@@ -17,7 +17,7 @@ from daskinfer.testing.storefaults import RATES
 pytestmark = [pytest.mark.filterwarnings("ignore::daskinfer.errors.MissingEvent"), pytest.mark.timeout(3600)]
 
 # A share of 1,000 runs, or of the 10,000 of a campaign, and how many of them one registry sees.
-THREADS = {"memory": (640, 5_000, 160), "local": (290, 3_500, 100), "s3": (20, 450, 50)}
+THREADS = {"memory": (640, 5_000, 80), "local": (290, 3_500, 80), "s3": (20, 450, 50)}
 PROCESSES = {"local": (45, 900, 150), "s3": (5, 150, 50)}
 KILLS = {**RATES, "kill": 0.0005}
 
