@@ -53,11 +53,11 @@ def examine(url: str) -> StoreReport:
         create(join_url(folder, "first"), b"first")
         checks = [_try(name, check, join_url(folder, name.replace(" ", "-"))) for name, check in _CHECKS.items()]
         timings = _measure(join_url(folder, "timings"))
-    finally:
-        delete(folder, recursive=True)
-        for path in missing:
-            with suppress(OSError):  # somebody else put something there
-                path.rmdir()
+    except BaseException:
+        with suppress(DaskinferError, OSError):  # what went wrong first is what counts
+            _clean_up(folder, missing)
+        raise
+    _clean_up(folder, missing)
     safe = all(check.passed for check in checks)
     return StoreReport(
         url=url, safe=safe, checks=tuple(checks), milliseconds=timings, hint=None if safe else _ALTERNATIVES
@@ -212,6 +212,13 @@ def _measure(url: str) -> dict[str, float]:
             samples.append(time.perf_counter() - begun)
         timings[name] = round(median(samples) * 1000, 3)
     return timings
+
+
+def _clean_up(folder: str, made: list[Path]) -> None:
+    delete(folder, recursive=True)
+    for path in made:
+        with suppress(OSError):  # somebody else put something there
+            path.rmdir()
 
 
 def _missing_folders(url: str) -> list[Path]:
