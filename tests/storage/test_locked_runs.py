@@ -14,7 +14,10 @@ from daskinfer.testing.campaigns import campaign_size
 from daskinfer.testing.lockedruns import LARGE_CREW, SMALL_CREW, Outcome, run_in_processes, run_in_threads
 from daskinfer.testing.storefaults import RATES
 
-pytestmark = [pytest.mark.filterwarnings("ignore::daskinfer.errors.MissingEvent"), pytest.mark.timeout(3600)]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::daskinfer.errors.MissingEvent"),
+    pytest.mark.timeout(campaign_size(180, 3600)),
+]
 
 # A share of 1,000 runs, or of the 10,000 of a campaign, and how many of them one registry sees.
 THREADS = {"memory": (640, 5_000, 80), "local": (290, 3_500, 80), "s3": (20, 450, 50)}
