@@ -10,17 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from daskinfer.api import (
+        audit,
         checkpoint,
         checkpoints,
+        compare,
         jobs,
         publish,
         report,
         run,
         set_alias,
+        sign,
+        signatures,
         status,
         validate,
     )
     from daskinfer.errors import DaskinferError
+    from daskinfer.spec.comparison import GateReport
+    from daskinfer.spec.gate import Gate
     from daskinfer.spec.job import JobStatus, Progress, Report
     from daskinfer.spec.loader import load_recipe
     from daskinfer.spec.recipe import Recipe
@@ -29,25 +35,33 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DaskinferError",
+    "Gate",
+    "GateReport",
     "JobStatus",
     "Progress",
     "Recipe",
     "Report",
     "__version__",
+    "audit",
     "checkpoint",
     "checkpoints",
+    "compare",
     "jobs",
     "load_recipe",
     "publish",
     "report",
     "run",
     "set_alias",
+    "sign",
+    "signatures",
     "status",
     "validate",
 ]
 
 _HOMES = {
     "DaskinferError": "daskinfer.errors",
+    "Gate": "daskinfer.spec.gate",
+    "GateReport": "daskinfer.spec.comparison",
     "JobStatus": "daskinfer.spec.job",
     "Progress": "daskinfer.spec.job",
     "Recipe": "daskinfer.spec.recipe",

@@ -7,12 +7,15 @@
     │   ├── RecipeError              the recipe does not parse or validate
     │   ├── InputError               no such data, no such column, an empty input
     │   ├── CheckpointError          unknown name, alias, version; not a usable checkpoint
-    │   └── OutputOwned              the output belongs to another job
+    │   │   └── YankedVersion           the version was yanked
+    │   ├── OutputOwned              the output belongs to another job
+    │   └── Incomparable             two outputs are not of the same rows and columns
     ├── PlanError                 3  the plan cannot fit the cluster
     ├── RejectBudgetExceeded      4  more rows were quarantined than the recipe allows
     ├── Interrupted             130  stopped by the user
     ├── StorageError              1  the store refused, is full, or is not safe to use
-    │   └── Conflict                 another writer took the slot first
+    │   ├── Conflict                 another writer took the slot first
+    │   └── NotAllowed               a policy or the store's own rights forbid it
     ├── IntegrityError            1  bytes are not what they were published or written as
     │   ├── CorruptBlob              a checkpoint blob does not match its manifest
     │   ├── CorruptActivation        an activation chunk is damaged, swapped or missing
@@ -67,8 +70,16 @@ class CheckpointError(UsageError):
     """No such checkpoint, version or alias, or a directory that cannot be published."""
 
 
+class YankedVersion(CheckpointError):
+    """The version was yanked: no name leads to it any more."""
+
+
 class OutputOwned(UsageError):
     """The output location holds the work of another job."""
+
+
+class Incomparable(UsageError):
+    """Two outputs that are not finished, or not of the same rows and columns."""
 
 
 class PlanError(DaskinferError):
@@ -97,6 +108,10 @@ class Conflict(StorageError):
     """Another writer created the object first."""
 
 
+class NotAllowed(StorageError):
+    """Whoever asks has no right to do this, by a policy's word or the store's; nothing was done."""
+
+
 class IntegrityError(DaskinferError):
     """Bytes differ from what their digest says."""
 
@@ -123,3 +138,7 @@ class JobBusy(DaskinferError):
 
 class JobFailed(DaskinferError):
     """The work failed in a way that retrying did not mend."""
+
+
+class MissingEvent(UserWarning):
+    """Something was decided about a registry, and the event that says so could not be written."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from dask._task_spec import List, Task, TaskRef
 
+from daskinfer.graphs.context import forget_job
 from daskinfer.graphs.handoff import JobHandle
 from daskinfer.graphs.tasks import commit_partition, count_microbatches, encode, load_shard, read_rows, run_stage
 from daskinfer.storage.inputs.reading import PartitionSource
@@ -35,11 +36,11 @@ class TaskGraph:
 
 
 def stage_token(handle: JobHandle, stage: int) -> str:
-    """Return the resource that says: this worker holds this stage's shard for this driver.
+    """Return the resource that says: this worker holds this stage's shard of this snapshot for this driver.
 
     The epoch is part of it: a driver that was killed leaves its tokens behind.
     """
-    return f"{handle.job}/{handle.epoch}/stage-{stage}"
+    return f"{handle.job}/{handle.epoch}/g{handle.pin.generation}/stage-{stage}"
 
 
 def crew_token(handle: JobHandle) -> str:
@@ -49,8 +50,14 @@ def crew_token(handle: JobHandle) -> str:
 
 def load_graph(handle: JobHandle, stage: int, worker: str) -> TaskGraph:
     """Load one shard; the caller pins it to the worker, which has no token yet."""
-    key: Key = (f"{handle.job}/load-{stage}", worker, handle.epoch)
+    key: Key = (f"{handle.job}/load-{stage}", worker, handle.epoch, handle.pin.generation)
     return TaskGraph({key: Task(key, load_shard, handle, stage)}, (key,), {key: {}})
+
+
+def forget_graph(handle: JobHandle, worker: str) -> TaskGraph:
+    """Let a worker forget a generation; the caller pins it to the worker."""
+    key: Key = (f"{handle.job}/forget", worker, handle.epoch, handle.pin.generation)
+    return TaskGraph({key: Task(key, forget_job, handle)}, (key,), {key: {}})
 
 
 def prepare_graph(handle: JobHandle, source: PartitionSource, attempt: int) -> TaskGraph:
@@ -104,4 +111,4 @@ def commit_graph(
 
 
 def _key(handle: JobHandle, step: str, *place: Any) -> Key:
-    return (f"{handle.job}/{step}", handle.epoch, *place)
+    return (f"{handle.job}/{step}", handle.epoch, handle.pin.generation, *place)

@@ -27,8 +27,8 @@ from daskinfer.storage.activations import DirectTransport, Transport, ZarrTransp
 from daskinfer.storage.filesystem import join_url
 from daskinfer.storage.jobs import JobStore
 from daskinfer.storage.nodecache import load_tensors
-from daskinfer.storage.outputs.choice import open_sink
-from daskinfer.storage.outputs.sink import Sink
+from daskinfer.storage.outputs.job import open_part_sink
+from daskinfer.storage.outputs.sink import PartSink
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.locks import explain_loss
 
@@ -56,7 +56,7 @@ class JobContext:
         self.handle = handle
         self.store = JobStore(handle.workspace, handle.job)
         self.record: JobRecord = self.store.record()
-        self.snapshot = self.record.resolution.snapshot
+        self.snapshot = handle.pin.snapshot
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -87,14 +87,14 @@ class JobContext:
         return {role: given.get(role, role) for role in task_wants(self.request)}
 
     @cached_property
-    def sink(self) -> Sink:
+    def sink(self) -> PartSink:
         """Where committed partitions go."""
-        return open_job_sink(self.record)
+        return open_part_sink(self.record, self.handle.pin)
 
     @cached_property
     def transports(self) -> tuple[Transport[Any], ...]:
         """One for each edge of the plan."""
-        return open_transports(self.record, self.handle.workspace)
+        return open_transports(self.record, self.handle)
 
     def load(self, stage: int) -> Loaded:
         """Return a stage's module, loading its shard when this process has not."""
@@ -142,13 +142,13 @@ class _ShardCache:
 
 
 _SHARDS = _ShardCache()
-_CONTEXTS: dict[tuple[str, str], JobContext] = {}
+_CONTEXTS: dict[tuple[str, str, int], JobContext] = {}
 _CONTEXTS_LOCK = threading.Lock()
 
 
 def open_context(handle: JobHandle) -> JobContext:
-    """Return this process's view of a job."""
-    key = (handle.workspace, handle.job)
+    """Return this process's view of a job and one of its generations."""
+    key = (handle.workspace, handle.job, handle.pin.generation)
     with _CONTEXTS_LOCK:
         if key not in _CONTEXTS:
             _CONTEXTS[key] = JobContext(handle)
@@ -156,9 +156,9 @@ def open_context(handle: JobHandle) -> JobContext:
 
 
 def forget_job(handle: JobHandle) -> None:
-    """Drop a job's records from this process, and its shards unless another job uses the snapshot."""
+    """Drop a generation's records from this process, and its shards unless something else uses the snapshot."""
     with _CONTEXTS_LOCK:
-        context = _CONTEXTS.pop((handle.workspace, handle.job), None)
+        context = _CONTEXTS.pop((handle.workspace, handle.job, handle.pin.generation), None)
         still_used = {other.snapshot for other in _CONTEXTS.values()}
     if context is not None and context.snapshot not in still_used:
         with _SHARDS.lock:
@@ -166,34 +166,16 @@ def forget_job(handle: JobHandle) -> None:
                 del _SHARDS.shards[key]
 
 
-def open_job_sink(record: JobRecord) -> Sink:
-    """Return the output sink of a job, for the driver and for workers alike."""
-    recipe = record.recipe
-    return open_sink(
-        record.output,
-        recipe.output.format,
-        job=record.job,
-        fields=record.fields,
-        keep=record.keep,
-        partition_rows=recipe.input.partition_rows,
-        rows=record.rows,
-        metadata={
-            "daskinfer_snapshot": record.resolution.snapshot,
-            "daskinfer_recipe": recipe.digest,
-        },
-    )
-
-
-def open_transports(record: JobRecord, workspace: str) -> tuple[Transport[Any], ...]:
-    """Return the transport of every edge of a job's plan."""
-    plan = record.plan
+def open_transports(record: JobRecord, handle: JobHandle) -> tuple[Transport[Any], ...]:
+    """Return the transport of every edge of a job's plan, for one generation."""
+    plan, pin = record.plan, handle.pin
     opened: list[Transport[Any]] = []
     for index, (kind, tensors) in enumerate(zip(plan.transports, plan.edges, strict=True)):
-        edge = Edge(job=record.job, snapshot=record.resolution.snapshot, name=f"{index}-{index + 1}")
+        edge = Edge(job=record.job, snapshot=pin.snapshot, name=f"{index}-{index + 1}")
         if kind == "direct":
             opened.append(DirectTransport(edge, tensors))
             continue
-        url = join_url(workspace, "activations", record.job, edge.name)
+        url = join_url(handle.workspace, "activations", record.job, f"g{pin.generation:04d}", edge.name)
         # Numbering chunks by partition and microbatch is unique and stays the same for every retry; chunks that are
         # never written cost nothing.
         opened.append(ZarrTransport(url, edge, tensors, *plan.largest, record.partitions * record.slots))

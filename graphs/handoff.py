@@ -8,6 +8,7 @@ import numpy as np
 
 from daskinfer.models.encoding import EncodedRows
 from daskinfer.spec.activation import Activation
+from daskinfer.spec.generation import Pin
 from daskinfer.spec.rows import Microbatch
 from daskinfer.storage.activations import DirectActivation
 
@@ -22,6 +23,8 @@ class JobHandle:
     """Job id."""
     epoch: int
     """Life of the driver that submitted the task."""
+    pin: Pin
+    """The snapshot that it computes on. A worker never maps a name to weights by itself."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

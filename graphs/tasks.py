@@ -15,7 +15,7 @@ from daskinfer.models.tasks.finish import finish_rows
 from daskinfer.planning.microbatches import pack_microbatches
 from daskinfer.source import digest_source
 from daskinfer.spec.activation import Activation
-from daskinfer.spec.job import CommitRecord, StageTrail
+from daskinfer.spec.job import SNAPSHOT, CommitRecord, StageTrail
 from daskinfer.storage.activations import DirectActivation
 from daskinfer.storage.inputs.reading import PartitionSource, read_partition
 from daskinfer.storage.outputs.owner import confirm
@@ -29,6 +29,7 @@ def load_shard(handle: JobHandle, stage: int) -> dict[str, object]:
     loaded = context.load(stage)
     return {
         "stage": stage,
+        "generation": handle.pin.generation,
         "worker": get_identity(),
         "snapshot": loaded.snapshot,
         "source": digest_source(),
@@ -101,10 +102,13 @@ def commit_partition(handle: JobHandle, rows: RowBatch, encoded: Encoded, handof
     trail = _check_trails(context, rows.partition.number, handoffs)
     arrays = _gather(context, encoded, handoffs)
     rows = rows.without({int(rows.positions[index]): reason for index, reason in encoded.refused.items()})
+    results = finish_rows(context.request, encoded.rows, arrays)
+    if context.record.is_staged:
+        results = {**results, SNAPSHOT: np.full(len(rows.positions), context.snapshot, object)}
     part = OutputPart(
         partition=rows.partition,
         positions=rows.positions,
-        arrays=finish_rows(context.request, encoded.rows, arrays),
+        arrays=results,
         kept=rows.table.select(list(context.record.recipe.output.keep)),
         rejects=rows.rejects,
     )
@@ -115,6 +119,7 @@ def commit_partition(handle: JobHandle, rows: RowBatch, encoded: Encoded, handof
     record = CommitRecord(
         job=handle.job,
         snapshot=context.snapshot,
+        generation=handle.pin.generation,
         partition=rows.partition.number,
         epoch=handle.epoch,
         rows_in=rows.partition.rows,

@@ -7,30 +7,38 @@ Here local files use link(2), memory a lock of the process, and object stores th
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import threading
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from fsspec import AbstractFileSystem
-from tenacity import RetryError, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from daskinfer.errors import StorageError
 from daskinfer.storage.filesystem import absolute_url, explain_errors, is_local, open_filesystem, temporary_file
+from daskinfer.storage.retries import ATTEMPTS, persist
+from daskinfer.storage.streams import Stream, read_pieces
 
 CONDITIONAL_STORES = frozenset({"s3", "s3a", "gs", "gcs"})
+PART_BYTES = 50 * 2**20
+"""An object store gets larger objects in parts of this size; S3 takes no smaller ones than 5 MiB."""
 
-_ATTEMPTS = 8
-_TRANSIENT = {errno.EBUSY, errno.EREMOTEIO, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.ETIMEDOUT}
+# Object stores take larger objects in parts of 5 MiB or more, 10,000 at most.
+_ONE_PUT = 32 * 2**20
+_PART = 16 * 2**20
+_PARTS = 9_000
 _LINKLESS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 _MEMORY_LOCK = threading.Lock()
 
 
-def create(url: str, data: bytes) -> bool:
+def create(url: str, data: bytes, part_bytes: int = PART_BYTES) -> bool:
     """Create an object unless one is there; nobody ever sees half of it.
 
-    A writer whose acknowledgement was lost is told that the object exists, so whatever a store answers, the object
-    is read back and compared. Put a nonce into `data` where two writers could otherwise write equal bytes.
+    A writer whose acknowledgement was lost is told that the object exists, so whenever a store does not simply agree,
+    the object is read back and compared. Put a nonce into `data` where two writers could otherwise write equal bytes.
 
     Parameters
     ----------
@@ -38,6 +46,8 @@ def create(url: str, data: bytes) -> bool:
         Where; missing folders are made.
     data
         The whole object; empty ones are refused, because s3fs would overwrite with them.
+    part_bytes
+        Object stores get objects of twice this size and more in parts.
 
     Returns
     -------
@@ -53,37 +63,82 @@ def create(url: str, data: bytes) -> bool:
         raise ValueError(f"refusing to create the empty object {url}")
     with explain_errors(url, "create"):
         if is_local(url):
-            return _create_by_link(Path(absolute_url(url)), data)
+            return _create_by_link(Path(absolute_url(url)), lambda: [data], partial(_holds, data=data))
         filesystem, path = open_filesystem(url)
         protocols = {filesystem.protocol} if isinstance(filesystem.protocol, str) else set(filesystem.protocol)
         if "memory" in protocols:
             return _create_in_memory(filesystem, path, data)
         if protocols & CONDITIONAL_STORES:
-            return _create_conditionally(filesystem, path, data, url)
+            return _create_conditionally(
+                url,
+                lambda: filesystem.pipe_file(path, data, mode="create", chunksize=part_bytes),
+                lambda: _compare(filesystem, path, data),
+            )
     raise StorageError(
         f"{url} is not safe to use: daskinfer knows no atomic create on {'/'.join(sorted(protocols))}",
         hint="Use a local or shared directory, s3:// or gs://.",
     )
 
 
-def _create_by_link(target: Path, data: bytes) -> bool:
-    for _ in range(_ATTEMPTS):
+def create_stream(url: str, stream: Stream) -> bool:
+    """Create an object from a stream unless one is there, in bounded memory; nobody ever sees half of it.
+
+    What is there already is read and compared before anything is written.
+
+    Parameters
+    ----------
+    url
+        Where; missing folders are made.
+    stream
+        The whole object.
+
+    Returns
+    -------
+    bool
+        True if the object at `url` now has these bytes, False if it has others.
+
+    Raises
+    ------
+    CorruptBlob
+        Where the stream's bytes are not what it says; nothing is created then.
+    StorageError
+        Where the store has no safe way to do this, refuses, is full, or stays busy.
+    """
+    filesystem, path = open_filesystem(url)
+    with explain_errors(url, "look for"):
+        same = _compare_stream(url, stream)
+    if same is not None:
+        return same
+    local = is_local(url)
+    if not local and (stream.size <= _ONE_PUT or "memory" in filesystem.protocol):
+        return create(url, b"".join(stream.verified()))
+    with explain_errors(url, "create"):
+        if local:
+            holds = partial(_compare_stream, stream=stream)
+            return _create_by_link(Path(absolute_url(url)), stream.verified, lambda target: bool(holds(str(target))))
+        return _create_conditionally(
+            url, lambda: _upload(filesystem, path, stream), lambda: _compare_stream(url, stream)
+        )
+
+
+def _create_by_link(target: Path, pieces: Callable[[], Iterable[bytes]], holds: Callable[[Path], bool]) -> bool:
+    for _ in range(ATTEMPTS):
         with suppress(FileNotFoundError):  # another's object was deleted before it could be read back
-            return _link_or_compare(target, data)
+            return _link_or_compare(target, pieces, holds)
     raise StorageError(f"{target} keeps being created and deleted", hint="Find out who else writes there.")
 
 
-def _link_or_compare(target: Path, data: bytes) -> bool:
+def _link_or_compare(target: Path, pieces: Callable[[], Iterable[bytes]], holds: Callable[[Path], bool]) -> bool:
     if target.exists():
-        return _holds(target, data)
-    with temporary_file(target, data) as temporary:
+        return holds(target)
+    with temporary_file(target, pieces()) as temporary:
         try:
             os.link(temporary, target)
         except OSError as error:
             # NFS may lose the answer and then report a link that it made itself; the link count tells.
             if temporary.stat().st_nlink != 2:
                 if isinstance(error, FileExistsError):
-                    return _holds(target, data)
+                    return holds(target)
                 if error.errno in _LINKLESS:
                     raise StorageError(
                         f"{target.parent} is not safe to use: its filesystem has no hard links ({error.strerror})",
@@ -110,48 +165,70 @@ def _create_in_memory(filesystem: AbstractFileSystem, path: str, data: bytes) ->
         return True
 
 
-def _create_conditionally(filesystem: AbstractFileSystem, path: str, data: bytes, url: str) -> bool:
+def _create_conditionally(url: str, write: Callable[[], None], compare: Callable[[], bool | None]) -> bool:
     def attempt() -> bool:
         try:
-            filesystem.pipe_file(path, data, mode="create")
-        except OSError as error:
-            stored = _stored_bytes(filesystem, path, len(data))
-            if stored == data:
-                return True
-            if isinstance(error, FileExistsError):
-                if stored is None:  # deleted between the two requests
-                    raise OSError(errno.EBUSY, f"{path} came and went") from error
-                return False
+            write()
+        except Exception as error:
+            same = compare()
+            if same is not None:
+                return same
+            if isinstance(error, FileExistsError):  # deleted between the two requests
+                raise OSError(errno.EBUSY, f"{url} came and went") from error
             raise
         return True
 
-    retrying = Retrying(
-        retry=retry_if_exception(_is_transient),
-        wait=wait_random_exponential(multiplier=0.1, max=5),
-        stop=stop_after_attempt(_ATTEMPTS),
-    )
     try:
-        return retrying(attempt)
-    except RetryError as error:
-        raise StorageError(
-            f"{url} stayed busy for {_ATTEMPTS} attempts: {error.last_attempt.exception()}",
-            hint="The store is overloaded or refuses conditional writes; run the command again later.",
-        ) from error
+        return persist(url, attempt)
     except FileNotFoundError as error:
         raise StorageError(f"cannot create {url}: {error}", hint="Check that the bucket exists.") from error
 
 
-def _is_transient(error: BaseException) -> bool:
-    return isinstance(error, (ConnectionError, TimeoutError)) or (
-        isinstance(error, OSError) and error.errno in _TRANSIENT
-    )
-
-
-def _stored_bytes(filesystem: AbstractFileSystem, path: str, size: int) -> bytes | None:
-    """Return what lies at the path, b"" if it has another size, None if nothing lies there."""
+def _upload(filesystem: AbstractFileSystem, path: str, stream: Stream) -> None:
+    # Closing such a file by itself would commit what was written of it, whole or not.
+    file = filesystem.open(path, "xb", block_size=max(_PART, stream.size // _PARTS), autocommit=False)
     try:
-        if filesystem.size(path) != size:
-            return b""
-        return bytes(filesystem.cat_file(path))
+        for piece in stream.verified():
+            file.write(piece)
+        file.close()
+        file.commit()
+    except BaseException:
+        file.closed = True
+        file.discard()
+        raise
+
+
+def _compare(filesystem: AbstractFileSystem, path: str, data: bytes) -> bool | None:
+    """Say whether these bytes lie at the path; None if nothing does."""
+    size = _size(filesystem, path)
+    if size != len(data):
+        return None if size is None else False
+    try:
+        stored = bytes(filesystem.cat_file(path))
     except FileNotFoundError:
         return None
+    if len(stored) != size:  # else our own object would pass for another's
+        raise ConnectionAbortedError(errno.ECONNABORTED, f"short read of {path}")
+    return stored == data
+
+
+def _compare_stream(url: str, stream: Stream) -> bool | None:
+    size = _size(*open_filesystem(url))
+    if size != stream.size:
+        return None if size is None else False
+    digest = hashlib.sha256()
+    try:
+        for piece in read_pieces(url, 0, stream.size):
+            digest.update(piece)
+    except FileNotFoundError:
+        return None
+    return digest.hexdigest() == stream.sha256
+
+
+def _size(filesystem: AbstractFileSystem, path: str) -> int | None:
+    """Return the length of the object at the path; None if there is none."""
+    try:
+        found = filesystem.info(path)
+    except FileNotFoundError:
+        return None
+    return int(found["size"]) if found["type"] == "file" else None

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
-from daskinfer.errors import DaskinferError, StorageError
+from daskinfer.errors import DaskinferError, NotAllowed, StorageError
 from daskinfer.ids import make_nonce
+from daskinfer.storage.retries import persist
 
 _LOCAL_PREFIXES = ("file://", "local://")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -56,6 +58,10 @@ def open_filesystem(url: str) -> tuple[AbstractFileSystem, str]:
 
     The listing cache is off: with it, s3fs denies objects that another process created a moment ago.
     """
+    if url.startswith(("gs://", "gcs://")):
+        # Else gcsfs asks every bucket over gRPC whether it is a zonal one, which stalls for a minute behind a proxy that
+        # passes HTTP only; and in zonal buckets it ignores mode="create" and shows half-written objects.
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     filesystem, path = url_to_fs(absolute_url(url), use_listings_cache=False)
     return filesystem, path
 
@@ -69,8 +75,10 @@ def read_bytes(url: str, begin: int | None = None, end: int | None = None) -> by
         Where there is no such object.
     ShortRead
         Where the object has, or the store gives, fewer bytes than the range.
+    NotAllowed
+        Where the store refuses this user.
     StorageError
-        Where the store refuses.
+        Where the store refuses otherwise.
     """
     return open_reader(url)(begin, end)
 
@@ -87,9 +95,11 @@ def open_reader(url: str) -> Callable[[int | None, int | None], bytes]:
         with explain_errors(url, "read"):
             try:
                 data = bytes(filesystem.cat_file(path, start=begin, end=end))
-            except OSError as error:
-                # How s3fs says 416: the range begins past the end. Other stores return nothing.
-                if end is None or error.errno != errno.EINVAL:
+            except Exception as error:
+                # How s3fs and gcsfs say 416: the range begins past the end. Other stores return nothing.
+                if end is None or (
+                    getattr(error, "errno", None) != errno.EINVAL and getattr(error, "code", None) != 416
+                ):
                     raise
                 data = b""
         if end is not None and len(data) != end - (begin or 0):
@@ -174,16 +184,16 @@ def replace_bytes(url: str, data: bytes) -> None:
     with explain_errors(url, "write"):
         if not is_local(url):
             filesystem, path = open_filesystem(url)
-            filesystem.pipe_file(path, data)
+            persist(url, partial(filesystem.pipe_file, path, data))
             return
         target = Path(absolute_url(url))
-        with temporary_file(target, data) as temporary:
+        with temporary_file(target, [data]) as temporary:
             temporary.replace(target)
 
 
 @contextmanager
-def temporary_file(target: Path, data: bytes) -> Iterator[Path]:
-    """Write `data` durably beside `target`, making its folder; delete the file afterwards if it is still there."""
+def temporary_file(target: Path, pieces: Iterable[bytes]) -> Iterator[Path]:
+    """Write the pieces durably beside `target`, making its folder; delete the file afterwards if it is still there."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
@@ -193,7 +203,8 @@ def temporary_file(target: Path, data: bytes) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.{make_nonce()}.tmp")
     try:
         with temporary.open("xb") as file:
-            file.write(data)
+            for piece in pieces:
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
         yield temporary
@@ -229,7 +240,7 @@ def _explain(error: OSError, url: str, action: str) -> StorageError:
             f"no space left on {url}", hint="Free some space or raise the quota, then run the same command again."
         )
     if error.errno in _DENIED or isinstance(error, PermissionError):
-        return StorageError(f"not allowed to {action} {url}: {error}", hint="Check the permissions on that location.")
+        return NotAllowed(f"not allowed to {action} {url}: {error}", hint="Check the permissions on that location.")
     if error.errno == errno.ENOTDIR and is_local(url):
         path = Path(absolute_url(url))
         blocking = next((folder for folder in (path, *path.parents) if folder.is_file()), path)

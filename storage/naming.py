@@ -34,6 +34,8 @@ def check_name(name: str, what: str) -> str:
 
 def check_alias(alias: str) -> str:
     """Return the alias if it may be one: a name that does not read as a version number."""
+    if alias == "versions":  # rights to models/*/versions/* would be rights to models/NAME/aliases/versions/
+        raise CheckpointError(f"{alias!r} is not allowed as alias: it names the versions", hint="Use another word.")
     if _VERSION.fullmatch(alias):
         raise CheckpointError(f"{alias!r} is not allowed as alias: it reads as a version number", hint="Use a word.")
     return check_name(alias, "alias")
@@ -47,10 +49,15 @@ def suggest(wrong: str, known: Iterable[str], empty: str | None = None) -> str |
     return f"There is: {', '.join(known[:10])}." if known else empty
 
 
-def make_signature() -> dict[str, str]:
-    """Return who writes a record (`by`: user@host) and when (`at`: ISO 8601, UTC)."""
+def name_principal() -> str:
+    """Return who this process acts for: user@host."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # containers run under ids without a name
         user = str(os.getuid())
-    return {"by": f"{user}@{socket.gethostname()}", "at": datetime.now(UTC).isoformat(timespec="seconds")}
+    return f"{user}@{socket.gethostname()}"
+
+
+def make_signature() -> dict[str, str]:
+    """Return who writes a record (`by`: user@host) and when (`at`: ISO 8601, UTC)."""
+    return {"by": name_principal(), "at": datetime.now(UTC).isoformat(timespec="seconds")}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from daskinfer.errors import Conflict, IntegrityError
-from daskinfer.ids import canonical_json, make_nonce
+from daskinfer.ids import canonical_json, make_nonce, sha256_of
 from daskinfer.storage.exclusive import create
 from daskinfer.storage.filesystem import join_url, list_names, read_bytes
 
@@ -23,6 +23,13 @@ class Slot:
     """Its number, from 0, without gaps."""
     record: dict[str, Any]
     """What was appended."""
+    digest: str = ""
+    """`sha256:...` of the stored bytes; empty where it was not read from a log."""
+
+
+def encode_record(record: dict[str, Any]) -> bytes:
+    """Return what a slot holds for a record: no two of them are equal bytes."""
+    return canonical_json({**record, "nonce": make_nonce()})
 
 
 class SlotLog:
@@ -58,6 +65,22 @@ class SlotLog:
             return []
         return [*(self._read_slot(sequence) for sequence in range(head.sequence)), head]
 
+    def read_raw(self) -> list[bytes]:
+        """Return the stored bytes of all records, oldest first: to compare and to copy them."""
+        head = self.head()
+        return [] if head is None else [read_bytes(self.slot_url(number)) for number in range(head.sequence + 1)]
+
+    def slot_url(self, sequence: int) -> str:
+        """Return where a record lies, or would."""
+        return join_url(self.url, f"{sequence:012d}.json")
+
+    def digest_at(self, sequence: int) -> str | None:
+        """Return the digest of the bytes in a slot, whatever they are; None where it is free."""
+        try:
+            return sha256_of(read_bytes(self.slot_url(sequence)))
+        except FileNotFoundError:
+            return None
+
     def append(self, record: dict[str, Any], expect: int | None = None) -> Slot:
         """Append a record to the end of the log.
 
@@ -73,31 +96,28 @@ class SlotLog:
         Conflict
             Where the number `expect` is taken, or not yet due.
         """
-        data = canonical_json({**record, "nonce": make_nonce()})
+        data = encode_record(record)
         head = self.head()
         sequence = 0 if head is None else head.sequence + 1
         if expect is not None and expect != sequence:
             raise self._conflict(expect, f"the next free one is {sequence}")
-        while not create(self._slot_url(sequence), data):
+        while not create(self.slot_url(sequence), data):
             if expect is not None:
                 raise self._conflict(expect, "another writer took it first")
             sequence += 1
-        return Slot(sequence, dict(record))
+        return Slot(sequence, dict(record), sha256_of(data))
 
     def _conflict(self, expect: int, reason: str) -> Conflict:
         return Conflict(
             f"slot {expect} of {self.url} cannot be had: {reason}", hint="Look at what changed, then try again."
         )
 
-    def _slot_url(self, sequence: int) -> str:
-        return join_url(self.url, f"{sequence:012d}.json")
-
     def _listed_head(self) -> int | None:
         matches = [match for name in list_names(self.url) if (match := _SLOT.fullmatch(name))]
         return int(matches[-1].group(1)) if matches else None
 
     def _probe(self, sequence: int) -> Slot | None:
-        url = self._slot_url(sequence)
+        url = self.slot_url(sequence)
         try:
             data = read_bytes(url)
         except FileNotFoundError:
@@ -109,7 +129,7 @@ class SlotLog:
             raise IntegrityError(
                 f"{url} is not a record of a slot log", hint="The file was changed by hand."
             ) from error
-        return Slot(sequence, record)
+        return Slot(sequence, record, sha256_of(data))
 
     def _read_slot(self, sequence: int) -> Slot:
         slot = self._probe(sequence)

@@ -1,4 +1,4 @@
-"""Checkpoints: publish, list, look at, move aliases, measure."""
+"""Checkpoints: publish, list, look at, measure."""
 
 from __future__ import annotations
 
@@ -78,16 +78,22 @@ def checkpoints(registry: str) -> list[CheckpointRow]:
     """Return all checkpoints of a registry, a row each."""
     found = Registry(registry)
     return [
-        CheckpointRow(name=name, versions=len(versions), latest=versions[-1], aliases=_aliases(found, name))
+        CheckpointRow(
+            name=name,
+            versions=len(versions),
+            latest=next((row for row in reversed(versions) if row.yanked is None), versions[-1]),
+            yanked=tuple(row.number for row in versions if row.yanked is not None),
+            aliases=_aliases(found, name),
+        )
         for name in found.names()
         if (versions := _versions(found, name))
     ]
 
 
 def checkpoint(reference: str, registry: str) -> CheckpointDetail:
-    """Return what a checkpoint reference means, and what goes by its name."""
+    """Return what a checkpoint reference means, a yanked version too, and what goes by its name."""
     found = Registry(registry)
-    resolution = found.resolve(reference)
+    resolution = found.resolve(reference, yanked=True)
     manifest = found.manifest(resolution.snapshot)
     return CheckpointDetail(
         resolution=resolution,
@@ -100,13 +106,6 @@ def checkpoint(reference: str, registry: str) -> CheckpointDetail:
         versions=_versions(found, resolution.name),
         aliases=_aliases(found, resolution.name),
     )
-
-
-def set_alias(name: str, alias: str, target: str, *, registry: str) -> Resolution:
-    """Point an alias at `v3`, `sha256:...` or where another alias points; running jobs keep their snapshot."""
-    found = Registry(registry)
-    found.set_alias(name, alias, target)
-    return found.resolve(f"{name}@{alias}")
 
 
 def profile(
@@ -170,11 +169,15 @@ def profile(
 
 
 def _versions(registry: Registry, name: str) -> tuple[VersionRow, ...]:
-    return tuple(VersionRow(number=found.number, snapshot=found.snapshot) for found in registry.versions(name))
+    return tuple(
+        VersionRow(number=found.number, snapshot=found.snapshot, yanked=found.yanked)
+        for found in registry.versions(name)
+    )
 
 
 def _aliases(registry: Registry, name: str) -> tuple[AliasRow, ...]:
     return tuple(
         AliasRow(name=alias, snapshot=head.snapshot, version=head.version)
         for alias, head in sorted(registry.aliases(name).items())
+        if head.snapshot is not None
     )

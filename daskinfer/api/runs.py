@@ -7,7 +7,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from daskinfer.errors import JobFailed, OutputOwned
-from daskinfer.graphs.context import open_job_sink
 from daskinfer.reports.page import render_html
 from daskinfer.runtime.cluster import find_workers
 from daskinfer.runtime.opening import draft_job, find_owner, open_job
@@ -16,6 +15,7 @@ from daskinfer.runtime.summary import make_report
 from daskinfer.spec.job import JobRecord, JobStatus, Progress, Report
 from daskinfer.spec.recipe import Recipe
 from daskinfer.storage import jobs as job_store
+from daskinfer.storage.outputs.job import open_output
 from daskinfer.storage.outputs.owner import current_owner
 
 
@@ -101,7 +101,7 @@ def validate(recipe: Recipe) -> list[str]:
 
 def status(job: str, workspace: str) -> JobStatus:
     """Return how a job stands, from storage alone; `job` may be the beginning of an id."""
-    return job_store.status(workspace, job, _committed)
+    return job_store.status(workspace, job, lambda record: _committed(record, workspace))
 
 
 def jobs(workspace: str) -> list[JobStatus]:
@@ -126,5 +126,5 @@ def report(job: str, workspace: str) -> Report:
     return found
 
 
-def _committed(record: JobRecord) -> set[int]:
-    return {commit.partition for commit in open_job_sink(record).committed()}
+def _committed(record: JobRecord, workspace: str) -> set[int]:
+    return {commit.partition for commit in open_output(record, workspace).committed()}

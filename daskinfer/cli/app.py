@@ -6,8 +6,11 @@ from typing import Any
 
 import click
 
+from daskinfer.cli.audit import audit
 from daskinfer.cli.checkpoints import checkpoint
-from daskinfer.cli.failure import EXIT_CODES, fail
+from daskinfer.cli.comparison import compare
+from daskinfer.cli.doctor import doctor
+from daskinfer.cli.failure import EXIT_CODES, fail, told_warnings
 from daskinfer.cli.jobs import jobs, report, status
 from daskinfer.cli.profile import profile
 from daskinfer.cli.recipes import schema, validate
@@ -27,7 +30,8 @@ class _Program(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; whatever goes wrong is said once and becomes an exit code."""
         try:
-            return super().invoke(ctx)
+            with told_warnings():
+                return super().invoke(ctx)
         except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
             raise
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the last line of defence
@@ -37,7 +41,7 @@ class _Program(click.Group):
 def make_group(name: str) -> click.Group:
     """Return all commands under a group of this name."""
     group = _Program(name, help=_HELP, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
-    for command in (run, validate, schema, profile, status, jobs, report, checkpoint):
+    for command in (run, validate, schema, doctor, profile, status, jobs, report, compare, checkpoint, audit):
         group.add_command(command)
     return click.version_option(package_name="daskinfer", prog_name="daskinfer")(group)
 

@@ -1,4 +1,4 @@
-"""`checkpoint`: publish, list, show, alias; locks and gc are in `collection`."""
+"""`checkpoint`: publish, list, show, and the commands of other files."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import json
 
 import click
 
+from daskinfer.cli.aliases import alias, history, rollback, yank
 from daskinfer.cli.collection import gc, locks
 from daskinfer.cli.options import json_option, registry_option
+from daskinfer.cli.rights import roles
+from daskinfer.cli.signing import keygen, sign, signatures
+from daskinfer.cli.upkeep import diff, sync, verify
 
 
 @click.group()
@@ -126,31 +130,5 @@ def show(reference: str, registry: str, as_json: bool) -> None:
         print_checkpoint(found)
 
 
-@checkpoint.command()
-@click.argument("name")
-@click.argument("alias")
-@click.argument("target")
-@registry_option
-@json_option
-def alias(name: str, alias: str, target: str, registry: str, as_json: bool) -> None:
-    """Point ALIAS of NAME at TARGET: a version, a digest or another alias.
-
-    Running jobs keep the version that they are locked on.
-
-    \b
-    Examples:
-      daskinfer checkpoint alias minilm prod v3
-      daskinfer checkpoint alias minilm prod candidate
-    """
-    from daskinfer import api
-    from daskinfer.cli.show import print_resolution
-
-    found = api.set_alias(name, alias, target, registry=registry)
-    if as_json:
-        click.echo(found.model_dump_json())
-    else:
-        print_resolution(f"{name}@{alias} is now", found)
-
-
-for _command in (locks, gc):
+for _command in (alias, history, rollback, yank, verify, diff, sync, locks, gc, roles, keygen, sign, signatures):
     checkpoint.add_command(_command)

@@ -6,13 +6,15 @@ import json
 import os
 import tempfile
 import traceback
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import click
 
-from daskinfer.errors import DaskinferError, Interrupted
+from daskinfer.errors import DaskinferError, Interrupted, MissingEvent
 
 RESUMABLE = (1, 4, 130)
 
@@ -69,6 +71,23 @@ def fail(ctx: click.Context, error: BaseException) -> int:
             end["resume"] = resume
         click.echo(json.dumps(facts | end))
     return known.exit_code
+
+
+@contextmanager
+def told_warnings() -> Iterator[None]:
+    """Say our own warnings as the errors are said: a line on stderr, without a place in the code."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", MissingEvent)
+        show = warnings.showwarning
+
+        def tell(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+            if issubclass(category, MissingEvent):
+                click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {message}", err=True)
+            else:
+                show(message, category, *rest, **more)
+
+        warnings.showwarning = tell
+        yield
 
 
 def _recognise(error: BaseException) -> DaskinferError:

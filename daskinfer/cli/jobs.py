@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from daskinfer.cli.options import json_option, workspace_option
-from daskinfer.errors import StorageError
 
 if TYPE_CHECKING:
     from daskinfer.spec.job import JobStatus
@@ -91,16 +89,13 @@ def report(job: str, workspace: str, page: str | None, as_json: bool) -> None:
       daskinfer report embed-news-3f9a1c --html report.html
     """
     from daskinfer import api
+    from daskinfer.cli.pages import write_page
     from daskinfer.cli.show import print_report
     from daskinfer.reports.page import render_html
 
     found = api.report(job, workspace)
     if page is not None:
-        try:
-            Path(page).write_text(render_html(found), encoding="utf-8")
-        except OSError as error:
-            raise StorageError(f"{page}: cannot be written: {error.strerror}") from None
-        click.echo(f"wrote {page}", err=True)
+        write_page(page, render_html(found))
     if as_json:
         click.echo(found.model_dump_json())
     elif page is None:

@@ -11,7 +11,7 @@ from rich.text import Text
 from daskinfer.cli.progress import describe_loading
 from daskinfer.ids import shorten
 from daskinfer.spec.job import JobStatus, Report
-from daskinfer.spec.listing import AliasRow, CheckpointDetail, CheckpointRow
+from daskinfer.spec.listing import AliasRow, CheckpointDetail, CheckpointRow, VersionRow
 from daskinfer.spec.measured import CheckpointProfile, LayerCost, MeasuredLayer
 from daskinfer.spec.snapshot import Resolution
 from daskinfer.units import format_bytes, format_count, format_duration
@@ -107,7 +107,7 @@ def print_checkpoints(checkpoints: Sequence[CheckpointRow], registry: str) -> No
             Text(row.name),
             Text(f"v{row.latest.number}"),
             Text(f"sha256:{shorten(row.latest.snapshot)}"),
-            Text(str(row.versions)),
+            Text(f"{row.versions}{_yanked(row)}"),
             Text(", ".join(map(_alias, row.aliases))),
         )
         for row in checkpoints
@@ -121,12 +121,15 @@ def print_checkpoint(detail: CheckpointDetail) -> None:
     resolution = detail.resolution
     version = f" v{resolution.version}" if resolution.version is not None else ""
     stdout().print(Text(f"{resolution.name}{version}", style="bold"))
+    yank = next((row.yanked for row in detail.versions if row.number == resolution.version), None)
+    if yank is not None:
+        stdout().print(Text(f"yanked {yank}"))
     lines = {
         "snapshot": resolution.snapshot,
         "model": f"{detail.architecture}, {detail.dtype}, {format_bytes(detail.size)}",
         "groups": ", ".join(f"{name} {format_bytes(size)}" for name, size in detail.groups.items()),
         "files": ", ".join(detail.files),
-        "versions": ", ".join(f"v{row.number} sha256:{shorten(row.snapshot)}" for row in detail.versions),
+        "versions": ", ".join(map(_version, detail.versions)),
         "aliases": ", ".join(map(_alias, detail.aliases)),
     }
     print_lines({name: value for name, value in (lines | detail.provenance).items() if value})
@@ -185,6 +188,14 @@ def _time_cells(layer: MeasuredLayer | None) -> list[str]:
 
 def _seconds(seconds: float) -> str:
     return f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+def _version(row: VersionRow) -> str:
+    return f"v{row.number} sha256:{shorten(row.snapshot)}{' (yanked)' if row.yanked else ''}"
+
+
+def _yanked(row: CheckpointRow) -> str:
+    return f" ({', '.join(f'v{number}' for number in row.yanked)} yanked)" if row.yanked else ""
 
 
 def _alias(row: AliasRow) -> str:

@@ -28,6 +28,20 @@ class Slice:
 
 def render_html(report: Report) -> str:
     """Return a self-contained page, some tens of kilobytes, light or dark as the reader's system is."""
+    missing = report.rows_in - report.rows_out - report.rows_quarantined
+    return load_template("report.html.jinja").render(
+        report=report,
+        missing=missing,
+        phases=divide_run(report),
+        bars=[divide_stage(stage, report.running_seconds) for stage in report.stages],
+        waste=1 - report.tokens / report.padded_tokens if report.padded_tokens else 0.0,
+        token_rate=report.tokens / report.running_seconds if report.running_seconds > 0 else 0.0,
+        ticks=mark_axis(report.seconds),
+    )
+
+
+def load_template(name: str) -> jinja2.Template:
+    """Return a template of this folder, with the filters that all of them use."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -41,16 +55,7 @@ def render_html(report: Report) -> str:
         "duration": format_duration,
         "digest": shorten,
     }
-    missing = report.rows_in - report.rows_out - report.rows_quarantined
-    return environment.get_template("report.html.jinja").render(
-        report=report,
-        missing=missing,
-        phases=divide_run(report),
-        bars=[divide_stage(stage, report.running_seconds) for stage in report.stages],
-        waste=1 - report.tokens / report.padded_tokens if report.padded_tokens else 0.0,
-        token_rate=report.tokens / report.running_seconds if report.running_seconds > 0 else 0.0,
-        ticks=mark_axis(report.seconds),
-    )
+    return environment.get_template(name)
 
 
 def divide_run(report: Report) -> list[Slice]:

@@ -16,6 +16,7 @@ from daskinfer.storage.folder import Folder
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.publishing import CheckpointSource, GroupSource, Origin, Watch, publish
+from daskinfer.storage.registry.signatures import require_signatures
 from daskinfer.storage.registry.sources import identify_source, recall_source, remember_source
 
 if TYPE_CHECKING:
@@ -97,9 +98,17 @@ def publish_checkpoint(
 
 
 def resolve_checkpoint(recipe: Recipe) -> Resolution:
-    """Return what the recipe's checkpoint means now, publishing a directory on its first use."""
-    model = recipe.model
-    return resolve_reference(Registry(recipe.registry_url), model.checkpoint, model.entry, trust_code=model.trust_code)
+    """Return what the recipe's checkpoint means now, publishing a directory on its first use.
+
+    Raises
+    ------
+    CheckpointError
+        There is no such checkpoint, or one of the recipe's keys has not signed it.
+    """
+    model, registry = recipe.model, Registry(recipe.registry_url)
+    found = resolve_reference(registry, model.checkpoint, model.entry, trust_code=model.trust_code)
+    require_signatures(registry, found.snapshot, model.signed_by)
+    return found
 
 
 def resolve_reference(

@@ -3,35 +3,43 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from daskinfer.errors import CorruptActivation, DaskinferError, JobFailed, RejectBudgetExceeded, SnapshotSkew
 from daskinfer.runtime.crew import Crew
 from daskinfer.runtime.messages import (
     Action,
+    AliasSeen,
+    AliasUnseen,
     Commit,
     Committed,
     Event,
     Fail,
+    GenerationOpened,
+    GenerationRefused,
     GrantToken,
     LoadShard,
     MicrobatchDone,
     Note,
     Prepare,
     Prepared,
-    Release,
     Seal,
     ShardFailed,
     ShardLoaded,
     Submit,
+    Switched,
     TaskFailed,
     Tick,
     WorkerJoined,
     WorkerLost,
+    describe,
 )
-from daskinfer.spec.job import CommitRecord
+from daskinfer.runtime.pinning import Pinning
+from daskinfer.runtime.succession import Succession
+from daskinfer.runtime.workload import Workload
 from daskinfer.spec.plan import Plan, WorkerShape
+from daskinfer.spec.recipe import Consistency
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +56,6 @@ class Limits:
     """Seconds that a stage may be without any worker."""
 
 
-@dataclass(slots=True)
-class _OpenPartition:
-    """A partition between its first task and its commit."""
-
-    microbatches: int | None = None
-    submitted: int = 0
-    done: set[int] = field(default_factory=set)
-    attempts: Counter[tuple[str, int]] = field(default_factory=Counter)
-    committing: bool = False
-
-    @property
-    def unsubmitted(self) -> int:
-        return (self.microbatches or 0) - self.submitted
-
-
 class DriverCore:
     """Decides what runs where and when; the driver carries it out.
 
@@ -70,14 +63,18 @@ class DriverCore:
     ----------
     plan
         Stages, replicas and window.
-    snapshot, source
-        Digests that every worker must acknowledge before the first partition starts.
+    pinning
+        What partitions start on; every worker must acknowledge its digest before the first one does.
+    rules
+        The recipe's consistency.
+    source
+        Digest of the code that every worker must acknowledge too.
     epoch
         This driver's.
     partitions
         How many the input has.
     committed
-        Numbers of those that earlier runs have committed.
+        Those that earlier runs have committed -> the snapshot that they are on.
     rejects
         Rows that earlier runs have quarantined.
     requires
@@ -89,27 +86,23 @@ class DriverCore:
     def __init__(
         self,
         plan: Plan,
-        snapshot: str,
+        pinning: Pinning,
+        rules: Consistency,
         source: str,
         epoch: int,
         partitions: int,
-        committed: Collection[int],
+        committed: Mapping[int, str],
         rejects: int,
         requires: dict[str, float],
         limits: Limits,
     ) -> None:
-        self._window = plan.window
-        self._crew = Crew(plan.replicas, requires)
-        self._snapshot = snapshot
+        self._crew = Crew(plan.replicas, requires, [pinning.current.generation])
+        self._work = Workload(plan.window, partitions, committed)
+        self._succession = Succession(pinning, rules, self._crew, self._work, committed)
         self._source = source
         self._epoch = epoch
         self._limits = limits
         self._rejects = rejects
-        self._left = partitions - len(committed)
-        self._waiting = (number for number in range(partitions) if number not in committed)
-        self._open: dict[int, _OpenPartition] = {}
-        self._in_flight = 0
-        self._typical: int | None = None
         self._losses = 0
         self._ended = False
         self.counters: Counter[str] = Counter(
@@ -123,10 +116,10 @@ class DriverCore:
 
     def start(self, workers: Sequence[WorkerShape]) -> list[Action]:
         """Begin with these workers."""
-        if not self._left:
+        if self._succession.is_over:
             self._ended = True
             return [Seal()]
-        return [LoadShard(stage, worker) for stage, worker in self._crew.enlist(workers)]
+        return self._load(self._crew.enlist(workers))
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event at a time `now` (seconds, any monotonic clock) and return what to do about it."""
@@ -134,7 +127,7 @@ class DriverCore:
             return []
         match event:
             case WorkerJoined():
-                actions = self._on_joined(event)
+                actions = self._load(self._crew.enlist([event.worker]))
             case WorkerLost():
                 actions = self._on_lost(event, now)
             case ShardLoaded():
@@ -142,24 +135,39 @@ class DriverCore:
             case ShardFailed():
                 actions = self._on_load_failed(event)
             case Prepared():
-                actions = self._on_prepared(event)
+                actions = self._work.prepared((event.generation, event.partition), event.microbatches)
             case MicrobatchDone():
-                actions = self._on_microbatch(event)
+                actions = self._work.computed((event.generation, event.partition), event.number)
             case Committed():
-                actions = self._on_committed(event.record)
+                actions = self._on_committed(event)
             case TaskFailed():
                 actions = self._on_failure(event)
+            case AliasSeen():
+                actions = self._succession.on_alias(event.head)
+            case AliasUnseen():
+                actions = self._succession.on_alias_unseen(event.error)
+            case GenerationOpened():
+                actions = self._succession.on_opened(event.pin)
+            case GenerationRefused():
+                actions = self._succession.give_up(event.error)
+            case Switched():
+                self._rejects = event.rejects
+                actions = self._succession.on_switched(event.partitions)
             case Tick():
                 actions = self._on_tick(now)
-        if any(isinstance(action, Fail | Seal) for action in actions):
-            self._ended = True
-            return actions
-        return actions + self._pump()
+        if self.running and not any(isinstance(action, Fail) for action in actions):
+            actions += self._succession.go_on(now)
+        self._ended = any(isinstance(action, Fail | Seal) for action in actions)
+        return actions
 
     # Workers
 
-    def _on_joined(self, event: WorkerJoined) -> list[Action]:
-        return [LoadShard(stage, worker) for stage, worker in self._crew.enlist([event.worker])]
+    def _load(self, placements: Sequence[tuple[int, str]]) -> list[Action]:
+        return [
+            LoadShard(stage, worker, generation)
+            for stage, worker in placements
+            for generation in self._crew.generations
+        ]
 
     def _on_lost(self, event: WorkerLost, now: float) -> list[Action]:
         stage = self._crew.lose(event.worker, now)
@@ -169,7 +177,7 @@ class DriverCore:
         self._losses += 1
         note = Note("worker-lost", f"{event.worker}, which held stage {stage}, is gone")
         if self._losses > self._limits.losses:
-            work = ", ".join(str(number) for number in sorted(self._open)) or "none"
+            work = ", ".join(str(number) for number in sorted({number for _, number in self._work.open})) or "none"
             return [
                 note,
                 Fail(
@@ -180,14 +188,15 @@ class DriverCore:
                     )
                 ),
             ]
-        return [note, *(LoadShard(*placement) for placement in self._crew.fill())]
+        return [note, *self._load(self._crew.fill())]
 
     def _on_loaded(self, event: ShardLoaded) -> list[Action]:
         ack = event.ack
-        if ack.snapshot != self._snapshot:
-            return [
-                Fail(SnapshotSkew(f"{ack.worker} loaded {ack.snapshot} for stage {ack.stage}, not {self._snapshot}"))
-            ]
+        pin = self._succession.pins.get(ack.generation)
+        if pin is None:
+            return []  # given up while it was loading
+        if ack.snapshot != pin.snapshot:
+            return [Fail(SnapshotSkew(f"{ack.worker} loaded {ack.snapshot} for stage {ack.stage}, not {pin.snapshot}"))]
         if ack.source != self._source:
             return [
                 Fail(
@@ -197,15 +206,18 @@ class DriverCore:
                     )
                 )
             ]
-        return [GrantToken(stage, worker) for stage, worker in self._crew.acknowledge(ack.stage, ack.worker)]
+        granted = self._crew.acknowledge(ack.generation, ack.stage, ack.worker)
+        return [GrantToken(stage, worker, generation) for generation, stage, worker in granted]
 
     def _on_load_failed(self, event: ShardFailed) -> list[Action]:
-        if not self._crew.is_loading(event.worker):
+        if not self._crew.is_loading(event.generation, event.worker):
             return []  # it died while loading: WorkerLost has dealt with it
         where = f"stage {event.stage} could not be loaded on {event.worker}"
         if isinstance(event.error, DaskinferError):
-            return [Fail(type(event.error)(f"{where}: {event.error.message}", hint=event.error.hint))]
-        return [Fail(JobFailed(f"{where}: {_describe(event.error)}"))]
+            error = type(event.error)(f"{where}: {event.error.message}", hint=event.error.hint)
+        else:
+            error = JobFailed(f"{where}: {describe(event.error)}")
+        return self._succession.give_up(error) if self._succession.is_candidate(event.generation) else [Fail(error)]
 
     def _on_tick(self, now: float) -> list[Action]:
         missing = self._crew.missing(now - self._limits.patience)
@@ -223,33 +235,16 @@ class DriverCore:
 
     # Partitions
 
-    def _on_prepared(self, event: Prepared) -> list[Action]:
-        partition = self._open[event.partition]
-        partition.microbatches = event.microbatches
-        self._typical = max(1, event.microbatches)
-        return self._commit_if_whole(event.partition)
-
-    def _on_microbatch(self, event: MicrobatchDone) -> list[Action]:
-        self._open[event.partition].done.add(event.number)
-        self._in_flight -= 1
-        return self._commit_if_whole(event.partition)
-
-    def _commit_if_whole(self, number: int) -> list[Action]:
-        partition = self._open[number]
-        if partition.committing or len(partition.done) != partition.microbatches:
-            return []
-        partition.committing = True
-        return [Commit(number, attempt=0)]
-
-    def _on_committed(self, record: CommitRecord) -> list[Action]:
-        del self._open[record.partition]
-        self._left -= 1
+    def _on_committed(self, event: Committed) -> list[Action]:
+        record = event.record
+        actions = [self._work.committed((event.generation, record.partition))]
+        self._work.left -= 1
         self._losses = 0
         self._rejects += record.rows_quarantined
-        actions: list[Action] = [Release(record.partition)]
+        self._succession.note_committed(record)
         # A record of another epoch comes from a driver that died between its commit and our listing.
         for trail in record.trail if record.epoch == self._epoch else ():
-            stranger = set(trail.workers) - self._crew.acknowledged(trail.stage)
+            stranger = set(trail.workers) - self._crew.acknowledged(record.generation, trail.stage)
             if stranger:
                 error = SnapshotSkew(
                     f"partition {record.partition}: stage {trail.stage} ran on {min(stranger)}, "
@@ -262,10 +257,10 @@ class DriverCore:
                 hint="Look at the quarantine, mend the input or raise errors.max_rows, then run again.",
             )
             return [*actions, Fail(error_)]
-        return [*actions, Seal()] if not self._left else actions
+        return actions
 
     def _on_failure(self, event: TaskFailed) -> list[Action]:
-        partition = self._open[event.partition]
+        partition = self._work[event.generation, event.partition]
         error = event.error
         damaged = isinstance(error, CorruptActivation)
         partition.attempts[event.step, event.number] += 1
@@ -274,48 +269,16 @@ class DriverCore:
         self.counters["corrupt_activations" if damaged else "task_failures"] += 1
         note = Note(
             "corrupt-activation" if damaged else "task-failed",
-            f"{where}, {event.step}, attempt {attempt}: {_describe(error)}",
+            f"{where}, {event.step}, attempt {attempt}: {describe(error)}",
         )
         if isinstance(error, DaskinferError) and not damaged:
             return [note, Fail(error)]
         if attempt >= self._limits.attempts:
-            failure = JobFailed(f"{where}: {event.step} failed {attempt} times, at last with {_describe(error)}")
+            failure = JobFailed(f"{where}: {event.step} failed {attempt} times, at last with {describe(error)}")
             return [note, Fail(failure)]
         if event.step == "prepare":
-            return [note, Prepare(event.partition, attempt)]
+            return [note, Prepare(event.partition, attempt, event.generation)]
         if event.step == "commit":
-            return [note, Commit(event.partition, attempt)]
+            return [note, Commit(event.partition, attempt, event.generation)]
         self.counters["microbatches_recomputed"] += 1
-        return [note, Submit(event.partition, (event.number,), attempt)]
-
-    def _pump(self) -> list[Action]:
-        """Fill the window with microbatches, and prepare partitions so that it stays full."""
-        if not self.running:
-            return []
-        actions: list[Action] = []
-        for number, partition in self._open.items():
-            take = min(self._window - self._in_flight, partition.unsubmitted)
-            if take > 0:
-                begin = partition.submitted
-                actions.append(Submit(number, tuple(range(begin, begin + take)), attempt=0))
-                partition.submitted += take
-                self._in_flight += take
-        ahead = sum(partition.unsubmitted for partition in self._open.values())
-        preparing = sum(partition.microbatches is None for partition in self._open.values())
-        committing = sum(partition.committing for partition in self._open.values())
-        # Until one partition has shown how many microbatches to expect, two are enough to begin with.
-        expected = self._typical or self._window
-        while (
-            ahead + preparing * expected < 2 * self._window and preparing < self._window and committing <= self._window
-        ):
-            number_ = next(self._waiting, None)
-            if number_ is None:
-                break
-            self._open[number_] = _OpenPartition()
-            preparing += 1
-            actions.append(Prepare(number_, attempt=0))
-        return actions
-
-
-def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        return [note, Submit(event.partition, (event.number,), attempt, event.generation)]

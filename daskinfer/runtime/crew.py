@@ -1,9 +1,10 @@
-"""Which worker holds which stage: the part of the driver's logic that deals with people coming and going."""
+"""Which worker holds which stage, of which generations: the part of the driver's logic that deals with coming and going."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from daskinfer.planning.placement import declares
 from daskinfer.spec.plan import WorkerShape
@@ -12,7 +13,7 @@ from daskinfer.spec.plan import WorkerShape
 @dataclass(slots=True)
 class _Post:
     stage: int
-    ready: bool = False
+    ready: set[int] = field(default_factory=set)
 
 
 class Crew:
@@ -24,14 +25,19 @@ class Crew:
         Workers wanted for every stage.
     requires
         Tags that a stage's worker must declare.
+    generations
+        Those that must be in place before the first partition starts.
     """
 
-    def __init__(self, replicas: Sequence[int], requires: Mapping[str, float]) -> None:
+    def __init__(
+        self, replicas: Sequence[int], requires: Mapping[str, float], generations: Sequence[int] = (0,)
+    ) -> None:
         self._replicas = tuple(replicas)
         self._requires = dict(requires)
         self._posts: dict[str, _Post] = {}
         self._spares: list[str] = []
-        self._acknowledged: list[set[str]] = [set() for _ in replicas]
+        self.generations = list(generations)
+        self._acknowledged: dict[tuple[int, int], set[str]] = defaultdict(set)
         self._empty_since: dict[int, float] = {}
         self.complete = False
 
@@ -62,23 +68,43 @@ class Crew:
             placed.append((stage, worker))
         return placed
 
-    def acknowledge(self, stage: int, worker: str) -> list[tuple[int, str]]:
-        """Note that a worker holds its shard; return (stage, worker) for every token to grant.
+    def acknowledge(self, generation: int, stage: int, worker: str) -> list[tuple[int, int, str]]:
+        """Note that a worker holds its shard; return (generation, stage, worker) for every token to grant.
 
-        The first tokens are granted together, once every post has acknowledged the snapshot.
+        The first tokens are granted together, once every post has acknowledged its snapshots.
         """
         post = self._posts.get(worker)
-        if post is None or post.stage != stage:
-            return []  # lost or moved while it was loading
-        post.ready = True
-        self._acknowledged[stage].add(worker)
+        if post is None or post.stage != stage or generation not in self.generations:
+            return []  # lost or moved while it was loading, or the generation was given up
+        post.ready.add(generation)
+        self._acknowledged[generation, stage].add(worker)
         self._empty_since.pop(stage, None)
         if self.complete:
-            return [(stage, worker)]
-        if len(self._posts) < sum(self._replicas) or not all(post.ready for post in self._posts.values()):
+            return [(generation, stage, worker)]
+        if not all(map(self.is_loaded, self.generations)):
             return []
         self.complete = True
-        return [(post.stage, address) for address, post in self._posts.items()]
+        return [
+            (generation, post.stage, address)
+            for generation in self.generations
+            for address, post in self._posts.items()
+        ]
+
+    def is_loaded(self, generation: int) -> bool:
+        """Tell whether every post is manned and has acknowledged a generation."""
+        manned = len(self._posts) == sum(self._replicas)
+        return manned and all(generation in post.ready for post in self._posts.values())
+
+    @property
+    def posts(self) -> list[tuple[int, str]]:
+        """(stage, worker) of every post."""
+        return [(post.stage, worker) for worker, post in self._posts.items()]
+
+    def retire(self, generation: int) -> None:
+        """Forget a generation that nothing is computed on any more."""
+        self.generations.remove(generation)
+        for post in self._posts.values():
+            post.ready.discard(generation)
 
     def lose(self, worker: str, now: float) -> int | None:
         """Strike a worker off; return the stage it held, or None."""
@@ -91,14 +117,14 @@ class Crew:
             self._empty_since.setdefault(post.stage, now)
         return post.stage
 
-    def is_loading(self, worker: str) -> bool:
-        """Tell whether the worker has a post and has not acknowledged it."""
+    def is_loading(self, generation: int, worker: str) -> bool:
+        """Tell whether the worker has a post and has not acknowledged a generation that is wanted."""
         post = self._posts.get(worker)
-        return post is not None and not post.ready
+        return post is not None and generation in self.generations and generation not in post.ready
 
-    def acknowledged(self, stage: int) -> set[str]:
-        """Return every worker that ever acknowledged this stage's shard of the snapshot."""
-        return self._acknowledged[stage]
+    def acknowledged(self, generation: int, stage: int) -> set[str]:
+        """Return every worker that ever acknowledged this stage's shard of a generation."""
+        return self._acknowledged[generation, stage]
 
     def missing(self, before: float) -> int | None:
         """Return a stage that has had no worker since before then and that none is loading for, if any."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from daskinfer.graphs.build import (
     TaskGraph,
     commit_graph,
     crew_token,
+    forget_graph,
     load_graph,
     microbatch_graph,
     prepare_graph,
@@ -28,6 +30,8 @@ from daskinfer.graphs.handoff import JobHandle
 from daskinfer.graphs.reporting import LOADING_TOPIC
 from daskinfer.runtime.cluster import worker_shapes
 from daskinfer.runtime.core import DriverCore
+from daskinfer.runtime.errands import Errands
+from daskinfer.runtime.keeper import Keeper
 from daskinfer.runtime.ledger import Ledger
 from daskinfer.runtime.messages import (
     Action,
@@ -35,25 +39,31 @@ from daskinfer.runtime.messages import (
     Committed,
     Event,
     Fail,
+    GenerationOpened,
     GrantToken,
     LoadShard,
+    LookAtAlias,
     MicrobatchDone,
     Note,
+    OpenGeneration,
     Prepare,
     Prepared,
     Release,
+    Retire,
     Seal,
     ShardAck,
     ShardFailed,
     ShardLoaded,
     Step,
     Submit,
+    Switch,
     TaskFailed,
     Tick,
     WorkerJoined,
     WorkerLost,
 )
 from daskinfer.runtime.tokens import grant_tokens, verify_restrictions
+from daskinfer.runtime.workload import Place
 from daskinfer.spec.rows import PartitionTable
 from daskinfer.storage.inputs.reading import partition_source
 
@@ -85,7 +95,9 @@ class Driver:
     ledger
         Sums for progress and report.
     handle
-        The job.
+        The job, and what it starts on.
+    keeper
+        Holds its snapshots.
     table
         Its partitions.
     requires
@@ -102,6 +114,7 @@ class Driver:
         core: DriverCore,
         ledger: Ledger,
         handle: JobHandle,
+        keeper: Keeper,
         table: PartitionTable,
         requires: dict[str, float],
         note: Callable[[str, str], None],
@@ -111,6 +124,7 @@ class Driver:
         self._core = core
         self._ledger = ledger
         self._handle = handle
+        self._handles = {handle.pin.generation: handle}
         self._table = table
         self._requires = requires
         self._note = note
@@ -118,10 +132,11 @@ class Driver:
         self._happened: queue.SimpleQueue[Callable[[], Event | None]] = queue.SimpleQueue()
         self._lost: list[Callable[[], Event | None]] = []
         self._look_again = 0.0
-        self._held: dict[int, _Held] = {}
+        self._held: dict[Place, _Held] = {}
+        self._errands = Errands(keeper, ledger, self._happened.put)
         self._loads: list[Future] = []
         self._tokens: set[str] = set()
-        self._verified = False
+        self._verified: set[int] = set()
         self._sealed = False
         self.running_since: float | None = None
 
@@ -146,6 +161,7 @@ class Driver:
         finally:
             self._client.unsubscribe_topic("all")
             self._client.unsubscribe_topic(LOADING_TOPIC)
+            self._errands.close()
 
     def withdraw(self) -> None:
         """Take tasks, tokens and shards of this job back from a cluster that others use."""
@@ -155,12 +171,15 @@ class Driver:
         # Not Client.cancel: forced, it trips over tasks that no client holds and takes the connection down with it.
         for future in futures:
             future.release()
-        stages = self._ledger.plan.stages
-        tokens = [crew_token(self._handle), *(stage_token(self._handle, stage.index) for stage in stages)]
+        tokens = [
+            crew_token(self._handle),
+            *(token for handle in self._handles.values() for token in self._tokens_of(handle)),
+        ]
         workers = self._tokens & {worker.address for worker in worker_shapes(self._client)}
         for worker in workers:
             grant_tokens(self._client, worker, dict.fromkeys(tokens, 0))
-        self._client.run(forget_job, self._handle, workers=list(workers))
+        for handle in self._handles.values():
+            self._client.run(forget_job, handle, workers=list(workers))
 
     def _step(self) -> None:
         if self._lost and time.monotonic() >= self._look_again:
@@ -181,6 +200,8 @@ class Driver:
                 self._ledger.add_ack(event.ack)
             elif isinstance(event, Committed):
                 self._ledger.add(event.record)
+            elif isinstance(event, GenerationOpened):
+                self._handles[event.pin.generation] = replace(self._handle, pin=event.pin)
             elif isinstance(event, WorkerLost | ShardFailed):
                 self._ledger.loads.drop(event.worker)
             self._perform(self._core.handle(event, time.monotonic()))
@@ -189,18 +210,26 @@ class Driver:
     def _perform(self, actions: Sequence[Action]) -> None:
         for action in actions:
             match action:
-                case LoadShard(stage, worker):
-                    self._load(stage, worker)
-                case GrantToken(stage, worker):
-                    self._grant(stage, worker)
-                case Prepare(partition, attempt):
-                    self._prepare(partition, attempt)
-                case Submit(partition, numbers, attempt):
-                    self._submit_microbatches(partition, numbers, attempt)
-                case Commit(partition, attempt):
-                    self._commit(partition, attempt)
-                case Release(partition):
-                    del self._held[partition]
+                case LoadShard(stage, worker, generation):
+                    self._load(self._handles[generation], stage, worker)
+                case GrantToken(stage, worker, generation):
+                    self._grant(self._handles[generation], stage, worker)
+                case Prepare(partition, attempt, generation):
+                    self._prepare(self._handles[generation], partition, attempt)
+                case Submit(partition, numbers, attempt, generation):
+                    self._submit_microbatches(self._handles[generation], partition, numbers, attempt)
+                case Commit(partition, attempt, generation):
+                    self._commit(self._handles[generation], partition, attempt)
+                case Release(partition, generation):
+                    del self._held[generation, partition]
+                case LookAtAlias():
+                    self._errands.look()
+                case OpenGeneration(pin):
+                    self._errands.open(pin)
+                case Switch(pin, partitions):
+                    self._errands.switch(pin, partitions)
+                case Retire(generation):
+                    self._retire(self._handles.pop(generation))
                 case Note(kind, detail):
                     self._note(kind, detail)
                 case Seal():
@@ -212,63 +241,83 @@ class Driver:
 
     # Actions
 
-    def _load(self, stage: int, worker: str) -> None:
+    def _load(self, handle: JobHandle, stage: int, worker: str) -> None:
+        generation = handle.pin.generation
         self._ledger.loads.begin(stage, worker)
-        graph = load_graph(self._handle, stage, worker)
+        graph = load_graph(handle, stage, worker)
         (future,) = self._submit(graph, priority=_PRIORITY_FIRST, workers=[worker])
         self._loads.append(future)
 
         def settle(future: Future) -> Event:
             if future.status != "finished":
-                return ShardFailed(stage, worker, _error_of(future))
+                return ShardFailed(stage, worker, _error_of(future), generation)
             ack = ShardAck(**future.result(RESULT_SECONDS))
             if ack.worker != worker:
-                return ShardFailed(stage, worker, JobFailed(f"Dask ran the load of stage {stage} on {ack.worker}"))
+                error = JobFailed(f"Dask ran the load of stage {stage} on {ack.worker}")
+                return ShardFailed(stage, worker, error, generation)
             return ShardLoaded(ack)
 
         self._watch(future, settle)
 
-    def _grant(self, stage: int, worker: str) -> None:
+    def _grant(self, handle: JobHandle, stage: int, worker: str) -> None:
         try:
-            grant_tokens(self._client, worker, {stage_token(self._handle, stage): 1, crew_token(self._handle): 1})
+            grant_tokens(self._client, worker, {stage_token(handle, stage): 1, crew_token(handle): 1})
         except OSError:
             return  # it died meanwhile: the scheduler's event follows
         self._tokens.add(worker)
 
-    def _prepare(self, partition: int, attempt: int) -> None:
-        graph = prepare_graph(self._handle, partition_source(self._table, partition), attempt)
+    def _prepare(self, handle: JobHandle, partition: int, attempt: int) -> None:
+        graph = prepare_graph(handle, partition_source(self._table, partition), attempt)
         rows, encoded, count = self._submit(graph, priority=_PRIORITY_FIRST - partition)
-        self._held[partition] = _Held(rows, encoded)
-        self._watch(
-            count,
-            self._settle("prepare", partition, 0, lambda future: Prepared(partition, future.result(RESULT_SECONDS))),
-        )
+        generation = handle.pin.generation
+        self._held[generation, partition] = _Held(rows, encoded)
 
-    def _submit_microbatches(self, partition: int, numbers: Sequence[int], attempt: int) -> None:
-        held = self._held[partition]
+        def succeed(future: Future) -> Event:
+            return Prepared(partition, future.result(RESULT_SECONDS), generation)
+
+        self._watch(count, self._settle("prepare", (generation, partition), 0, succeed))
+
+    def _submit_microbatches(self, handle: JobHandle, partition: int, numbers: Sequence[int], attempt: int) -> None:
+        place = (handle.pin.generation, partition)
+        held = self._held[place]
         assert held.encoded is not None
         graph = microbatch_graph(
-            self._handle, len(self._ledger.plan.stages), self._requires, partition, numbers, held.encoded.key, attempt
+            handle, len(self._ledger.plan.stages), self._requires, partition, numbers, held.encoded.key, attempt
         )
         futures = self._submit(graph, priority=-partition)
-        if not self._verified:
+        if place[0] not in self._verified:
             verify_restrictions(self._client, graph.resources, graph.wanted)
-            self._verified = True
+            self._verified.add(place[0])
         for number, future in zip(numbers, futures, strict=True):
             held.handoffs[number] = future
-            done = MicrobatchDone(partition, number)
-            self._watch(future, self._settle("microbatch", partition, number, partial(_give, done)))
+            done = MicrobatchDone(partition, number, place[0])
+            self._watch(future, self._settle("microbatch", place, number, partial(_give, done)))
 
-    def _commit(self, partition: int, attempt: int) -> None:
-        held = self._held[partition]
+    def _commit(self, handle: JobHandle, partition: int, attempt: int) -> None:
+        place = (handle.pin.generation, partition)
+        held = self._held[place]
         assert held.rows is not None and held.encoded is not None
         handoffs: list[Key] = [held.handoffs[number].key for number in sorted(held.handoffs)]
-        graph = commit_graph(self._handle, partition, held.rows.key, held.encoded.key, handoffs, attempt)
+        graph = commit_graph(handle, partition, held.rows.key, held.encoded.key, handoffs, attempt)
         (future,) = self._submit(graph, priority=2 * _PRIORITY_FIRST - partition)
-        self._watch(
-            future, self._settle("commit", partition, 0, lambda future: Committed(future.result(RESULT_SECONDS)))
-        )
+
+        def succeed(future: Future) -> Event:
+            return Committed(future.result(RESULT_SECONDS), place[0])
+
+        self._watch(future, self._settle("commit", place, 0, succeed))
         held.others.append(future)
+
+    def _retire(self, handle: JobHandle) -> None:
+        """Take a generation's shards and tokens off the workers, and give its lock back."""
+        for worker in self._tokens & {worker.address for worker in worker_shapes(self._client)}:
+            with suppress(OSError):  # it died meanwhile
+                grant_tokens(self._client, worker, dict.fromkeys(self._tokens_of(handle), 0))
+                # As a task, because it waits for whatever the worker is loading.
+                self._loads += self._submit(forget_graph(handle, worker), priority=_PRIORITY_FIRST, workers=[worker])
+        self._errands.retire(handle.pin)
+
+    def _tokens_of(self, handle: JobHandle) -> list[str]:
+        return [stage_token(handle, stage.index) for stage in self._ledger.plan.stages]
 
     def _submit(self, graph: TaskGraph, priority: int, workers: list[str] | None = None) -> list[Future]:
         pins: dict[str, Any] = {"resources": partial(_look_up, graph.resources), "priority": priority}
@@ -295,13 +344,13 @@ class Driver:
         future.add_done_callback(lambda _: self._happened.put(look))
 
     def _settle(
-        self, step: Step, partition: int, number: int, succeed: Callable[[Future], Event]
+        self, step: Step, place: Place, number: int, succeed: Callable[[Future], Event]
     ) -> Callable[[Future], Event | None]:
         def settle(future: Future) -> Event | None:
-            if partition not in self._held:
+            if place not in self._held:
                 return None  # committed meanwhile by another attempt
             if future.status != "finished":
-                return TaskFailed(step, partition, number, _error_of(future))
+                return TaskFailed(step, place[1], number, _error_of(future), place[0])
             return succeed(future)
 
         return settle

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 
 from daskinfer.runtime.loads import Loads
 from daskinfer.runtime.messages import ShardAck
@@ -35,6 +36,7 @@ class Ledger:
         self.padded_tokens = 0
         self.incidents: list[Incident] = []
         self.loads = Loads([stage.stored_bytes for stage in plan.stages])
+        self._shares: dict[str, list[int]] = {}
         self._acks: dict[int, list[ShardAck]] = defaultdict(list)
         self._microbatches = [0] * len(plan.stages)
         self._seconds = [[0.0, 0.0, 0.0] for _ in plan.stages]
@@ -58,6 +60,17 @@ class Ledger:
             self._device_peaks[trail.stage] = max(self._device_peaks[trail.stage], trail.device_peak)
             for index, seconds in enumerate((trail.compute, trail.receive, trail.send)):
                 self._seconds[trail.stage][index] += seconds
+
+    def recount(self, records: Iterable[CommitRecord]) -> None:
+        """Count what is committed anew: partitions that are to be computed again no longer are."""
+        self.rows_done = self.rows_out = self.rows_quarantined = self.partitions_done = 0
+        self._shares.clear()
+        for record in records:
+            self._add_rows(record)
+
+    def shares(self) -> dict[str, tuple[int, int]]:
+        """Return snapshot -> partitions and rows that are committed on it."""
+        return {snapshot: (partitions, rows) for snapshot, (partitions, rows) in self._shares.items()}
 
     def add_ack(self, ack: ShardAck) -> None:
         """Count a shard that was loaded."""
@@ -117,3 +130,6 @@ class Ledger:
         self.rows_out += record.rows_out
         self.rows_quarantined += record.rows_quarantined
         self.partitions_done += 1
+        share = self._shares.setdefault(record.snapshot, [0, 0])
+        share[0] += 1
+        share[1] += record.rows_in

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from daskinfer.errors import DaskinferError
+from daskinfer.runtime.pinning import Head
+from daskinfer.spec.generation import Pin
 from daskinfer.spec.job import CommitRecord
 from daskinfer.spec.plan import WorkerShape
 
@@ -25,6 +27,8 @@ class ShardAck:
     seconds: float
     device: str
     """What the worker computes with."""
+    generation: int = 0
+    """Number of the snapshot among the job's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,7 @@ class ShardFailed:
     stage: int
     worker: str
     error: BaseException
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,7 @@ class Prepared:
 
     partition: int
     microbatches: int
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +77,16 @@ class MicrobatchDone:
 
     partition: int
     number: int
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """A partition's commit record exists."""
+    """A partition's commit record exists; it may be another attempt's."""
 
     record: CommitRecord
+    generation: int = 0
+    """Of the attempt that found or made it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +98,46 @@ class TaskFailed:
     number: int
     """Microbatch; 0 for the other steps."""
     error: BaseException
+    generation: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AliasSeen:
+    """The alias was looked at."""
+
+    head: Head
+
+
+@dataclass(frozen=True, slots=True)
+class AliasUnseen:
+    """The alias could not be read."""
+
+    error: DaskinferError
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationOpened:
+    """A snapshot is locked, fits the plan, and is written down as one of the job's."""
+
+    pin: Pin
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRefused:
+    """A snapshot cannot be one of the job's."""
+
+    pin: Pin
+    error: DaskinferError
+
+
+@dataclass(frozen=True, slots=True)
+class Switched:
+    """A generation has taken over partitions, for good."""
+
+    pin: Pin
+    partitions: tuple[int, ...]
+    rejects: int
+    """Rows that are quarantined in what counts now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +146,20 @@ class Tick:
 
 
 Event = (
-    WorkerJoined | WorkerLost | ShardLoaded | ShardFailed | Prepared | MicrobatchDone | Committed | TaskFailed | Tick
+    WorkerJoined
+    | WorkerLost
+    | ShardLoaded
+    | ShardFailed
+    | Prepared
+    | MicrobatchDone
+    | Committed
+    | TaskFailed
+    | AliasSeen
+    | AliasUnseen
+    | GenerationOpened
+    | GenerationRefused
+    | Switched
+    | Tick
 )
 
 
@@ -107,6 +169,7 @@ class LoadShard:
 
     stage: int
     worker: str
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +178,7 @@ class GrantToken:
 
     stage: int
     worker: str
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +187,7 @@ class Prepare:
 
     partition: int
     attempt: int
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +197,7 @@ class Submit:
     partition: int
     numbers: tuple[int, ...]
     attempt: int
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +206,7 @@ class Commit:
 
     partition: int
     attempt: int
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +214,34 @@ class Release:
     """Forget everything about a committed partition, so that nothing of it is ever computed again."""
 
     partition: int
+    generation: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LookAtAlias:
+    """Find out where the alias points."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenGeneration:
+    """Lock a snapshot, make sure that it fits, and write it down."""
+
+    pin: Pin
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """Let a generation take over partitions."""
+
+    pin: Pin
+    partitions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """Nothing is computed on a generation any more: free its shards, give its lock back."""
+
+    generation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,4 +264,23 @@ class Note:
     detail: str
 
 
-Action = LoadShard | GrantToken | Prepare | Submit | Commit | Release | Seal | Fail | Note
+Action = (
+    LoadShard
+    | GrantToken
+    | Prepare
+    | Submit
+    | Commit
+    | Release
+    | LookAtAlias
+    | OpenGeneration
+    | Switch
+    | Retire
+    | Seal
+    | Fail
+    | Note
+)
+
+
+def describe(error: BaseException) -> str:
+    """Return an error in one line, for a note."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from daskinfer.errors import CheckpointError, OutputOwned, RecipeError, UsageError
-from daskinfer.graphs.context import make_request, open_job_sink
+from daskinfer.graphs.context import make_request
 from daskinfer.ids import digest_of, shorten
 from daskinfer.models.arrays import count_row_tokens
 from daskinfer.models.devices import choose_dtype
@@ -24,7 +24,7 @@ from daskinfer.planning.profile import make_profile
 from daskinfer.runtime.checkpoints import resolve_checkpoint
 from daskinfer.runtime.outlines import find_outline
 from daskinfer.source import digest_source
-from daskinfer.spec.job import JobRecord, digest_files, make_job_request
+from daskinfer.spec.job import SNAPSHOT, JobRecord, OutputField, digest_files, make_job_request
 from daskinfer.spec.outline import InputArray
 from daskinfer.spec.plan import Numerics, Plan, WorkerShape
 from daskinfer.spec.recipe import OPERATIONAL, Input, Recipe
@@ -34,6 +34,7 @@ from daskinfer.storage.filesystem import absolute_url
 from daskinfer.storage.inputs.files import find_input
 from daskinfer.storage.inputs.index import index_input
 from daskinfer.storage.jobs import JobStore, create_job
+from daskinfer.storage.outputs.job import open_output, read_generations
 from daskinfer.storage.outputs.owner import Owner, claim, current_owner
 from daskinfer.storage.registry.catalog import Registry
 
@@ -68,7 +69,13 @@ def open_job(recipe: Recipe, workers: Sequence[WorkerShape], fresh: bool) -> Ope
     output = absolute_url(recipe.output.url)
     owner = current_owner(output)
     if owner is None:
-        return _begin(recipe, workers, None, output)
+        try:
+            return _begin(recipe, workers, None, output)
+        except OutputOwned:
+            # Another driver began a moment ago: perhaps the same job, which then says that it is being run.
+            if not fresh and (job := find_owner(recipe, workers)) is not None:
+                return job
+            raise
     with _hold_back(recipe, owner):
         return _begin(recipe, workers, owner, output)
 
@@ -96,10 +103,10 @@ def find_owner(recipe: Recipe, workers: Sequence[WorkerShape]) -> OpenedJob | No
     if store.state() != "done":
         plan = place_plan(record.plan, recipe, workers)
         return OpenedJob(store, record, plan, resumed=True, done=False)
-    now = resolve_checkpoint(recipe)
-    if now.snapshot != record.resolution.snapshot:
+    now, last = resolve_checkpoint(recipe), read_generations(record, recipe.workspace).current.snapshot
+    if now.snapshot != last:
         raise OutputOwned(
-            f"{output} was finished by job {record.job} on snapshot {shorten(record.resolution.snapshot)}, but "
+            f"{output} was finished by job {record.job} on snapshot {shorten(last)}, but "
             f"{recipe.model.checkpoint} is {shorten(now.snapshot)} by now",
             hint="Choose another output.url to keep both, or start over with --fresh.",
         )
@@ -115,6 +122,11 @@ def draft_job(recipe: Recipe, workers: Sequence[WorkerShape]) -> tuple[JobRecord
         Input, checkpoint, task, plan or output cannot be as the recipe says.
     """
     resolution = resolve_checkpoint(recipe)
+    if recipe.consistency.follows and resolution.alias is None:
+        raise RecipeError(
+            f"consistency: {recipe.model.checkpoint} is no alias, so there is nothing to follow",
+            hint="Name the checkpoint by an alias, such as minilm@prod, or leave consistency.mode on strong.",
+        )
     registry = Registry(recipe.registry_url)
     manifest = registry.manifest(resolution.snapshot)
     _check_entry(recipe, manifest.entry)
@@ -155,7 +167,7 @@ def draft_job(recipe: Recipe, workers: Sequence[WorkerShape]) -> tuple[JobRecord
         plan=plan,
         outline=outline,
         slots=recipe.input.partition_rows * (plan.max_length if has_variants else 1),
-        fields=task_fields(request, plan.max_length, outline.outputs),
+        fields=(*task_fields(request, plan.max_length, outline.outputs), *_provenance_fields(recipe)),
         keep={column: table.columns[column] for column in recipe.output.keep},
         output=absolute_url(recipe.output.url),
         rows=table.rows,
@@ -163,7 +175,7 @@ def draft_job(recipe: Recipe, workers: Sequence[WorkerShape]) -> tuple[JobRecord
         precision=precision,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    open_job_sink(record)  # refuses an unusable output
+    open_output(record, recipe.workspace)  # refuses an unusable output
     return record, table
 
 
@@ -188,6 +200,11 @@ def _begin(recipe: Recipe, workers: Sequence[WorkerShape], owner: Owner | None, 
 def absolute_input(recipe: Recipe) -> Input:
     """Return the recipe's input as every worker must see it, whatever folder it runs in."""
     return recipe.input.model_copy(update={"url": absolute_url(recipe.input.url)})
+
+
+def _provenance_fields(recipe: Recipe) -> tuple[OutputField, ...]:
+    """Return the column that names every row's snapshot, where there may be several."""
+    return (OutputField(name=SNAPSHOT, kind="string"),) if recipe.consistency.follows else ()
 
 
 def _check_entry(recipe: Recipe, entry: EntryPoint | None) -> None:

@@ -5,26 +5,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from sys import intern
 
 from distributed import Client
 
 from daskinfer.errors import DaskinferError, Interrupted, StorageError
-from daskinfer.graphs.context import open_job_sink, open_transports
-from daskinfer.graphs.handoff import JobHandle
 from daskinfer.runtime.cluster import open_cluster
 from daskinfer.runtime.core import DriverCore, Limits
 from daskinfer.runtime.driver import Driver
+from daskinfer.runtime.keeper import Keeper
 from daskinfer.runtime.ledger import Ledger
 from daskinfer.runtime.opening import OpenedJob
-from daskinfer.spec.job import JobRecord, Phase, Progress
+from daskinfer.runtime.pinning import Pinning
+from daskinfer.spec.generation import Pin
+from daskinfer.spec.job import Phase, Progress
 from daskinfer.spec.recipe import Recipe
 from daskinfer.storage.filesystem import absolute_url, delete, join_url
 from daskinfer.storage.journal import Event, Journal
 from daskinfer.storage.lease import Lease
 from daskinfer.storage.outputs.owner import confirm
-from daskinfer.storage.outputs.sink import Sink
-from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.locks import SnapshotLock, take
+from daskinfer.storage.outputs.sink import WholeOutput
 
 PROGRESS_SECONDS = 0.25
 CHECK_SECONDS = 5.0
@@ -55,6 +55,7 @@ class Session:
         self.recipe = recipe
         self.ledger = Ledger(job.plan, job.record.rows)
         self.epoch = 0
+        self.pins: tuple[Pin, ...] = (job.record.first_pin,)
         self.counters: dict[str, int] = {}
         self.error: DaskinferError | None = None
         self.running_since: float | None = None
@@ -127,36 +128,39 @@ class Session:
         self._tell(f"precision: {record.precision}")
         if self.job.resumed:
             self._note("resumed", f"epoch {self.epoch} goes on where an earlier one stopped")
-        lock = take(Registry(record.registry), record.resolution.snapshot, record.job)
-        sink = self._open_sink(record)
-        committed = set()
+        keeper = Keeper(record, self.recipe, self.epoch)
+        pin = keeper.begin()
+        sink = self._open_output(keeper)
+        committed: dict[int, str] = {}
         for commit in sink.committed():
             self.ledger.add_earlier(commit)
-            committed.add(commit.partition)
-        if len(committed) < record.partitions:
-            self._compute(lock, committed)
+            committed[commit.partition] = intern(commit.snapshot)
+        # An output that is to converge may have to be computed again where it is whole.
+        is_open = record.recipe.consistency.converge and not keeper.log.known.sealed
+        if len(committed) < record.partitions or is_open:
+            self._compute(keeper, pin, committed)
         self._enter("sealing")
-        self._seal(sink)
-        lock.release()
+        self._seal(keeper, sink)
+        keeper.release()
 
-    def _open_sink(self, record: JobRecord) -> Sink:
+    def _open_output(self, keeper: Keeper) -> WholeOutput:
         """Prepare the output. Under the lease and before the first task, so that nothing of this job can be lost."""
+        record = self.job.record
         confirm(record.output, record.job)
-        sink = open_job_sink(record)
+        sink = keeper.output()
         if not self.job.store.is_cleared():
             sink.discard()
             self.job.store.mark_cleared()
         sink.create()
         return sink
 
-    def _compute(self, lock: SnapshotLock, committed: set[int]) -> None:
-        record, plan = self.job.record, self.job.plan
-        handle = JobHandle(absolute_url(self.recipe.workspace), record.job, self.epoch)
-        for transport in open_transports(record, handle.workspace):
-            transport.create()
+    def _compute(self, keeper: Keeper, pin: Pin, committed: dict[int, str]) -> None:
+        record, plan, rules = self.job.record, self.job.plan, self.job.record.recipe.consistency
+        keeper.prepare_places(pin)
         core = DriverCore(
             plan=plan,
-            snapshot=record.resolution.snapshot,
+            pinning=Pinning(pin, rules, len(keeper.log.known.pins)),
+            rules=rules,
             source=record.code,
             epoch=self.epoch,
             partitions=record.partitions,
@@ -171,24 +175,26 @@ class Session:
                 client=client,
                 core=core,
                 ledger=self.ledger,
-                handle=handle,
+                handle=keeper.handle(pin),
+                keeper=keeper,
                 table=self.job.store.table(),
                 requires=self.recipe.placement.requires,
                 note=self._note,
-                pulse=lambda: self._pulse(driver, lock),
+                pulse=lambda: self._pulse(driver, keeper),
             )
             try:
                 driver.run()
             finally:
                 self.running_until = time.monotonic()
                 self.counters = dict(core.counters)
+                self.pins = keeper.log.known.pins
                 self._leave(driver, client)
 
     def _leave(self, driver: Driver, client: Client) -> None:
         if self.recipe.cluster.address is not None and client.status == "running":
             driver.withdraw()
 
-    def _pulse(self, driver: Driver, lock: SnapshotLock) -> None:
+    def _pulse(self, driver: Driver, keeper: Keeper) -> None:
         now = time.monotonic()
         if self.running_since is None and driver.running_since is not None:
             self.running_since = driver.running_since
@@ -198,11 +204,12 @@ class Session:
         if self._is_due("check", now, CHECK_SECONDS):
             self._lease.check()
             with suppress(StorageError):  # a registry that is away for a minute must not end hours of work
-                lock.check()
+                keeper.check()
             if self._lease.trouble and self._is_due("trouble", now, TROUBLE_SECONDS):
                 self._note("heartbeat-failed", self._lease.trouble)
         if self._is_due("snapshot", now, SNAPSHOT_HEARTBEAT_SECONDS):
-            lock.heartbeat()
+            with suppress(StorageError):
+                keeper.heartbeat()
 
     def _is_due(self, what: str, now: float, every: float) -> bool:
         if now < self._due.get(what, 0.0):
@@ -210,15 +217,18 @@ class Session:
         self._due[what] = now + every
         return True
 
-    def _seal(self, sink: Sink) -> None:
+    def _seal(self, keeper: Keeper, sink: WholeOutput) -> None:
         record = self.job.record
         self._lease.check()
+        if record.is_staged:
+            keeper.log.seal()
+        self.pins = keeper.log.known.pins
         sink.seal(
             {
                 "job": record.job,
                 "key": record.key,
                 "checkpoint": record.resolution.reference,
-                "snapshot": record.resolution.snapshot,
+                "snapshot": keeper.log.known.current.snapshot,
                 "recipe": record.recipe.digest,
                 "inputs": record.inputs,
                 "code": record.code,

@@ -8,7 +8,7 @@ from typing import Literal
 
 from daskinfer.errors import DaskinferError, Interrupted, RejectBudgetExceeded
 from daskinfer.runtime.session import Session
-from daskinfer.spec.job import Report
+from daskinfer.spec.job import Report, SnapshotShare
 from daskinfer.storage.filesystem import join_url
 from daskinfer.storage.outputs.quarantine import read_quarantine
 
@@ -34,6 +34,7 @@ def make_report(session: Session, command: str, seconds: float, started: str) ->
     """
     record, ledger = session.job.record, session.ledger
     running = session.running_seconds
+    shares = _list_shares(session)
     rejects = read_quarantine(record.output, SHOWN_REJECTS) if ledger.rows_quarantined else []
     return Report(
         job=record.job,
@@ -41,8 +42,9 @@ def make_report(session: Session, command: str, seconds: float, started: str) ->
         verdict=_verdict(session.error),
         message=_message(session),
         checkpoint=record.resolution.reference,
-        snapshot=record.resolution.snapshot,
-        version=record.resolution.version,
+        snapshot=shares[-1].snapshot,
+        version=shares[-1].version,
+        snapshots=shares,
         recipe=record.recipe.digest,
         key=record.key,
         rows_in=record.rows,
@@ -70,6 +72,23 @@ def make_report(session: Session, command: str, seconds: float, started: str) ->
     )
 
 
+def _list_shares(session: Session) -> tuple[SnapshotShare, ...]:
+    """Return what each snapshot computed; the one that the job began with where nothing is committed yet."""
+    committed = session.ledger.shares()
+    pins = {pin.snapshot: pin for pin in session.pins}
+    used = [pin for pin in pins.values() if pin.snapshot in committed] or [session.pins[0]]
+    empty = (0, 0)
+    return tuple(
+        SnapshotShare(
+            snapshot=pin.snapshot,
+            version=pin.version,
+            partitions=committed.get(pin.snapshot, empty)[0],
+            rows=committed.get(pin.snapshot, empty)[1],
+        )
+        for pin in used
+    )
+
+
 def _verdict(error: DaskinferError | None) -> Verdict:
     match error:
         case None:
@@ -86,6 +105,8 @@ def _message(session: Session) -> str:
     ledger = session.ledger
     if session.error is not None:
         return str(session.error).splitlines()[0]
-    if not ledger.rows_quarantined:
-        return f"All {ledger.rows_out:,} rows are in the output, computed on one snapshot."
-    return f"{ledger.rows_out:,} rows are in the output, {ledger.rows_quarantined:,} in the quarantine."
+    if ledger.rows_quarantined:
+        return f"{ledger.rows_out:,} rows are in the output, {ledger.rows_quarantined:,} in the quarantine."
+    count = len(ledger.shares())
+    on = "one snapshot" if count == 1 else f"{count} snapshots, each partition on one"
+    return f"All {ledger.rows_out:,} rows are in the output, computed on {on}."

@@ -7,12 +7,16 @@ from collections.abc import Iterable
 from typing import Literal
 
 from daskinfer.ids import canonical_json, digest_of
+from daskinfer.spec.generation import Pin
 from daskinfer.spec.outline import Outline
 from daskinfer.spec.plan import Numerics, Plan
 from daskinfer.spec.recipe import Recipe
 from daskinfer.spec.rows import InputFile
 from daskinfer.spec.section import Section
 from daskinfer.spec.snapshot import Resolution
+
+SNAPSHOT = "snapshot"
+"""Column of outputs whose rows may be on different snapshots."""
 
 State = Literal["running", "stopped", "failed", "done"]
 Phase = Literal["preparing", "starting", "loading", "running", "sealing", "done", "failed", "stopped"]
@@ -68,8 +72,19 @@ class JobRecord(Section):
     """ISO 8601, UTC."""
 
     @property
+    def first_pin(self) -> Pin:
+        """The snapshot that the job was born with."""
+        found = self.resolution
+        return Pin(snapshot=found.snapshot, sequence=found.sequence, version=found.version)
+
+    @property
+    def is_staged(self) -> bool:
+        """Whether its parts wait in folders of their generations until the seal."""
+        return self.recipe.consistency.follows
+
+    @property
     def key(self) -> str:
-        """Digest of snapshot and request: two jobs with one key would write the same bytes."""
+        """Digest of snapshot and request: where the snapshot stays, two jobs with one key would write the same bytes."""
         return digest_of([self.resolution.snapshot, self.request])
 
 
@@ -119,6 +134,8 @@ class CommitRecord(Section):
     """Snapshot that every stage of every microbatch computed with."""
     partition: int
     """Partition number."""
+    generation: int = 0
+    """Number of that snapshot among the job's."""
     epoch: int
     """Life of the driver that asked for it."""
     rows_in: int
@@ -189,6 +206,19 @@ class Incident(Section):
     """One sentence."""
 
 
+class SnapshotShare(Section):
+    """What one snapshot computed of an output."""
+
+    snapshot: str
+    """Snapshot digest."""
+    version: int | None = None
+    """Its version number, where known."""
+    partitions: int
+    """Partitions computed on it."""
+    rows: int
+    """Rows of these."""
+
+
 class Report(Section):
     """What a run did, whole."""
 
@@ -203,7 +233,9 @@ class Report(Section):
     checkpoint: str
     """Checkpoint reference of the recipe."""
     snapshot: str
-    """Snapshot digest that computed every row."""
+    """Snapshot digest that computed every row; where there are several, the last one."""
+    snapshots: tuple[SnapshotShare, ...] = ()
+    """Every snapshot that computed rows, in the order in which the job took them up."""
     version: int | None
     """Its version number, where known."""
     recipe: str

@@ -46,6 +46,8 @@ class Model(Section):
     """`package.module:function` that builds a model of your own; its source is hashed into the snapshot."""
     trust_code: bool = False
     """Run model code that comes with the checkpoint; it is hashed into the snapshot."""
+    signed_by: tuple[str, ...] = ()
+    """Files of public keys; each of them must have signed the snapshot, or nothing runs."""
     task: Literal["embed", "classify", "score", "forward"] = "embed"
     """`embed` writes one vector a row, `classify` a label with its scores, `score` the log-probability of a text,
     `forward` whatever arrays the model returns."""
@@ -113,10 +115,47 @@ class Placement(Section):
 
 
 class Consistency(Section):
-    """How snapshots may change while a job runs."""
+    """Which snapshot a partition is computed on, when the checkpoint's alias moves while the job runs."""
 
-    mode: Literal["strong"] = "strong"
-    """`strong`: one snapshot for the whole job."""
+    mode: Literal["strong", "bounded", "eventual"] = "strong"
+    """`strong`: one snapshot for the whole job. `bounded`: no partition starts on a snapshot further behind the alias
+    than `max_lag` and `max_age` allow. `eventual`: the newest snapshot that every worker has loaded."""
+    upgrade: bool = False
+    """`strong`: when the alias moves, load its snapshot beside the job's, then compute all partitions that are not
+    committed by then on the new one."""
+    max_lag: Annotated[int, Field(ge=0)] | None = None
+    """`bounded`: moves of the alias that a partition's snapshot may be behind when it starts; 0 where `max_age` is not
+    given either."""
+    max_age: Annotated[float, Field(ge=0)] | None = None
+    """`bounded`: seconds that a snapshot may still be used after the driver has seen the alias move away from it."""
+    refresh: Annotated[float, Field(ge=0.1)] = 10.0
+    """How many seconds old the driver's knowledge of the alias may be when a partition starts."""
+    converge: bool = False
+    """`eventual`: at the end, compute again what is not on the alias's snapshot."""
+
+    @model_validator(mode="after")
+    def _check_mode(self) -> Consistency:
+        wrong = {
+            "upgrade": self.upgrade and self.mode != "strong",
+            "max_lag": self.max_lag is not None and self.mode != "bounded",
+            "max_age": self.max_age is not None and self.mode != "bounded",
+            "converge": self.converge and self.mode != "eventual",
+        }
+        if key := next((key for key, is_wrong in wrong.items() if is_wrong), None):
+            raise ValueError(f"{key} means nothing in mode {self.mode}")
+        return self
+
+    @property
+    def follows(self) -> bool:
+        """Whether the job watches the alias, and may compute on more than one snapshot."""
+        return self.mode != "strong" or self.upgrade
+
+    @property
+    def lag(self) -> int | None:
+        """Moves that a starting partition may be behind; None for any number."""
+        if self.mode != "bounded":
+            return None
+        return 0 if self.max_lag is None and self.max_age is None else self.max_lag
 
 
 class Errors(Section):
@@ -176,7 +215,7 @@ OPERATIONAL: dict[str, Any] = {
     "placement": True,
     "errors": True,
     "pipeline": {"window"},
-    "model": {"registry"},
+    "model": {"registry", "signed_by"},
 }
 
 

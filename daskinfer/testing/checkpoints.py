@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save
 
-from daskinfer.storage.registry.publishing import CheckpointSource, GroupSource
+from daskinfer.storage.registry.catalog import Registry
+from daskinfer.storage.registry.publishing import CheckpointSource, GroupSource, publish
 
 
 def make_checkpoint(
@@ -24,6 +26,14 @@ def make_checkpoint(
         groups=[GroupSource(name, partial(_make_blob, seed, number, name, rows)) for number, name in enumerate(groups)],
         provenance={"source": "daskinfer.testing"},
     )
+
+
+def make_registry(url: str | Path, versions: int = 3) -> Registry:
+    """Return a registry with versions of the checkpoint `mini`, the alias prod moved along."""
+    registry = Registry(str(url))
+    for seed in range(versions):
+        publish(registry, "mini", make_checkpoint(seed), "prod")
+    return registry
 
 
 def _make_blob(seed: int, number: int, name: str, rows: int) -> bytes:

@@ -17,6 +17,7 @@ from zarr.storage import FsspecStore, LocalStore
 
 from daskinfer.ids import canonical_json
 from daskinfer.spec.job import CommitRecord, OutputField
+from daskinfer.spec.rows import Partition
 from daskinfer.storage.filesystem import absolute_url, explain_errors, is_local, join_url
 from daskinfer.storage.outputs.ledger import Ledger
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, Written
@@ -57,10 +58,10 @@ class ZarrSink:
             # everywhere that we know but is not in the v3 specification yet.
             warnings.filterwarnings("ignore", "Object at .* is not recognized as a component of a Zarr hierarchy")
             warnings.filterwarnings("ignore", "Consolidated metadata is currently not part in the Zarr format 3")
-            store = self._open_store()
+            store = _open_store(self._url)
             group = zarr.open_group(store, mode="a", zarr_format=3, use_consolidated=False)
             group.attrs.update({"daskinfer_job": self._layout.job, **dict(sorted(self._layout.metadata.items()))})
-            for column in self._columns():
+            for column in _columns_of(self._layout):
                 if column.name not in group:
                     group.create_array(
                         column.name,
@@ -77,18 +78,18 @@ class ZarrSink:
         self._ledger.write_rejects(part.partition, part.rejects)
         digest, size = xxhash.xxh3_128(), 0
         first, last = part.partition.first_row, part.partition.first_row + part.partition.rows
-        for column in sorted(self._columns(), key=lambda column: column.name):
+        for column in _columns_of(self._layout):
             values = _spread(column, _values_of(column.name, part), part)
-            raw = canonical_json(values.tolist()) if column.kind == "string" else values.tobytes()
+            raw = _encode(column, values)
             digest.update(raw)
             size += len(raw)
             url = join_url(self._url, column.name)
             with explain_errors(url, "write"):
-                array = zarr.open_array(self._open_store(), path=column.name, mode="r+")
+                array = zarr.open_array(_open_store(self._url), path=column.name, mode="r+")
                 # Without it a chunk of refused rows would be left out; the setting is not stored with the array.
                 array.with_config({"write_empty_chunks": True})[first:last] = values
                 if is_local(url):
-                    _make_durable(Path(url), (part.partition.number, *(0 for _ in column.shape)))
+                    _make_durable(Path(url), _chunk_path(column, part.partition.number))
         return Written(f"*/c/{part.partition.number}", digest.hexdigest(), size)
 
     def commit(self, record: CommitRecord) -> CommitRecord:
@@ -107,14 +108,48 @@ class ZarrSink:
         """Delete everything but the log of owners."""
         self._ledger.discard()
 
-    def _open_store(self) -> Store:
-        if is_local(self._url):
-            return LocalStore(absolute_url(self._url))
-        return FsspecStore.from_url(self._url, storage_options={"use_listings_cache": False})
+    def objects(self, partition: int) -> list[str]:
+        """Return the paths of a partition's chunks."""
+        return ["/".join([column.name, *_chunk_path(column, partition)]) for column in _columns_of(self._layout)]
 
-    def _columns(self) -> list[OutputField]:
-        kept = [OutputField.model_validate({"name": name, "kind": kind}) for name, kind in self._layout.keep.items()]
-        return [*self._layout.fields, *kept, OutputField(name=VALID, kind="bool")]
+
+def read_arrays(url: str, layout: OutputLayout, partition: Partition) -> tuple[dict[str, NDArray[Any]], str]:
+    """Read one chunk of every array of a group: what `ZarrSink.write` wrote.
+
+    Returns
+    -------
+    dict
+        Array name -> (rows, ...) values, `valid` and kept columns among them; strings as objects.
+    str
+        Their digest.
+    """
+    digest = xxhash.xxh3_128()
+    chunks = {}
+    first, last = partition.first_row, partition.first_row + partition.rows
+    with explain_errors(url, "read"):
+        group: Any = zarr.open_group(_open_store(url), mode="r")
+        for column in _columns_of(layout):
+            values = np.asarray(group[column.name][first:last])
+            chunks[column.name] = values.astype(object) if column.kind == "string" else values
+            digest.update(_encode(column, values))
+    return chunks, digest.hexdigest()
+
+
+def _open_store(url: str) -> Store:
+    if is_local(url):
+        return LocalStore(absolute_url(url))
+    return FsspecStore.from_url(url, storage_options={"use_listings_cache": False})
+
+
+def _columns_of(layout: OutputLayout) -> list[OutputField]:
+    kept = [OutputField.model_validate({"name": name, "kind": kind}) for name, kind in layout.keep.items()]
+    columns = [*layout.fields, *kept, OutputField(name=VALID, kind="bool")]
+    return sorted(columns, key=lambda column: column.name)
+
+
+def _encode(column: OutputField, values: NDArray[Any]) -> bytes:
+    """Return what the digest of a part is made of."""
+    return canonical_json(values.tolist()) if column.kind == "string" else values.tobytes()
 
 
 def _values_of(name: str, part: OutputPart) -> NDArray[Any]:
@@ -136,10 +171,14 @@ def _spread(column: OutputField, values: NDArray[Any], part: OutputPart) -> NDAr
     return spread
 
 
-def _make_durable(array: Path, chunk: tuple[int, ...]) -> None:
+def _chunk_path(column: OutputField, partition: int) -> list[str]:
+    return ["c", str(partition), *("0" for _ in column.shape)]
+
+
+def _make_durable(array: Path, chunk: list[str]) -> None:
     """Bring a chunk and the folders that name it to the disk, so that no commit record outlives its data."""
-    place = array.joinpath("c", *map(str, chunk))
-    for path in (place, *place.parents[: len(chunk) + 1]):
+    place = array.joinpath(*chunk)
+    for path in (place, *place.parents[: len(chunk)]):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

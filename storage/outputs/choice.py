@@ -63,10 +63,14 @@ def open_sink(
         Where the format cannot be told, or a kept column has a name that the output cannot give it.
     """
     name = choose_output_format(url, format)
-    taken = {field.name for field in fields} | {VALID if name == "zarr" else ROW}
-    for column in keep:
+    return make_sink(url, name, OutputLayout(job, tuple(fields), dict(keep), partition_rows, rows, dict(metadata)))
+
+
+def make_sink(url: str, name: str, layout: OutputLayout) -> Sink:
+    """Return the sink of a layout; `name` is zarr, parquet or jsonl. See `open_sink`."""
+    taken = {field.name for field in layout.fields} | {VALID if name == "zarr" else ROW}
+    for column in layout.keep:
         _check_name(column, name, taken)
-    layout = OutputLayout(job, tuple(fields), dict(keep), partition_rows, rows, dict(metadata))
     place = absolute_url(url)
     return ZarrSink(place, layout) if name == "zarr" else TableSink(place, layout, name)
 

@@ -29,6 +29,8 @@ from daskinfer.storage.outputs.sink import OutputLayout
 MANIFEST = "_MANIFEST.json"
 RECORDS = "_daskinfer"
 QUARANTINE = "_quarantine"
+STAGED = "generations"
+"""Where the parts of a job that may change its snapshot wait for the seal."""
 
 _PART = re.compile(r"part-\d{8}\.(parquet|jsonl)")
 _COMMIT = re.compile(r"\d{8}\.json")
@@ -44,19 +46,21 @@ class Ledger:
         The output.
     layout
         Its job and size.
+    scope
+        Generation whose switch these commits come after; those of different scopes never compete.
     """
 
-    def __init__(self, url: str, layout: OutputLayout) -> None:
+    def __init__(self, url: str, layout: OutputLayout, scope: int = 0) -> None:
         self._url = url
         self._layout = layout
-        self._commits = join_url(url, RECORDS, "commits", layout.job)
+        self._commits = join_url(url, RECORDS, "commits", layout.job, *([f"g{scope:04d}"] if scope else []))
 
     def write_rejects(self, partition: Partition, rejects: Sequence[Reject]) -> None:
         """Write the quarantine file of a partition, where it has rejects."""
         if rejects:
             lines = [json.dumps(asdict(reject), ensure_ascii=False) for reject in rejects]
-            name = f"part-{partition.number:08d}.jsonl"
-            create_same(join_url(self._url, QUARANTINE, name), ("\n".join(lines) + "\n").encode())
+            url = join_url(self._url, QUARANTINE, name_rejects(partition.number))
+            create_same(url, ("\n".join(lines) + "\n").encode())
 
     def commit(self, record: CommitRecord) -> CommitRecord:
         """Create the record of a part; return the one that is there."""
@@ -65,7 +69,8 @@ class Ledger:
         if create(url, canonical_json(record.model_dump(mode="json"))):
             return record
         winner = _parse(url, read_bytes(url))
-        if winner.digest != record.digest:
+        # Where snapshots may change, the attempt that commits first decides which one the partition is of.
+        if winner.snapshot == record.snapshot and winner.digest != record.digest:
             raise IntegrityError(
                 f"two attempts at partition {record.partition} gave different bytes: {url} has {winner.digest}, "
                 f"this one {record.digest}",
@@ -84,9 +89,9 @@ class Ledger:
                 found = filesystem.cat_ranges(paths, None, None, on_error="raise")
             yield from map(_parse, paths, found)
 
-    def seal(self, manifest: Mapping[str, Any]) -> bytes:
-        """Create the manifest from all records; a second sealer gets the first one's bytes."""
-        records = list(self.committed())
+    def seal(self, manifest: Mapping[str, Any], records: Sequence[CommitRecord] | None = None) -> bytes:
+        """Create the manifest from these records, by default all; a second sealer gets the first one's bytes."""
+        records = list(self.committed()) if records is None else records
         for record in records:
             self._check(record)
         missing = sorted(set(range(self._layout.partitions)) - {record.partition for record in records})
@@ -107,6 +112,9 @@ class Ledger:
             "rows_in": self._layout.rows,
             "rows_out": sum(record.rows_out for record in records),
             "rows_quarantined": sum(record.rows_quarantined for record in records),
+            "partition_rows": self._layout.partition_rows,
+            "fields": [field.model_dump(mode="json") for field in self._layout.fields],
+            "keep": [*map(list, self._layout.keep.items())],
             "parts": parts,
         }
         url, data = join_url(self._url, MANIFEST), canonical_json(whole)
@@ -125,6 +133,7 @@ class Ledger:
         """Delete the output's data and records, the manifest first so that none ever speaks of missing data."""
         delete(join_url(self._url, MANIFEST))
         delete(join_url(self._url, RECORDS, "commits"), recursive=True)
+        delete(join_url(self._url, RECORDS, STAGED), recursive=True)
         delete(join_url(self._url, QUARANTINE), recursive=True)
         for name in list_names(self._url):
             url = join_url(self._url, name)
@@ -144,6 +153,11 @@ class Ledger:
                 f"the rows of partition {record.partition} do not add up: it has {expected}; {record.rows_in} came in, "
                 f"{record.rows_out} went out and {record.rows_quarantined} were quarantined"
             )
+
+
+def name_rejects(partition: int) -> str:
+    """Return the name of a partition's file in the quarantine."""
+    return f"part-{partition:08d}.jsonl"
 
 
 def create_same(url: str, data: bytes) -> None:

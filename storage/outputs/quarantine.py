@@ -6,7 +6,7 @@ import json
 
 from daskinfer.spec.rows import Reject
 from daskinfer.storage.filesystem import join_url, list_names, read_bytes
-from daskinfer.storage.outputs.ledger import QUARANTINE
+from daskinfer.storage.outputs.ledger import QUARANTINE, name_rejects
 
 
 def read_quarantine(url: str, limit: int) -> list[Reject]:
@@ -14,8 +14,17 @@ def read_quarantine(url: str, limit: int) -> list[Reject]:
     folder = join_url(url, QUARANTINE)
     rejects: list[Reject] = []
     for name in list_names(folder):
-        lines = read_bytes(join_url(folder, name)).decode().splitlines()
-        rejects += [Reject(**json.loads(line)) for line in lines]
+        rejects += _read(join_url(folder, name))
         if len(rejects) >= limit:
             break
     return rejects[:limit]
+
+
+def read_rejects(url: str, partition: int) -> tuple[Reject, ...]:
+    """Return the refused rows of a partition that has some."""
+    return tuple(_read(join_url(url, QUARANTINE, name_rejects(partition))))
+
+
+def _read(url: str) -> list[Reject]:
+    # Not splitlines(): an excerpt may hold separators that JSON need not escape.
+    return [Reject(**json.loads(line)) for line in read_bytes(url).decode().split("\n") if line]

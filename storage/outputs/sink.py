@@ -74,11 +74,8 @@ class OutputLayout:
         return min(self.partition_rows, self.rows - partition * self.partition_rows)
 
 
-class Sink(Protocol):
-    """Where results go. Every effect happens once, however often it is tried."""
-
-    def create(self) -> None:
-        """Prepare the output; idempotent."""
+class PartSink(Protocol):
+    """Where the results of a partition go. Every effect happens once, however often it is tried."""
 
     def write(self, part: OutputPart) -> Written:
         """Write a part and its quarantine; it does not exist until it is committed.
@@ -94,6 +91,13 @@ class Sink(Protocol):
     def commit(self, record: CommitRecord) -> CommitRecord:
         """Make a written part exist, and return the record that does: another attempt's where that came first."""
 
+
+class WholeOutput(Protocol):
+    """All results of a job, as its driver sees them."""
+
+    def create(self) -> None:
+        """Prepare the output; idempotent."""
+
     def committed(self) -> Iterator[CommitRecord]:
         """Return the records of all parts that exist, in order."""
 
@@ -108,3 +112,10 @@ class Sink(Protocol):
 
     def discard(self) -> None:
         """Delete everything but the log of owners."""
+
+
+class Sink(PartSink, WholeOutput, Protocol):
+    """An output in one format, written to by all attempts."""
+
+    def objects(self, partition: int) -> list[str]:
+        """Return the paths of what a partition's part consists of, relative to the output; quarantine aside."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, Written
 
 ROW = "row"
 
-_ARROW = {
+ARROW = {
     "float32": pa.float32(),
     "float64": pa.float64(),
     "int64": pa.int64(),
@@ -29,6 +30,7 @@ _ARROW = {
     "string": pa.string(),
     "bool": pa.bool_(),
 }
+"""Kind of a column -> Arrow's type."""
 
 
 class TableSink:
@@ -57,7 +59,7 @@ class TableSink:
         """Write the file of a partition."""
         table = make_table(part, self._layout)
         data = encode_parquet(table) if self._suffix == "parquet" else encode_jsonl(table)
-        path = f"part-{part.partition.number:08d}.{self._suffix}"
+        (path,) = self.objects(part.partition.number)
         self._ledger.write_rejects(part.partition, part.rejects)
         create_same(join_url(self._url, path), data)
         return Written(path, xxhash.xxh3_128_hexdigest(data), len(data))
@@ -77,6 +79,10 @@ class TableSink:
     def discard(self) -> None:
         """Delete everything but the log of owners."""
         self._ledger.discard()
+
+    def objects(self, partition: int) -> list[str]:
+        """Return the name of a partition's file."""
+        return [f"part-{partition:08d}.{self._suffix}"]
 
 
 def make_table(part: OutputPart, layout: OutputLayout) -> pa.Table:
@@ -117,10 +123,38 @@ def encode_jsonl(table: pa.Table) -> bytes:
     return "".join(lines or ["\n"]).encode()
 
 
+def decode_parquet(data: bytes) -> pa.Table:
+    """Return the table of `encode_parquet`."""
+    return pq.read_table(io.BytesIO(data))
+
+
+def decode_jsonl(data: bytes, layout: OutputLayout) -> pa.Table:
+    """Return the table of `encode_jsonl`; what is null in a column of floats comes back as NaN."""
+    rows = [json.loads(line) for line in data.splitlines() if line]
+    columns: dict[str, Any] = {ROW: pa.array([row[ROW] for row in rows], pa.int64())}
+    for name, kind in layout.keep.items():
+        column = pa.array([row[name] for row in rows], ARROW[kind])
+        columns[name] = column.fill_null(math.nan) if kind == "float64" else column
+    for field in layout.fields:
+        dtype = object if field.kind == "string" else field.kind
+        values = np.array([row[field.name] for row in rows], dtype).reshape(len(rows), *field.shape)
+        columns[field.name] = _make_column(values, field)
+    return pa.table(columns)
+
+
+def find_values(table: pa.Table, field: OutputField) -> NDArray[Any]:
+    """Return the values of a column of the task, (rows, ...); strings as an array of objects."""
+    column = table.column(field.name).combine_chunks()
+    for _ in field.shape:
+        column = column.flatten()
+    values: NDArray[Any] = column.to_numpy(zero_copy_only=False)
+    return values.reshape(table.num_rows, *field.shape)
+
+
 def _make_column(values: NDArray[Any], field: OutputField) -> pa.Array:
     if values.shape[1:] != field.shape:
         raise ValueError(f"field {field.name} has values of shape {values.shape[1:]}, not {field.shape}")
-    column = pa.array(np.ascontiguousarray(values).reshape(-1), _ARROW[field.kind])
+    column = pa.array(np.ascontiguousarray(values).reshape(-1), ARROW[field.kind])
     for size in reversed(field.shape):
         column = pa.FixedSizeListArray.from_arrays(column, size)
     return column

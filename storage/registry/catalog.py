@@ -7,10 +7,12 @@
     manifests/<sha256>.json                  canonical JSON; the sha256 of its bytes is the snapshot's digest
     publish/<pub8>/                          slot log: begin, then commit or abort
     publish/<pub8>.hb  <pub8>.done           its heartbeat; nothing is left to do
-    models/<name>/versions/                  slot log of snapshots; slot 0 is v1
+    models/<name>/versions/                  slot log: publish, yank, unyank; the first publish is v1
     models/<name>/aliases/<alias>/           slot log; the last record is where the alias points
     life/<sha256>/                           slot log: condemn, then live or sweep; see collection.py
     locks/<sha256>/<job>.json  <job>.hb      who uses a snapshot, and their heartbeat
+    sigs/<sha256>/                           slot log: signatures of the snapshot
+    audit/<user@host>/                       slot log: an event for every decision, each with the digest of the last
     sources/<sha256>.json                    which snapshot an unchanged folder became
 """
 
@@ -18,61 +20,27 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 
 from pydantic import ValidationError
 
 from daskinfer.errors import CheckpointError, CorruptBlob, SnapshotGone
-from daskinfer.ids import canonical_json, make_nonce, sha256_of, shorten
+from daskinfer.ids import canonical_json, sha256_of, shorten
+from daskinfer.spec.listing import AliasMove
 from daskinfer.spec.snapshot import Manifest, Resolution
+from daskinfer.storage.doctor import confirm_exclusive
 from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import absolute_url, join_url, list_names, read_bytes
-from daskinfer.storage.naming import check_alias, check_name, make_signature, suggest
-from daskinfer.storage.registry import decisions, locks
-from daskinfer.storage.registry.decisions import Decision
-from daskinfer.storage.slotlog import Slot, SlotLog
+from daskinfer.storage.filesystem import absolute_url, exists, is_local, join_url, list_names, read_bytes
+from daskinfer.storage.naming import check_alias, check_name, suggest
+from daskinfer.storage.registry import locks
+from daskinfer.storage.registry.aliases import describe_move, set_alias
+from daskinfer.storage.registry.versions import Version, find_version, fold, refuse_yanked
+from daskinfer.storage.slotlog import SlotLog
 
 FORMAT = {"daskinfer_registry": 1, "digest": "sha256"}
 
 _VERSION = re.compile(r"v(\d+)")
 _DIGEST = re.compile(r"sha256:([0-9a-f]{8,64})")
 _LIVES = {"condemn": "condemned", "live": "live", "sweep": "swept", "collecting": "swept", "collected": "swept"}
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """One published version of a model."""
-
-    number: int
-    """3 for v3."""
-    snapshot: str
-    """Snapshot digest."""
-    created: str
-    """ISO 8601, UTC."""
-    by: str
-    """Who published it: user@host."""
-    publish: str
-    """Id of the publish that made it."""
-
-
-@dataclass(frozen=True, slots=True)
-class AliasHead:
-    """Where an alias points, or pointed at one time."""
-
-    alias: str
-    """Its name."""
-    sequence: int
-    """Number of the move, from 0."""
-    snapshot: str
-    """Snapshot digest."""
-    version: int | None
-    """Version number of the snapshot."""
-    created: str
-    """When it was moved here; ISO 8601, UTC."""
-    by: str
-    """Who moved it: user@host."""
-    publish: str | None
-    """Id of the publish that moved it; None where a person did."""
 
 
 class Registry:
@@ -95,12 +63,20 @@ class Registry:
             self._check_format(names)
 
     def initialise(self) -> None:
-        """Write the format record, unless one is there."""
-        url = join_url(self.url, "format.json")
-        if not create(url, canonical_json(FORMAT)):
-            self._check_format(["format.json"])
+        """Write the format record, unless one is there.
 
-    def resolve(self, reference: str) -> Resolution:
+        Raises
+        ------
+        StorageError
+            Where the store turns out to be unsafe.
+        """
+        url = join_url(self.url, "format.json")
+        if exists(url) or not create(url, canonical_json(FORMAT)):
+            self._check_format(["format.json"])
+        elif not is_local(url):
+            confirm_exclusive(url)
+
+    def resolve(self, reference: str, *, yanked: bool = False) -> Resolution:
         """Return the snapshot that a reference means now.
 
         Parameters
@@ -108,33 +84,35 @@ class Registry:
         reference
             `NAME@alias`, `NAME@v3`, `NAME@sha256:...` (a unique beginning of 8 digits or more), or `NAME` for the
             latest version.
+        yanked
+            Whether a version, or an alias that points to it, may be one that was yanked: to look at it, not to use it.
 
         Raises
         ------
         CheckpointError
             Where there is no such name, alias, version or snapshot.
+        YankedVersion
+            Where the version was yanked, and is not named by its full digest.
         """
         name, _, target = reference.partition("@")
-        versions = self.versions(name)
-        if not versions:
-            raise CheckpointError(
-                f"no checkpoint is named {name!r} in registry {self.url}",
-                hint=suggest(name, self.names(), "The registry is empty: daskinfer checkpoint publish NAME DIR"),
-            )
+        versions = self._get_versions(name)
         if not target:
             if "@" in reference:
                 raise CheckpointError(f"{reference!r} names no version or alias", hint=f"Write {name}, or {name}@v1.")
-            version = next((each for each in reversed(versions) if self.life(each.snapshot) != "swept"), None)
-            if version is None:
-                raise CheckpointError(f"every version of {name} was deleted", hint="Publish it again.")
+            version = self._find_latest(name, versions)
             return Resolution(reference=reference, name=name, snapshot=version.snapshot, version=version.number)
         if _VERSION.fullmatch(target) or target.startswith("sha256:"):
-            version = self._find_version(name, target, versions)
+            version = self._pick_version(name, target, versions)
+            if not yanked and target != version.snapshot:
+                refuse_yanked(name, version)
             return Resolution(reference=reference, name=name, snapshot=version.snapshot, version=version.number)
         head = self._alias_head(name, target, versions)
-        if head is None:
-            known = [*list_names(self._aliases_url(name)), *(f"v{each.number}" for each in versions)]
+        if head is None or head.snapshot is None:
+            known = [*self.aliases(name), *(f"v{each.number}" for each in versions)]
             raise CheckpointError(f"{name} has no alias {target!r}", hint=suggest(target, known))
+        pointed = find_version(versions, head.snapshot)
+        if pointed is not None and not yanked:
+            refuse_yanked(name, pointed)
         return Resolution(
             reference=reference,
             name=name,
@@ -221,59 +199,39 @@ class Registry:
         return list_names(join_url(self.url, "models"))
 
     def versions(self, name: str) -> list[Version]:
-        """Return the versions of a model, oldest first; none for an unknown name."""
-        return [as_version(slot) for slot in self.versions_log(name).read()]
+        """Return the versions of a model, yanked ones too, oldest first; none for an unknown name."""
+        return fold(slot.record for slot in self.versions_log(name).read())
 
-    def aliases(self, name: str) -> dict[str, AliasHead]:
+    def find_version(self, name: str, target: str) -> Version:
+        """Return the version that `v3` or `sha256:...` names, a yanked one too.
+
+        Raises
+        ------
+        CheckpointError
+            Where there is none.
+        """
+        return self._pick_version(name, target, self._get_versions(name))
+
+    def aliases(self, name: str) -> dict[str, AliasMove]:
         """Return where each alias of a model points."""
         versions = self.versions(name)
         heads = {alias: self._alias_head(name, alias, versions) for alias in self.alias_names(name)}
-        return {alias: head for alias, head in heads.items() if head is not None}
+        return {alias: head for alias, head in heads.items() if head is not None and head.snapshot is not None}
 
     def alias_names(self, name: str) -> list[str]:
         """Return the names of the aliases that a model has or had."""
         return list_names(self._aliases_url(name))
 
-    def alias_history(self, name: str, alias: str) -> list[AliasHead]:
+    def alias_history(self, name: str, alias: str) -> list[AliasMove]:
         """Return every move of an alias, oldest first; none for an unknown alias."""
         versions = self.versions(name)
-        return [_as_head(alias, slot, versions) for slot in self.alias_log(name, alias).read()]
+        return [describe_move(alias, slot, versions) for slot in self.alias_log(name, alias).read()]
 
     def set_alias(
         self, name: str, alias: str, target: str, *, expect: int | None = None, publish: str | None = None
-    ) -> AliasHead:
-        """Point an alias at a version, under a lock on it so that garbage collection cannot come between.
-
-        Parameters
-        ----------
-        name, alias
-            Which alias of which model.
-        target
-            `v3`, `sha256:...`, or another alias.
-        expect
-            Number that this move must get in the alias's history; by default it comes after whatever is there.
-        publish
-            Id of the publish that asks for it.
-
-        Raises
-        ------
-        Conflict
-            Where someone else moved the alias first.
-        CheckpointError
-            Where there is no such target, or the alias's name is not allowed.
-        SnapshotGone
-            Where the target is being deleted.
-        """
-        check_alias(alias)
-        resolution = self.resolve(f"{name}@{target}")
-        lock = locks.take(self, resolution.snapshot, f"alias-{make_nonce()}", purpose="alias")
-        try:
-            record = {"op": "set", "snapshot": resolution.snapshot, "publish": publish, **make_signature()}
-            decision = Decision(self.url, "alias", f"models/{name}/aliases/{alias}")
-            slot = decisions.append(decision, self.alias_log(name, alias), record, expect)
-        finally:
-            lock.release()
-        return _as_head(alias, slot, self.versions(name))
+    ) -> AliasMove:
+        """Point an alias at a version; see `daskinfer.storage.registry.aliases.set_alias`."""
+        return set_alias(self, name, alias, target, expect=expect, publish=publish)
 
     def life(self, snapshot: str) -> str:
         """Return `live`, `condemned` (garbage collection is deciding) or `swept` (deleted, or about to be)."""
@@ -286,7 +244,7 @@ class Registry:
 
     def alias_log(self, name: str, alias: str) -> SlotLog:
         """Return the log of an alias's moves."""
-        return SlotLog(join_url(self._aliases_url(name), check_name(alias, "alias")))
+        return SlotLog(join_url(self._aliases_url(name), check_alias(alias)))
 
     def life_log(self, snapshot: str) -> SlotLog:
         """Return the log of a snapshot's condemnations."""
@@ -315,42 +273,44 @@ class Registry:
                 hint="Upgrade daskinfer.",
             )
 
-    def _find_version(self, name: str, target: str, versions: list[Version]) -> Version:
+    def _get_versions(self, name: str) -> list[Version]:
+        versions = self.versions(name)
+        if not versions:
+            raise CheckpointError(
+                f"no checkpoint is named {name!r} in registry {self.url}",
+                hint=suggest(name, self.names(), "The registry is empty: daskinfer checkpoint publish NAME DIR"),
+            )
+        return versions
+
+    def _pick_version(self, name: str, target: str, versions: list[Version]) -> Version:
         if match := _VERSION.fullmatch(target):
             found = [each for each in versions if each.number == int(match.group(1))]
         elif _DIGEST.fullmatch(target):
             found = [each for each in versions if each.snapshot.startswith(target)]
-        else:
+        elif target.startswith("sha256:"):
             raise CheckpointError(
                 f"{target!r} is not a snapshot digest", hint="Write sha256: and at least 8 hex digits, in lower case."
+            )
+        else:
+            raise CheckpointError(
+                f"{target!r} is not a version", hint="Write v3 or sha256:...; an alias could have moved meanwhile."
             )
         if not found:
             known = ", ".join(f"v{each.number} ({shorten(each.snapshot)})" for each in versions[-5:])
             raise CheckpointError(f"{name} has no version {target}", hint=f"It has {known}.")
         if len({each.snapshot for each in found}) > 1:
             raise CheckpointError(f"{target} begins several snapshots of {name}", hint="Give more digits.")
-        return found[-1]
+        return max(found, key=lambda each: (each.yanked is None, each.number))
 
-    def _alias_head(self, name: str, alias: str, versions: list[Version]) -> AliasHead | None:
+    def _find_latest(self, name: str, versions: list[Version]) -> Version:
+        living = [each for each in reversed(versions) if self.life(each.snapshot) != "swept"]
+        if not living:
+            raise CheckpointError(f"every version of {name} was deleted", hint="Publish it again.")
+        latest = next((each for each in living if each.yanked is None), None)
+        if latest is None:
+            refuse_yanked(name, living[0])
+        return latest or living[0]
+
+    def _alias_head(self, name: str, alias: str, versions: list[Version]) -> AliasMove | None:
         head = self.alias_log(name, alias).head()
-        return None if head is None else _as_head(alias, head, versions)
-
-
-def as_version(slot: Slot) -> Version:
-    """Return the version that a record of a versions log stands for."""
-    record = slot.record
-    return Version(slot.sequence + 1, record["snapshot"], record["at"], record["by"], record["publish"])
-
-
-def _as_head(alias: str, slot: Slot, versions: list[Version]) -> AliasHead:
-    record = slot.record
-    numbers = [each.number for each in versions if each.snapshot == record["snapshot"]]
-    return AliasHead(
-        alias,
-        slot.sequence,
-        record["snapshot"],
-        numbers[-1] if numbers else None,
-        record["at"],
-        record["by"],
-        record["publish"],
-    )
+        return None if head is None else describe_move(alias, head, versions)

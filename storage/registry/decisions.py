@@ -6,10 +6,17 @@ reference means or what may be deleted. Reading, heartbeats and blobs that nothi
 
 from __future__ import annotations
 
+import json
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from daskinfer.errors import MissingEvent
+from daskinfer.ids import sha256_of
 from daskinfer.storage.exclusive import create
+from daskinfer.storage.naming import name_principal
+from daskinfer.storage.registry.events import write_event
+from daskinfer.storage.registry.policies import authorize
 from daskinfer.storage.slotlog import Slot, SlotLog
 
 Action = Literal["publish", "yank", "alias", "lock", "collect", "sign"]
@@ -29,10 +36,46 @@ class Decision:
 
 
 def append(decision: Decision, log: SlotLog, record: dict[str, Any], expect: int | None = None) -> Slot:
-    """Append a record that decides something; see `SlotLog.append`."""
-    return log.append(record, expect=expect)
+    """Append a record that decides something; see `SlotLog.append`.
+
+    Raises
+    ------
+    NotAllowed
+        A policy forbids it; nothing was written.
+    """
+    _ask(decision, record)
+    slot = log.append(record, expect=expect)
+    _tell(decision, log.slot_url(slot.sequence), slot.digest, record)
+    return slot
 
 
 def create_record(decision: Decision, url: str, data: bytes) -> bool:
-    """Create an object that decides something; see `daskinfer.storage.exclusive.create`."""
-    return create(url, data)
+    """Create an object, canonical JSON, that decides something; see `daskinfer.storage.exclusive.create`.
+
+    Raises
+    ------
+    NotAllowed
+        A policy forbids it; nothing was written.
+    """
+    record = json.loads(data)
+    _ask(decision, record)
+    if not create(url, data):
+        return False
+    _tell(decision, url, sha256_of(data), record)
+    return True
+
+
+def _ask(decision: Decision, record: dict[str, Any]) -> None:
+    authorize(name_principal(), decision.action, decision.resource, decision.registry, record)
+
+
+def _tell(decision: Decision, url: str, digest: str, record: dict[str, Any]) -> None:
+    try:
+        write_event(decision.registry, name_principal(), decision.action, decision.resource, url, digest, record)
+    except Exception as error:  # noqa: BLE001 - whatever it is
+        # Not raised: whoever called would take the decision for failed, and undo or repeat it.
+        missing = MissingEvent(
+            f"{decision.action} of {decision.resource} is done, but its audit event is missing: "
+            f"{getattr(error, 'message', error)}"
+        )
+        warnings.warn(missing, stacklevel=3)

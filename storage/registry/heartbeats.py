@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from daskinfer.errors import DaskinferError
 from daskinfer.ids import make_nonce
 from daskinfer.storage.filesystem import modified_at, read_bytes, replace_bytes
 
@@ -24,6 +25,15 @@ _LONGEST_PAUSE = 5.0
 def beat(url: str) -> None:
     """Change a heartbeat; its writer does so at least every quarter of `TTL_SECONDS`."""
     replace_bytes(url, make_nonce().encode())
+
+
+def try_beat(url: str) -> bool:
+    """Change a heartbeat if the store lets us: a store that is away for a moment must not end hours of work."""
+    try:
+        beat(url)
+    except (DaskinferError, OSError):
+        return False
+    return True
 
 
 def read_beat(url: str) -> str | None:

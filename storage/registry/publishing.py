@@ -15,19 +15,29 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
-from daskinfer.errors import CheckpointError, Conflict, CorruptBlob, DaskinferError, SnapshotGone, StorageError
+from daskinfer.errors import (
+    CheckpointError,
+    Conflict,
+    CorruptBlob,
+    DaskinferError,
+    NotAllowed,
+    SnapshotGone,
+    StorageError,
+    YankedVersion,
+)
 from daskinfer.ids import make_nonce
 from daskinfer.spec.snapshot import EntryPoint, LayerGroup, Manifest, PlainFile, Resolution
 from daskinfer.storage.blobs import read_group, read_header
 from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import delete, join_url
-from daskinfer.storage.naming import check_alias, check_name, make_signature
+from daskinfer.storage.filesystem import delete, exists, join_url
+from daskinfer.storage.naming import check_alias, check_name, make_signature, name_principal
 from daskinfer.storage.registry import decisions
 from daskinfer.storage.registry.bases import Bases
-from daskinfer.storage.registry.catalog import Registry, Version, as_version
+from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.decisions import Decision
-from daskinfer.storage.registry.heartbeats import TTL_SECONDS, beat
+from daskinfer.storage.registry.heartbeats import TTL_SECONDS, try_beat
 from daskinfer.storage.registry.publications import abort, list_publications, name_job, publish_log, pulse_url
+from daskinfer.storage.registry.versions import Version, fold
 
 PLAIN_SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja", ".md", ".bpe", ".codes", ".tiktoken"})
 """What a configuration or tokenizer file may be; formats that can carry code are not among them."""
@@ -95,7 +105,8 @@ def publish(
 ) -> Resolution:
     """Publish a checkpoint as the next version of a model, and point an alias at it.
 
-    Content that a live version of that model already has is not stored again: that version is returned.
+    Content that a live version of that model already has is not stored again: that version is returned. Where it was
+    yanked, publishing it again is refused.
 
     Parameters
     ----------
@@ -114,6 +125,8 @@ def publish(
     ------
     CheckpointError
         Where a name is not allowed, or the source holds something other than safetensors and plain files.
+    YankedVersion
+        Where a version with this content was yanked.
     StorageError
         Where the registry cannot be written.
     """
@@ -133,11 +146,15 @@ def publish(
 
 
 def finish_all(registry: Registry) -> list[Version]:
-    """Finish every publish that was committed and then cut off; return the versions that they became."""
+    """Finish every publish that was committed and then cut off; return the versions that they became.
+
+    What this process has no right to finish is left to those who have.
+    """
     finished = []
     for publication in list_publications(registry):
         if publication.state == "committed":
-            finished.append(_finish(registry, publication.identity, publication.records[1]))
+            with suppress(NotAllowed):
+                finished.append(finish(registry, publication.identity, publication.records[1]))
     return finished
 
 
@@ -201,12 +218,12 @@ def _describe(
 
 
 def _find_equal(registry: Registry, name: str, source: CheckpointSource, watch: Watch) -> Version | None:
-    """Return the latest live version with the source's content, all of it still intact."""
+    """Return the latest live version with the source's content, all of it still intact; a yanked one if need be."""
     versions = registry.versions(name)
     if not versions:
         return None
     wanted = _describe(name, source, lambda digest, data: "", partial(watch, "comparing"))
-    for version in reversed(versions):
+    for version in sorted(versions, key=lambda each: (each.yanked is None, each.number), reverse=True):
         if registry.life(version.snapshot) != "live":
             continue
         try:
@@ -247,7 +264,7 @@ def _publish_new(registry: Registry, name: str, source: CheckpointSource, alias:
     stored: list[str] = []
 
     def store(digest: str, data: bytes) -> str:
-        beat(pulse)
+        try_beat(pulse)
         if (known := bases.find(digest, len(data))) is not None:
             return known
         blob = f"blobs/{digest[:2]}/{digest}.{identity}"
@@ -257,7 +274,7 @@ def _publish_new(registry: Registry, name: str, source: CheckpointSource, alias:
         return blob
 
     def tell(done: int, total: int) -> None:
-        beat(pulse)
+        try_beat(pulse)
         watch("storing", done, total)
 
     try:
@@ -283,42 +300,63 @@ def _publish_new(registry: Registry, name: str, source: CheckpointSource, alias:
                 hint="Publish again.",
             ) from error
         raise
-    version = _finish(registry, identity, record)
-    bases.release()
-    return version
+    try:
+        return finish(registry, identity, record)
+    finally:
+        # Whatever the alias came to: once the manifest is there, it needs no base.
+        if exists(registry.manifest_url(Manifest.model_validate(record["manifest"]).digest)):
+            bases.release()
 
 
-def _finish(registry: Registry, identity: str, commit: dict[str, Any]) -> Version:
-    """Do what follows a commit; all of it may have been done, or be under way elsewhere."""
+def finish(registry: Registry, identity: str, commit: dict[str, Any]) -> Version:
+    """Do what follows a commit; all of it may have been done, or be under way elsewhere.
+
+    A commit that copies a snapshot from another registry brings the records of the publishes that made it there.
+    """
     manifest = Manifest.model_validate(commit["manifest"])
     snapshot = manifest.digest
     if not create(registry.manifest_url(snapshot), manifest.encode()):
         raise CorruptBlob(
             f"{registry.manifest_url(snapshot)} is there with other bytes", hint="Delete that file, then publish again."
         )
-    version = _append_version(registry, manifest.model, identity, snapshot)
-    if "alias" in commit:
-        # Whoever moved the alias since the commit meant it: a late finisher must not move it back.
-        with suppress(Conflict, SnapshotGone):
+    own = {"snapshot": snapshot, "publish": identity, **make_signature()}
+    for origin in commit.get("versions", [own]):
+        version = append_version(registry, manifest.model, origin)
+    refusal = None
+    # An alias moves with the rights of whoever asked for it, never with those of a stranger who finishes their publish.
+    if "alias" in commit and commit["by"] == name_principal():
+        try:
             registry.set_alias(
                 manifest.model, commit["alias"], snapshot, expect=commit["alias_sequence"], publish=identity
             )
+        except (Conflict, SnapshotGone, YankedVersion):
+            pass  # whoever moved the alias since the commit meant it: a late finisher must not move it back
+        except NotAllowed as error:
+            refusal = error
     create(join_url(registry.url, "publish", f"{identity}.done"), b"{}")
-    delete(pulse_url(registry, identity))
+    # Heartbeats are deleted by whoever may: a publisher need not have the right to delete.
+    with suppress(NotAllowed):
+        delete(pulse_url(registry, identity))
+    if refusal is not None:
+        raise NotAllowed(
+            f"{manifest.model} v{version.number} was published, but {commit['alias']} was not moved: {refusal.message}",
+            hint=refusal.hint,
+        )
     return version
 
 
-def _append_version(registry: Registry, name: str, identity: str, snapshot: str) -> Version:
+def append_version(registry: Registry, name: str, origin: dict[str, Any]) -> Version:
+    """Append the record of a publish to a model's versions, unless it is there."""
     log = registry.versions_log(name)
+    decision = Decision(registry.url, "publish", f"models/{name}/versions")
     while True:
         slots = log.read()
-        mine = next((slot for slot in slots if slot.record.get("publish") == identity), None)
+        versions = fold(slot.record for slot in slots)
+        mine = next((version for version in versions if version.publish == origin["publish"]), None)
         if mine is not None:
-            return as_version(mine)
-        record = {"op": "publish", "snapshot": snapshot, "publish": identity, **make_signature()}
+            return mine
         with suppress(Conflict):
-            decision = Decision(registry.url, "publish", f"models/{name}/versions")
-            return as_version(decisions.append(decision, log, record, expect=len(slots)))
+            decisions.append(decision, log, {"op": "publish", **origin}, expect=len(slots))
 
 
 def _points_at(registry: Registry, name: str, alias: str, version: Version) -> bool:

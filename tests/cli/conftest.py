@@ -152,7 +152,7 @@ class FakeApi:
             aliases=(AliasRow(name="prod", snapshot=SNAPSHOT, version=3),),
         )
 
-    def set_alias(self, name: str, alias: str, target: str, *, registry: str) -> Resolution:
+    def set_alias(self, name: str, alias: str, target: str, *, registry: str, **options: object) -> Resolution:
         return Resolution(reference=f"{name}@{target}", name=name, snapshot=SNAPSHOT, version=3, alias=alias)
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from daskinfer.graphs.context import open_job_sink
 from daskinfer.spec.job import Report
 from daskinfer.spec.recipe import Recipe
 from daskinfer.storage.jobs import JobStore
+from daskinfer.storage.outputs.job import open_output
 from tests.e2e.conftest import read_output
 
 
@@ -41,5 +41,5 @@ def read_quarantine(output: Path) -> dict[int, str]:
 
 def read_microbatches(recipe: Recipe, report: Report) -> list[tuple[tuple[int, int], ...]]:
     """Return the (rows, length) of all microbatches, partition by partition, as the commit records tell."""
-    records = open_job_sink(JobStore(recipe.workspace, report.job).record()).committed()
+    records = open_output(JobStore(recipe.workspace, report.job).record(), recipe.workspace).committed()
     return [record.microbatches for record in sorted(records, key=lambda record: record.partition)]

@@ -11,11 +11,12 @@ from daskinfer.graphs.build import commit_graph, crew_token, load_graph, microba
 from daskinfer.graphs.handoff import Encoded, Handoff, JobHandle
 from daskinfer.graphs.sizes import register_sizes
 from daskinfer.models.encoding import EncodedRows, Variants
+from daskinfer.spec.generation import Pin
 from daskinfer.spec.rows import InputFile, Microbatch, Partition, Segment
 from daskinfer.storage.inputs.reading import PartitionSource
 from daskinfer.storage.inputs.seam import Layout
 
-HANDLE = JobHandle(workspace="/work", job="job", epoch=3)
+HANDLE = JobHandle(workspace="/work", job="job", epoch=3, pin=Pin(snapshot="sha256:one"))
 PARTITION = Partition(number=5, first_row=50, rows=10, segments=(Segment(file=0, begin=0, end=100, rows=10, line=51),))
 
 
@@ -28,36 +29,43 @@ def test_a_partition_is_read_encoded_and_counted() -> None:
     source = PartitionSource("jsonl", PARTITION, ((file,),), Layout({"text": "string"}, ("text",), ()))
     graph = prepare_graph(HANDLE, source, attempt=2)
     rows, encoded, count = graph.wanted
-    assert rows == ("job/read", 3, 5, 2)
+    assert rows == ("job/read", 3, 0, 5, 2)
     assert dependencies(graph.tasks[encoded]) == {rows}
     assert dependencies(graph.tasks[count]) == {encoded}
     assert all(resources.keys() == {crew_token(HANDLE)} for resources in graph.resources.values())
 
 
 def test_a_microbatch_goes_through_all_stages_on_the_workers_that_hold_them() -> None:
-    encoded = ("job/encode", 3, 5, 0)
+    encoded = ("job/encode", 3, 0, 5, 0)
     graph = microbatch_graph(HANDLE, 3, {"GPU": 1}, partition=5, numbers=(0, 7), encoded=encoded, attempt=0)
-    assert graph.wanted == (("job/stage-2", 3, 5, 0, 0), ("job/stage-2", 3, 5, 7, 0))
+    assert graph.wanted == (("job/stage-2", 3, 0, 5, 0, 0), ("job/stage-2", 3, 0, 5, 7, 0))
     assert len(graph.tasks) == 6
     for stage in range(3):
-        key = (f"job/stage-{stage}", 3, 5, 7, 0)
-        before = {(f"job/stage-{stage - 1}", 3, 5, 7, 0)} if stage else set()
+        key = (f"job/stage-{stage}", 3, 0, 5, 7, 0)
+        before = {(f"job/stage-{stage - 1}", 3, 0, 5, 7, 0)} if stage else set()
         assert dependencies(graph.tasks[key]) == {encoded, *before}
         assert graph.resources[key] == {"GPU": 1, stage_token(HANDLE, stage): 1}
 
 
 def test_a_commit_needs_every_microbatch() -> None:
-    handoffs = [("job/stage-1", 3, 5, number, 0) for number in range(4)]
-    graph = commit_graph(HANDLE, 5, ("job/read", 3, 5, 0), ("job/encode", 3, 5, 0), handoffs, attempt=0)
+    handoffs = [("job/stage-1", 3, 0, 5, number, 0) for number in range(4)]
+    graph = commit_graph(HANDLE, 5, ("job/read", 3, 0, 5, 0), ("job/encode", 3, 0, 5, 0), handoffs, attempt=0)
     (task,) = graph.tasks.values()
-    assert dependencies(task) == {("job/read", 3, 5, 0), ("job/encode", 3, 5, 0), *handoffs}
+    assert dependencies(task) == {("job/read", 3, 0, 5, 0), ("job/encode", 3, 0, 5, 0), *handoffs}
 
 
 def test_another_epoch_shares_no_key_and_no_token() -> None:
-    later = JobHandle(workspace="/work", job="job", epoch=4)
+    later = replace(HANDLE, epoch=4)
     assert load_graph(HANDLE, 0, "a").wanted != load_graph(later, 0, "a").wanted
     assert stage_token(HANDLE, 0) != stage_token(later, 0)
     assert crew_token(HANDLE) != crew_token(later)
+
+
+def test_another_generation_shares_no_key_and_no_stage_but_its_workers() -> None:
+    other = replace(HANDLE, pin=Pin(generation=1, snapshot="sha256:two"))
+    assert load_graph(HANDLE, 0, "a").wanted != load_graph(other, 0, "a").wanted
+    assert stage_token(HANDLE, 0) != stage_token(other, 0)
+    assert crew_token(HANDLE) == crew_token(other)
 
 
 TEXTS = EncodedRows(ids=np.array([1, 2, 3, 4, 5, 6], np.int32), starts=np.array([0, 1, 4, 6]), pad=9)

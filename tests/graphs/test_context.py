@@ -28,7 +28,8 @@ def begin(folder: Path, name: str) -> JobContext:
             "pipeline": {"stages": 2},
         }
     )
-    return open_context(JobHandle(recipe.workspace, open_job(recipe, WORKERS, fresh=False).record.job, 0))
+    record = open_job(recipe, WORKERS, fresh=False).record
+    return open_context(JobHandle(recipe.workspace, record.job, 0, record.first_pin))
 
 
 def test_shards_are_shared_only_by_jobs_that_ask_the_same(tmp_path: Path) -> None:

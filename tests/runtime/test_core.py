@@ -39,8 +39,11 @@ from daskinfer.runtime.messages import (
     WorkerJoined,
     WorkerLost,
 )
+from daskinfer.runtime.pinning import Pinning
+from daskinfer.spec.generation import Pin
 from daskinfer.spec.job import CommitRecord, StageTrail
 from daskinfer.spec.plan import Numerics, Plan, StagePlan, WorkerShape
+from daskinfer.spec.recipe import Consistency
 
 SNAPSHOT, SOURCE = "sha256:weights", "sha256:code"
 
@@ -76,11 +79,12 @@ def make_core(
 ) -> DriverCore:
     return DriverCore(
         plan=make_plan(replicas, window),
-        snapshot=SNAPSHOT,
+        pinning=Pinning(Pin(snapshot=SNAPSHOT), Consistency()),
+        rules=Consistency(),
         source=SOURCE,
         epoch=1,
         partitions=partitions,
-        committed=committed,
+        committed=dict.fromkeys(committed, SNAPSHOT),
         rejects=0,
         requires={"GPU": 1},
         limits=limits or Limits(rejects=0),

@@ -8,6 +8,7 @@ from distributed import Client
 from daskinfer.graphs.handoff import JobHandle
 from daskinfer.graphs.reporting import LOADING_TOPIC, LoadMeter
 from daskinfer.runtime.loads import Loads
+from daskinfer.spec.generation import Pin
 
 
 def totals(loads: Loads) -> tuple[int, int, int, int]:
@@ -46,7 +47,9 @@ def test_workers_tell_seldom_and_name_their_job(client: Client, addresses: list[
     heard: list[dict[str, Any]] = []
     client.subscribe_topic(LOADING_TOPIC, lambda event: heard.append(event[1]))
     try:
-        handles = [JobHandle("work", name, epoch) for name, epoch in (("one", 1), ("other", 2))]
+        handles = [
+            JobHandle("work", name, epoch, Pin(snapshot="sha256:1")) for name, epoch in (("one", 1), ("other", 2))
+        ]
         futures = [
             client.submit(count, handle, 700, workers=[worker], pure=False)
             for handle, worker in zip(handles, addresses, strict=True)

@@ -88,7 +88,7 @@ def test_a_busy_store_is_tried_again(s3_url: str) -> None:
 
 @pytest.mark.s3
 def test_a_store_that_stays_busy_is_given_up(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daskinfer.storage.exclusive._ATTEMPTS", 2)
+    monkeypatch.setattr("daskinfer.storage.retries.ATTEMPTS", 2)
     url = join_url(s3_url, make_nonce())
     with FaultyFS(url, "pipe_file", be_busy, times=99), pytest.raises(StorageError, match="stayed busy"):
         create(url, b"mine")

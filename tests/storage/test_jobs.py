@@ -94,7 +94,7 @@ def make_report(epoch: int, verdict: str) -> Report:
     values: dict[str, object] = dict.fromkeys(Report.model_fields, 0)
     values.update(dict.fromkeys(("job", "name", "message", "checkpoint", "snapshot", "recipe", "key", "precision"), ""))
     values.update(dict.fromkeys(("output", "report", "command", "started"), ""))
-    values.update(stages=(), counters={}, incidents=(), rejects=(), versions={}, version=None)
+    values.update(snapshots=(), stages=(), counters={}, incidents=(), rejects=(), versions={}, version=None)
     return Report.model_validate({**values, "epoch": epoch, "verdict": verdict})
 
 

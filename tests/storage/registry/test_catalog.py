@@ -1,40 +1,14 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from daskinfer.errors import CheckpointError, Conflict, CorruptBlob, SnapshotGone
+from daskinfer.errors import CheckpointError, CorruptBlob, SnapshotGone
 from daskinfer.ids import shorten
 from daskinfer.storage.filesystem import replace_bytes
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.publishing import publish
-from daskinfer.testing.checkpoints import make_checkpoint
-
-MOVER = """
-import sys
-from daskinfer.errors import Conflict
-from daskinfer.storage.registry.catalog import Registry
-registry = Registry(sys.argv[1])
-won = 0
-while won < 4:
-    sequence = registry.aliases("mini")["prod"].sequence
-    try:
-        head = registry.set_alias("mini", "prod", sys.argv[2], expect=sequence + 1)
-    except Conflict:
-        continue
-    print(head.sequence)
-    won += 1
-"""
-
-
-def make_registry(url: str | Path, versions: int = 3) -> Registry:
-    registry = Registry(str(url))
-    for seed in range(versions):
-        publish(registry, "mini", make_checkpoint(seed), "prod")
-    return registry
+from daskinfer.testing.checkpoints import make_registry
 
 
 def test_references_on_every_store(any_store: str) -> None:
@@ -119,34 +93,6 @@ def test_a_changed_file_is_refused(tmp_path: Path) -> None:
     blob.unlink()
     with pytest.raises(CorruptBlob, match=r"vocab.txt of mini is gone"):
         registry.file(manifest, "vocab.txt")
-
-
-def test_alias_history_and_rollback(any_store: str) -> None:
-    registry = make_registry(any_store)
-    registry.set_alias("mini", "prod", "v1", expect=3)
-    registry.set_alias("mini", "canary", "prod")
-    history = registry.alias_history("mini", "prod")
-    assert [(move.sequence, move.version) for move in history] == [(0, 1), (1, 2), (2, 3), (3, 1)]
-    assert {alias: head.version for alias, head in registry.aliases("mini").items()} == {"prod": 1, "canary": 1}
-    assert history[-1].publish is None and history[0].publish is not None
-    with pytest.raises(Conflict):
-        registry.set_alias("mini", "prod", "v2", expect=3)
-    with pytest.raises(CheckpointError, match="reads as a version"):
-        registry.set_alias("mini", "v7", "v2")
-    assert registry.aliases("mini")["prod"].sequence == 3
-
-
-def test_processes_that_move_an_alias_make_one_history(tmp_path: Path) -> None:
-    registry = make_registry(tmp_path)
-    command = [sys.executable, "-c", MOVER, str(tmp_path)]
-    movers = [subprocess.Popen([*command, f"v{n + 1}"], stdout=subprocess.PIPE) for n in range(3)]
-    won = [list(map(int, mover.communicate(timeout=60)[0].split())) for mover in movers]
-    assert [mover.returncode for mover in movers] == [0, 0, 0]
-    history = registry.alias_history("mini", "prod")
-    assert [move.sequence for move in history] == list(range(3 + 12))
-    for number, sequences in enumerate(won, start=1):
-        assert len(sequences) == 4
-        assert {history[sequence].version for sequence in sequences} == {number}
 
 
 def test_life_of_a_snapshot(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def test_errors_are_clear(tmp_path: Path) -> None:
 
 
 @pytest.mark.s3
-@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("step", [0, 2])  # the lock, then after its event the heartbeat
 def test_a_store_that_refuses_the_lock_stops_the_job(s3_url: str, step: int) -> None:
     registry, snapshot = publish_one(f"{s3_url}/locks")
     with FaultyFS(s3_url, "pipe_file", be_full, after=step), pytest.raises(StorageError, match="no space left"):

@@ -1,0 +1,22 @@
+"""Stores: whether one is safe to use."""
+
+from __future__ import annotations
+
+from daskinfer.spec.storecheck import StoreReport
+from daskinfer.storage.doctor import examine
+
+
+def examine_store(url: str) -> StoreReport:
+    """Try everything that daskinfer needs of a store, and say what it does not do.
+
+    Parameters
+    ----------
+    url
+        A folder on it, or where one could be made; what is written there is removed.
+
+    Raises
+    ------
+    StorageError
+        Nothing can be written there, or daskinfer knows no safe way to.
+    """
+    return examine(url)

@@ -1,0 +1,47 @@
+"""Rights, events and signatures as text on stdout."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+import click
+
+from daskinfer.ids import shorten
+from daskinfer.spec.trust import AuditTrail, RoleRow, SignatureRow
+
+_WORDS = {True: "valid", False: "of another key", None: "not verified"}
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def print_roles(roles: Iterable[RoleRow]) -> None:
+    """Print where each role writes."""
+    for role in roles:
+        click.echo(f"{click.style(role.name, bold=True)}  {role.purpose}")
+        for verb, patterns in (("creates", role.create), ("replaces", role.replace), ("deletes", role.delete)):
+            if patterns:
+                click.echo(f"  {verb:<9} {' '.join(patterns)}")
+    click.echo("everyone   reads everything")
+
+
+def print_trail(trail: AuditTrail) -> None:
+    """Print a line for each event, then what does not fit."""
+    width = max((len(event.by) for event in trail.events), default=0)
+    for event in trail.events:
+        what = event.action if event.operation in (None, event.action) else f"{event.action} {event.operation}"
+        digest = f"sha256:{shorten(event.digest)}"
+        record = _DIGEST.sub(lambda digits: shorten(digits[0]), event.record)
+        click.echo(f"{event.at}  {event.by:<{width}}  {what:<15}  {record}  {digest}")
+    for finding in trail.findings:
+        color = "red" if finding.severity == "broken" else "yellow"
+        click.echo(f"{click.style(finding.severity + ':', fg=color, bold=True)} {finding.where}: {finding.what}")
+    shown = "" if len(trail.events) == trail.checked else f", {len(trail.events)} shown"
+    click.echo(f"{trail.checked} events verified{shown}, {len(trail.broken)} broken")
+
+
+def print_signatures(reference: str, rows: Sequence[SignatureRow]) -> None:
+    """Print a line for each signature."""
+    for row in rows:
+        click.echo(f"{row.at}  {row.by}  key {shorten(row.key)}  {_WORDS[row.valid]}")
+    if not rows:
+        click.echo(f"{reference} is not signed")

@@ -1,0 +1,51 @@
+"""The gate report as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from daskinfer.reports.page import load_template
+from daskinfer.spec.comparison import Both, FieldComparison, GateReport
+from daskinfer.spec.gate import Gate
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two bars beside each other."""
+
+    name: str
+    """What they are of."""
+    rows: Both[int]
+    """How much they stand for."""
+    current: float
+    """Length of one, in percent of the longest."""
+    candidate: float
+    """Length of the other."""
+
+
+def render_gate(report: GateReport) -> str:
+    """Return a self-contained page, light or dark as the reader's system is."""
+    return load_template("gate.html.jinja").render(
+        report=report,
+        failures=[check for check in report.checks if not check.passed],
+        meanings={name: info.description for name, info in Gate.model_fields.items()},
+        distributions=[draw_distribution(field) for field in report.fields],
+        labels=[draw_labels(field) for field in report.fields],
+    )
+
+
+def draw_distribution(field: FieldComparison) -> list[Pair]:
+    """Return a pair for every slice of a column's distribution, in their order."""
+    return _stretch((f"{bar.low:.4g} to {bar.high:.4g}", bar.rows) for bar in field.bars)
+
+
+def draw_labels(field: FieldComparison) -> list[Pair]:
+    """Return a pair for every label whose number is told."""
+    return _stretch((found.label, found.rows) for found in field.labels)
+
+
+def _stretch(found: Iterable[tuple[str, Both[int]]]) -> list[Pair]:
+    pairs = list(found)
+    most = max((max(rows.current, rows.candidate) for _, rows in pairs), default=0) or 1
+    return [Pair(name, rows, 100 * rows.current / most, 100 * rows.candidate / most) for name, rows in pairs]

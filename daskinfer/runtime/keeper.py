@@ -1,0 +1,186 @@
+"""What a driver holds in storage on behalf of its job: a lock for every snapshot in use, and the log of generations."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+
+from daskinfer.errors import CheckpointError
+from daskinfer.graphs.context import make_request, open_transports
+from daskinfer.graphs.handoff import JobHandle
+from daskinfer.ids import shorten
+from daskinfer.models.tasks.encode import row_length
+from daskinfer.models.tasks.fields import takes_text
+from daskinfer.runtime.outlines import find_outline
+from daskinfer.runtime.pinning import Head
+from daskinfer.spec.generation import Pin
+from daskinfer.spec.job import CommitRecord, JobRecord
+from daskinfer.spec.recipe import Recipe
+from daskinfer.spec.snapshot import Manifest
+from daskinfer.storage.filesystem import absolute_url
+from daskinfer.storage.generations import GenerationLog
+from daskinfer.storage.jobs import JobStore
+from daskinfer.storage.outputs.job import open_output, open_stage
+from daskinfer.storage.outputs.sink import WholeOutput
+from daskinfer.storage.registry import locks
+from daskinfer.storage.registry.catalog import Registry
+from daskinfer.storage.registry.locks import SnapshotLock
+from daskinfer.storage.registry.signatures import require_signatures
+
+
+class Keeper:
+    """The snapshots of one run. Its calls may come from two threads.
+
+    Parameters
+    ----------
+    record
+        The job.
+    recipe
+        As it is now: the keys that must have signed may differ from the job's record.
+    epoch
+        Life of the driver.
+    """
+
+    def __init__(self, record: JobRecord, recipe: Recipe, epoch: int) -> None:
+        self._record = record
+        self._signed_by = recipe.model.signed_by
+        self._workspace = absolute_url(recipe.workspace)
+        self._epoch = epoch
+        self._registry = Registry(record.registry)
+        self._held: dict[str, SnapshotLock] = {}
+        self._users: dict[int, str] = {}
+        self._guard = threading.RLock()
+        self.log = GenerationLog(JobStore(recipe.workspace, record.job).url, record.first_pin, epoch)
+
+    def begin(self) -> Pin:
+        """Lock what the job is on, and let go of what an earlier driver held besides; return the pin to start on."""
+        current = self.log.known.current
+        self._lock(current)
+        for pin in self.log.known.pins:
+            if pin.generation == current.generation or pin.generation in self.log.known.dropped:
+                continue
+            if pin.generation > current.generation:
+                self.log.drop(pin.generation, "its driver ended before anything started on it")
+            if pin.snapshot != current.snapshot:
+                locks.remove(self._registry, pin.snapshot, self._record.job)
+        return current
+
+    def look(self) -> Head:
+        """Return where the job's alias points now."""
+        resolution = self._registry.resolve(self._record.resolution.reference)
+        if resolution.sequence is None:
+            raise CheckpointError(f"{resolution.reference} is no alias")
+        return Head(resolution.snapshot, resolution.sequence, resolution.version)
+
+    def open(self, pin: Pin) -> None:
+        """Lock a snapshot, make sure that it fits the job's plan, prepare its places and write it down.
+
+        Raises
+        ------
+        CheckpointError
+            It has another shape than the snapshot that the job was planned for.
+        JobBusy
+            Another driver has taken the job over.
+        """
+        try:
+            self._lock(pin)
+            self._check_fit(self._held[pin.snapshot].manifest)
+            self.prepare_places(pin)
+            self.log.prepare(pin)
+        except BaseException:
+            self._unlock(pin)
+            raise
+
+    def prepare_places(self, pin: Pin) -> None:
+        """Make the folders that attempts on a pin write into; idempotent."""
+        if self._record.is_staged or pin.generation:
+            open_stage(self._record, pin).create()
+        for transport in open_transports(self._record, self.handle(pin)):
+            transport.create()
+
+    def handle(self, pin: Pin) -> JobHandle:
+        """Return what tasks on a pin are told of the job."""
+        return JobHandle(self._workspace, self._record.job, self._epoch, pin)
+
+    def output(self) -> WholeOutput:
+        """Return the job's output as this driver knows it."""
+        return open_output(self._record, self._workspace, self.log)
+
+    def switch(self, pin: Pin, partitions: Iterable[int]) -> Sequence[CommitRecord]:
+        """Let a generation take over partitions; return the commits that still count."""
+        self.log.switch(pin.generation, partitions)
+        return list(self.output().committed())
+
+    def retire(self, pin: Pin) -> None:
+        """Give a snapshot back that nothing is computed on any more."""
+        if pin.generation > self.log.known.current.generation:
+            self.log.drop(pin.generation, "it was given up")
+        self._unlock(pin)
+
+    def heartbeat(self) -> None:
+        """Show that the holder of the locks lives."""
+        for lock in self._locks():
+            lock.heartbeat()
+
+    def check(self) -> None:
+        """Make sure that every snapshot in use is still there.
+
+        Raises
+        ------
+        SnapshotGone
+            A collector took the job for dead, because it was silent for too long.
+        """
+        for lock in self._locks():
+            lock.check()
+
+    def release(self) -> None:
+        """Let go of every snapshot: the output is sealed."""
+        with self._guard:
+            for lock in self._held.values():
+                lock.release()
+            self._held.clear()
+            self._users.clear()
+
+    def _locks(self) -> list[SnapshotLock]:
+        with self._guard:
+            return list(self._held.values())
+
+    def _lock(self, pin: Pin) -> None:
+        lock = locks.take(self._registry, pin.snapshot, self._record.job)
+        with self._guard:
+            self._held[pin.snapshot] = lock
+            self._users[pin.generation] = pin.snapshot
+        require_signatures(self._registry, pin.snapshot, self._signed_by)
+
+    def _unlock(self, pin: Pin) -> None:
+        with self._guard:
+            self._users.pop(pin.generation, None)
+            if pin.snapshot not in self._users.values() and pin.snapshot in self._held:
+                self._held.pop(pin.snapshot).release()
+
+    def _check_fit(self, manifest: Manifest) -> None:
+        record = self._record
+        first = self._held[self.log.known.current.snapshot].manifest
+        files = {file.path: self._registry.file(manifest, file.path) for file in manifest.files}
+        request = make_request(record.recipe, manifest, files, record.outline.inputs)
+        differences = {
+            "its architecture": manifest.architecture != first.architecture,
+            "its precision": manifest.dtype != first.dtype,
+            "its code": manifest.entry != first.entry,
+            "names or shapes of its tensors": _shape_of(manifest) != _shape_of(first),
+        }
+        if not any(differences.values()):
+            outline = find_outline(self._registry.url, request, record.plan.numerics.dtype)
+            differences["its layers, or what crosses between them"] = outline != record.outline
+            is_shorter = takes_text(request) and row_length(request) < record.plan.max_length
+            differences["the longest text that it takes"] = is_shorter
+        if found := [what for what, differs in differences.items() if differs]:
+            raise CheckpointError(
+                f"snapshot {shorten(manifest.digest)} does not fit the plan of job {record.job}: {' and '.join(found)} "
+                f"differ from {shorten(first.digest)}",
+                hint="Start a new job on it: run with another output.url, or with --fresh.",
+            )
+
+
+def _shape_of(manifest: Manifest) -> dict[str, list[tuple[str, str, tuple[int, ...]]]]:
+    return {group.name: [(each.name, each.dtype, each.shape) for each in group.tensors] for group in manifest.groups}

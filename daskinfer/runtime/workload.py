@@ -1,0 +1,122 @@
+"""Partitions on their way from waiting to committed: the part of the driver's logic that keeps the window full."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+from daskinfer.runtime.messages import Action, Commit, Prepare, Release, Submit
+
+Place = tuple[int, int]
+"""(generation, partition) of an attempt."""
+
+
+@dataclass(slots=True)
+class OpenPartition:
+    """A partition between its first task and its commit, on one generation."""
+
+    microbatches: int | None = None
+    submitted: int = 0
+    done: set[int] = field(default_factory=set)
+    attempts: Counter[tuple[str, int]] = field(default_factory=Counter)
+    committing: bool = False
+
+    @property
+    def unsubmitted(self) -> int:
+        """Microbatches that are known and not in flight yet."""
+        return (self.microbatches or 0) - self.submitted
+
+
+class Workload:
+    """What is left to do, and what is in work.
+
+    Parameters
+    ----------
+    window
+        Microbatches in flight.
+    partitions
+        How many the input has.
+    committed
+        Numbers of those that are committed.
+    """
+
+    def __init__(self, window: int, partitions: int, committed: Collection[int]) -> None:
+        self._window = window
+        self._waiting = (number for number in range(partitions) if number not in committed)
+        self._open: dict[Place, OpenPartition] = {}
+        self._in_flight = 0
+        self._typical: int | None = None
+        self.left = partitions - len(committed)
+
+    def __getitem__(self, place: Place) -> OpenPartition:
+        return self._open[place]
+
+    @property
+    def open(self) -> Collection[Place]:
+        """Attempts in work."""
+        return self._open.keys()
+
+    def take_waiting(self) -> tuple[int, ...]:
+        """Return the partitions that nothing has started on, and leave none."""
+        return tuple(self._waiting)
+
+    def refill(self, partitions: Iterable[int]) -> None:
+        """Let these partitions wait for their start, and nothing else be left."""
+        numbers = tuple(partitions)
+        self._waiting = (number for number in numbers)
+        self.left = len(numbers)
+
+    def prepared(self, place: Place, microbatches: int) -> list[Action]:
+        """Note how many microbatches a partition has."""
+        self._open[place].microbatches = microbatches
+        self._typical = max(1, microbatches)
+        return self._commit_if_whole(place)
+
+    def computed(self, place: Place, microbatch: int) -> list[Action]:
+        """Note that a microbatch is through the last stage."""
+        self._open[place].done.add(microbatch)
+        self._in_flight -= 1
+        return self._commit_if_whole(place)
+
+    def committed(self, place: Place) -> Action:
+        """Forget an attempt whose partition is committed."""
+        del self._open[place]
+        return Release(place[1], place[0])
+
+    def pump(self, generation: int, may_start: bool) -> list[Action]:
+        """Fill the window with microbatches, and prepare partitions on a generation so that it stays full."""
+        actions: list[Action] = []
+        for place, partition in self._open.items():
+            take = min(self._window - self._in_flight, partition.unsubmitted)
+            if take > 0:
+                begin = partition.submitted
+                numbers = tuple(range(begin, begin + take))
+                actions.append(Submit(place[1], numbers, attempt=0, generation=place[0]))
+                partition.submitted += take
+                self._in_flight += take
+        ahead = sum(partition.unsubmitted for partition in self._open.values())
+        preparing = sum(partition.microbatches is None for partition in self._open.values())
+        committing = sum(partition.committing for partition in self._open.values())
+        # Until one partition has shown how many microbatches to expect, two are enough to begin with.
+        expected = self._typical or self._window
+        while (
+            may_start
+            and ahead + preparing * expected < 2 * self._window
+            and preparing < self._window
+            and committing <= self._window
+        ):
+            number = next(self._waiting, None)
+            if number is None:
+                break
+            self._open[generation, number] = OpenPartition()
+            preparing += 1
+            actions.append(Prepare(number, attempt=0, generation=generation))
+        return actions
+
+    def _commit_if_whole(self, place: Place) -> list[Action]:
+        partition = self._open[place]
+        if partition.committing or len(partition.done) != partition.microbatches:
+            return []
+        partition.committing = True
+        return [Commit(place[1], attempt=0, generation=place[0])]

@@ -1,0 +1,72 @@
+"""The sinks of a job, as its record asks for them: for its driver, and for the attempts at its partitions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from daskinfer.spec.generation import Generations, Pin
+from daskinfer.spec.job import JobRecord
+from daskinfer.storage.filesystem import absolute_url
+from daskinfer.storage.generations import GenerationLog
+from daskinfer.storage.jobs import JobStore
+from daskinfer.storage.outputs.choice import choose_output_format, make_sink
+from daskinfer.storage.outputs.sink import OutputLayout, PartSink, WholeOutput
+from daskinfer.storage.outputs.staging import StagedOutput, StagedPartSink, staged_url
+
+
+def open_output(record: JobRecord, workspace: str, log: GenerationLog | None = None) -> WholeOutput:
+    """Return a job's whole output.
+
+    Parameters
+    ----------
+    record
+        The job.
+    workspace
+        Where it is recorded.
+    log
+        The driver's own log of generations; without it every look reads the log anew.
+    """
+    layout = _make_layout(record, record.first_pin if not record.is_staged else None)
+    sink = make_sink(record.output, _format_of(record), layout)
+    if not record.is_staged:
+        return sink
+    if log is not None:
+        return StagedOutput(record.output, layout, sink, lambda: log.known)
+    return StagedOutput(record.output, layout, sink, lambda: read_generations(record, workspace))
+
+
+def read_generations(record: JobRecord, workspace: str) -> Generations:
+    """Return the snapshots of a job, as its log tells now."""
+    return GenerationLog(JobStore(workspace, record.job).url, record.first_pin).known
+
+
+def open_part_sink(record: JobRecord, pin: Pin) -> PartSink:
+    """Return where attempts on a pin write and commit."""
+    layout, name = _make_layout(record, pin), _format_of(record)
+    if not (record.is_staged or pin.generation):
+        return make_sink(record.output, name, layout)
+    return open_stage(record, pin)
+
+
+def open_stage(record: JobRecord, pin: Pin) -> StagedPartSink:
+    """Return the folder of a generation whose parts lie apart."""
+    layout = _make_layout(record, pin)
+    inner = make_sink(staged_url(record.output, record.job, pin.generation), _format_of(record), layout)
+    return StagedPartSink(absolute_url(record.output), layout, pin, inner)
+
+
+def _format_of(record: JobRecord) -> str:
+    return choose_output_format(record.output, record.recipe.output.format)
+
+
+def _make_layout(record: JobRecord, pin: Pin | None) -> OutputLayout:
+    recipe = record.recipe
+    provenance: Mapping[str, str] = {} if pin is None else {"daskinfer_snapshot": pin.snapshot}
+    return OutputLayout(
+        job=record.job,
+        fields=record.fields,
+        keep=record.keep,
+        partition_rows=recipe.input.partition_rows,
+        rows=record.rows,
+        metadata={**provenance, "daskinfer_recipe": recipe.digest},
+    )

@@ -1,0 +1,121 @@
+"""Two sealed outputs side by side: whether they are of the same rows and columns, and their rows in pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from daskinfer.errors import Incomparable
+from daskinfer.spec.job import OutputField
+from daskinfer.storage.outputs.reading import SealedOutput
+from daskinfer.storage.outputs.sink import OutputPart
+
+
+def check_pair(current: SealedOutput, candidate: SealedOutput) -> None:
+    """Make sure that two outputs are of the same input and have the same columns.
+
+    The input is the same where its files are, by the digest that the manifests have of them; or where both outputs
+    keep a column of it, by which `pair_parts` then makes sure row by row.
+
+    Raises
+    ------
+    Incomparable
+        They are not.
+    """
+    mine, theirs = current.layout, candidate.layout
+    between = f"{current.url} and {candidate.url}"
+    if mine.rows != theirs.rows:
+        raise Incomparable(
+            f"{between} are not of the same rows: they have {mine.rows:,} and {theirs.rows:,}",
+            hint="Run both recipes on the same input.",
+        )
+    wrong = sorted({field.name for field in set(mine.fields) ^ set(theirs.fields)})
+    if wrong:
+        named = [
+            f"{name} ({' and '.join(_describe(layout.fields, name) for layout in (mine, theirs))})" for name in wrong
+        ]
+        raise Incomparable(
+            f"{between} do not have the same columns: {', '.join(named)}",
+            hint="Run both recipes with the same task and options.",
+        )
+    if mine.metadata.get("inputs") != theirs.metadata.get("inputs") and not _shared(current, candidate):
+        raise Incomparable(
+            f"{between} are not of the same input files, and keep no column by which their rows could be told",
+            hint="Run both recipes on the same input, or keep a column that names the row: output.keep: [id]",
+        )
+
+
+def pair_parts(current: SealedOutput, candidate: SealedOutput) -> Iterator[tuple[OutputPart, OutputPart]]:
+    """Return two outputs' results for the same rows, a range of rows at a time, whatever their partitions are.
+
+    Raises
+    ------
+    Incomparable
+        A column of the input that both keep differs in a row.
+    """
+    sizes = [output.layout.partition_rows for output in (current, candidate)]
+    names = _shared(current, candidate)
+    for pair in zip(_walk(current, sizes[1]), _walk(candidate, sizes[0]), strict=True):
+        for name in names:
+            row = _find_difference(*pair, name)
+            if row is not None:
+                raise Incomparable(
+                    f"{current.url} and {candidate.url} are not of the same rows: column '{name}' of the input differs in "
+                    f"row {row:,}",
+                    hint="Run both recipes on the same input.",
+                )
+        yield pair
+
+
+def _walk(output: SealedOutput, size: int) -> Iterator[OutputPart]:
+    """Return all parts of an output, each cut where partitions of `size` rows end, too."""
+    for number in range(output.layout.partitions):
+        part = output.read(number)
+        first, end = part.partition.first_row, part.partition.first_row + part.partition.rows
+        while first < end:
+            last = min(end, (first // size + 1) * size)
+            yield _take(part, first, last)
+            first = last
+
+
+def _find_difference(one: OutputPart, other: OutputPart, name: str) -> int | None:
+    """Return the first row that both have and in which a kept column differs."""
+    rows, left, right = np.intersect1d(one.rows, other.rows, assume_unique=True, return_indices=True)
+    mine, theirs = (part.kept.column(name).take(chosen) for part, chosen in ((one, left), (other, right)))
+    if mine.equals(theirs):
+        return None
+    for row, before, after in zip(rows.tolist(), mine.to_pylist(), theirs.to_pylist(), strict=True):
+        if before != after and not (_is_missing(before) and _is_missing(after)):
+            return int(row)
+    return None
+
+
+def _is_missing(value: Any) -> bool:
+    # Where one format writes null, another has NaN.
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _shared(current: SealedOutput, candidate: SealedOutput) -> list[str]:
+    """Return the input columns that both outputs keep."""
+    keep = candidate.layout.keep
+    return [name for name, kind in current.layout.keep.items() if keep.get(name) == kind]
+
+
+def _describe(fields: tuple[OutputField, ...], name: str) -> str:
+    field = next((field for field in fields if field.name == name), None)
+    return "missing" if field is None else f"{field.kind}{list(field.shape) or ''}"
+
+
+def _take(part: OutputPart, first: int, last: int) -> OutputPart:
+    """Return the rows of a part from `first` up to `last`."""
+    begin, end = np.searchsorted(part.rows, [first, last]).tolist()
+    return OutputPart(
+        partition=part.partition.model_copy(update={"first_row": first, "rows": last - first}),
+        positions=part.positions[begin:end] - np.int32(first - part.partition.first_row),
+        arrays={name: values[begin:end] for name, values in part.arrays.items()},
+        kept=part.kept.slice(begin, end - begin),
+        rejects=tuple(reject for reject in part.rejects if first <= reject.row < last),
+    )

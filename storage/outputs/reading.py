@@ -1,0 +1,166 @@
+"""Reading outputs back: the parts of a job, and a sealed output by its manifest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+
+from daskinfer.errors import Incomparable, IntegrityError
+from daskinfer.spec.job import OutputField
+from daskinfer.spec.rows import Partition
+from daskinfer.spec.section import Section
+from daskinfer.storage.filesystem import absolute_url, join_url, read_bytes
+from daskinfer.storage.outputs.arrays import VALID, read_arrays
+from daskinfer.storage.outputs.ledger import MANIFEST, read_manifest
+from daskinfer.storage.outputs.quarantine import read_rejects
+from daskinfer.storage.outputs.sink import OutputLayout, OutputPart
+from daskinfer.storage.outputs.tables import ARROW, ROW, decode_jsonl, decode_parquet, find_values
+
+
+class SealedPart(Section):
+    """A part as the manifest names it."""
+
+    partition: int
+    """Partition number."""
+    path: str
+    """Relative to the output; for Zarr a pattern over its arrays."""
+    digest: str
+    """xxh3-128 of the written part, hex."""
+    rows_out: int
+    """Rows with a result."""
+    rows_quarantined: int
+    """Rows refused."""
+    snapshot: str
+    """Snapshot that computed it."""
+
+
+@dataclass(frozen=True, slots=True)
+class SealedOutput:
+    """An output that is whole."""
+
+    url: str
+    """Where it is."""
+    layout: OutputLayout
+    """What its parts have in common; `metadata` is what the job said of itself."""
+    parts: tuple[SealedPart, ...]
+    """All of them, in order."""
+
+    def read(self, partition: int) -> OutputPart:
+        """Read a part."""
+        part = self.parts[partition]
+        return read_part(self.url, self.layout, part.partition, part.path, part.digest)
+
+
+def open_output(url: str) -> SealedOutput:
+    """Return a sealed output.
+
+    Raises
+    ------
+    Incomparable
+        It is not sealed, or its manifest does not say what its columns are.
+    """
+    place = absolute_url(url)
+    manifest = read_manifest(place)
+    if manifest is None:
+        raise Incomparable(
+            f"{place} is not a finished output: it has no {MANIFEST}",
+            hint="Check the path, or run its recipe to the end: daskinfer run RECIPE",
+        )
+    metadata = {key: value for key, value in manifest.items() if isinstance(value, str)}
+    try:
+        layout = OutputLayout(
+            job=manifest["job"],
+            fields=TypeAdapter(tuple[OutputField, ...]).validate_python(manifest["fields"]),
+            keep=dict(manifest["keep"]),
+            partition_rows=manifest["partition_rows"],
+            rows=manifest["rows_in"],
+            metadata=metadata,
+        )
+        parts = TypeAdapter(tuple[SealedPart, ...]).validate_python(manifest["parts"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise Incomparable(
+            f"{join_url(place, MANIFEST)} does not say what its columns are",
+            hint="It is damaged or was written by another version of daskinfer; make the output again with --fresh.",
+        ) from error
+    return SealedOutput(place, layout, parts)
+
+
+def read_part(url: str, layout: OutputLayout, partition: int, path: str, digest: str) -> OutputPart:
+    """Read a committed part: what was given to `Sink.write`, its rejects included.
+
+    Parameters
+    ----------
+    url
+        The output.
+    layout
+        What its parts have in common.
+    partition
+        Partition number.
+    path, digest
+        As its commit record, or the manifest, has them.
+
+    Returns
+    -------
+    OutputPart
+        Without the segments of the partition. jsonl writes NaN and infinities as null, which come back as NaN.
+
+    Raises
+    ------
+    IntegrityError
+        The part is gone, or has other bytes than were committed.
+    """
+    rows = Partition(
+        number=partition, first_row=partition * layout.partition_rows, rows=layout.rows_of(partition), segments=()
+    )
+    read = _read_zarr if path.startswith("*/") else _read_table
+    try:
+        return read(url, layout, rows, path, digest)
+    except FileNotFoundError as error:
+        raise _make_damage(url, partition, f"is gone: {error}") from error
+
+
+def _read_zarr(url: str, layout: OutputLayout, rows: Partition, path: str, digest: str) -> OutputPart:
+    try:
+        chunks, found = read_arrays(url, layout, rows)
+    except (KeyError, ValueError) as error:  # no such array, or a chunk that is too short
+        raise _make_damage(url, rows.number, f"cannot be read: {error}") from error
+    _verify(url, rows.number, found, digest)
+    valid = chunks[VALID]
+    return OutputPart(
+        partition=rows,
+        positions=np.flatnonzero(valid).astype(np.int32),
+        arrays={field.name: chunks[field.name][valid] for field in layout.fields},
+        kept=pa.table({name: pa.array(chunks[name][valid], ARROW[kind]) for name, kind in layout.keep.items()}),
+        rejects=() if valid.all() else read_rejects(url, rows.number),
+    )
+
+
+def _read_table(url: str, layout: OutputLayout, rows: Partition, path: str, digest: str) -> OutputPart:
+    data = read_bytes(join_url(url, path))
+    _verify(url, rows.number, xxhash.xxh3_128_hexdigest(data), digest)
+    table = decode_parquet(data) if path.endswith(".parquet") else decode_jsonl(data, layout)
+    numbers: NDArray[np.int64] = table.column(ROW).to_numpy()
+    return OutputPart(
+        partition=rows,
+        positions=(numbers - rows.first_row).astype(np.int32),
+        arrays={field.name: find_values(table, field) for field in layout.fields},
+        kept=table.select(list(layout.keep)).replace_schema_metadata(None),
+        rejects=() if len(numbers) == rows.rows else read_rejects(url, rows.number),
+    )
+
+
+def _verify(url: str, partition: int, found: str, digest: str) -> None:
+    if found != digest:
+        raise _make_damage(url, partition, f"is not what was committed: its digest is {found}, not {digest}")
+
+
+def _make_damage(url: str, partition: int, what: str) -> IntegrityError:
+    return IntegrityError(
+        f"partition {partition} of {url} {what}",
+        hint="Files of the output were deleted or changed; make it again with --fresh.",
+    )

@@ -1,0 +1,129 @@
+"""Outputs of jobs that may change their snapshot: every generation's parts lie apart, and the seal brings them together.
+
+A partition may then be computed twice, on two snapshots, and the slower attempt must never write over the faster one's
+bytes. So no attempt writes to the output itself: each writes to its generation's folder,
+`<output>/_daskinfer/generations/<job>/<generation>/`, and commits in its scope. Sealing copies what counts to its place,
+after a record in the generation log has ruled out that anything else will.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from daskinfer.spec.generation import Generations, Pin
+from daskinfer.spec.job import CommitRecord
+from daskinfer.storage.filesystem import delete, join_url, read_bytes, replace_bytes
+from daskinfer.storage.outputs.ledger import QUARANTINE, RECORDS, STAGED, Ledger
+from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, Sink, Written
+
+_COPIES = 8
+
+
+def staged_url(url: str, job: str, generation: int) -> str:
+    """Return where the parts of a generation lie, in the form of an output of their own."""
+    return join_url(url, RECORDS, STAGED, job, f"{generation:04d}")
+
+
+class StagedPartSink:
+    """Where the parts of one generation go.
+
+    Parameters
+    ----------
+    url
+        The output.
+    layout
+        Of the output.
+    pin
+        The generation.
+    inner
+        The sink of the generation's folder.
+    """
+
+    def __init__(self, url: str, layout: OutputLayout, pin: Pin, inner: Sink) -> None:
+        self._inner = inner
+        self._ledger = Ledger(url, layout, pin.scope)
+
+    def create(self) -> None:
+        """Prepare the generation's folder; idempotent."""
+        self._inner.create()
+
+    def write(self, part: OutputPart) -> Written:
+        """Write a part and its quarantine beside the output."""
+        return self._inner.write(part)
+
+    def commit(self, record: CommitRecord) -> CommitRecord:
+        """Create the part's commit record in the generation's scope."""
+        return self._ledger.commit(record)
+
+    def committed(self) -> Iterator[CommitRecord]:
+        """Return the records of the generation's scope."""
+        return self._ledger.committed()
+
+
+class StagedOutput:
+    """A whole output whose parts are staged by generation.
+
+    Parameters
+    ----------
+    url
+        The output.
+    layout
+        Of the output.
+    sink
+        Of the output itself.
+    generations
+        Returns the job's generations as they are now.
+    """
+
+    def __init__(self, url: str, layout: OutputLayout, sink: Sink, generations: Callable[[], Generations]) -> None:
+        self._url = url
+        self._layout = layout
+        self._sink = sink
+        self._generations = generations
+
+    def create(self) -> None:
+        """Prepare the output."""
+        self._sink.create()
+
+    def committed(self) -> Iterator[CommitRecord]:
+        """Return every partition's record that counts: the one in the scope that owns it."""
+        generations = self._generations()
+        found = {
+            record.partition: record
+            for scope in generations.scopes
+            for record in Ledger(self._url, self._layout, scope).committed()
+            if generations.owner(record.partition) == scope
+        }
+        return iter([found[partition] for partition in sorted(found)])
+
+    def seal(self, manifest: Mapping[str, Any]) -> bytes:
+        """Copy what counts to its place and declare the output whole. The generation log must be sealed before."""
+        records = list(self.committed())
+        with ThreadPoolExecutor(_COPIES, thread_name_prefix="seal") as pool:
+            for _ in pool.map(self._adopt, records):
+                pass
+        data = Ledger(self._url, self._layout).seal(manifest, records)
+        for pin in self._generations().pins:
+            if not pin.is_trial:
+                delete(staged_url(self._url, self._layout.job, pin.generation), recursive=True)
+        return data
+
+    def discard(self) -> None:
+        """Delete everything but the log of owners."""
+        self._sink.discard()
+
+    def _adopt(self, record: CommitRecord) -> None:
+        source = staged_url(self._url, self._layout.job, record.generation)
+        paths = self._sink.objects(record.partition)
+        if record.rows_quarantined:
+            paths.append(f"{QUARANTINE}/part-{record.partition:08d}.jsonl")
+        for path in paths:
+            try:
+                data = read_bytes(join_url(source, path))
+            except FileNotFoundError:
+                # An earlier sealer put it in place and cleared the stage; the manifest says whether that is true.
+                read_bytes(join_url(self._url, path))
+                continue
+            replace_bytes(join_url(self._url, path), data)

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from daskinfer.runtime.pinning import Head, Pinning
+from daskinfer.spec.generation import Generations, Pin, Step, as_ranges, fold
+from daskinfer.spec.recipe import Consistency
+
+
+def follow(**rules: object) -> Pinning:
+    return Pinning(Pin(snapshot="a", sequence=0), Consistency.model_validate(rules))
+
+
+def look(pinning: Pinning, snapshot: str, sequence: int, now: float) -> None:
+    pinning.ask(now)
+    pinning.see(Head(snapshot, sequence))
+
+
+def take_up(pinning: Pinning) -> Pin:
+    pin = pinning.propose()
+    assert pin is not None
+    pinning.advance()
+    return pin
+
+
+def test_a_strong_job_never_looks() -> None:
+    pinning = follow()
+    assert not pinning.wants_look(10**9)
+    assert pinning.may_start(10**9)
+
+
+def test_a_bounded_job_starts_nothing_on_what_it_does_not_know() -> None:
+    pinning = follow(mode="bounded", refresh=10)
+    assert not pinning.may_start(0)
+    assert pinning.wants_look(0)
+    pinning.ask(0)
+    assert not pinning.wants_look(0)  # one question at a time
+    pinning.see(Head("a", 0))
+    assert pinning.may_start(10)
+    assert not pinning.may_start(10.1), "what was seen is as old as the question"
+    assert pinning.wants_look(5)
+
+
+def test_lag_is_counted_in_moves_of_the_alias() -> None:
+    pinning = follow(mode="bounded", max_lag=1)
+    look(pinning, "b", 1, now=0)
+    assert pinning.lag == 1 and pinning.may_start(0)
+    look(pinning, "c", 2, now=1)
+    assert pinning.lag == 2 and not pinning.may_start(1)
+    pin = take_up(pinning)
+    assert (pin.generation, pin.snapshot, pin.sequence, pin.scope) == (1, "c", 2, 0)
+    assert pinning.lag == 0 and pinning.may_start(1)
+
+
+def test_an_alias_that_comes_back_leaves_no_lag() -> None:
+    pinning = follow(mode="bounded")
+    look(pinning, "b", 1, now=0)
+    look(pinning, "a", 2, now=1)
+    assert pinning.lag == 0 and pinning.may_start(1) and pinning.propose() is None
+    look(pinning, "b", 3, now=2)
+    assert pinning.lag == 1
+
+
+def test_age_counts_from_when_the_alias_was_seen_to_leave() -> None:
+    pinning = follow(mode="bounded", max_age=20, refresh=100)
+    look(pinning, "a", 0, now=0)
+    look(pinning, "b", 1, now=50)
+    look(pinning, "c", 2, now=60)  # moving on does not start the count anew
+    assert pinning.may_start(70)
+    assert not pinning.may_start(70.1)
+    look(pinning, "a", 3, now=80)
+    look(pinning, "d", 4, now=90)
+    assert pinning.may_start(110) and not pinning.may_start(110.1)
+
+
+def test_a_refused_snapshot_is_not_proposed_again_until_the_alias_moves() -> None:
+    pinning = follow(mode="eventual")
+    look(pinning, "b", 1, now=0)
+    assert pinning.propose() is not None
+    assert pinning.propose() is None  # one at a time
+    pinning.refuse()
+    assert pinning.propose() is None
+    look(pinning, "c", 2, now=1)
+    pin = pinning.propose()
+    assert pin is not None and (pin.generation, pin.snapshot) == (2, "c")
+
+
+def test_an_upgrade_has_a_scope_of_its_own() -> None:
+    pinning = follow(upgrade=True)
+    look(pinning, "b", 1, now=0)
+    pin = pinning.propose()
+    assert pin is not None and pin.scope == pin.generation == 1
+
+
+def test_only_the_first_failed_look_is_worth_a_note() -> None:
+    pinning = follow(mode="eventual")
+    for expected in (True, False, False):
+        pinning.ask(0)
+        assert pinning.miss() is expected
+    look(pinning, "a", 0, now=1)
+    pinning.ask(2)
+    assert pinning.miss()
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"mode": "strong", "max_lag": 1},
+        {"mode": "eventual", "max_age": 1},
+        {"mode": "bounded", "upgrade": True},
+        {"mode": "bounded", "converge": True},
+        {"mode": "bounded", "max_lag": -1},
+        {"mode": "eventual", "refresh": 0},
+    ],
+)
+def test_rules_that_mean_nothing_are_refused(rules: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        Consistency.model_validate(rules)
+
+
+def generations(*steps: Step) -> Generations:
+    return fold(Pin(snapshot="a"), steps)
+
+
+def prepare(number: int, scope: int) -> Step:
+    return Step(
+        op="prepare", generation=number, pin=Pin(generation=number, snapshot=f"s{number}", scope=scope), epoch=1
+    )
+
+
+def test_ranges() -> None:
+    assert as_ranges([]) == ()
+    assert as_ranges([4]) == ((4, 5),)
+    assert as_ranges([0, 1, 2, 5, 7, 8]) == ((0, 3), (5, 6), (7, 9))
+
+
+def test_a_switch_gives_partitions_to_its_generation_for_good() -> None:
+    switch = Step(op="switch", generation=1, owned=((3, 6),), epoch=1)
+    before = generations(prepare(1, scope=1))
+    assert before.current.generation == 0 and before.owner(4) == 0
+    after = generations(prepare(1, scope=1), switch)
+    assert after.current.generation == 1
+    assert [after.owner(number) for number in (2, 3, 5, 6)] == [0, 1, 1, 0]
+    again = generations(prepare(1, 1), switch, prepare(2, 2), Step(op="switch", generation=2, owned=((5, 9),), epoch=2))
+    assert [again.owner(number) for number in (2, 3, 5, 8)] == [0, 1, 2, 2]
+    assert again.scopes == (2, 1, 0)
+
+
+def test_without_a_switch_the_newest_that_was_not_given_up_is_current() -> None:
+    assert generations(prepare(1, 0), prepare(2, 0)).current.generation == 2
+    assert generations(prepare(1, 0), prepare(2, 0), Step(op="drop", generation=2, epoch=1)).current.generation == 1
+    assert generations(prepare(1, 1), Step(op="drop", generation=1, epoch=1)).current.generation == 0

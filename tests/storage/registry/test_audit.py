@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from daskinfer.errors import MissingEvent
+from daskinfer.ids import canonical_json, sha256_of, shorten
+from daskinfer.spec.trust import AuditEvent, AuditTrail
+from daskinfer.storage.filesystem import delete, join_url
+from daskinfer.storage.naming import name_principal
+from daskinfer.storage.registry import decisions, locks
+from daskinfer.storage.registry.audit import read_trail
+from daskinfer.storage.registry.catalog import Registry
+from daskinfer.storage.registry.decisions import Decision
+from daskinfer.storage.registry.publishing import publish
+from daskinfer.testing.campaigns import campaign_size
+from daskinfer.testing.checkpoints import make_checkpoint
+from daskinfer.testing.faultyfs import FaultyFS, be_full
+from daskinfer.testing.stores import race
+
+MOVER = """
+import sys
+from daskinfer.storage.registry.catalog import Registry
+for turn in range(int(sys.argv[2])):
+    Registry(sys.argv[1]).set_alias("mini", "prod", f"v{turn % 2 + 1}")
+"""
+
+# Dies between the record of an alias move and its event.
+CRASHER = """
+import os, sys
+from daskinfer.storage.registry import decisions
+from daskinfer.storage.registry.catalog import Registry
+tell = decisions.write_event
+def die_before(registry, principal, action, *rest):
+    if action == "alias":
+        os._exit(9)
+    tell(registry, principal, action, *rest)
+decisions.write_event = die_before
+Registry(sys.argv[1]).set_alias("mini", "prod", "v1")
+"""
+
+ALIAS = "models/mini/aliases/prod"
+
+
+def make_registry(url: str | Path) -> Registry:
+    """Publish two versions, move an alias twice, condemn one and spare it, lock it: 16 events."""
+    registry = Registry(str(url))
+    for seed in range(2):
+        publish(registry, "mini", make_checkpoint(seed), "prod")
+    snapshot = registry.resolve("mini@v1").snapshot
+    for operation in ("condemn", "live"):
+        decision = Decision(registry.url, "collect", f"life/{shorten(snapshot, 64)}")
+        decisions.append(decision, registry.life_log(snapshot), {"op": operation})
+    locks.take(registry, snapshot, "job-1")
+    registry.set_alias("mini", "prod", "v1")
+    return registry
+
+
+def broken(trail: AuditTrail) -> list[tuple[str, str]]:
+    return [(finding.where, finding.what) for finding in trail.broken]
+
+
+def test_every_decision_is_told(any_store: str) -> None:
+    trail = read_trail(make_registry(any_store).url)
+    assert trail.findings == ()
+    told = [(event.action, event.operation) for event in trail.events]
+    begun, lock = ("publish", "begin"), ("lock", None)
+    published = [("publish", "commit"), ("publish", "publish"), lock, ("alias", "set")]
+    collected = [("collect", "condemn"), ("collect", "live")]
+    # The second version locks the first, whose blobs it may share.
+    assert told == [begun, *published, begun, lock, *published, *collected, lock, lock, ("alias", "set")]
+    assert {event.by for event in trail.events} == {name_principal()}
+    assert trail.events[-1].resource == ALIAS
+    assert trail.events[-1].record == f"{ALIAS}/000000000002.json"
+    assert trail.events[0].previous is None and trail.events[0].client
+
+
+def test_each_principal_has_a_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = make_registry(tmp_path)
+    for name in ("ann", "bén/../x"):
+        monkeypatch.setenv("LOGNAME", name)
+        registry.set_alias("mini", name[:3], "v1") if name == "ann" else registry.set_alias("mini", "ben", "v2")
+    trail = read_trail(registry.url)
+    assert trail.findings == ()
+    assert [event.by.partition("@")[0] for event in trail.events[-4:]] == ["ann", "ann", "bén/../x", "bén/../x"]
+    assert len(list((tmp_path / "audit").iterdir())) == 3
+
+
+def edit(path: Path, **changes: object) -> None:
+    """Change what an event or a record says; an event's checksum is made to fit, as a careful forger would."""
+    record = json.loads(path.read_bytes()) | changes
+    if "checksum" in record and "checksum" not in changes:
+        fields = {key: value for key, value in record.items() if key in AuditEvent.model_fields}
+        record["checksum"] = AuditEvent.model_validate(fields).checksum
+    path.write_bytes(canonical_json(record))
+
+
+def copy(source: Path, target: Path, **changes: object) -> None:
+    target.write_bytes(source.read_bytes())
+    edit(target, **changes)
+
+
+Tamper = Callable[[Path, Path], object]
+"""Called with the registry and the folder of the chain."""
+
+TAMPERING: dict[str, tuple[Tamper, str, str]] = {
+    "an event is changed": (
+        lambda registry, chain: edit(chain / "000000000004.json", by="eve@x", checksum="sha256:0"),
+        "4.json",
+        "cannot be trusted: it was changed",
+    ),
+    "an event is changed with care": (
+        lambda registry, chain: edit(chain / "000000000004.json", at="2020-01-01T00:00:00.000+00:00"),
+        "5.json",
+        "does not follow the one before it",
+    ),
+    "an event is torn": (
+        lambda registry, chain: (chain / "000000000007.json").write_bytes(b"{"),
+        "7.json",
+        "cannot be trusted: it is no event",
+    ),
+    "the newest event is changed": (
+        lambda registry, chain: edit(chain / "000000000015.json", operation="unset", checksum="sha256:0"),
+        "15.json",
+        "cannot be trusted",
+    ),
+    "the newest event is somebody else's": (
+        lambda registry, chain: edit(chain / "000000000015.json", by="eve@x"),
+        "15.json",
+        "is one of eve@x",
+    ),
+    "an event is deleted": (
+        lambda registry, chain: (chain / "000000000009.json").unlink(),
+        "9.json",
+        "the event is missing",
+    ),
+    "the first event is deleted": (
+        lambda registry, chain: (chain / "000000000000.json").unlink(),
+        "0.json",
+        "the event is missing",
+    ),
+    "an event is inserted": (
+        lambda registry, chain: copy(
+            chain / "000000000015.json", chain / "000000000016.json", record=f"{ALIAS}/000000000003.json"
+        ),
+        "16.json",
+        "does not follow the one before it",
+    ),
+    "a move is changed": (
+        lambda registry, chain: edit(registry / ALIAS / "000000000000.json", by="eve@x"),
+        f"{ALIAS}/000000000000.json",
+        "the record was changed",
+    ),
+    "a version is changed": (
+        lambda registry, chain: edit(registry / "models/mini/versions/000000000001.json", at="x"),
+        "models/mini/versions/000000000001.json",
+        "the record was changed",
+    ),
+    "the newest move is deleted": (
+        lambda registry, chain: (registry / ALIAS / "000000000002.json").unlink(),
+        f"{ALIAS}/000000000002.json",
+        "the record is missing",
+    ),
+    "a verdict is deleted": (
+        lambda registry, chain: next(registry.glob("life/*/000000000000.json")).unlink(),
+        "life/",
+        "the record is missing",
+    ),
+    "a lock is changed": (
+        lambda registry, chain: edit(next(registry.glob("locks/*/job-1.json")), ttl_seconds=0),
+        "locks/",
+        "the record was changed",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERING)
+def test_tampering_is_found(tmp_path: Path, name: str) -> None:
+    registry = make_registry(tmp_path)
+    tamper, where, what = TAMPERING[name]
+    (chain,) = (tmp_path / "audit").iterdir()
+    assert len(list(chain.iterdir())) == 16
+    tamper(tmp_path, chain)
+    found = broken(read_trail(registry.url))
+    assert any(where in place and what in reason for place, reason in found), found
+
+
+def test_an_inserted_record_is_told_as_what_a_crash_leaves(tmp_path: Path) -> None:
+    registry = make_registry(tmp_path)
+    copy(tmp_path / ALIAS / "000000000000.json", tmp_path / ALIAS / "000000000003.json", by="eve@x")
+    trail = read_trail(registry.url)
+    assert broken(trail) == []
+    (warning,) = trail.findings
+    assert (warning.where, warning.what) == (ALIAS, "no event tells of 1 record(s): 000000000003.json")
+
+
+def test_a_decision_that_is_told_twice_is_found(tmp_path: Path) -> None:
+    registry = make_registry(tmp_path)
+    (chain,) = (tmp_path / "audit").iterdir()
+    previous = sha256_of((chain / "000000000015.json").read_bytes())
+    copy(chain / "000000000015.json", chain / "000000000016.json", previous=previous)
+    (found,) = read_trail(registry.url).findings
+    assert (found.severity, found.where) == ("warning", f"{ALIAS}/000000000002.json")
+    assert found.what.startswith("2 events tell of this record: alias by ")
+
+
+def test_a_crash_before_the_event_is_a_warning_and_no_more(tmp_path: Path) -> None:
+    registry = make_registry(tmp_path)
+    code = subprocess.run([sys.executable, "-c", CRASHER, str(tmp_path)], check=False, timeout=60).returncode
+    assert code == 9
+    assert registry.resolve("mini@prod").sequence == 3
+    registry.set_alias("mini", "prod", "v2")
+    trail = read_trail(registry.url)
+    assert [(finding.severity, finding.where) for finding in trail.findings] == [("warning", ALIAS)]
+
+
+def test_a_decision_stands_where_its_event_cannot_be_written() -> None:
+    registry = make_registry(f"memory://audit-{os.getpid()}")
+    # Writes: the lock, its event, its heartbeat, the move, and then the event of the move.
+    with FaultyFS(registry.url, "pipe_file", be_full, after=4), pytest.warns(MissingEvent) as told:
+        assert registry.set_alias("mini", "prod", "v2").sequence == 3
+    assert len(told) == 1
+    assert str(told[0].message).startswith(f"alias of {ALIAS} is done, but its audit event is missing: no space left")
+    trail = read_trail(registry.url)
+    assert [(finding.severity, finding.where) for finding in trail.findings] == [("warning", ALIAS)]
+    registry.set_alias("mini", "prod", "v1")
+    assert len(read_trail(registry.url).findings) == 1
+
+
+def test_a_damaged_end_does_not_stop_the_chain(tmp_path: Path) -> None:
+    registry = make_registry(tmp_path)
+    (chain,) = (tmp_path / "audit").iterdir()
+    (chain / "000000000015.json").write_bytes(b"not JSON")
+    registry.set_alias("mini", "prod", "v2")
+    assert len(list(chain.iterdir())) == 18
+    assert [place for place, _ in broken(read_trail(registry.url))] == [f"audit/{chain.name}/000000000015.json"]
+
+
+def test_a_registry_that_is_made_anew_begins_a_chain(tmp_path: Path) -> None:
+    url = str(tmp_path / "registry")
+    make_registry(url)
+    delete(url, recursive=True)
+    make_registry(url)
+    trail = read_trail(url)
+    assert trail.findings == () and trail.checked == 16
+
+
+def test_reading_and_heartbeats_are_no_decisions(tmp_path: Path) -> None:
+    registry = make_registry(tmp_path)
+    before = read_trail(registry.url).checked
+    lock = locks.take(registry, registry.resolve("mini@v1").snapshot, "job-1")
+    lock.heartbeat()
+    lock.release()
+    assert read_trail(registry.url).checked == before
+    assert read_trail(registry.url).findings == ()
+
+
+def test_an_audit_during_decisions_finds_nothing_broken(tmp_path: Path) -> None:
+    registry = make_registry(tmp_path)
+
+    def act(number: int) -> AuditTrail | None:
+        if number == 0:
+            return read_trail(registry.url)
+        for _ in range(5):
+            registry.set_alias("mini", f"alias-{number}", "v1")
+        return None
+
+    trails = [trail for _ in range(3) for trail in race(act, writers=4) if trail is not None]
+    assert [broken(trail) for trail in trails] == [[], [], []]
+    final = read_trail(registry.url)
+    assert final.findings == () and final.checked == 16 + 3 * 3 * 5 * 2
+
+
+def test_processes_of_one_principal_make_one_chain(tmp_path: Path) -> None:
+    registry = make_registry(tmp_path)
+    processes, turns = campaign_size(3, 8), campaign_size(4, 125)
+    command = [sys.executable, "-c", MOVER, join_url(registry.url), str(turns)]
+    movers = [subprocess.Popen(command) for _ in range(processes)]
+    assert [mover.wait(timeout=160) for mover in movers] == [0] * processes
+    moves = len(registry.alias_history("mini", "prod"))
+    trail = read_trail(registry.url)
+    assert moves == 3 + processes * turns
+    assert trail.findings == () and trail.checked == 16 + 2 * processes * turns
