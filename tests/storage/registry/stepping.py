@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable
+from math import inf
 from types import SimpleNamespace
 from typing import Any
 
@@ -44,30 +45,30 @@ class Actor:
         self.result: object = None
         self.error: Exception | None = None
         self._action = action
-        self._go = threading.Semaphore(0)
-        self._stopped = threading.Semaphore(0)
+        self._steps: float = 0
+        self._go = threading.Lock()
+        self._stopped = threading.Lock()
+        self._go.acquire()
+        self._stopped.acquire()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
-        self._stopped.acquire()
+        self._await_stop()
 
     @property
     def is_free(self) -> bool:
         """Whether he can take a step."""
         return not (self.done or self.paused)
 
-    def step(self, count: int = 1) -> None:
-        """Let him make so many requests."""
-        for _ in range(count):
-            if self.done:
-                break
+    def step(self, count: float = 1) -> None:
+        """Let him make so many requests, or come to his end."""
+        if not self.done:
+            self._steps = count
             self._go.release()
-            # Else it waits for what another one holds while he stands still; nothing but storage may be shared.
-            assert self._stopped.acquire(timeout=60), f"{self.name} is stuck"
+            self._await_stop()
 
     def finish(self) -> None:
         """Let him come to his end."""
-        while not self.done:
-            self.step()
+        self.step(inf)
 
     def kill(self) -> None:
         """End him before his next request."""
@@ -81,12 +82,17 @@ class Actor:
 
     def stop(self) -> None:
         """Wait before a request until it is his turn."""
+        self._steps -= 1
+        if self._steps < 0 and not self.dead:
+            self._stopped.release()
+            self._go.acquire()
+            self._steps -= 1
         if self.dead:
             raise Died
-        self._stopped.release()
-        self._go.acquire()
-        if self.dead:
-            raise Died
+
+    def _await_stop(self) -> None:
+        # Who does not come back waits for what another one holds while he stands still: they may share storage only.
+        assert self._stopped.acquire(timeout=60), f"{self.name} is stuck"
 
     def _run(self) -> None:
         _running.actor = self
@@ -114,6 +120,8 @@ class ungated:
 
 def install(patch: pytest.MonkeyPatch) -> None:
     """Make actors stop at every request, and what is random the same every time."""
+    patch.setattr(MemoryFileSystem, "store", {})
+    patch.setattr(MemoryFileSystem, "pseudo_dirs", [""])
     for name in _REQUESTS:
         patch.setattr(MemoryFileSystem, name, _stopping(getattr(MemoryFileSystem, name)))
     patch.setattr(exclusive, "_create_in_memory", _stopping(exclusive._create_in_memory))
