@@ -39,6 +39,7 @@ from tests.storage.registry.stepping import Actor, install, ungated
 
 TTL = 60
 MOST_ACTORS = 4
+KINDS = ["job", "job", "job", "publisher", "mover", "collector", "collector"]
 NUMBERS = st.integers(0, MOST_ACTORS - 1)
 STEPS = st.sampled_from([1, 2, 3, 5, 8, 13, 21, 34, 55, 89])
 LIFE = re.compile(r"(condemn live )*(condemn )?|(condemn live )*condemn sweep (collect\w+ )*")
@@ -76,7 +77,7 @@ class RegistryMachine(RuleBasedStateMachine):
     # Who comes, and what happens to them
 
     @precondition(lambda self: sum(not actor.done for actor in self.actors) < MOST_ACTORS)
-    @rule(data=st.data(), kind=st.sampled_from(["job", "publisher", "mover", "collector", "collector"]))
+    @rule(data=st.data(), kind=st.sampled_from(KINDS))
     def start(self, data: st.DataObject, kind: str) -> None:
         versions = self.registry.versions("mini")
         number = data.draw(st.integers(1, len(versions)), "version")
@@ -88,6 +89,10 @@ class RegistryMachine(RuleBasedStateMachine):
             "collector": lambda: self.draw_collection(data),
         }
         self.actors.append(Actor(name, actions[kind]()))
+
+    @rule(data=st.data())
+    def publish_undisturbed(self, data: st.DataObject) -> None:
+        self.draw_publish(data)()
 
     @precondition(lambda self: self.free())
     @rule(turns=st.lists(st.tuples(NUMBERS, STEPS), min_size=1, max_size=8))
@@ -152,7 +157,7 @@ class RegistryMachine(RuleBasedStateMachine):
         return [actor for actor in self.actors if actor.is_free]
 
     def draw_publish(self, data: st.DataObject) -> Callable[[], object]:
-        source = tune(data.draw(st.integers(2, 4), "seed"), data.draw(st.integers(1, 2), "changed"))
+        source = tune(data.draw(st.integers(2, 6), "seed"), data.draw(st.integers(1, 2), "changed"))
         return partial(publish, self.registry, "mini", source, data.draw(st.sampled_from([None, "prod"]), "alias"))
 
     def draw_collection(self, data: st.DataObject) -> Callable[[], object]:
