@@ -33,7 +33,15 @@ from daskinfer.storage.naming import make_signature, suggest
 from daskinfer.storage.registry import decisions, marks
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.decisions import Decision
-from daskinfer.storage.registry.deletion import Blobs, count, delete_all, find_superfluous, list_blobs, remove_locks
+from daskinfer.storage.registry.deletion import (
+    Blobs,
+    count,
+    delete_all,
+    find_superfluous,
+    list_blobs,
+    remove_locks,
+    remove_pulses,
+)
 from daskinfer.storage.registry.heartbeats import Watcher
 from daskinfer.storage.registry.holders import describe_holder, describe_publication
 from daskinfer.storage.registry.locks import LockHolder, list_holders
@@ -104,7 +112,9 @@ def collect(
         blobs = list_blobs(registry)
         given_up = _find_given_up(registry, manifests, blobs)
         freed = delete_all(registry, manifests, blobs, outcome.swept, given_up)
-        remove_locks(registry, {each.job for each in (*committed, *given_up)})
+        over = {each.job for each in (*committed, *given_up)}
+        remove_locks(registry, over, survey.swept.union(outcome.swept))
+        remove_pulses(registry)
         for collector in survey.collectors.keys() & set(assume_dead):
             for log in survey.collectors[collector].logs:
                 marks.end(registry.url, log, collector)

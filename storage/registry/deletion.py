@@ -10,7 +10,7 @@ from daskinfer.spec.snapshot import Manifest
 from daskinfer.storage.filesystem import delete, find_files, join_url, list_names
 from daskinfer.storage.registry import marks
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.publications import Publication, publish_log, pulse_url
+from daskinfer.storage.registry.publications import Publication, list_publications, publish_log
 from daskinfer.storage.registry.references import Manifests
 
 # A blob, or one that was half written on a local disk: <sha256>.<publish>, .<sha256>.<publish>.<nonce>.tmp
@@ -77,24 +77,31 @@ def delete_all(
     for snapshot in snapshots:
         # After its blobs, or nobody would know of them any more.
         delete(registry.manifest_url(snapshot))
-        folder = join_url(registry.url, "locks", shorten(snapshot, 64))
-        for name in list_names(folder):
-            delete(join_url(folder, name))
-    for publication in publications:
-        delete(pulse_url(registry, publication.identity))
     # Not where something failed: a deletion whose answer was lost may still come through.
     for log in logs:
         marks.end(registry.url, log, collector)
     return found
 
 
-def remove_locks(registry: Registry, jobs: Collection[str]) -> None:
-    """Remove what publishes that are over still lock."""
+def remove_locks(registry: Registry, jobs: Collection[str], swept: Collection[str]) -> None:
+    """Remove what publishes that are over still lock, and every lock on a deleted snapshot."""
     root = join_url(registry.url, "locks")
-    for folder in list_names(root) if jobs else ():
-        for name in list_names(join_url(root, folder)):
-            if name.rpartition(".")[0] in jobs:
+    for folder in list_names(root) if jobs or swept else ():
+        # Whoever locks a deleted snapshot finds out and lets go, unless it dies before.
+        useless = f"sha256:{folder}" in swept
+        for name in list_names(join_url(root, folder)) if useless or jobs else ():
+            if useless or name.rpartition(".")[0] in jobs:
                 delete(join_url(root, folder, name))
+
+
+def remove_pulses(registry: Registry) -> None:
+    """Remove the heartbeats of publishes that are over: a publisher may die before it does."""
+    names = [name for name in list_names(join_url(registry.url, "publish")) if name.endswith(".hb")]
+    # Asked for second: a publish that began since is among them.
+    begun = {each.identity for each in list_publications(registry) if each.state == "begun"} if names else set()
+    for name in names:
+        if name.removesuffix(".hb") not in begun:
+            delete(join_url(registry.url, "publish", name))
 
 
 def count(freed: Mapping[str, Blobs]) -> tuple[int, int]:
