@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 
-from daskinfer.ids import shorten
 from daskinfer.spec.snapshot import Manifest
 from daskinfer.storage.filesystem import delete, find_files, join_url, list_names
 from daskinfer.storage.registry import marks
