@@ -117,6 +117,7 @@ def test_a_run_and_what_tells_of_it(bench: Bench, scheduler: str) -> None:
     assert "no/page.html: cannot be written: No such file or directory" in err
 
 
+@pytest.mark.late
 def test_checkpoints_from_publish_to_alias(tmp_path: Path, tiny_model: Path) -> None:
     assert "no checkpoints in ./work/registry; publish one" in call("checkpoint", "list", cwd=tmp_path)[0]
     first = parsed("checkpoint", "publish", "tiny", str(tiny_model), "--alias", "prod", cwd=tmp_path)
@@ -147,6 +148,7 @@ def test_checkpoints_from_publish_to_alias(tmp_path: Path, tiny_model: Path) -> 
         assert said in err
 
 
+@pytest.mark.late
 @pytest.mark.s3
 def test_everything_on_an_object_store(bench: Bench, scheduler: str, s3_url: str) -> None:
     store = f"{s3_url}/commands"

@@ -17,7 +17,7 @@ import pytest
 
 from tests.e2e.conftest import Bench, daskinfer, data_bytes, make_bench, run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.late]
 
 ROWS, PARTITION = 1_920, 32
 

@@ -147,6 +147,7 @@ def mine(published: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.late
 def test_code_of_the_users_folder(mine: Path) -> None:
     ended = start(mine)
     assert ended.code == 0, ended.err

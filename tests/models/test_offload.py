@@ -142,6 +142,7 @@ def measure(registry: str, offload: str, scratch: Path) -> tuple[int, int, int]:
     return loading, running, read
 
 
+@pytest.mark.late
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 def test_memory_stays_well_below_the_shard(tmp_path: Path) -> None:
     url = str(tmp_path / "registry")

@@ -48,7 +48,7 @@ def test_in_threads(any_store: str, tmp_path: Path) -> None:
     assert kind == "s3" or all(outcome.counts[each] for each in ("published", "moved", "swept", "gone"))
 
 
-@pytest.mark.parametrize("place", ["local", pytest.param("s3", marks=pytest.mark.s3)])
+@pytest.mark.parametrize("place", ["local", pytest.param("s3", marks=[pytest.mark.s3, pytest.mark.late])])
 def test_in_processes_that_are_killed(request: pytest.FixtureRequest, tmp_path: Path, place: str) -> None:
     root = str(tmp_path) if place == "local" else f"{request.getfixturevalue('s3_url')}/{make_nonce()}"
 

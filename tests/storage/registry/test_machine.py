@@ -282,6 +282,7 @@ def test_the_real_code_holds_under_any_interleaving() -> None:
     run_state_machine_as_test(RegistryMachine, settings=settings(_QUIET, max_examples=campaign_size(100, 3000)))
 
 
+@pytest.mark.late
 @pytest.mark.parametrize("bug", BUGS)
 def test_planted_bugs_are_found(bug: str) -> None:
     broken = type("BrokenMachine", (RegistryMachine,), {"bug": bug})
