@@ -6,26 +6,12 @@ import queue
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any
+from dataclasses import replace
 
-import dask
-from distributed import Client, Future
+from distributed import Client
 
-from daskinfer.errors import DaskinferError, Interrupted, JobFailed
-from daskinfer.graphs.build import (
-    Key,
-    TaskGraph,
-    commit_graph,
-    compare_graph,
-    crew_token,
-    forget_graph,
-    load_graph,
-    microbatch_graph,
-    prepare_graph,
-    stage_token,
-)
+from daskinfer.errors import Interrupted, JobFailed
+from daskinfer.graphs.build import crew_token, stage_token
 from daskinfer.graphs.context import forget_job
 from daskinfer.graphs.handoff import JobHandle
 from daskinfer.planning.comparison import merge_parts
@@ -49,46 +35,26 @@ from daskinfer.runtime.messages import (
     Judge,
     LoadShard,
     LookAtAlias,
-    MicrobatchDone,
     Note,
     OpenGeneration,
     Prepare,
-    Prepared,
     Release,
     Retire,
     Seal,
-    ShardAck,
     ShardFailed,
     ShardLoaded,
-    Step,
     Submit,
     Switch,
-    TaskFailed,
     Tick,
     WorkerLost,
-    describe,
 )
-from daskinfer.runtime.tokens import grant_tokens, verify_restrictions
-from daskinfer.runtime.workload import Place
+from daskinfer.runtime.submission import Submissions
+from daskinfer.runtime.tokens import grant_tokens
 from daskinfer.spec.comparison import PartComparison
-from daskinfer.spec.job import CommitRecord
 from daskinfer.spec.rows import PartitionTable
 from daskinfer.storage.inputs.reading import partition_source
 
 TICK_SECONDS = 0.25
-RESULT_SECONDS = 2
-# Reading ahead and committing come before computing: they are short, and computing waits for them.
-_PRIORITY_FIRST = 10**9
-
-
-@dataclass(slots=True)
-class _Held:
-    """Futures of one open partition; dropping them lets the cluster forget it."""
-
-    rows: Future | None = None
-    encoded: Future | None = None
-    handoffs: dict[int, Future] = field(default_factory=dict)
-    others: list[Future] = field(default_factory=list)
 
 
 class Driver:
@@ -135,18 +101,13 @@ class Driver:
         self._handles = {pin.generation: replace(handle, pin=pin) for pin in core.pins}
         self._comparison: PartComparison | None = None
         self._table = table
-        self._requires = requires
         self._note = note
         self._pulse = pulse
         self._happened: queue.SimpleQueue[Callable[[], Event | None]] = queue.SimpleQueue()
-        self._lost: list[Callable[[], Event | None]] = []
-        self._look_again = 0.0
-        self._held: dict[Place, _Held] = {}
+        self._submissions = Submissions(client, len(ledger.plan.stages), requires, self._happened.put)
         self._keeper = keeper
         self._errands = Errands(keeper, ledger, self._happened.put)
-        self._loads: list[Future] = []
         self._tokens: set[str] = set()
-        self._verified: set[int] = set()
         self._sealed = False
         self.running_since: float | None = None
 
@@ -172,12 +133,7 @@ class Driver:
 
     def withdraw(self) -> None:
         """Take tasks, tokens and shards of this job back from a cluster that others use."""
-        futures = [*self._loads]
-        for held in self._held.values():
-            futures += [*filter(None, (held.rows, held.encoded)), *held.handoffs.values(), *held.others]
-        # Not Client.cancel: forced, it trips over tasks that no client holds and takes the connection down with it.
-        for future in futures:
-            future.release()
+        self._submissions.withdraw()
         tokens = [
             crew_token(self._handle),
             *(token for handle in self._handles.values() for token in self._tokens_of(handle)),
@@ -189,10 +145,7 @@ class Driver:
             self._client.run(forget_job, handle, workers=list(workers))
 
     def _step(self) -> None:
-        if self._lost and time.monotonic() >= self._look_again:
-            while self._lost:
-                self._happened.put(self._lost.pop())
-            self._look_again = time.monotonic() + TICK_SECONDS
+        self._submissions.look_again()
         event: Event | None = Tick()
         try:
             happened = self._happened.get(timeout=TICK_SECONDS)
@@ -221,21 +174,24 @@ class Driver:
         for action in actions:
             match action:
                 case LoadShard(stage, worker, generation):
-                    self._load(self._handles[generation], stage, worker)
+                    self._ledger.loads.begin(stage, worker)
+                    self._submissions.load(self._handles[generation], stage, worker)
                 case GrantToken(stage, worker, generation):
                     self._grant(self._handles[generation], stage, worker)
                 case Prepare(partition, attempt, generation):
-                    self._prepare(self._handles[generation], partition, attempt)
+                    source = partition_source(self._table, partition)
+                    self._submissions.prepare(self._handles[generation], source, attempt)
                 case Submit(partition, numbers, attempt, generation):
-                    self._submit_microbatches(self._handles[generation], partition, numbers, attempt)
+                    self._submissions.compute(self._handles[generation], partition, numbers, attempt)
                 case Commit(partition, attempt, generation):
-                    self._commit(self._handles[generation], partition, attempt)
+                    self._submissions.commit(self._handles[generation], partition, attempt)
                 case Release(partition, generation):
-                    del self._held[generation, partition]
+                    self._submissions.release((generation, partition))
                 case LookAtAlias() | OpenGeneration() | Adopt() | Switch():
                     self._errands.run(action)
                 case Compare(current, candidate):
-                    self._compare(current, candidate)
+                    handles = (self._handles[current.generation], self._handles[candidate.generation])
+                    self._submissions.compare(handles, (current, candidate), self._keeper.tolerance)
                 case Judge(pin):
                     self._errands.judge(pin, self._comparison)
                 case Retire(generation, given_up):
@@ -251,24 +207,6 @@ class Driver:
 
     # Actions
 
-    def _load(self, handle: JobHandle, stage: int, worker: str) -> None:
-        generation = handle.pin.generation
-        self._ledger.loads.begin(stage, worker)
-        graph = load_graph(handle, stage, worker)
-        (future,) = self._submit(graph, priority=_PRIORITY_FIRST, workers=[worker])
-        self._loads.append(future)
-
-        def settle(future: Future) -> Event:
-            if future.status != "finished":
-                return ShardFailed(stage, worker, _error_of(future), generation)
-            ack = ShardAck(**future.result(RESULT_SECONDS))
-            if ack.worker != worker:
-                error = JobFailed(f"Dask ran the load of stage {stage} on {ack.worker}")
-                return ShardFailed(stage, worker, error, generation)
-            return ShardLoaded(ack)
-
-        self._watch(future, settle)
-
     def _grant(self, handle: JobHandle, stage: int, worker: str) -> None:
         try:
             grant_tokens(self._client, worker, {stage_token(handle, stage): 1, crew_token(handle): 1})
@@ -276,122 +214,13 @@ class Driver:
             return  # it died meanwhile: the scheduler's event follows
         self._tokens.add(worker)
 
-    def _prepare(self, handle: JobHandle, partition: int, attempt: int) -> None:
-        graph = prepare_graph(handle, partition_source(self._table, partition), attempt)
-        rows, encoded, count = self._submit(graph, priority=_PRIORITY_FIRST - partition)
-        generation = handle.pin.generation
-        self._held[generation, partition] = _Held(rows, encoded)
-
-        def succeed(future: Future) -> Event:
-            return Prepared(partition, future.result(RESULT_SECONDS), generation)
-
-        self._watch(count, self._settle("prepare", (generation, partition), 0, succeed))
-
-    def _submit_microbatches(self, handle: JobHandle, partition: int, numbers: Sequence[int], attempt: int) -> None:
-        place = (handle.pin.generation, partition)
-        held = self._held[place]
-        assert held.encoded is not None
-        graph = microbatch_graph(
-            handle, len(self._ledger.plan.stages), self._requires, partition, numbers, held.encoded.key, attempt
-        )
-        futures = self._submit(graph, priority=-partition)
-        if place[0] not in self._verified:
-            verify_restrictions(self._client, graph.resources, graph.wanted)
-            self._verified.add(place[0])
-        for number, future in zip(numbers, futures, strict=True):
-            held.handoffs[number] = future
-            done = MicrobatchDone(partition, number, place[0])
-            self._watch(future, self._settle("microbatch", place, number, partial(_give, done)))
-
-    def _commit(self, handle: JobHandle, partition: int, attempt: int) -> None:
-        place = (handle.pin.generation, partition)
-        held = self._held[place]
-        assert held.rows is not None and held.encoded is not None
-        handoffs: list[Key] = [held.handoffs[number].key for number in sorted(held.handoffs)]
-        graph = commit_graph(handle, partition, held.rows.key, held.encoded.key, handoffs, attempt)
-        (future,) = self._submit(graph, priority=2 * _PRIORITY_FIRST - partition)
-
-        def succeed(future: Future) -> Event:
-            return Committed(future.result(RESULT_SECONDS), place[0])
-
-        self._watch(future, self._settle("commit", place, 0, succeed))
-        held.others.append(future)
-
-    def _compare(self, current: CommitRecord, candidate: CommitRecord) -> None:
-        before, after = (self._handles[record.generation] for record in (current, candidate))
-        graph = compare_graph(before, after, (current, candidate), self._keeper.tolerance)
-        (future,) = self._submit(graph, priority=_PRIORITY_FIRST)
-        self._loads.append(future)
-
-        def settle(future: Future) -> Event:
-            if future.status != "finished":
-                error = _error_of(future)
-                if isinstance(error, DaskinferError):
-                    raise error
-                raise JobFailed(f"partition {current.partition} could not be compared: {describe(error)}")
-            return Compared(future.result(RESULT_SECONDS), current.partition)
-
-        self._watch(future, settle)
-
     def _retire(self, handle: JobHandle, given_up: bool) -> None:
         """Take a generation's shards and tokens off the workers, and give its lock back."""
         for worker in self._tokens & {worker.address for worker in worker_shapes(self._client)}:
             with suppress(OSError):  # it died meanwhile
                 grant_tokens(self._client, worker, dict.fromkeys(self._tokens_of(handle), 0))
-                # As a task, because it waits for whatever the worker is loading.
-                self._loads += self._submit(forget_graph(handle, worker), priority=_PRIORITY_FIRST, workers=[worker])
+                self._submissions.forget(handle, worker)
         self._errands.retire(handle.pin, given_up)
 
     def _tokens_of(self, handle: JobHandle) -> list[str]:
         return [stage_token(handle, stage.index) for stage in self._ledger.plan.stages]
-
-    def _submit(self, graph: TaskGraph, priority: int, workers: list[str] | None = None) -> list[Future]:
-        pins: dict[str, Any] = {"resources": partial(_look_up, graph.resources), "priority": priority}
-        if workers is not None:
-            pins |= {"workers": workers, "allow_other_workers": False}
-        with dask.annotate(**pins):
-            futures: list[Future] = self._client.get(graph.tasks, list(graph.wanted), sync=False)
-        return futures
-
-    # Events
-
-    def _watch(self, future: Future, settle: Callable[[Future], Event | None]) -> None:
-        def look() -> Event | None:
-            try:
-                if future.status in ("finished", "error", "cancelled"):
-                    return settle(future)
-            except TimeoutError:
-                pass
-            # It was done, and was lost with its worker before we looked. It is computed again, perhaps on a worker that
-            # we have yet to place: look again later, and never wait for it here.
-            self._lost.append(look)
-            return None
-
-        future.add_done_callback(lambda _: self._happened.put(look))
-
-    def _settle(
-        self, step: Step, place: Place, number: int, succeed: Callable[[Future], Event]
-    ) -> Callable[[Future], Event | None]:
-        def settle(future: Future) -> Event | None:
-            if place not in self._held:
-                return None  # committed meanwhile by another attempt
-            if future.status != "finished":
-                return TaskFailed(step, place[1], number, _error_of(future), place[0])
-            return succeed(future)
-
-        return settle
-
-
-def _give(event: Event, _: Future) -> Event:
-    return event
-
-
-def _look_up(resources: dict[Key, dict[str, float]], key: Key) -> dict[str, float]:
-    return resources[key]
-
-
-def _error_of(future: Future) -> BaseException:
-    if future.status == "cancelled":
-        return JobFailed(f"the scheduler dropped task {future.key}")
-    error: BaseException | None = future.exception(RESULT_SECONDS)
-    return error if error is not None else DaskinferError(f"task {future.key} ended as {future.status}")
