@@ -14,6 +14,7 @@ import dask
 import psutil
 from distributed import Client, LocalCluster
 from distributed.utils import silence_logging_cmgr
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from daskinfer.errors import JobFailed, RecipeError
 from daskinfer.models.devices import find_device
@@ -47,8 +48,15 @@ def find_workers(cluster: recipes.Cluster) -> list[WorkerShape]:
 
 
 @contextmanager
-def open_cluster(cluster: recipes.Cluster) -> Iterator[Client]:
+def open_cluster(cluster: recipes.Cluster, patience: float = 0) -> Iterator[Client]:
     """Start or join a cluster, prepare its processes, and leave it as it was found.
+
+    Parameters
+    ----------
+    cluster
+        Which one.
+    patience
+        Seconds that a scheduler may take until it answers, beyond those of one try.
 
     Raises
     ------
@@ -60,7 +68,7 @@ def open_cluster(cluster: recipes.Cluster) -> Iterator[Client]:
         with (
             dask.config.set(_QUIET),
             silence_logging_cmgr(logging.CRITICAL),
-            _connect(cluster.address) as client,
+            _connect_patiently(cluster.address, patience) as client,
         ):
             set_up_processes(client)
             yield client
@@ -98,6 +106,14 @@ def _connect(address: str) -> Client:
         raise JobFailed(
             f"no Dask scheduler answers at {address}: {error}", hint="Start it, or mend cluster.address in the recipe."
         ) from error
+
+
+def _connect_patiently(address: str, patience: float) -> Client:
+    retry = Retrying(
+        retry=retry_if_exception_type(JobFailed), stop=stop_after_delay(patience), wait=wait_fixed(1), reraise=True
+    )
+    client: Client = retry(_connect, address)
+    return client
 
 
 @contextmanager
