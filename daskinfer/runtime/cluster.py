@@ -12,7 +12,7 @@ from typing import Any
 
 import dask
 import psutil
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Status
 from distributed.utils import silence_logging_cmgr
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
@@ -139,7 +139,13 @@ def _start(local: recipes.LocalCluster) -> Iterator[LocalCluster]:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, heard)
     with workers:
-        yield workers
+        try:
+            yield workers
+        finally:
+            if workers.scheduler.status != Status.running:
+                # Every worker's nanny wants to sign off from it, and would try for half a minute.
+                with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
+                    workers.close()
 
 
 def _local_settings(local: recipes.LocalCluster) -> dict[str, Any]:
