@@ -9,13 +9,14 @@ from sys import intern
 
 from distributed import Client
 
-from daskinfer.errors import DaskinferError, Interrupted, StorageError
+from daskinfer.errors import DaskinferError, Interrupted, StorageError, StorageRefused
 from daskinfer.planning.sampling import choose_sample
 from daskinfer.runtime.cluster import open_cluster
 from daskinfer.runtime.core import DriverCore, Limits
 from daskinfer.runtime.driver import Driver
 from daskinfer.runtime.keeper import Keeper
 from daskinfer.runtime.ledger import Ledger
+from daskinfer.runtime.messages import Note, Recovered
 from daskinfer.runtime.opening import OpenedJob
 from daskinfer.runtime.pinning import Pinning
 from daskinfer.runtime.trial import Trial
@@ -187,7 +188,11 @@ class Session:
             committed=committed,
             rejects=self.ledger.rows_quarantined,
             requires=self.recipe.placement.requires,
-            limits=Limits(rejects=self.recipe.errors.limit(record.rows)),
+            limits=Limits(
+                rejects=self.recipe.errors.limit(record.rows),
+                paused=self.recipe.recovery.paused,
+                storage=self.recipe.recovery.storage,
+            ),
             trial=trial,
         )
         with open_cluster(self.recipe.cluster) as client:
@@ -200,7 +205,8 @@ class Session:
                 keeper=keeper,
                 table=self.job.store.table(),
                 requires=self.recipe.placement.requires,
-                note=self._note,
+                frozen=self.recipe.recovery.frozen,
+                note=self._record,
                 pulse=lambda: self._pulse(driver, keeper),
             )
             try:
@@ -223,8 +229,10 @@ class Session:
         if self._is_due("progress", now, PROGRESS_SECONDS):
             self._tell()
         if self._is_due("check", now, CHECK_SECONDS):
-            self._lease.check()
-            with suppress(StorageError):  # a registry that is away for a minute must not end hours of work
+            # A store that is away for a minute must not end hours of work.
+            with suppress(StorageRefused):
+                self._lease.check()
+            with suppress(StorageError):
                 keeper.check()
             if self._lease.trouble and self._is_due("trouble", now, TROUBLE_SECONDS):
                 self._note("heartbeat-failed", self._lease.trouble)
@@ -260,14 +268,26 @@ class Session:
 
     def _enter(self, phase: Phase) -> None:
         self._phase = phase
-        self._journal.append(Event(time.monotonic() - self._began, "phase", {"phase": phase}))
+        self._write(Event(time.monotonic() - self._began, "phase", {"phase": phase}))
         self._tell()
 
     def _note(self, kind: str, detail: str) -> None:
+        self._record(Note(kind, detail))
+
+    def _record(self, action: Note | Recovered) -> None:
         at = time.monotonic() - self._began
-        self.ledger.add_incident(at, kind, detail)
-        self._journal.append(Event(at, kind, {"detail": detail}))
+        if isinstance(action, Recovered):
+            kind = self.ledger.end_incident(action.number, action.seconds).kind
+            self._write(Event(at, "recovered", {"from": kind, "seconds": action.seconds}))
+            return
+        kind, detail, seconds = action.kind, action.detail, action.detect_seconds
+        self.ledger.add_incident(at, kind, detail, action.number, seconds)
+        self._write(Event(at, kind, {"detail": detail} | ({} if seconds is None else {"detect_seconds": seconds})))
         self._tell(f"{kind}: {detail}")
+
+    def _write(self, event: Event) -> None:
+        with suppress(StorageRefused):  # the journal keeps it, and writes it later
+            self._journal.append(event)
 
     def _tell(self, message: str = "") -> None:
         progress = self.progress(message)
