@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from daskinfer.errors import CorruptActivation, DaskinferError, JobFailed, RejectBudgetExceeded, SnapshotSkew
 from daskinfer.runtime.crew import Crew
@@ -29,7 +30,6 @@ from daskinfer.runtime.messages import (
     Seal,
     ShardFailed,
     ShardLoaded,
-    Submit,
     Switched,
     TaskFailed,
     Tick,
@@ -37,12 +37,17 @@ from daskinfer.runtime.messages import (
     WorkerLost,
     describe,
 )
+from daskinfer.runtime.pace import Pace
 from daskinfer.runtime.pinning import Pinning
+from daskinfer.runtime.probes import Convicted, Inspected, Probe, ProbeDone, ProbeFailed, Restart, Running, SecondStart
+from daskinfer.runtime.stragglers import Stragglers
 from daskinfer.runtime.succession import Succession
+from daskinfer.runtime.suspicion import Suspicion, blames_rows
 from daskinfer.runtime.trial import Trial
 from daskinfer.runtime.workload import Workload
 from daskinfer.spec.generation import Pin
 from daskinfer.spec.plan import Plan, WorkerShape
+from daskinfer.spec.poison import Conviction
 from daskinfer.spec.recipe import Consistency
 
 
@@ -55,9 +60,11 @@ class Limits:
     attempts: int = 3
     """Tries of one task that raises."""
     losses: int = 5
-    """Workers lost since the last commit: more means that the work itself kills them."""
+    """Workers lost since the last commit while no microbatch was assigned to them that could have killed them."""
     patience: float = 60.0
     """Seconds that a stage may be without any worker."""
+    seconds: float | Literal["auto"] | None = "auto"
+    """Seconds that a microbatch may take in a stage."""
 
 
 class DriverCore:
@@ -87,6 +94,8 @@ class DriverCore:
         When to give up.
     trial
         The candidate that is compared, if any.
+    poison
+        What earlier runs know of rows that break whoever computes them.
     """
 
     def __init__(
@@ -102,6 +111,7 @@ class DriverCore:
         requires: dict[str, float],
         limits: Limits,
         trial: Trial | None = None,
+        poison: Iterable[Conviction] = (),
     ) -> None:
         pins = [pinning.current, *([trial.pin] if trial else [])]
         self._crew = Crew(plan.replicas, requires, [pin.generation for pin in pins])
@@ -115,6 +125,8 @@ class DriverCore:
             self._work = Workload(plan.window, *trial.places(partitions, committed))
         self._trial = trial
         self._succession = Succession(pinning, rules, self._crew, self._work, committed, partitions, trial)
+        self._suspicion = Suspicion(self._work, poison)
+        self._stragglers = Stragglers(self._crew, self._work, self._suspicion, Pace(limits.seconds))
         self._source = source
         self._epoch = epoch
         self._limits = limits
@@ -162,11 +174,23 @@ class DriverCore:
             case Prepared():
                 actions = self._work.prepared((event.generation, event.partition), event.microbatches)
             case MicrobatchDone():
-                actions = self._work.computed((event.generation, event.partition), event.number)
+                actions = self._on_computed(event)
             case Committed():
                 actions = self._on_committed(event)
             case TaskFailed():
-                actions = self._on_failure(event)
+                actions = self._on_failure(event, now)
+            case Inspected(partition, number, rows, generation):
+                self._suspicion.inspected((generation, partition), number, rows)
+                actions = []
+            case ProbeDone(partition, number, generation):
+                actions = self._suspicion.probe_done((generation, partition), number, now)
+            case ProbeFailed(partition, number, error, generation):
+                place = (generation, partition)
+                actions = self._suspicion.probe_raised(place, number, error, self._limits.attempts, now)
+            case Convicted(conviction):
+                actions = self._suspicion.recorded(conviction)
+            case Running(tasks):
+                actions = self._stragglers.look(tasks, now)
             case AliasSeen():
                 actions = self._succession.on_alias(event.head)
             case AliasUnseen():
@@ -184,8 +208,12 @@ class DriverCore:
                 actions = self._succession.on_switched(event.partitions)
             case Tick():
                 actions = self._on_tick(now)
+        if convicted := self._convicted:
+            actions += self._check_budget(convicted)
         if self.running and not any(isinstance(action, Fail) for action in actions):
-            actions += self._succession.go_on(now)
+            probes = self._suspicion.go_on()
+            actions += [*probes, *self._succession.go_on(now)]
+        self._count(actions)
         self._ended = any(isinstance(action, Fail | Seal) for action in actions)
         return actions
 
@@ -203,7 +231,9 @@ class DriverCore:
         if stage is None:
             return []
         self.counters["workers_lost"] += 1
-        self._losses += 1
+        is_stopped = self._stragglers.is_restarted(event.worker)
+        blame, is_explained = ([], True) if is_stopped else self._suspicion.lost(event.worker, event.tasks, now)
+        self._losses += not is_explained
         note = Note("worker-lost", f"{event.worker}, which held stage {stage}, is gone")
         if self._losses > self._limits.losses:
             work = ", ".join(str(number) for number in sorted({number for _, number in self._work.open})) or "none"
@@ -217,7 +247,7 @@ class DriverCore:
                     )
                 ),
             ]
-        return [note, *self._load(self._crew.fill())]
+        return [note, *blame, *self._load(self._crew.fill())]
 
     def _on_loaded(self, event: ShardLoaded) -> list[Action]:
         ack = event.ack
@@ -264,9 +294,16 @@ class DriverCore:
 
     # Partitions
 
+    def _on_computed(self, event: MicrobatchDone) -> list[Action]:
+        place = (event.generation, event.partition)
+        self._suspicion.passed(place, event.number)
+        self._stragglers.note_done(*place, event.number)
+        return self._work.computed(place, event.number)
+
     def _on_committed(self, event: Committed) -> list[Action]:
         record = event.record
         actions = [self._work.committed((event.generation, record.partition))]
+        self._suspicion.forget((event.generation, record.partition))
         self._work.left -= 1
         self._losses = 0
         # What only a trial refuses is the gate's affair.
@@ -282,16 +319,36 @@ class DriverCore:
                     "which never acknowledged the snapshot"
                 )
                 return [*actions, Fail(error)]
-        if self._rejects > self._limits.rejects:
-            error_ = RejectBudgetExceeded(
-                f"{self._rejects} rows are quarantined; errors.max_rows allows {self._limits.rejects}",
-                hint="Look at the quarantine, mend the input or raise errors.max_rows, then run again.",
-            )
-            return [*actions, Fail(error_)]
-        return actions
+        return [*actions, *self._check_budget(self._convicted)]
 
-    def _on_failure(self, event: TaskFailed) -> list[Action]:
-        partition = self._work[event.generation, event.partition]
+    @property
+    def _convicted(self) -> int:
+        """Rows that are convicted in partitions that are not committed yet; what only a trial refuses is the gate's."""
+        generations = {pin.generation for pin in self.pins if not self.is_on_trial(pin.generation)}
+        return self._suspicion.convicted_in(generations)
+
+    def _check_budget(self, convicted: int) -> list[Action]:
+        rejects = self._rejects + convicted
+        if rejects <= self._limits.rejects:
+            return []
+        error = RejectBudgetExceeded(
+            f"{rejects} rows are quarantined; errors.max_rows allows {self._limits.rejects}",
+            hint="Look at the quarantine, mend the input or raise errors.max_rows, then run again.",
+        )
+        return [Fail(error)]
+
+    def _count(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            if isinstance(action, SecondStart):
+                self.counters["second_starts"] += 1
+            elif isinstance(action, Restart):
+                self.counters["workers_restarted"] += 1
+            elif isinstance(action, Probe):
+                self.counters["probes"] += 1
+
+    def _on_failure(self, event: TaskFailed, now: float) -> list[Action]:
+        place = (event.generation, event.partition)
+        partition = self._work[place]
         error = event.error
         damaged = isinstance(error, CorruptActivation)
         partition.attempts[event.step, event.number] += 1
@@ -304,7 +361,11 @@ class DriverCore:
         )
         if isinstance(error, DaskinferError) and not damaged:
             return [note, Fail(error)]
-        if attempt >= self._limits.attempts:
+        if event.step == "microbatch" and blames_rows(error):
+            taken_out = self._suspicion.raised(place, event.number, error, now)
+            if taken_out:
+                return [note, *taken_out]
+        elif attempt >= self._limits.attempts:
             failure = JobFailed(f"{where}: {event.step} failed {attempt} times, at last with {describe(error)}")
             return [note, Fail(failure)]
         if event.step == "prepare":
@@ -312,4 +373,4 @@ class DriverCore:
         if event.step == "commit":
             return [note, Commit(event.partition, attempt, event.generation)]
         self.counters["microbatches_recomputed"] += 1
-        return [note, Submit(event.partition, (event.number,), attempt, event.generation)]
+        return [note, self._work.again(place, event.number)]

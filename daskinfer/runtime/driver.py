@@ -48,9 +48,12 @@ from daskinfer.runtime.messages import (
     Tick,
     WorkerLost,
 )
+from daskinfer.runtime.probes import Convict, Convicted, Inspect, Probe, Restart, SecondStart, Withdraw
 from daskinfer.runtime.submission import Submissions
 from daskinfer.runtime.tokens import grant_tokens
+from daskinfer.runtime.watch import Watch
 from daskinfer.spec.comparison import PartComparison
+from daskinfer.spec.poison import Conviction
 from daskinfer.spec.rows import PartitionTable
 from daskinfer.storage.inputs.reading import partition_source
 
@@ -80,6 +83,8 @@ class Driver:
         Called with (kind, detail) for every incident.
     pulse
         Called a few times a second.
+    poison
+        What earlier runs know of rows that break whoever computes them.
     """
 
     def __init__(
@@ -93,6 +98,7 @@ class Driver:
         requires: dict[str, float],
         note: Callable[[str, str], None],
         pulse: Callable[[], None],
+        poison: Sequence[Conviction] = (),
     ) -> None:
         self._client = client
         self._core = core
@@ -104,7 +110,8 @@ class Driver:
         self._note = note
         self._pulse = pulse
         self._happened: queue.SimpleQueue[Callable[[], Event | None]] = queue.SimpleQueue()
-        self._submissions = Submissions(client, len(ledger.plan.stages), requires, self._happened.put)
+        self._submissions = Submissions(client, len(ledger.plan.stages), requires, self._happened.put, poison)
+        self._watch = Watch(client, handle, self._happened.put)
         self._keeper = keeper
         self._errands = Errands(keeper, ledger, self._happened.put)
         self._tokens: set[str] = set()
@@ -129,6 +136,7 @@ class Driver:
         except KeyboardInterrupt:
             raise Interrupted("interrupted; everything committed so far stays") from None
         finally:
+            self._watch.close()
             self._errands.close()
 
     def withdraw(self) -> None:
@@ -146,6 +154,7 @@ class Driver:
 
     def _step(self) -> None:
         self._submissions.look_again()
+        self._watch.look()
         event: Event | None = Tick()
         try:
             happened = self._happened.get(timeout=TICK_SECONDS)
@@ -165,6 +174,8 @@ class Driver:
                 self._comparison = merge_parts(parts)
             elif isinstance(event, GenerationOpened):
                 self._handles[event.pin.generation] = replace(self._handle, pin=event.pin)
+            elif isinstance(event, Convicted):
+                self._submissions.leave_out(event.conviction)
             elif isinstance(event, WorkerLost | ShardFailed):
                 self._ledger.loads.drop(event.worker)
             self._perform(self._core.handle(event, time.monotonic()))
@@ -187,7 +198,18 @@ class Driver:
                     self._submissions.commit(self._handles[generation], partition, attempt)
                 case Release(partition, generation):
                     self._submissions.release((generation, partition))
-                case LookAtAlias() | OpenGeneration() | Adopt() | Switch():
+                case Withdraw(partition, number, generation):
+                    self._submissions.withdraw_microbatch((generation, partition), number)
+                case Inspect(partition, number, generation):
+                    self._submissions.inspect(self._handles[generation], partition, number)
+                case Probe(partition, number, without, attempt, generation):
+                    self._submissions.probe(self._handles[generation], partition, number, without, attempt)
+                case SecondStart(partition, number, attempt, slow, generation):
+                    self._submissions.compute_twice(self._handles[generation], partition, number, attempt, slow)
+                case Restart(task):
+                    self._submissions.drop_loser(task)
+                    self._watch.restart(task.worker)
+                case LookAtAlias() | OpenGeneration() | Adopt() | Switch() | Convict():
                     self._errands.run(action)
                 case Compare(current, candidate):
                     handles = (self._handles[current.generation], self._handles[candidate.generation])

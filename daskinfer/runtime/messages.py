@@ -6,7 +6,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 from daskinfer.errors import DaskinferError
+from daskinfer.graphs.build import StageTask
 from daskinfer.runtime.pinning import Head
+from daskinfer.runtime.probes import (
+    Convict,
+    Convicted,
+    Inspect,
+    Inspected,
+    Probe,
+    ProbeDone,
+    ProbeFailed,
+    Restart,
+    Running,
+    SecondStart,
+    Withdraw,
+)
 from daskinfer.spec.comparison import PartComparison
 from daskinfer.spec.generation import Pin
 from daskinfer.spec.job import CommitRecord
@@ -44,6 +58,8 @@ class WorkerLost:
     """A worker died, was closed or cannot be reached."""
 
     worker: str
+    tasks: tuple[StageTask, ...] = ()
+    """The job's microbatches that were assigned to it; any of them may have been running."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +194,11 @@ Event = (
     | Switched
     | Compared
     | Judged
+    | Inspected
+    | ProbeDone
+    | ProbeFailed
+    | Convicted
+    | Running
     | Tick
 )
 
@@ -314,6 +335,12 @@ Action = (
     | Submit
     | Commit
     | Release
+    | Withdraw
+    | Inspect
+    | Probe
+    | Convict
+    | Restart
+    | SecondStart
     | LookAtAlias
     | OpenGeneration
     | Adopt

@@ -177,6 +177,7 @@ class Session:
     def _compute(self, keeper: Keeper, pin: Pin, committed: dict[int, str], trial: Trial | None) -> None:
         record, plan, rules = self.job.record, self.job.plan, self.job.record.recipe.consistency
         keeper.prepare_places(pin)
+        poison = tuple(keeper.convictions.all())
         core = DriverCore(
             plan=plan,
             pinning=Pinning(pin, rules, len(keeper.log.known.pins)),
@@ -187,8 +188,9 @@ class Session:
             committed=committed,
             rejects=self.ledger.rows_quarantined,
             requires=self.recipe.placement.requires,
-            limits=Limits(rejects=self.recipe.errors.limit(record.rows)),
+            limits=Limits(rejects=self.recipe.errors.limit(record.rows), seconds=self.recipe.errors.microbatch_seconds),
             trial=trial,
+            poison=poison,
         )
         with open_cluster(self.recipe.cluster) as client:
             self._enter("loading")
@@ -202,6 +204,7 @@ class Session:
                 requires=self.recipe.placement.requires,
                 note=self._note,
                 pulse=lambda: self._pulse(driver, keeper),
+                poison=poison,
             )
             try:
                 driver.run()
