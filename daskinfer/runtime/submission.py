@@ -193,7 +193,8 @@ class Submissions:
         held.handoffs[number] = future
 
         def settle(future: Future) -> Event | None:
-            if place not in self._held or future is not held.handoffs.get(number):
+            newest = held.handoffs.get(number)
+            if place not in self._held or newest is None or future is not newest:
                 return None
             if future.status != "finished":
                 return ProbeFailed(partition, number, _error_of(future), place[0])
