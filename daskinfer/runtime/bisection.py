@@ -15,39 +15,52 @@ ROUNDS = 3
 """Times that all rows together may fail although every part of them went through, before it is not the rows."""
 
 
+FANOUT: dict[Fault, int] = {"raised": 2, "hung": 16, "killed": 16}
+"""Parts that a failure is cut into. A probe that fails costs a worker where it hangs or kills, and one that passes next
+to nothing: many small parts, of which few fail, are found sooner than halves."""
+
+
+@dataclass(slots=True)
+class _Family:
+    """Parts of one that failed."""
+
+    left: int
+    has_failed: bool = False
+
+
 @dataclass(slots=True)
 class _Part:
     rows: tuple[int, ...]
-    is_bad_if_twin_passes: bool = False
-    """Whether its other half lies above it: when that passes, this one must be what fails."""
+    family: _Family
 
 
 class Bisection:
     """The search through one microbatch.
 
-    `part` is what to compute next. Where it fails it is halved; where the first half passes, the second is taken to
-    fail without another try, for a failure may cost a worker. Single rows are convicted by `ALONE` failures. In the end
-    all rows that are left are computed together, and that decides.
+    `part` is what to compute next. Where it fails it is cut in parts; where all of them pass but the last, that one is
+    taken to fail without another try. Single rows are convicted by `ALONE` failures. In the end all rows that are left
+    are computed together, and that decides.
 
     Parameters
     ----------
     rows
         Positions of the microbatch's rows, in its order.
-    is_bad
-        Whether the whole is known to fail.
+    fault
+        How the whole is known to fail; None where that is not certain.
     """
 
-    def __init__(self, rows: Sequence[int], is_bad: bool) -> None:
+    def __init__(self, rows: Sequence[int], fault: Fault | None) -> None:
         self.rows = tuple(rows)
         self.convicted: dict[int, PoisonRow] = {}
         self.is_decided = False
         self._strikes: Counter[int] = Counter()
         self._todo: list[_Part] = []
+        self._fanout = 2
         self._found = 0
         self._vain = 0
-        if is_bad:
+        if fault is not None:
+            self._fanout = FANOUT[fault]
             self._split(self.rows)
-        self._settle()
 
     @property
     def part(self) -> tuple[int, ...]:
@@ -70,18 +83,18 @@ class Bisection:
             self.is_decided = True
             self._todo.clear()
             return
-        self._todo.pop()
-        if self._todo and self._todo[-1].is_bad_if_twin_passes:
+        family = self._todo.pop().family
+        family.left -= 1
+        if family.left == 1 and not family.has_failed:
             self._split(self._todo.pop().rows)
-        self._settle()
 
     def failed(self, kind: Fault, error: str) -> PoisonRow | None:
         """Take in that the part failed; return the row that this convicts, if any."""
         rows = self.part
+        self._fanout = FANOUT[kind]
         if self._todo:
-            self._todo.pop()
-            if self._todo:
-                self._todo[-1].is_bad_if_twin_passes = False
+            family = self._todo.pop().family
+            family.left, family.has_failed = family.left - 1, True
         elif len(rows) > 1:
             self._vain = 0 if len(self.convicted) > self._found else self._vain + 1
             self._found = len(self.convicted)
@@ -90,25 +103,19 @@ class Bisection:
             return None
         (row,) = rows
         self._strikes[row] += 1
-        verdict = None
         if self._strikes[row] < ALONE:
-            self._todo.append(_Part(rows))
-        else:
-            verdict = self.convicted[row] = PoisonRow(row=row, kind=kind, error=error)
-        self._settle()
-        return verdict
+            self._split(rows)
+            return None
+        self.convicted[row] = PoisonRow(row=row, kind=kind, error=error)
+        self.is_decided = not self._todo and not self._rest
+        return self.convicted[row]
 
     @property
     def _rest(self) -> tuple[int, ...]:
         return tuple(row for row in self.rows if row not in self.convicted)
 
     def _split(self, rows: tuple[int, ...]) -> None:
-        if len(rows) == 1:
-            self._todo.append(_Part(rows))
-            return
-        middle = len(rows) // 2
-        self._todo += [_Part(rows[middle:], is_bad_if_twin_passes=True), _Part(rows[:middle])]
-
-    def _settle(self) -> None:
-        if not self._todo and not self._rest:
-            self.is_decided = True
+        size = -(-len(rows) // self._fanout)
+        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        family = _Family(len(parts))
+        self._todo += [_Part(part, family) for part in reversed(parts)]

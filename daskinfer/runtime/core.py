@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
-from daskinfer.errors import CorruptActivation, DaskinferError, JobFailed, RejectBudgetExceeded, SnapshotSkew
+from daskinfer.errors import (
+    CorruptActivation,
+    DaskinferError,
+    DeviceFailed,
+    JobFailed,
+    RejectBudgetExceeded,
+    SnapshotSkew,
+    StorageRefused,
+)
 from daskinfer.runtime.crew import Crew
+from daskinfer.runtime.health import Restart, WorkerFrozen, WorkerPaused, WorkerResumed
+from daskinfer.runtime.limits import Limits
 from daskinfer.runtime.messages import (
     Action,
     AliasSeen,
     AliasUnseen,
-    Commit,
     Committed,
     Compared,
     Event,
@@ -23,9 +30,8 @@ from daskinfer.runtime.messages import (
     GrantToken,
     Judged,
     LoadShard,
+    MemoryPressure,
     MicrobatchDone,
-    Note,
-    Prepare,
     Prepared,
     Seal,
     ShardFailed,
@@ -37,12 +43,13 @@ from daskinfer.runtime.messages import (
     WorkerLost,
     describe,
 )
-from daskinfer.runtime.pace import Pace
 from daskinfer.runtime.pinning import Pinning
-from daskinfer.runtime.probes import Convicted, Inspected, Probe, ProbeDone, ProbeFailed, Restart, Running, SecondStart
+from daskinfer.runtime.probes import Probe, ProbeFailed, Running, SecondStart, SuspectEvent
+from daskinfer.runtime.recovery import Recovery, probe_of, repeat, task_of
 from daskinfer.runtime.stragglers import Stragglers
 from daskinfer.runtime.succession import Succession
 from daskinfer.runtime.suspicion import Suspicion, blames_rows
+from daskinfer.runtime.tempo import Tempo
 from daskinfer.runtime.trial import Trial
 from daskinfer.runtime.workload import Workload
 from daskinfer.spec.generation import Pin
@@ -50,21 +57,7 @@ from daskinfer.spec.plan import Plan, WorkerShape
 from daskinfer.spec.poison import Conviction
 from daskinfer.spec.recipe import Consistency
 
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """When to give up."""
-
-    rejects: int
-    """Quarantined rows that the job may have."""
-    attempts: int = 3
-    """Tries of one task that raises."""
-    losses: int = 5
-    """Workers lost since the last commit while no microbatch was assigned to them that could have killed them."""
-    patience: float = 60.0
-    """Seconds that a stage may be without any worker."""
-    seconds: float | Literal["auto"] | None = "auto"
-    """Seconds that a microbatch may take in a stage."""
+_COUNTED = {Probe: "probes", SecondStart: "second_starts"}
 
 
 class DriverCore:
@@ -125,8 +118,9 @@ class DriverCore:
             self._work = Workload(plan.window, *trial.places(partitions, committed))
         self._trial = trial
         self._succession = Succession(pinning, rules, self._crew, self._work, committed, partitions, trial)
+        self._recovery = Recovery(self._crew, self._work, limits.paused, limits.storage)
         self._suspicion = Suspicion(self._work, poison)
-        self._stragglers = Stragglers(self._crew, self._work, self._suspicion, Pace(limits.seconds))
+        self._stragglers = Stragglers(self._crew, self._work, self._suspicion, Tempo(limits.seconds))
         self._source = source
         self._epoch = epoch
         self._limits = limits
@@ -162,15 +156,21 @@ class DriverCore:
         """Take one event at a time `now` (seconds, any monotonic clock) and return what to do about it."""
         if self._ended:
             return []
+        over = self._recovery.hear(event, now)
         match event:
             case WorkerJoined():
                 actions = self._load(self._crew.enlist([event.worker]))
             case WorkerLost():
                 actions = self._on_lost(event, now)
+            case WorkerFrozen():
+                why = f"was not heard of for {event.silent:.0f} s"
+                actions = self._take_off(event.worker, now, "worker-frozen", why, event.silent)
+            case WorkerPaused() | WorkerResumed() | MemoryPressure():
+                actions = []
             case ShardLoaded():
                 actions = self._on_loaded(event)
             case ShardFailed():
-                actions = self._on_load_failed(event)
+                actions = self._on_load_failed(event, now)
             case Prepared():
                 actions = self._work.prepared((event.generation, event.partition), event.microbatches)
             case MicrobatchDone():
@@ -179,18 +179,8 @@ class DriverCore:
                 actions = self._on_committed(event)
             case TaskFailed():
                 actions = self._on_failure(event, now)
-            case Inspected(partition, number, rows, generation):
-                self._suspicion.inspected((generation, partition), number, rows)
-                actions = []
-            case ProbeDone(partition, number, generation):
-                actions = self._suspicion.probe_done((generation, partition), number, now)
-            case ProbeFailed(partition, number, error, generation):
-                place = (generation, partition)
-                actions = self._suspicion.probe_raised(place, number, error, self._limits.attempts, now)
-            case Convicted(conviction):
-                actions = self._suspicion.recorded(conviction)
-            case Running(tasks):
-                actions = self._stragglers.look(tasks, now)
+            case Running():
+                actions = self._on_running(event, now)
             case AliasSeen():
                 actions = self._succession.on_alias(event.head)
             case AliasUnseen():
@@ -208,12 +198,15 @@ class DriverCore:
                 actions = self._succession.on_switched(event.partitions)
             case Tick():
                 actions = self._on_tick(now)
+            case _:
+                actions = self._on_suspect(event, now)
         if convicted := self._convicted:
             actions += self._check_budget(convicted)
         if self.running and not any(isinstance(action, Fail) for action in actions):
             probes = self._suspicion.go_on()
             actions += [*probes, *self._succession.go_on(now)]
-        self._count(actions)
+        self.counters.update(_COUNTED[type(action)] for action in actions if type(action) in _COUNTED)
+        actions = [*over, *actions, *self._recovery.close(actions, now)]
         self._ended = any(isinstance(action, Fail | Seal) for action in actions)
         return actions
 
@@ -226,15 +219,22 @@ class DriverCore:
             for generation in self._crew.generations
         ]
 
-    def _on_lost(self, event: WorkerLost, now: float) -> list[Action]:
+    def _take_off(self, worker: str, now: float, kind: str, why: str, silent: float | None = None) -> list[Action]:
+        """Deal with a worker that lives and is of no use as with one that is lost."""
+        if worker not in self._crew:
+            return []
+        return [Restart(worker), *self._on_lost(WorkerLost(worker, silent), now, kind, why)]
+
+    def _on_lost(self, event: WorkerLost, now: float, kind: str = "worker-lost", why: str = "is gone") -> list[Action]:
         stage = self._crew.lose(event.worker, now)
         if stage is None:
             return []
         self.counters["workers_lost"] += 1
-        is_stopped = self._stragglers.is_restarted(event.worker)
-        blame, is_explained = ([], True) if is_stopped else self._suspicion.lost(event.worker, event.tasks, now)
-        self._losses += not is_explained
-        note = Note("worker-lost", f"{event.worker}, which held stage {stage}, is gone")
+        blame = self._suspicion.lost(event.worker, event.tasks, now)
+        self._losses += blame is None and kind != "worker-hung"
+        self._recovery.lose(event.worker, stage)
+        detail = f"{event.worker}, which held stage {stage}, {why}"
+        note = self._recovery.book.begin(stage, kind, detail, now, event.silent)
         if self._losses > self._limits.losses:
             work = ", ".join(str(number) for number in sorted({number for _, number in self._work.open})) or "none"
             return [
@@ -247,7 +247,13 @@ class DriverCore:
                     )
                 ),
             ]
-        return [note, *blame, *self._load(self._crew.fill())]
+        return [note, *(blame or []), *self._load(self._crew.fill())]
+
+    def _on_running(self, event: Running, now: float) -> list[Action]:
+        hung, actions = self._stragglers.look(event.tasks, now)
+        for worker, why in hung.items():
+            actions += self._take_off(worker, now, "worker-hung", why)
+        return actions
 
     def _on_loaded(self, event: ShardLoaded) -> list[Action]:
         ack = event.ack
@@ -268,9 +274,15 @@ class DriverCore:
         granted = self._crew.acknowledge(ack.generation, ack.stage, ack.worker)
         return [GrantToken(stage, worker, generation) for generation, stage, worker in granted]
 
-    def _on_load_failed(self, event: ShardFailed) -> list[Action]:
+    def _on_load_failed(self, event: ShardFailed, now: float) -> list[Action]:
         if not self._crew.is_loading(event.generation, event.worker):
             return []  # it died while loading: WorkerLost has dealt with it
+        if isinstance(event.error, DeviceFailed):
+            return self._take_off(event.worker, now, "device-failed", f"lost its device: {event.error.message}")
+        if isinstance(event.error, StorageRefused) and not self._succession.is_candidate(event.generation):
+            load = ("load", event.generation, event.stage, event.worker)
+            again = LoadShard(event.stage, event.worker, event.generation, self._recovery.tries(load) + 1)
+            return self._recovery.refuse(load, again, event.error, now)
         where = f"stage {event.stage} could not be loaded on {event.worker}"
         if isinstance(event.error, DaskinferError):
             error = type(event.error)(f"{where}: {event.error.message}", hint=event.error.hint)
@@ -279,9 +291,13 @@ class DriverCore:
         return self._succession.give_up(error) if self._succession.is_candidate(event.generation) else [Fail(error)]
 
     def _on_tick(self, now: float) -> list[Action]:
+        actions = self._recovery.due(now)
+        for worker in self._recovery.overdue(now):
+            why = f"was paused for {self._limits.paused:.0f} s, its memory full"
+            actions += self._take_off(worker, now, "worker-lost", why)
         missing = self._crew.missing(now - self._limits.patience)
         if missing is None:
-            return []
+            return actions
         return [
             Fail(
                 JobFailed(
@@ -299,6 +315,15 @@ class DriverCore:
         self._suspicion.passed(place, event.number)
         self._stragglers.note_done(*place, event.number)
         return self._work.computed(place, event.number)
+
+    def _on_suspect(self, event: SuspectEvent, now: float) -> list[Action]:
+        match event:
+            case ProbeFailed(_, _, StorageRefused() as error) if (again := self._suspicion.again(event)) is not None:
+                return self._recovery.refuse(probe_of(event), again, error, now)
+            case ProbeFailed(_, _, DeviceFailed() as error):
+                off = self._take_off(error.worker, now, "device-failed", f"lost its device: {error.message}")
+                return [*off, *self._suspicion.hear(event, self._limits.attempts, now)]
+        return self._suspicion.hear(event, self._limits.attempts, now)
 
     def _on_committed(self, event: Committed) -> list[Action]:
         record = event.record
@@ -337,15 +362,6 @@ class DriverCore:
         )
         return [Fail(error)]
 
-    def _count(self, actions: Sequence[Action]) -> None:
-        for action in actions:
-            if isinstance(action, SecondStart):
-                self.counters["second_starts"] += 1
-            elif isinstance(action, Restart):
-                self.counters["workers_restarted"] += 1
-            elif isinstance(action, Probe):
-                self.counters["probes"] += 1
-
     def _on_failure(self, event: TaskFailed, now: float) -> list[Action]:
         place = (event.generation, event.partition)
         partition = self._work[place]
@@ -353,24 +369,25 @@ class DriverCore:
         damaged = isinstance(error, CorruptActivation)
         partition.attempts[event.step, event.number] += 1
         attempt = partition.attempts[event.step, event.number]
+        if isinstance(error, StorageRefused):
+            partition.excused[event.step, event.number] += 1
+            return self._recovery.refuse(task_of(event), repeat(event, attempt, self._work), error, now)
         where = f"partition {event.partition}" + (f", microbatch {event.number}" if event.step == "microbatch" else "")
         self.counters["corrupt_activations" if damaged else "task_failures"] += 1
-        note = Note(
-            "corrupt-activation" if damaged else "task-failed",
-            f"{where}, {event.step}, attempt {attempt}: {describe(error)}",
-        )
-        if isinstance(error, DaskinferError) and not damaged:
-            return [note, Fail(error)]
+        if isinstance(error, DeviceFailed):
+            actions = self._take_off(error.worker, now, "device-failed", f"lost its device: {error.message}")
+        else:
+            kind = "corrupt-activation" if damaged else "task-failed"
+            detail = f"{where}, {event.step}, attempt {attempt}: {describe(error)}"
+            actions = [self._recovery.book.begin(task_of(event), kind, detail, now)]
+        if isinstance(error, DaskinferError) and not isinstance(error, CorruptActivation | DeviceFailed):
+            return [*actions, Fail(error)]
         if event.step == "microbatch" and blames_rows(error):
-            taken_out = self._suspicion.raised(place, event.number, error, now)
-            if taken_out:
-                return [note, *taken_out]
-        elif attempt >= self._limits.attempts:
+            if taken_out := self._suspicion.raised(place, event.number, error, now):
+                return [*actions, *taken_out]
+        elif attempt - partition.excused[event.step, event.number] >= self._limits.attempts:
             failure = JobFailed(f"{where}: {event.step} failed {attempt} times, at last with {describe(error)}")
-            return [note, Fail(failure)]
-        if event.step == "prepare":
-            return [note, Prepare(event.partition, attempt, event.generation)]
-        if event.step == "commit":
-            return [note, Commit(event.partition, attempt, event.generation)]
-        self.counters["microbatches_recomputed"] += 1
-        return [note, self._work.again(place, event.number)]
+            return [*actions, Fail(failure)]
+        if event.step == "microbatch":
+            self.counters["microbatches_recomputed"] += 1
+        return [*actions, repeat(event, attempt, self._work)]

@@ -47,7 +47,7 @@ def listen(
         if message.get("action") == "remove-worker":
             keys = message.get("processing-tasks", ())
             tasks = tuple(filter(None, (find_stage_task(handle, key, address) for key in keys)))
-            tell(lambda: WorkerLost(address, tasks))
+            tell(lambda: WorkerLost(address, tasks=tasks))
         elif message.get("action") == "add-worker":
             tell(partial(look_at, address))
 

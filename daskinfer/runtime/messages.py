@@ -7,20 +7,9 @@ from typing import Literal
 
 from daskinfer.errors import DaskinferError
 from daskinfer.graphs.build import StageTask
+from daskinfer.runtime.health import Restart, WorkerFrozen, WorkerPaused, WorkerResumed
 from daskinfer.runtime.pinning import Head
-from daskinfer.runtime.probes import (
-    Convict,
-    Convicted,
-    Inspect,
-    Inspected,
-    Probe,
-    ProbeDone,
-    ProbeFailed,
-    Restart,
-    Running,
-    SecondStart,
-    Withdraw,
-)
+from daskinfer.runtime.probes import Running, SuspectAction, SuspectEvent
 from daskinfer.spec.comparison import PartComparison
 from daskinfer.spec.generation import Pin
 from daskinfer.spec.job import CommitRecord
@@ -58,8 +47,23 @@ class WorkerLost:
     """A worker died, was closed or cannot be reached."""
 
     worker: str
+    silent: float | None = None
+    """Seconds since it was last heard of, where that is known."""
     tasks: tuple[StageTask, ...] = ()
     """The job's microbatches that were assigned to it; any of them may have been running."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPressure:
+    """A worker uses more than a share of its memory limit, or is paused because of that; told once a second."""
+
+    worker: str
+    used: int
+    """Bytes that its process holds."""
+    limit: int
+    """Bytes that it may."""
+    paused: bool
+    """Whether Dask gives it no new tasks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +185,10 @@ class Tick:
 Event = (
     WorkerJoined
     | WorkerLost
+    | WorkerFrozen
+    | WorkerPaused
+    | WorkerResumed
+    | MemoryPressure
     | ShardLoaded
     | ShardFailed
     | Prepared
@@ -194,10 +202,7 @@ Event = (
     | Switched
     | Compared
     | Judged
-    | Inspected
-    | ProbeDone
-    | ProbeFailed
-    | Convicted
+    | SuspectEvent
     | Running
     | Tick
 )
@@ -210,6 +215,7 @@ class LoadShard:
     stage: int
     worker: str
     generation: int = 0
+    attempt: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,6 +332,19 @@ class Note:
 
     kind: str
     detail: str
+    number: int | None = None
+    """Of an incident that something recovers from: `Recovered` follows."""
+    detect_seconds: float | None = None
+    """From the last sign of health until now, where that can be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """An incident is over."""
+
+    number: int
+    seconds: float
+    """Since it was noted."""
 
 
 Action = (
@@ -335,12 +354,7 @@ Action = (
     | Submit
     | Commit
     | Release
-    | Withdraw
-    | Inspect
-    | Probe
-    | Convict
-    | Restart
-    | SecondStart
+    | SuspectAction
     | LookAtAlias
     | OpenGeneration
     | Adopt
@@ -349,8 +363,10 @@ Action = (
     | Judge
     | Retire
     | Seal
+    | Restart
     | Fail
     | Note
+    | Recovered
 )
 
 

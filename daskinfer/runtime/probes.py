@@ -91,8 +91,8 @@ class Convict:
 
 
 @dataclass(frozen=True, slots=True)
-class Restart:
-    """Restart a worker that is stuck in a task."""
+class Abandon:
+    """Let go of an attempt that came in second and is stuck, so that no other worker takes it up."""
 
     task: StageTask
 
@@ -107,3 +107,7 @@ class SecondStart:
     slow: str
     """Address of that worker."""
     generation: int = 0
+
+
+SuspectEvent = Inspected | ProbeDone | ProbeFailed | Convicted
+SuspectAction = Withdraw | Inspect | Probe | Convict | Abandon | SecondStart

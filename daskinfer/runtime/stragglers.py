@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from daskinfer.graphs.build import StageTask
 from daskinfer.runtime.crew import Crew
 from daskinfer.runtime.messages import Action, Note
-from daskinfer.runtime.pace import Pace
-from daskinfer.runtime.probes import Restart, SecondStart
+from daskinfer.runtime.probes import Abandon, SecondStart
 from daskinfer.runtime.suspicion import Suspicion
+from daskinfer.runtime.tempo import Tempo
 from daskinfer.runtime.workload import Workload
 
 
@@ -24,59 +24,49 @@ class Stragglers:
     ----------
     crew, work, suspicion
         The driver's workers, partitions and suspects.
-    pace
+    tempo
         What is usual.
     """
 
-    def __init__(self, crew: Crew, work: Workload, suspicion: Suspicion, pace: Pace) -> None:
+    def __init__(self, crew: Crew, work: Workload, suspicion: Suspicion, tempo: Tempo) -> None:
         self._crew = crew
         self._work = work
         self._suspicion = suspicion
-        self._pace = pace
-        self._restarted: set[str] = set()
+        self._tempo = tempo
         self._twice: set[tuple[int, int, int]] = set()
 
     def note_done(self, generation: int, partition: int, number: int) -> None:
         """Take in that a microbatch went through all stages."""
-        self._pace.note_done()
+        self._tempo.note_done()
         self._twice.discard((generation, partition, number))
 
-    def is_restarted(self, worker: str) -> bool:
-        """Tell whether a worker that is gone was restarted by the driver, and forget it."""
-        if worker not in self._restarted:
-            return False
-        self._restarted.remove(worker)
-        return True
-
-    def look(self, tasks: Sequence[StageTask], now: float) -> list[Action]:
-        """Take in what is running, and what waits behind it."""
-        self._pace.look(tasks)
+    def look(self, tasks: Sequence[StageTask], now: float) -> tuple[dict[str, str], list[Action]]:
+        """Take in what is running, and what waits behind it; return workers to restart, with the reason, and the rest."""
+        self._tempo.look(tasks)
         actions: list[Action] = []
+        hung: dict[str, str] = {}
         slow: set[str] = set()
         for task in tasks:
-            limit = self._pace.limit(task.stage)
-            if task.seconds is None or task.worker in self._restarted:
+            limit = self._tempo.limit(task.stage)
+            if task.seconds is None or task.worker not in self._crew or task.worker in hung:
                 continue
             if limit is not None and task.seconds > limit:
-                actions += self._stop(task, tasks, limit, now)
-            elif self._pace.is_slow(task):
+                actions += self._suspicion.hung(task, limit, now)
+                for other in self._twins(task, tasks):
+                    self._tempo.drop(other)
+                    actions.append(Abandon(other))
+                    where = f"partition {other.partition}, microbatch {other.number}"
+                    hung[other.worker] = f"has been running {where} for {other.seconds:.0f} s"
+            elif self._tempo.is_slow(task):
                 slow.add(task.worker)
         for task in tasks:
-            if task.worker in slow - self._restarted:
+            if task.worker in slow and task.worker not in hung:
                 actions += self._start_twice(task, slow)
-        return actions
+        return hung, actions
 
-    def _stop(self, task: StageTask, tasks: Sequence[StageTask], limit: float, now: float) -> list[Action]:
-        actions = self._suspicion.hung(task, limit, now)
-        for other in tasks:
-            # Its second start hangs by now as well, or is about to.
-            if _microbatch(other) == _microbatch(task) and other.seconds is not None:
-                self._restarted.add(other.worker)
-                self._pace.drop(other)
-                where = f"partition {other.partition}, microbatch {other.number}, stage {other.stage}"
-                detail = f"{other.worker} is restarted: {where} has been running there for {other.seconds:.0f} s"
-                actions += [Note("worker-hung", detail), Restart(other)]
-        return actions
+    def _twins(self, task: StageTask, tasks: Sequence[StageTask]) -> list[StageTask]:
+        """Return a hanging task, and its second start, which hangs by now as well or is about to."""
+        return [other for other in tasks if _microbatch(other) == _microbatch(task) and other.seconds is not None]
 
     def _start_twice(self, task: StageTask, slow: set[str]) -> list[Action]:
         generation, partition, number = found = _microbatch(task)

@@ -17,7 +17,17 @@ from daskinfer.graphs.blame import find_place
 from daskinfer.graphs.build import StageTask
 from daskinfer.runtime.bisection import Bisection
 from daskinfer.runtime.messages import Action, Fail, Note, describe
-from daskinfer.runtime.probes import Convict, Inspect, Probe, Withdraw
+from daskinfer.runtime.probes import (
+    Convict,
+    Convicted,
+    Inspect,
+    Inspected,
+    Probe,
+    ProbeDone,
+    ProbeFailed,
+    SuspectEvent,
+    Withdraw,
+)
 from daskinfer.runtime.workload import Place, Workload
 from daskinfer.spec.poison import Conviction, FailedAttempt, PoisonRow
 from daskinfer.spec.rows import Fault
@@ -59,8 +69,8 @@ class _Failure:
 class _Suspect:
     """A microbatch out of the flow."""
 
-    is_bad: bool
-    """Whether it was seen to fail as a whole."""
+    fault: Fault | None
+    """What it was seen to do as a whole."""
     alone: bool
     """Whether nothing else may be in flight while it is probed."""
     search: Bisection | None = None
@@ -100,15 +110,10 @@ class Suspicion:
         self._has_passed = False
         self._barren_rows = 0
         self._barren_microbatches = 0
-        self.probes = 0
 
     def convicted_in(self, generations: Collection[int]) -> int:
         """Return how many rows of partitions that are not committed are convicted, on these generations."""
         return sum(count for place, count in self._convicted.items() if place[0] in generations)
-
-    def is_suspect(self, place: Place, number: int) -> bool:
-        """Tell whether a microbatch is out of the flow."""
-        return (place, number) in self._suspects
 
     # What happens
 
@@ -123,15 +128,19 @@ class Suspicion:
         failure = _Failure(self._work[place].starts[number], stage, worker, "raised", describe(error), now)
         return self._mark((place, number), failure)
 
-    def lost(self, worker: str, tasks: Iterable[StageTask], now: float) -> tuple[list[Action], bool]:
-        """Take in that a worker died with these tasks; return what to do, and whether it explains the death."""
-        found = {((task.generation, task.partition), task.number): task for task in tasks}
-        tried = {
-            case
-            for case, task in found.items()
-            if case in self._suspects and self._suspects[case].attempt == task.attempt
-        }
-        blamed = {case: task for case, task in found.items() if case in tried or self._work.is_flying(*case)}
+    def lost(self, worker: str, tasks: Iterable[StageTask], now: float) -> list[Action] | None:
+        """Take in that a worker died with these tasks; return what to do, or None where none can have done it."""
+        blamed: dict[Case, StageTask] = {}
+        tried = set()
+        for task in tasks:
+            case = ((task.generation, task.partition), task.number)
+            suspect = self._suspects.get(case)
+            # An attempt that was taken back may still be there.
+            if suspect is not None and suspect.attempt == task.attempt:
+                tried.add(case)
+                blamed[case] = task
+            elif self._work.is_flying(*case):
+                blamed[case] = task
         actions: list[Action] = []
         for case, task in blamed.items():
             detail = f"{worker} died in stage {task.stage}, with {len(blamed)} microbatches assigned to it"
@@ -139,14 +148,13 @@ class Suspicion:
             if case not in tried:
                 actions += self._mark(case, failure)
                 continue
-            suspect = self._suspects[case]
             if len(blamed) == 1:
                 actions += self._probe_failed(case, failure, "it killed the worker that computed it")
             else:
-                # Anything of them may have done it: try again with nothing else in flight.
+                # Any of them may have done it: try again with nothing else in flight.
                 actions.append(self._withdraw(case))
-                suspect.alone, suspect.attempt = True, None
-        return actions, bool(blamed)
+                self._suspects[case].alone, self._suspects[case].attempt = True, None
+        return actions if blamed else None
 
     def hung(self, task: StageTask, limit: float, now: float) -> list[Action]:
         """Take in that a task ran out of time."""
@@ -157,45 +165,53 @@ class Suspicion:
         if suspect is not None:
             if suspect.attempt != task.attempt:
                 return []
-            return self._probe_failed((place, number), failure, f"it did not end within {limit:g} s")
+            return self._probe_failed((place, number), failure, f"the model did not end within {limit:g} s")
         return self._mark((place, number), failure) if self._work.is_flying(place, number) else []
 
-    def inspected(self, place: Place, number: int, rows: tuple[int, ...]) -> None:
-        """Take in which rows a suspect has."""
-        suspect = self._suspects.get((place, number))
-        if suspect is not None:
-            suspect.search = Bisection(rows, suspect.is_bad)
-
-    def probe_done(self, place: Place, number: int, now: float) -> list[Action]:
-        """Take in that a probe went through."""
-        case = (place, number)
+    def hear(self, event: SuspectEvent, attempts: int, now: float) -> list[Action]:
+        """Take in what became of a suspect; `attempts` of its probes may fail through no fault of its rows."""
+        if isinstance(event, Convicted):
+            return self._recorded(event.conviction)
+        case = ((event.generation, event.partition), event.number)
         suspect = self._suspects.get(case)
-        if suspect is None or suspect.attempt is None:
+        if suspect is None:
             return []
+        match event:
+            case Inspected():
+                suspect.search = Bisection(event.rows, suspect.fault)
+                return []
+            case ProbeDone():
+                return self._probe_done(case, suspect, now)
+            case ProbeFailed():
+                return self._probe_raised(case, suspect, event.error, attempts, now)
+
+    def again(self, event: ProbeFailed) -> Probe | None:
+        """Return what probes the same once more; None where nobody waits for it."""
+        case = ((event.generation, event.partition), event.number)
+        suspect = self._suspects.get(case)
+        return None if suspect is None or suspect.search is None else self._probe(case, suspect, suspect.search)
+
+    def _probe_done(self, case: Case, suspect: _Suspect, now: float) -> list[Action]:
         assert suspect.search is not None
         self._note_pass()
         suspect.attempt = None
         suspect.search.passed()
         return self._decide(case, now) if suspect.search.is_decided else []
 
-    def probe_raised(self, place: Place, number: int, error: BaseException, attempts: int, now: float) -> list[Action]:
-        """Take in that a probe raised."""
-        case = (place, number)
-        suspect = self._suspects.get(case)
-        if suspect is None or suspect.attempt is None:
-            return []
-        stage, worker = find_place(error)
-        if blames_rows(error):
+    def _probe_raised(
+        self, case: Case, suspect: _Suspect, error: BaseException, attempts: int, now: float
+    ) -> list[Action]:
+        if blames_rows(error) and suspect.attempt is not None:
+            stage, worker = find_place(error)
             failure = _Failure(suspect.attempt, stage, worker, "raised", describe(error), now)
-            return self._probe_failed(case, failure, _PASSING.sub("...", describe(error)))
+            return self._probe_failed(case, failure, "the model raised " + _PASSING.sub("...", describe(error)))
         suspect.attempt = None
         suspect.mishaps += 1
         if suspect.mishaps < attempts:
             return []
         return [Fail(JobFailed(f"{_name(case)}: it failed {attempts} times, at last with {describe(error)}"))]
 
-    def recorded(self, conviction: Conviction) -> list[Action]:
-        """Take in which rows of a microbatch are convicted for good."""
+    def _recorded(self, conviction: Conviction) -> list[Action]:
         case = ((conviction.generation, conviction.partition), conviction.microbatch)
         suspect = self._suspects.pop(case, None)
         if suspect is None:
@@ -226,11 +242,8 @@ class Suspicion:
                 continue
             if under_way >= AT_ONCE or (suspect.alone and (under_way or self._work.in_flight)):
                 break
-            (generation, partition), number = case
-            suspect.attempt = self._work.next_attempt(*case)
             under_way += 1
-            self.probes += 1
-            actions.append(Probe(partition, number, suspect.search.without, suspect.attempt, generation))
+            actions.append(self._probe(case, suspect, suspect.search))
             if suspect.alone:
                 break
         return actions
@@ -252,10 +265,15 @@ class Suspicion:
             return [Fail(error)]
         is_killer = failure.what == "killed"
         self._work.withhold(*case)
-        self._suspects[case] = _Suspect(is_bad=not is_killer, alone=is_killer)
+        self._suspects[case] = _Suspect(None if is_killer else failure.what, alone=is_killer)
         (generation, partition), number = case
         note = Note("suspect", f"{_name(case)} {failure.what}: {failure.detail}; its rows are looked into")
         return [note, self._withdraw(case), Inspect(partition, number, generation)]
+
+    def _probe(self, case: Case, suspect: _Suspect, search: Bisection) -> Probe:
+        (generation, partition), number = case
+        suspect.attempt = self._work.next_attempt(*case)
+        return Probe(partition, number, search.without, suspect.attempt, generation)
 
     def _probe_failed(self, case: Case, failure: _Failure, error: str) -> list[Action]:
         suspect = self._suspects[case]

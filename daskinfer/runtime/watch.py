@@ -1,4 +1,4 @@
-"""Looks at what the workers are at, once a second, and restarts those that are stuck."""
+"""Looks at what the workers are at, once a second."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from daskinfer.runtime.messages import Event
 from daskinfer.runtime.probes import Running
 
 LOOK_SECONDS = 1.0
-# Time for the nanny to stop it; it comes back in its own time.
-_RESTART_SECONDS = 10
 
 
 class Watch:
@@ -36,7 +34,7 @@ class Watch:
         self._client = client
         self._handle = handle
         self._tell = tell
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="daskinfer-watch")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="daskinfer-watch")
         self._due = 0.0
         self._is_looking = False
 
@@ -46,15 +44,11 @@ class Watch:
         if now < self._due or self._is_looking:
             return
         self._due, self._is_looking = now + LOOK_SECONDS, True
-        self._threads.submit(self._look)
-
-    def restart(self, worker: str) -> None:
-        """Have a worker's process ended, and started again where it has a nanny."""
-        self._threads.submit(self._client.restart_workers, [worker], timeout=_RESTART_SECONDS, raise_for_error=False)
+        self._thread.submit(self._look)
 
     def close(self) -> None:
         """Wait for what is under way."""
-        self._threads.shutdown(cancel_futures=True)
+        self._thread.shutdown(cancel_futures=True)
 
     def _look(self) -> None:
         try:

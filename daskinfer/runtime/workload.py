@@ -24,6 +24,8 @@ class OpenPartition:
     """Microbatch -> how often it was started again: the number of its newest attempt."""
     withheld: set[int] = field(default_factory=set)
     """Microbatches that were taken out of the flow."""
+    excused: Counter[tuple[str, int]] = field(default_factory=Counter)
+    """Attempts that failed through no fault of the task."""
     committing: bool = False
 
     @property

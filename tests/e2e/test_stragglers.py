@@ -10,13 +10,13 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from daskinfer.runtime import pace
+from daskinfer.runtime import tempo
 from tests.e2e.conftest import Bench, data_bytes, run
 from tests.e2e.faults import commits, patched_workers
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-RECIPE = {"pipeline__stages": 1, "pipeline__microbatch_tokens": 128}
+RECIPE: dict[str, Any] = {"pipeline__stages": 1, "pipeline__microbatch_tokens": 128}
 
 
 def slow_down(patch: pytest.MonkeyPatch, log: str, seconds: float, often: int) -> None:
@@ -47,8 +47,8 @@ def test_a_slow_worker_gets_less_work(bench: Bench, scheduler: str) -> None:
 def test_what_a_slow_worker_sits_on_is_started_twice(
     bench: Bench, scheduler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(bench.recipe("whole.zarr", name="whole", **RECIPE), scheduler)
-    monkeypatch.setattr(pace, "SLOW_SECONDS", 1.0)
+    run(bench.recipe("whole.zarr", **RECIPE), scheduler)
+    monkeypatch.setattr(tempo, "SLOW_SECONDS", 1.0)
     began = time.monotonic()
     with patched_workers(scheduler, slow_down, str(bench.folder / "log"), 30.0, 1, only=0):
         report = run(bench.recipe(**RECIPE), scheduler)

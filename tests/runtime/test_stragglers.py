@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 from daskinfer.graphs.build import StageTask
-from daskinfer.runtime.core import DriverCore, Limits
+from daskinfer.runtime.core import DriverCore
+from daskinfer.runtime.health import Restart
+from daskinfer.runtime.limits import Limits
 from daskinfer.runtime.messages import Action, Commit, MicrobatchDone, Prepared, Submit, TaskFailed
-from daskinfer.runtime.pace import KNOWN, UNKNOWN_SECONDS, Pace
-from daskinfer.runtime.probes import Restart, Running, SecondStart
+from daskinfer.runtime.probes import Abandon, Running, SecondStart
+from daskinfer.runtime.tempo import KNOWN, UNKNOWN_SECONDS, Tempo
 from tests.runtime.test_core import acknowledge, make_core, make_worker
 
 
@@ -13,36 +15,36 @@ def at(number: int, worker: str, seconds: float | None, stage: int = 0, attempt:
 
 
 def test_the_time_limit_follows_what_is_usual() -> None:
-    pace = Pace("auto")
-    assert pace.limit(0) == UNKNOWN_SECONDS
+    tempo = Tempo("auto")
+    assert tempo.limit(0) == UNKNOWN_SECONDS
     for number, seconds in enumerate((8.0, 10.0, 300.0)):
-        pace.look([at(number, "a", seconds / 2)])
-        pace.look([at(number, "a", seconds)])
-    pace.look([])
-    assert pace.limit(0) == 20 * 10.0
-    assert pace.limit(1) == UNKNOWN_SECONDS
-    assert not pace.is_slow(at(9, "a", 40.0))
-    assert pace.is_slow(at(9, "a", 41.0))
+        tempo.look([at(number, "a", seconds / 2)])
+        tempo.look([at(number, "a", seconds)])
+    tempo.look([])
+    assert tempo.limit(0) == 20 * 10.0
+    assert tempo.limit(1) == UNKNOWN_SECONDS
+    assert not tempo.is_slow(at(9, "a", 40.0))
+    assert tempo.is_slow(at(9, "a", 41.0))
 
 
 def test_microbatches_that_are_never_seen_are_short() -> None:
-    pace = Pace("auto")
+    tempo = Tempo("auto")
     for _ in range(KNOWN):
-        pace.note_done()
-    assert pace.limit(0) == 60
-    assert pace.is_slow(at(0, "a", 11.0))
-    pace.look([at(0, "a", 500.0)])  # one worker is slow, and that is not what is usual
-    pace.look([])
-    assert pace.limit(0) == 60
+        tempo.note_done()
+    assert tempo.limit(0) == 60
+    assert tempo.is_slow(at(0, "a", 11.0))
+    tempo.look([at(0, "a", 500.0)])  # one worker is slow, and that is not what is usual
+    tempo.look([])
+    assert tempo.limit(0) == 60
 
 
 def test_a_limit_of_the_users_own_and_none_at_all() -> None:
-    assert Pace(7.5).limit(0) == 7.5
-    assert Pace(None).limit(0) is None
+    assert Tempo(7.5).limit(0) == 7.5
+    assert Tempo(None).limit(0) is None
 
 
 def make_pair() -> DriverCore:
-    """Return a core with one stage on two workers, two microbatches in flight of ten, and a pace."""
+    """Return a core with one stage on two workers, two microbatches in flight of ten, and a tempo."""
     core = make_core(partitions=1, replicas=(2,), window=2, limits=Limits(rejects=0))
     core.start([make_worker("a"), make_worker("b")])
     core.handle(acknowledge(0, "a"), 0)
@@ -68,8 +70,8 @@ def test_what_a_slow_worker_sits_on_is_started_once_more_elsewhere() -> None:
     assert core.counters["second_starts"] == 2
     # The one that came in second is stopped where it never ends, and nothing is suspected.
     actions = core.handle(Running((at(8, "a", 61.0),)), 60)
-    assert [action for action in actions if isinstance(action, Restart)] == [Restart(at(8, "a", 61.0))]
-    assert len(actions) == 2
+    assert actions[:2] == [Abandon(at(8, "a", 61.0)), Restart("a")]
+    assert len(actions) == 3
 
 
 def test_nothing_is_started_twice_where_every_worker_is_slow() -> None:
@@ -81,7 +83,7 @@ def test_a_microbatch_that_hangs_twice_costs_both_workers() -> None:
     core = make_pair()
     core.handle(Running((at(8, "a", 11.0),)), 0)
     actions = core.handle(Running((at(8, "a", 61.0), at(8, "b", 50.0, attempt=1))), 0)
-    assert [action.task.worker for action in actions if isinstance(action, Restart)] == ["a", "b"]
+    assert [action.worker for action in actions if isinstance(action, Restart)] == ["a", "b"]
 
 
 def test_an_attempt_after_a_second_start_has_a_number_of_its_own() -> None:
