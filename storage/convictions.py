@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 from pydantic import ValidationError
@@ -21,6 +21,7 @@ from daskinfer.storage.filesystem import join_url, list_names, read_bytes
 
 POISON = "poison"
 
+_READERS = 16
 _NAME = re.compile(r"g\d{4}-\d{8}-\d{6}\.json")
 
 
@@ -44,11 +45,11 @@ class Convictions:
         stored = {"decided": datetime.now(UTC).isoformat(), **conviction.model_dump(mode="json")}
         return conviction if create(url, canonical_json(stored)) else _read(url)
 
-    def all(self) -> Iterator[Conviction]:
+    def all(self) -> list[Conviction]:
         """Read every conviction."""
-        for name in list_names(self._folder):
-            if _NAME.fullmatch(name):
-                yield _read(join_url(self._folder, name))
+        urls = [join_url(self._folder, name) for name in list_names(self._folder) if _NAME.fullmatch(name)]
+        with ThreadPoolExecutor(_READERS) as pool:
+            return list(pool.map(_read, urls))
 
 
 def _read(url: str) -> Conviction:

@@ -54,7 +54,6 @@ from daskinfer.runtime.probes import Abandon, Convict, Convicted, Inspect, Probe
 from daskinfer.runtime.submission import Submissions
 from daskinfer.runtime.tokens import grant_tokens
 from daskinfer.runtime.vigil import Vigil, restart_worker
-from daskinfer.runtime.watch import Watch
 from daskinfer.spec.comparison import PartComparison
 from daskinfer.spec.poison import Conviction
 from daskinfer.spec.rows import PartitionTable
@@ -118,8 +117,7 @@ class Driver:
         self._pulse = pulse
         self._happened: queue.SimpleQueue[Callable[[], Event | None]] = queue.SimpleQueue()
         self._submissions = Submissions(client, len(ledger.plan.stages), requires, self._happened.put, poison)
-        self._watch = Watch(client, handle, self._happened.put)
-        self._vigil = Vigil(client, requires, frozen, self._happened.put)
+        self._vigil = Vigil(client, handle, requires, frozen, self._happened.put)
         self._keeper = keeper
         self._errands = Errands(keeper, ledger, self._happened.put)
         self._tokens: set[str] = set()
@@ -152,7 +150,6 @@ class Driver:
             self._check_connection(error)
             raise
         finally:
-            self._watch.close()
             self._errands.close()
 
     def withdraw(self) -> None:
@@ -176,7 +173,6 @@ class Driver:
     def _step(self) -> None:
         self._check_connection()
         self._submissions.look_again()
-        self._watch.look()
         event: Event | None = Tick()
         try:
             happened = self._happened.get(timeout=TICK_SECONDS)

@@ -207,7 +207,7 @@ class Session:
     ) -> None:
         record, plan, rules = self.job.record, self.job.plan, self.job.record.recipe.consistency
         keeper.prepare_places(pin)
-        poison = tuple(keeper.convictions.all())
+        poison = keeper.convictions.all()
         core = DriverCore(
             plan=plan,
             pinning=Pinning(pin, rules, len(keeper.log.known.pins)),

@@ -66,6 +66,11 @@ class _Held:
     """Second starts of microbatches."""
     others: list[Future] = field(default_factory=list)
 
+    def all(self) -> list[Future]:
+        """Return all of them."""
+        single = filter(None, (self.rows, self.encoded))
+        return [*single, *self.handoffs.values(), *self.seconds.values(), *self.others]
+
 
 class Submissions:
     """Tasks of one job on one cluster.
@@ -256,15 +261,15 @@ class Submissions:
 
     def release(self, place: Place) -> None:
         """Forget everything about a partition, so that nothing of it is ever computed again."""
-        del self._held[place]
+        for future in self._held.pop(place).all():
+            _release(future)
         self._poison.pop(place, None)
 
     def withdraw(self) -> None:
         """Take every task back from the cluster."""
         futures = [*self._loads, *self._losers.values()]
         for held in self._held.values():
-            futures += [*filter(None, (held.rows, held.encoded)), *held.handoffs.values(), *held.others]
-            futures += held.seconds.values()
+            futures += held.all()
         # Not Client.cancel: forced, it trips over tasks that no client holds and takes the connection down with it.
         for future in futures:
             future.release()

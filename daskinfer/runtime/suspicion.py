@@ -293,9 +293,7 @@ class Suspicion:
     def _convict(self, case: Case, verdict: PoisonRow, failure: _Failure) -> list[Action]:
         self._convicted[case[0]] += 1
         self._barren_rows += 1
-        actions: list[Action] = [
-            Note("poison", f"{_name(case)}, row {verdict.row} of the partition {verdict.kind}: {verdict.error}")
-        ]
+        actions: list[Action] = [Note("poison", f"{_name(case)}, row {verdict.row} of the partition: {verdict.error}")]
         if not self._has_passed and self._barren_rows >= HOPELESS_ROWS:
             actions.append(Fail(_hopeless(f"each of the first {self._barren_rows} rows that were tried", failure)))
         return actions
