@@ -190,6 +190,7 @@ class Session:
             requires=self.recipe.placement.requires,
             limits=Limits(
                 rejects=self.recipe.errors.limit(record.rows),
+                frozen=self.recipe.recovery.frozen,
                 paused=self.recipe.recovery.paused,
                 storage=self.recipe.recovery.storage,
             ),
