@@ -58,6 +58,8 @@ from daskinfer.spec.poison import Conviction
 from daskinfer.spec.recipe import Consistency
 
 _COUNTED = {Probe: "probes", SecondStart: "second_starts"}
+# Importing a large library holds Python's lock, and with it the heartbeat.
+LOADING_SLACK = 4
 
 
 class DriverCore:
@@ -163,8 +165,7 @@ class DriverCore:
             case WorkerLost():
                 actions = self._on_lost(event, now)
             case WorkerFrozen():
-                why = f"was not heard of for {event.silent:.0f} s"
-                actions = self._take_off(event.worker, now, "worker-frozen", why, event.silent)
+                actions = self._on_frozen(event, now)
             case WorkerPaused() | WorkerResumed() | MemoryPressure():
                 actions = []
             case ShardLoaded():
@@ -218,6 +219,13 @@ class DriverCore:
             for stage, worker in placements
             for generation in self._crew.generations
         ]
+
+    def _on_frozen(self, event: WorkerFrozen, now: float) -> list[Action]:
+        is_loading = any(self._crew.is_loading(generation, event.worker) for generation in self._crew.generations)
+        if event.silent < self._limits.frozen * (LOADING_SLACK if is_loading else 1):
+            return []
+        why = f"was not heard of for {event.silent:.0f} s"
+        return self._take_off(event.worker, now, "worker-frozen", why, event.silent)
 
     def _take_off(self, worker: str, now: float, kind: str, why: str, silent: float | None = None) -> list[Action]:
         """Deal with a worker that lives and is of no use as with one that is lost."""

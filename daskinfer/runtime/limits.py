@@ -18,6 +18,8 @@ class Limits:
     """Workers lost since the last commit, with no microbatch on them that could have done it."""
     patience: float = 60.0
     """Seconds that a stage may be without any worker."""
+    frozen: float = 15.0
+    """Seconds that a worker may be silent."""
     paused: float = 60.0
     """Seconds that a worker may be paused."""
     storage: float = 300.0

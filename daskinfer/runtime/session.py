@@ -221,6 +221,7 @@ class Session:
             limits=Limits(
                 rejects=self.recipe.errors.limit(record.rows),
                 seconds=self.recipe.errors.microbatch_seconds,
+                frozen=self.recipe.recovery.frozen,
                 paused=self.recipe.recovery.paused,
                 storage=self.recipe.recovery.storage,
             ),
