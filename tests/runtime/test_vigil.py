@@ -14,6 +14,7 @@ from distributed import Client
 from daskinfer.graphs.handoff import JobHandle
 from daskinfer.runtime.health import WorkerFrozen, WorkerPaused, WorkerResumed
 from daskinfer.runtime.messages import Event, MemoryPressure
+from daskinfer.runtime.probes import Running
 from daskinfer.runtime.vigil import Look, Sighting, Vigil, Watch, _look, restart_worker
 from daskinfer.spec.generation import Pin
 
@@ -102,16 +103,15 @@ def test_the_scheduler_knows_who_is_there(client: Client, addresses: list[str]) 
     assert client.run_on_scheduler(_look, {"GPU": 1}).sightings == []
 
 
-HANDLE = JobHandle("/work", "job", 1, Pin(snapshot="sha256:1"))
-
-
 def test_a_stopped_worker_is_found_and_replaced(client: Client, addresses: list[str]) -> None:
     frozen, other = addresses
     os.kill(client.run(os.getpid, workers=[frozen])[frozen], signal.SIGSTOP)
     task = client.submit(abs, -1, workers=[frozen], allow_other_workers=True)
     heard: queue.SimpleQueue[Callable[[], Event | None]] = queue.SimpleQueue()
-    with Vigil(client, HANDLE, {}, 1.0, heard.put) as vigil:
-        event = heard.get(timeout=60)()
+    handle = JobHandle("memory://work", "job", epoch=1, pin=Pin(snapshot="sha256:one"))
+    with Vigil(client, handle, {}, 1.0, heard.put) as vigil:
+        while isinstance(event := heard.get(timeout=60)(), Running):
+            assert event.tasks == ()  # none of that job
         assert isinstance(event, WorkerFrozen) and event.worker == frozen and event.silent > 1
         silence = vigil.silence(frozen)
         assert silence is not None and silence >= event.silent
