@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from sys import intern
+from typing import TypeVar
 
 from distributed import Client
 
@@ -28,6 +29,9 @@ from daskinfer.storage.journal import Event, Journal
 from daskinfer.storage.lease import Lease
 from daskinfer.storage.outputs.owner import confirm
 from daskinfer.storage.outputs.sink import WholeOutput
+from daskinfer.storage.retries import outlast
+
+T = TypeVar("T")
 
 PROGRESS_SECONDS = 0.25
 CHECK_SECONDS = 5.0
@@ -87,7 +91,8 @@ class Session:
             except DaskinferError as error:
                 self.error = error
             self._enter(_final_phase(self.error))
-            self._journal.flush()
+            with suppress(StorageRefused):  # the job has ended as it has, written down or not
+                self._journal.flush()
         finally:
             self._lease.release()
 
@@ -132,20 +137,24 @@ class Session:
         if self.job.resumed:
             self._note("resumed", f"epoch {self.epoch} goes on where an earlier one stopped")
         keeper = Keeper(record, self.recipe, self.epoch)
-        pin = keeper.begin()
-        sink = self._open_output(keeper)
+        pin = self._outlast(keeper.begin)
+        sink = self._outlast(lambda: self._open_output(keeper))
         committed: dict[int, str] = {}
-        for commit in sink.committed():
+        for commit in self._outlast(lambda: list(sink.committed())):
             self.ledger.add_earlier(commit)
             committed[commit.partition] = intern(commit.snapshot)
         # An output that is to converge may have to be computed again where it is whole.
         is_open = record.recipe.consistency.converge and not keeper.log.known.sealed
-        trial = self._open_trial(keeper, sink)
+        trial = self._outlast(lambda: self._open_trial(keeper, sink))
         if len(committed) < record.partitions or is_open or trial is not None:
             self._compute(keeper, pin, committed, trial)
         self._enter("sealing")
-        self._seal(keeper, sink)
-        keeper.release()
+        self._outlast(lambda: self._seal(keeper, sink))
+        self._outlast(keeper.release)
+
+    def _outlast(self, call: Callable[[], T]) -> T:
+        """Do something in storage that may be repeated, though the store refuses for a while."""
+        return outlast(call, self.recipe.recovery.storage, lambda error: self._note("storage-refused", error.message))
 
     def _open_output(self, keeper: Keeper) -> WholeOutput:
         """Prepare the output. Under the lease and before the first task, so that nothing of this job can be lost."""
@@ -177,7 +186,7 @@ class Session:
 
     def _compute(self, keeper: Keeper, pin: Pin, committed: dict[int, str], trial: Trial | None) -> None:
         record, plan, rules = self.job.record, self.job.plan, self.job.record.recipe.consistency
-        keeper.prepare_places(pin)
+        self._outlast(lambda: keeper.prepare_places(pin))
         core = DriverCore(
             plan=plan,
             pinning=Pinning(pin, rules, len(keeper.log.known.pins)),
@@ -206,7 +215,7 @@ class Session:
                 keeper=keeper,
                 table=self.job.store.table(),
                 requires=self.recipe.placement.requires,
-                frozen=self.recipe.recovery.frozen,
+                recovery=self.recipe.recovery,
                 note=self._record,
                 pulse=lambda: self._pulse(driver, keeper),
             )
