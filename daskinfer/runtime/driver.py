@@ -56,6 +56,7 @@ from daskinfer.runtime.tokens import grant_tokens
 from daskinfer.runtime.vigil import Vigil, restart_worker
 from daskinfer.spec.comparison import PartComparison
 from daskinfer.spec.poison import Conviction
+from daskinfer.spec.recipe import Recovery as RecoveryRules
 from daskinfer.spec.rows import PartitionTable
 from daskinfer.storage.inputs.reading import partition_source
 
@@ -81,8 +82,8 @@ class Driver:
         Its partitions.
     requires
         Tags that stage tasks ask for beside their token.
-    frozen
-        Seconds that a worker may be silent.
+    recovery
+        How long failures may last.
     note
         Called for every incident, and for the end of those that have one.
     pulse
@@ -100,7 +101,7 @@ class Driver:
         keeper: Keeper,
         table: PartitionTable,
         requires: dict[str, float],
-        frozen: float,
+        recovery: RecoveryRules,
         note: Callable[[Note | Recovered], None],
         pulse: Callable[[], None],
         poison: Sequence[Conviction] = (),
@@ -117,9 +118,9 @@ class Driver:
         self._pulse = pulse
         self._happened: queue.SimpleQueue[Callable[[], Event | None]] = queue.SimpleQueue()
         self._submissions = Submissions(client, len(ledger.plan.stages), requires, self._happened.put, poison)
-        self._vigil = Vigil(client, handle, requires, frozen, self._happened.put)
+        self._vigil = Vigil(client, handle, requires, recovery.frozen, self._happened.put)
         self._keeper = keeper
-        self._errands = Errands(keeper, ledger, self._happened.put)
+        self._errands = Errands(keeper, ledger, recovery.storage, self._happened.put)
         self._tokens: set[str] = set()
         self._sealed = False
         self.running_since: float | None = None

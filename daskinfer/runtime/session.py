@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 from sys import intern
+from typing import TypeVar
 
 from distributed import Client
 
@@ -31,6 +32,9 @@ from daskinfer.storage.journal import Event, Journal
 from daskinfer.storage.lease import Lease
 from daskinfer.storage.outputs.owner import confirm
 from daskinfer.storage.outputs.sink import WholeOutput
+from daskinfer.storage.retries import outlast
+
+T = TypeVar("T")
 
 PROGRESS_SECONDS = 0.25
 CHECK_SECONDS = 5.0
@@ -96,7 +100,8 @@ class Session:
             except DaskinferError as error:
                 self.error = error
             self._enter(_final_phase(self.error))
-            self._journal.flush()
+            with suppress(StorageRefused):  # the job has ended as it has, written down or not
+                self._journal.flush()
         finally:
             self._lease.release()
 
@@ -141,14 +146,18 @@ class Session:
         if self.job.resumed:
             self._note("resumed", f"epoch {self.epoch} goes on where an earlier one stopped")
         keeper = Keeper(record, self.recipe, self.epoch)
-        pin = keeper.begin()
-        sink = self._open_output(keeper)
+        pin = self._outlast(keeper.begin)
+        sink = self._outlast(lambda: self._open_output(keeper))
         for commit in sink.committed():
             self.ledger.add_earlier(commit)
         self._compute_all(keeper, pin, sink)
         self._enter("sealing")
-        self._seal(keeper, sink)
-        keeper.release()
+        self._outlast(lambda: self._seal(keeper, sink))
+        self._outlast(keeper.release)
+
+    def _outlast(self, call: Callable[[], T]) -> T:
+        """Do something in storage that may be repeated, though the store refuses for a while."""
+        return outlast(call, self.recipe.recovery.storage, lambda error: self._note("storage-refused", error.message))
 
     def _compute_all(self, keeper: Keeper, pin: Pin, sink: WholeOutput) -> None:
         """Compute what is left, over one connection after the other where schedulers are lost."""
@@ -157,7 +166,7 @@ class Session:
             committed = {commit.partition: intern(commit.snapshot) for commit in sink.committed()}
             # An output that is to converge may have to be computed again where it is whole.
             is_open = record.recipe.consistency.converge and not keeper.log.known.sealed
-            trial = self._open_trial(keeper, sink)
+            trial = self._outlast(lambda: self._open_trial(keeper, sink))
             if len(committed) == record.partitions and not is_open and trial is None:
                 return
             before = self.ledger.rows_this_run
@@ -172,7 +181,7 @@ class Session:
                 self._lost = (-connection - 1, time.monotonic())
                 self._record(Note("scheduler-lost", detail, self._lost[0]))
             self.ledger.find_more(sink.committed())
-            pin = keeper.begin()
+            pin = self._outlast(keeper.begin)
 
     def _open_output(self, keeper: Keeper) -> WholeOutput:
         """Prepare the output. Under the lease and before the first task, so that nothing of this job can be lost."""
@@ -206,8 +215,8 @@ class Session:
         self, keeper: Keeper, pin: Pin, committed: dict[int, str], trial: Trial | None, connection: int
     ) -> None:
         record, plan, rules = self.job.record, self.job.plan, self.job.record.recipe.consistency
-        keeper.prepare_places(pin)
-        poison = keeper.convictions.all()
+        self._outlast(lambda: keeper.prepare_places(pin))
+        poison = self._outlast(keeper.convictions.all)
         core = DriverCore(
             plan=plan,
             pinning=Pinning(pin, rules, len(keeper.log.known.pins)),
@@ -239,7 +248,7 @@ class Session:
                 keeper=keeper,
                 table=self.job.store.table(),
                 requires=self.recipe.placement.requires,
-                frozen=self.recipe.recovery.frozen,
+                recovery=self.recipe.recovery,
                 note=self._record,
                 pulse=lambda: self._pulse(driver, keeper),
                 poison=poison,

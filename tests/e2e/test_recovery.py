@@ -165,7 +165,7 @@ def refuse(patch: pytest.MonkeyPatch, flag: str, code: int) -> None:
     patch.setattr(ZarrSink, "write", refused(ZarrSink.write))
 
 
-def test_a_store_that_is_away_for_a_while_holds_the_job_up(bench: Bench, scheduler: str) -> None:
+def test_a_store_that_is_away_for_a_while_holds_the_job_up(bench: Bench, whole: str) -> None:
     flag = bench.folder / "away"
 
     def come_back(progress: Progress) -> None:
@@ -176,8 +176,8 @@ def test_a_store_that_is_away_for_a_while_holds_the_job_up(bench: Bench, schedul
             flag.touch()
 
     seen: list[bool] = []
-    with patched_workers(scheduler, refuse, str(flag), errno.ETIMEDOUT):
-        report = run(small(bench, "away.zarr"), scheduler, watch=come_back)
+    with patched_workers(whole, refuse, str(flag), errno.ETIMEDOUT):
+        report = run(small(bench, "away.zarr"), whole, watch=come_back)
     incident = only(report, "storage-refused")
     assert "s3://bucket/rows" in incident.detail
     assert incident.recover_seconds is not None and incident.recover_seconds >= 4
@@ -189,15 +189,15 @@ def test_a_store_that_is_away_for_a_while_holds_the_job_up(bench: Bench, schedul
     ("code", "seconds", "kind"), [(errno.ETIMEDOUT, 3, StorageRefused), (errno.ENOSPC, 300, StorageError)]
 )
 def test_a_store_that_stays_away_or_is_full_ends_the_run(
-    bench: Bench, scheduler: str, code: int, seconds: float, kind: type[StorageError]
+    bench: Bench, whole: str, code: int, seconds: float, kind: type[StorageError]
 ) -> None:
     flag = bench.folder / f"away-{code}"
     name = f"ended-{code}.zarr"
     recipe = small(bench, name, recovery__storage=seconds)
-    with patched_workers(scheduler, refuse, str(flag), code), pytest.raises(StorageError) as refusal:
-        run(recipe, scheduler, watch=once(64, flag.touch))
+    with patched_workers(whole, refuse, str(flag), code), pytest.raises(StorageError) as refusal:
+        run(recipe, whole, watch=once(64, flag.touch))
     assert type(refusal.value) is kind
     kept = commits(bench.folder / name)
     assert len(kept) >= 2
-    assert run(recipe, scheduler).partitions_resumed == len(kept)
+    assert run(recipe, whole).partitions_resumed == len(kept)
     assert_calm(bench, name)
