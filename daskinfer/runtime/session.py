@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from sys import intern
 
 from distributed import Client
 
@@ -18,6 +17,7 @@ from daskinfer.runtime.keeper import Keeper
 from daskinfer.runtime.ledger import Ledger
 from daskinfer.runtime.opening import OpenedJob
 from daskinfer.runtime.pinning import Pinning
+from daskinfer.runtime.snapshotmap import SnapshotMap
 from daskinfer.runtime.trial import Trial
 from daskinfer.spec.generation import Pin
 from daskinfer.spec.job import Phase, Progress
@@ -133,10 +133,10 @@ class Session:
         keeper = Keeper(record, self.recipe, self.epoch)
         pin = keeper.begin()
         sink = self._open_output(keeper)
-        committed: dict[int, str] = {}
-        for commit in sink.committed():
+        committed = SnapshotMap(record.partitions)
+        for commit in keeper.standing.digests(keep=True):
             self.ledger.add_earlier(commit)
-            committed[commit.partition] = intern(commit.snapshot)
+            committed[commit.partition] = commit.snapshot
         # An output that is to converge may have to be computed again where it is whole.
         is_open = record.recipe.consistency.converge and not keeper.log.known.sealed
         trial = self._open_trial(keeper, sink)
@@ -170,11 +170,11 @@ class Session:
         current = keeper.log.known.current.generation
         committed = {
             generation: {commit.partition: commit for commit in commits if commit.partition in sample}
-            for generation, commits in ((current, sink.committed()), (pin.generation, keeper.committed_on(pin)))
+            for generation, commits in ((current, sink.committed(sample)), (pin.generation, keeper.committed_on(pin)))
         }
         return Trial(pin, sample, rules.canary is not None, committed, current)
 
-    def _compute(self, keeper: Keeper, pin: Pin, committed: dict[int, str], trial: Trial | None) -> None:
+    def _compute(self, keeper: Keeper, pin: Pin, committed: SnapshotMap, trial: Trial | None) -> None:
         record, plan, rules = self.job.record, self.job.plan, self.job.record.recipe.consistency
         keeper.prepare_places(pin)
         core = DriverCore(
