@@ -13,10 +13,11 @@ from distributed import Client
 from daskinfer.errors import ClusterLost, DaskinferError, Interrupted, StorageError, StorageRefused
 from daskinfer.planning.sampling import choose_sample
 from daskinfer.runtime.cluster import open_cluster
-from daskinfer.runtime.core import DriverCore, Limits
+from daskinfer.runtime.core import DriverCore
 from daskinfer.runtime.driver import Driver
 from daskinfer.runtime.keeper import Keeper
 from daskinfer.runtime.ledger import Ledger
+from daskinfer.runtime.limits import Limits
 from daskinfer.runtime.messages import Note, Recovered
 from daskinfer.runtime.opening import OpenedJob
 from daskinfer.runtime.pinning import Pinning
@@ -206,6 +207,7 @@ class Session:
     def _compute(self, keeper: Keeper, pin: Pin, committed: SnapshotMap, trial: Trial | None, connection: int) -> None:
         record, plan, rules = self.job.record, self.job.plan, self.job.record.recipe.consistency
         keeper.prepare_places(pin)
+        poison = keeper.convictions.all()
         core = DriverCore(
             plan=plan,
             pinning=Pinning(pin, rules, len(keeper.log.known.pins)),
@@ -218,10 +220,12 @@ class Session:
             requires=self.recipe.placement.requires,
             limits=Limits(
                 rejects=self.recipe.errors.limit(record.rows),
+                seconds=self.recipe.errors.microbatch_seconds,
                 paused=self.recipe.recovery.paused,
                 storage=self.recipe.recovery.storage,
             ),
             trial=trial,
+            poison=poison,
         )
         with open_cluster(self.recipe.cluster, PATIENCE_SECONDS if connection else 0) as client:
             self._enter("loading")
@@ -237,6 +241,7 @@ class Session:
                 frozen=self.recipe.recovery.frozen,
                 note=self._record,
                 pulse=lambda: self._pulse(driver, keeper),
+                poison=poison,
             )
             try:
                 driver.run()
