@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 
 from daskinfer.errors import (
     CorruptActivation,
@@ -80,7 +80,7 @@ class DriverCore:
     partitions
         How many the input has.
     committed
-        Those that earlier runs have committed -> the snapshot that they are on.
+        Those that earlier runs have committed -> the snapshot that they are on; kept up to date.
     rejects
         Rows that earlier runs have quarantined.
     requires
@@ -101,7 +101,7 @@ class DriverCore:
         source: str,
         epoch: int,
         partitions: int,
-        committed: Mapping[int, str],
+        committed: MutableMapping[int, str],
         rejects: int,
         requires: dict[str, float],
         limits: Limits,

@@ -187,6 +187,7 @@ class Driver:
             elif isinstance(event, Committed):
                 if not self._core.is_on_trial(event.generation):
                     self._ledger.add(event.record)
+                    self._errands.note(event.record)
             elif isinstance(event, Compared):
                 parts = [self._comparison, event.part] if self._comparison else [event.part]
                 self._comparison = merge_parts(parts)

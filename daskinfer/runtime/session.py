@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from itertools import count
-from sys import intern
 from typing import TypeVar
 
 from distributed import Client
@@ -23,6 +22,7 @@ from daskinfer.runtime.limits import Limits
 from daskinfer.runtime.messages import Note, Recovered
 from daskinfer.runtime.opening import OpenedJob
 from daskinfer.runtime.pinning import Pinning
+from daskinfer.runtime.snapshotmap import SnapshotMap
 from daskinfer.runtime.trial import Trial
 from daskinfer.spec.generation import Pin
 from daskinfer.spec.job import Phase, Progress
@@ -148,8 +148,6 @@ class Session:
         keeper = Keeper(record, self.recipe, self.epoch)
         pin = self._outlast(keeper.begin)
         sink = self._outlast(lambda: self._open_output(keeper))
-        for commit in sink.committed():
-            self.ledger.add_earlier(commit)
         self._compute_all(keeper, pin, sink)
         self._enter("sealing")
         self._outlast(lambda: self._seal(keeper, sink))
@@ -163,7 +161,11 @@ class Session:
         """Compute what is left, over one connection after the other where schedulers are lost."""
         record, losses = self.job.record, 0
         for connection in count():
-            committed = {commit.partition: intern(commit.snapshot) for commit in sink.committed()}
+            committed = SnapshotMap(record.partitions)
+            for commit in self._outlast(lambda: list(keeper.standing.digests(keep=True))):
+                committed[commit.partition] = commit.snapshot
+                if connection == 0:
+                    self.ledger.add_earlier(commit)
             # An output that is to converge may have to be computed again where it is whole.
             is_open = record.recipe.consistency.converge and not keeper.log.known.sealed
             trial = self._outlast(lambda: self._open_trial(keeper, sink))
@@ -180,7 +182,7 @@ class Session:
                 # Numbers below zero are nobody else's.
                 self._lost = (-connection - 1, time.monotonic())
                 self._record(Note("scheduler-lost", detail, self._lost[0]))
-            self.ledger.find_more(sink.committed())
+            self.ledger.find_more(self._outlast(lambda: list(keeper.standing.digests())))
             pin = self._outlast(keeper.begin)
 
     def _open_output(self, keeper: Keeper) -> WholeOutput:
@@ -207,13 +209,11 @@ class Session:
         current = keeper.log.known.current.generation
         committed = {
             generation: {commit.partition: commit for commit in commits if commit.partition in sample}
-            for generation, commits in ((current, sink.committed()), (pin.generation, keeper.committed_on(pin)))
+            for generation, commits in ((current, sink.committed(sample)), (pin.generation, keeper.committed_on(pin)))
         }
         return Trial(pin, sample, rules.canary is not None, committed, current)
 
-    def _compute(
-        self, keeper: Keeper, pin: Pin, committed: dict[int, str], trial: Trial | None, connection: int
-    ) -> None:
+    def _compute(self, keeper: Keeper, pin: Pin, committed: SnapshotMap, trial: Trial | None, connection: int) -> None:
         record, plan, rules = self.job.record, self.job.plan, self.job.record.recipe.consistency
         self._outlast(lambda: keeper.prepare_places(pin))
         poison = self._outlast(keeper.convictions.all)

@@ -13,6 +13,7 @@ from daskinfer.storage.outputs.choice import choose_output_format, make_sink
 from daskinfer.storage.outputs.reading import read_part
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, PartSink, WholeOutput
 from daskinfer.storage.outputs.staging import StagedOutput, StagedPartSink, staged_url
+from daskinfer.storage.outputs.standing import Standing
 
 
 def open_output(record: JobRecord, workspace: str, log: GenerationLog | None = None) -> WholeOutput:
@@ -34,6 +35,14 @@ def open_output(record: JobRecord, workspace: str, log: GenerationLog | None = N
     if log is not None:
         return StagedOutput(record.output, layout, sink, lambda: log.known)
     return StagedOutput(record.output, layout, sink, lambda: read_generations(record, workspace))
+
+
+def open_standing(record: JobRecord, workspace: str, log: GenerationLog | None = None) -> Standing:
+    """Return how far a job is; the parameters are those of `open_output`."""
+    layout = _make_layout(record, None)
+    if log is not None:
+        return Standing(absolute_url(record.output), layout, lambda: log.known)
+    return Standing(absolute_url(record.output), layout, lambda: read_generations(record, workspace))
 
 
 def read_generations(record: JobRecord, workspace: str) -> Generations:
