@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from daskinfer.errors import CorruptActivation, DaskinferError, JobFailed, RejectBudgetExceeded, SnapshotSkew
-from daskinfer.runtime.crew import Crew
+from daskinfer.errors import (
+    Cancelled,
+    CorruptActivation,
+    DaskinferError,
+    JobFailed,
+    RejectBudgetExceeded,
+    SnapshotSkew,
+)
+from daskinfer.runtime.crew import Crew, Staffing
 from daskinfer.runtime.messages import (
     Action,
     AliasSeen,
@@ -19,9 +27,7 @@ from daskinfer.runtime.messages import (
     Fail,
     GenerationOpened,
     GenerationRefused,
-    GrantToken,
     Judged,
-    LoadShard,
     MicrobatchDone,
     Note,
     Prepare,
@@ -37,6 +43,8 @@ from daskinfer.runtime.messages import (
     WorkerLost,
     describe,
 )
+from daskinfer.runtime.orders import Answer, CancelAsked, DrainAsked, StoodDown
+from daskinfer.runtime.patience import Patience
 from daskinfer.runtime.pinning import Pinning
 from daskinfer.runtime.succession import Succession
 from daskinfer.runtime.trial import Trial
@@ -56,8 +64,10 @@ class Limits:
     """Tries of one task that raises."""
     losses: int = 5
     """Workers lost since the last commit: more means that the work itself kills them."""
+    missing: Literal["wait", "stop"] = "wait"
+    """What to do where a stage has no worker and no other can take it."""
     patience: float = 60.0
-    """Seconds that a stage may be without any worker."""
+    """Seconds until it stops for that."""
 
 
 class DriverCore:
@@ -81,8 +91,8 @@ class DriverCore:
         Those that earlier runs have committed -> the snapshot that they are on.
     rejects
         Rows that earlier runs have quarantined.
-    requires
-        Tags that a stage's worker must declare.
+    staffing
+        What is wanted of workers.
     limits
         When to give up.
     trial
@@ -99,12 +109,13 @@ class DriverCore:
         partitions: int,
         committed: Mapping[int, str],
         rejects: int,
-        requires: dict[str, float],
+        staffing: Staffing,
         limits: Limits,
         trial: Trial | None = None,
     ) -> None:
         pins = [pinning.current, *([trial.pin] if trial else [])]
-        self._crew = Crew(plan.replicas, requires, [pin.generation for pin in pins])
+        self._crew = Crew(staffing, [pin.generation for pin in pins])
+        self._patience = Patience(limits.missing, limits.patience)
         if trial is None:
             self._work = Workload(
                 plan.window,
@@ -135,6 +146,11 @@ class DriverCore:
         """What there is to be loaded at the start."""
         return list(self._succession.pins.values())
 
+    @property
+    def crew(self) -> Crew:
+        """The workers and what they do."""
+        return self._crew
+
     def is_on_trial(self, generation: int) -> bool:
         """Tell whether what is computed on a generation is only compared."""
         return self._succession.is_on_trial(generation)
@@ -144,7 +160,7 @@ class DriverCore:
         if self._succession.is_over:
             self._ended = True
             return [Seal()]
-        return [*self._load(self._crew.enlist(workers)), *(self._trial.begin() if self._trial else [])]
+        return [*self._crew.enlist(workers), *(self._trial.begin() if self._trial else [])]
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event at a time `now` (seconds, any monotonic clock) and return what to do about it."""
@@ -152,13 +168,13 @@ class DriverCore:
             return []
         match event:
             case WorkerJoined():
-                actions = self._load(self._crew.enlist([event.worker]))
+                actions = self._crew.enlist([event.worker], now)
             case WorkerLost():
                 actions = self._on_lost(event, now)
             case ShardLoaded():
-                actions = self._on_loaded(event)
+                actions = self._on_loaded(event, now)
             case ShardFailed():
-                actions = self._on_load_failed(event)
+                actions = self._on_load_failed(event, now)
             case Prepared():
                 actions = self._work.prepared((event.generation, event.partition), event.microbatches)
             case MicrobatchDone():
@@ -182,6 +198,12 @@ class DriverCore:
             case Switched():
                 self._rejects = event.rejects
                 actions = self._succession.on_switched(event.partitions)
+            case CancelAsked(number, by, at):
+                actions = [Answer(number, "the run stops"), Fail(Cancelled(f"cancelled by {by} at {at}"))]
+            case DrainAsked(number, worker, by):
+                actions = [Note("drain-asked", f"{by} asked for it: {worker}"), *self._crew.drain(number, worker, now)]
+            case StoodDown(worker, stage):
+                actions = self._crew.stood_down(worker, stage, now)
             case Tick():
                 actions = self._on_tick(now)
         if self.running and not any(isinstance(action, Fail) for action in actions):
@@ -191,20 +213,13 @@ class DriverCore:
 
     # Workers
 
-    def _load(self, placements: Sequence[tuple[int, str]]) -> list[Action]:
-        return [
-            LoadShard(stage, worker, generation)
-            for stage, worker in placements
-            for generation in self._crew.generations
-        ]
-
     def _on_lost(self, event: WorkerLost, now: float) -> list[Action]:
-        stage = self._crew.lose(event.worker, now)
-        if stage is None:
-            return []
+        stages = self._crew.lose(event.worker, now)
+        if not stages:
+            return self._crew.fill(now)
         self.counters["workers_lost"] += 1
         self._losses += 1
-        note = Note("worker-lost", f"{event.worker}, which held stage {stage}, is gone")
+        note = Note("worker-lost", f"{event.worker}, which held stage {' and '.join(map(str, stages))}, is gone")
         if self._losses > self._limits.losses:
             work = ", ".join(str(number) for number in sorted({number for _, number in self._work.open})) or "none"
             return [
@@ -217,9 +232,9 @@ class DriverCore:
                     )
                 ),
             ]
-        return [note, *self._load(self._crew.fill())]
+        return [note, *self._crew.fill(now)]
 
-    def _on_loaded(self, event: ShardLoaded) -> list[Action]:
+    def _on_loaded(self, event: ShardLoaded, now: float) -> list[Action]:
         ack = event.ack
         pin = self._succession.pins.get(ack.generation)
         if pin is None:
@@ -235,13 +250,15 @@ class DriverCore:
                     )
                 )
             ]
-        granted = self._crew.acknowledge(ack.generation, ack.stage, ack.worker)
-        return [GrantToken(stage, worker, generation) for generation, stage, worker in granted]
+        return self._crew.acknowledge(ack.generation, ack.stage, ack.worker, now)
 
-    def _on_load_failed(self, event: ShardFailed) -> list[Action]:
-        if not self._crew.is_loading(event.generation, event.worker):
+    def _on_load_failed(self, event: ShardFailed, now: float) -> list[Action]:
+        if not self._crew.is_loading(event.generation, event.stage, event.worker):
             return []  # it died while loading: WorkerLost has dealt with it
         where = f"stage {event.stage} could not be loaded on {event.worker}"
+        if not self._crew.is_needed(event.stage, event.worker):
+            note = Note("load-failed", f"{where}: {describe(event.error)}; the job does without")
+            return [note, *self._crew.give_up(event.stage, event.worker, now)]
         if isinstance(event.error, DaskinferError):
             error = type(event.error)(f"{where}: {event.error.message}", hint=event.error.hint)
         else:
@@ -249,18 +266,8 @@ class DriverCore:
         return self._succession.give_up(error) if self._succession.is_candidate(event.generation) else [Fail(error)]
 
     def _on_tick(self, now: float) -> list[Action]:
-        missing = self._crew.missing(now - self._limits.patience)
-        if missing is None:
-            return []
-        return [
-            Fail(
-                JobFailed(
-                    f"stage {missing} has had no worker for {self._limits.patience:.0f} s: none is left that declares "
-                    f"{self._crew.wanted}",
-                    hint="Start a worker with these resources, then run the same command again.",
-                )
-            )
-        ]
+        actions = self._crew.look(self._work.left, now)
+        return actions + self._patience.look(self._crew.missing(now), self._crew.describe_missing, now)
 
     # Partitions
 
@@ -269,6 +276,7 @@ class DriverCore:
         actions = [self._work.committed((event.generation, record.partition))]
         self._work.left -= 1
         self._losses = 0
+        self._crew.pace.note(record)
         # What only a trial refuses is the gate's affair.
         if not self._succession.is_on_trial(event.generation):
             self._rejects += record.rows_quarantined

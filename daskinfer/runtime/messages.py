@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from daskinfer.errors import DaskinferError
+from daskinfer.runtime.orders import Answer, CancelAsked, DrainAsked, Say, StandDown, StoodDown
 from daskinfer.runtime.pinning import Head
 from daskinfer.spec.comparison import PartComparison
 from daskinfer.spec.generation import Pin
@@ -178,6 +179,9 @@ Event = (
     | Switched
     | Compared
     | Judged
+    | CancelAsked
+    | DrainAsked
+    | StoodDown
     | Tick
 )
 
@@ -324,6 +328,9 @@ Action = (
     | Seal
     | Fail
     | Note
+    | StandDown
+    | Answer
+    | Say
 )
 
 

@@ -13,15 +13,18 @@ from daskinfer.errors import DaskinferError, Interrupted, StorageError
 from daskinfer.planning.sampling import choose_sample
 from daskinfer.runtime.cluster import open_cluster
 from daskinfer.runtime.core import DriverCore, Limits
+from daskinfer.runtime.crew import Staffing
 from daskinfer.runtime.driver import Driver
 from daskinfer.runtime.keeper import Keeper
 from daskinfer.runtime.ledger import Ledger
 from daskinfer.runtime.opening import OpenedJob
 from daskinfer.runtime.pinning import Pinning
 from daskinfer.runtime.trial import Trial
+from daskinfer.spec.control import WorkerState
 from daskinfer.spec.generation import Pin
 from daskinfer.spec.job import Phase, Progress
 from daskinfer.spec.recipe import Recipe
+from daskinfer.storage.control import ControlLog
 from daskinfer.storage.filesystem import absolute_url, delete, join_url
 from daskinfer.storage.journal import Event, Journal
 from daskinfer.storage.lease import Lease
@@ -62,6 +65,7 @@ class Session:
         self.error: DaskinferError | None = None
         self.running_since: float | None = None
         self.running_until: float | None = None
+        self.workers: tuple[WorkerState, ...] = ()
         self._watch = watch
         self._began = began
         self._phase: Phase = "starting"
@@ -121,6 +125,7 @@ class Session:
             total_bytes=ledger.loads.total_bytes,
             loaded_shards=ledger.loads.loaded_shards,
             total_shards=ledger.loads.total_shards,
+            workers=self.workers,
             message=message,
         )
 
@@ -129,7 +134,7 @@ class Session:
         self._enter("starting")
         self._tell(f"precision: {record.precision}")
         if self.job.resumed:
-            self._note("resumed", f"epoch {self.epoch} goes on where an earlier one stopped")
+            self._note("resumed", f"epoch {self.epoch} goes on where an earlier one stopped{self._explain_stop()}")
         keeper = Keeper(record, self.recipe, self.epoch)
         pin = keeper.begin()
         sink = self._open_output(keeper)
@@ -186,8 +191,12 @@ class Session:
             partitions=record.partitions,
             committed=committed,
             rejects=self.ledger.rows_quarantined,
-            requires=self.recipe.placement.requires,
-            limits=Limits(rejects=self.recipe.errors.limit(record.rows)),
+            staffing=self._staffing(),
+            limits=Limits(
+                rejects=self.recipe.errors.limit(record.rows),
+                missing=self.recipe.recovery.missing,
+                patience=self.recipe.recovery.patience,
+            ),
             trial=trial,
         )
         with open_cluster(self.recipe.cluster) as client:
@@ -201,6 +210,7 @@ class Session:
                 table=self.job.store.table(),
                 requires=self.recipe.placement.requires,
                 note=self._note,
+                say=self._tell,
                 pulse=lambda: self._pulse(driver, keeper),
             )
             try:
@@ -210,6 +220,21 @@ class Session:
                 self.counters = dict(core.counters)
                 self.pins = keeper.log.known.pins
                 self._leave(driver, client)
+
+    def _staffing(self) -> Staffing:
+        consistency, placement = self.job.record.recipe.consistency, self.recipe.placement
+        return Staffing(
+            stages=self.job.plan.stages,
+            replicas=self.job.plan.replicas,
+            requires=placement.requires,
+            standby=placement.standby,
+            copies=consistency.copies,
+            drained=ControlLog(self.job.store.url).drained(),
+        )
+
+    def _explain_stop(self) -> str:
+        cancel = ControlLog(self.job.store.url).cancelled(self.epoch - 1)
+        return "" if cancel is None else f": it was cancelled by {cancel.by} at {cancel.at}"
 
     def _leave(self, driver: Driver, client: Client) -> None:
         if self.recipe.cluster.address is not None and client.status == "running":
@@ -221,6 +246,7 @@ class Session:
             self.running_since = driver.running_since
             self._enter("running")
         if self._is_due("progress", now, PROGRESS_SECONDS):
+            self.workers = driver.workers
             self._tell()
         if self._is_due("check", now, CHECK_SECONDS):
             self._lease.check()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from daskinfer.errors import CorruptBlob, DaskinferError, StorageError
 from daskinfer.runtime.core import DriverCore, Limits
+from daskinfer.runtime.crew import Staffing
 from daskinfer.runtime.messages import (
     Action,
     Adopt,
@@ -145,7 +146,7 @@ class ModesWorld:
             partitions=PARTITIONS,
             committed=committed,
             rejects=0,
-            requires={"GPU": 1},
+            staffing=Staffing(make_plan((1,)).stages, (1,), {"GPU": 1}),
             limits=Limits(rejects=0, losses=10**6, patience=10**9),
         )
         self.life = Life(self.epoch, core, {current.generation: current})
