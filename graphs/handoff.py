@@ -25,6 +25,13 @@ class JobHandle:
     """Life of the driver that submitted the task."""
     pin: Pin
     """The snapshot that it computes on. A worker never maps a name to weights by itself."""
+    connection: int = 0
+    """Connection to a scheduler that the driver submitted it over; what one left behind means nothing to the next."""
+
+    @property
+    def driver(self) -> str:
+        """Who submitted the task, and over which connection."""
+        return f"{self.epoch}.{self.connection}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,16 +11,18 @@ from daskinfer.errors import (
     Cancelled,
     CorruptActivation,
     DaskinferError,
+    DeviceFailed,
     JobFailed,
     RejectBudgetExceeded,
     SnapshotSkew,
+    StorageRefused,
 )
-from daskinfer.runtime.crew import Crew, Staffing
+from daskinfer.runtime.crew import Crew
+from daskinfer.runtime.health import Restart, WorkerFrozen, WorkerPaused, WorkerResumed
 from daskinfer.runtime.messages import (
     Action,
     AliasSeen,
     AliasUnseen,
-    Commit,
     Committed,
     Compared,
     Event,
@@ -28,14 +30,14 @@ from daskinfer.runtime.messages import (
     GenerationOpened,
     GenerationRefused,
     Judged,
+    LoadShard,
+    MemoryPressure,
     MicrobatchDone,
     Note,
-    Prepare,
     Prepared,
     Seal,
     ShardFailed,
     ShardLoaded,
-    Submit,
     Switched,
     TaskFailed,
     Tick,
@@ -46,6 +48,8 @@ from daskinfer.runtime.messages import (
 from daskinfer.runtime.orders import Answer, CancelAsked, DrainAsked, StoodDown
 from daskinfer.runtime.patience import Patience
 from daskinfer.runtime.pinning import Pinning
+from daskinfer.runtime.posts import Staffing
+from daskinfer.runtime.recovery import Recovery, repeat, task_of
 from daskinfer.runtime.succession import Succession
 from daskinfer.runtime.trial import Trial
 from daskinfer.runtime.workload import Workload
@@ -68,6 +72,10 @@ class Limits:
     """What to do where a stage has no worker and no other can take it."""
     patience: float = 60.0
     """Seconds until it stops for that."""
+    paused: float = 60.0
+    """Seconds that a worker may be paused."""
+    storage: float = 300.0
+    """Seconds that a store may refuse."""
 
 
 class DriverCore:
@@ -126,6 +134,7 @@ class DriverCore:
             self._work = Workload(plan.window, *trial.places(partitions, committed))
         self._trial = trial
         self._succession = Succession(pinning, rules, self._crew, self._work, committed, partitions, trial)
+        self._recovery = Recovery(self._crew, self._work, limits.paused, limits.storage)
         self._source = source
         self._epoch = epoch
         self._limits = limits
@@ -166,11 +175,17 @@ class DriverCore:
         """Take one event at a time `now` (seconds, any monotonic clock) and return what to do about it."""
         if self._ended:
             return []
+        over = self._recovery.hear(event, now)
         match event:
             case WorkerJoined():
                 actions = self._crew.enlist([event.worker], now)
             case WorkerLost():
                 actions = self._on_lost(event, now)
+            case WorkerFrozen():
+                why = f"was not heard of for {event.silent:.0f} s"
+                actions = self._take_off(event.worker, now, "worker-frozen", why, event.silent)
+            case WorkerPaused() | WorkerResumed() | MemoryPressure():
+                actions = []
             case ShardLoaded():
                 actions = self._on_loaded(event, now)
             case ShardFailed():
@@ -182,7 +197,7 @@ class DriverCore:
             case Committed():
                 actions = self._on_committed(event)
             case TaskFailed():
-                actions = self._on_failure(event)
+                actions = self._on_failure(event, now)
             case AliasSeen():
                 actions = self._succession.on_alias(event.head)
             case AliasUnseen():
@@ -208,18 +223,27 @@ class DriverCore:
                 actions = self._on_tick(now)
         if self.running and not any(isinstance(action, Fail) for action in actions):
             actions += self._succession.go_on(now)
+        actions = [*over, *actions, *self._recovery.close(actions, now)]
         self._ended = any(isinstance(action, Fail | Seal) for action in actions)
         return actions
 
     # Workers
 
-    def _on_lost(self, event: WorkerLost, now: float) -> list[Action]:
+    def _take_off(self, worker: str, now: float, kind: str, why: str, silent: float | None = None) -> list[Action]:
+        """Deal with a worker that lives and is of no use as with one that is lost."""
+        if worker not in self._crew:
+            return []
+        return [Restart(worker), *self._on_lost(WorkerLost(worker, silent), now, kind, why)]
+
+    def _on_lost(self, event: WorkerLost, now: float, kind: str = "worker-lost", why: str = "is gone") -> list[Action]:
         stages = self._crew.lose(event.worker, now)
         if not stages:
             return self._crew.fill(now)
         self.counters["workers_lost"] += 1
         self._losses += 1
-        note = Note("worker-lost", f"{event.worker}, which held stage {' and '.join(map(str, stages))}, is gone")
+        self._recovery.lose(event.worker, stages[0])
+        detail = f"{event.worker}, which held stage {' and '.join(map(str, stages))}, {why}"
+        note = self._recovery.book.begin(stages[0], kind, detail, now, event.silent)
         if self._losses > self._limits.losses:
             work = ", ".join(str(number) for number in sorted({number for _, number in self._work.open})) or "none"
             return [
@@ -255,6 +279,12 @@ class DriverCore:
     def _on_load_failed(self, event: ShardFailed, now: float) -> list[Action]:
         if not self._crew.is_loading(event.generation, event.stage, event.worker):
             return []  # it died while loading: WorkerLost has dealt with it
+        if isinstance(event.error, DeviceFailed):
+            return self._take_off(event.worker, now, "device-failed", f"lost its device: {event.error.message}")
+        if isinstance(event.error, StorageRefused) and not self._succession.is_candidate(event.generation):
+            load = ("load", event.generation, event.stage, event.worker)
+            again = LoadShard(event.stage, event.worker, event.generation)
+            return self._recovery.refuse(load, again, event.error, now)
         where = f"stage {event.stage} could not be loaded on {event.worker}"
         if not self._crew.is_needed(event.stage, event.worker):
             note = Note("load-failed", f"{where}: {describe(event.error)}; the job does without")
@@ -266,7 +296,11 @@ class DriverCore:
         return self._succession.give_up(error) if self._succession.is_candidate(event.generation) else [Fail(error)]
 
     def _on_tick(self, now: float) -> list[Action]:
-        actions = self._crew.look(self._work.left, now)
+        actions = self._recovery.due(now)
+        for worker in self._recovery.overdue(now):
+            why = f"was paused for {self._limits.paused:.0f} s, its memory full"
+            actions += self._take_off(worker, now, "worker-lost", why)
+        actions += self._crew.look(self._work.left, now)
         return actions + self._patience.look(self._crew.missing(now), self._crew.describe_missing, now)
 
     # Partitions
@@ -276,7 +310,7 @@ class DriverCore:
         actions = [self._work.committed((event.generation, record.partition))]
         self._work.left -= 1
         self._losses = 0
-        self._crew.pace.note(record)
+        self._crew.meter.note(record)
         # What only a trial refuses is the gate's affair.
         if not self._succession.is_on_trial(event.generation):
             self._rejects += record.rows_quarantined
@@ -298,26 +332,28 @@ class DriverCore:
             return [*actions, Fail(error_)]
         return actions
 
-    def _on_failure(self, event: TaskFailed) -> list[Action]:
+    def _on_failure(self, event: TaskFailed, now: float) -> list[Action]:
         partition = self._work[event.generation, event.partition]
         error = event.error
         damaged = isinstance(error, CorruptActivation)
         partition.attempts[event.step, event.number] += 1
         attempt = partition.attempts[event.step, event.number]
+        if isinstance(error, StorageRefused):
+            partition.excused[event.step, event.number] += 1
+            return self._recovery.refuse(task_of(event), repeat(event, attempt), error, now)
         where = f"partition {event.partition}" + (f", microbatch {event.number}" if event.step == "microbatch" else "")
         self.counters["corrupt_activations" if damaged else "task_failures"] += 1
-        note = Note(
-            "corrupt-activation" if damaged else "task-failed",
-            f"{where}, {event.step}, attempt {attempt}: {describe(error)}",
-        )
-        if isinstance(error, DaskinferError) and not damaged:
-            return [note, Fail(error)]
-        if attempt >= self._limits.attempts:
+        if isinstance(error, DeviceFailed):
+            actions = self._take_off(error.worker, now, "device-failed", f"lost its device: {error.message}")
+        else:
+            kind = "corrupt-activation" if damaged else "task-failed"
+            detail = f"{where}, {event.step}, attempt {attempt}: {describe(error)}"
+            actions = [self._recovery.book.begin(task_of(event), kind, detail, now)]
+        if isinstance(error, DaskinferError) and not isinstance(error, CorruptActivation | DeviceFailed):
+            return [*actions, Fail(error)]
+        if attempt - partition.excused[event.step, event.number] >= self._limits.attempts:
             failure = JobFailed(f"{where}: {event.step} failed {attempt} times, at last with {describe(error)}")
-            return [note, Fail(failure)]
-        if event.step == "prepare":
-            return [note, Prepare(event.partition, attempt, event.generation)]
-        if event.step == "commit":
-            return [note, Commit(event.partition, attempt, event.generation)]
-        self.counters["microbatches_recomputed"] += 1
-        return [note, Submit(event.partition, (event.number,), attempt, event.generation)]
+            return [*actions, Fail(failure)]
+        if event.step == "microbatch":
+            self.counters["microbatches_recomputed"] += 1
+        return [*actions, repeat(event, attempt)]

@@ -8,34 +8,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 
 from daskinfer.planning.placement import declares
 from daskinfer.runtime.messages import Action, GrantToken, LoadShard, Note
 from daskinfer.runtime.orders import Answer, StandDown
-from daskinfer.runtime.posts import Duty, Post, Posts
-from daskinfer.runtime.relief import RESTART_SECONDS, Pace, choose_double, choose_warm
+from daskinfer.runtime.posts import Duty, Post, Posts, Staffing
+from daskinfer.runtime.relief import RESTART_SECONDS, BusyMeter, choose_double, choose_warm
 from daskinfer.spec.control import Doing, WorkerState
-from daskinfer.spec.plan import StagePlan, WorkerShape
+from daskinfer.spec.plan import WorkerShape
 from daskinfer.units import format_bytes, format_duration
-
-
-@dataclass(frozen=True, slots=True)
-class Staffing:
-    """What a job wants of its workers."""
-
-    stages: tuple[StagePlan, ...]
-    """The plan's."""
-    replicas: tuple[int, ...]
-    """Workers wanted for every stage."""
-    requires: dict[str, float]
-    """Tags that a stage's worker must declare."""
-    standby: int = 0
-    """Workers that keep shards warm."""
-    copies: int = 1
-    """Snapshots that a worker may have to hold."""
-    drained: frozenset[str] = frozenset()
-    """Workers that the job may not use any more."""
 
 
 class Crew:
@@ -68,10 +49,13 @@ class Crew:
         self._empty_since: dict[int, float] = {}
         self._short_since: float | None = None
         self._load_seconds = 0.0
-        self.pace = Pace(len(self._stages))
+        self.meter = BusyMeter(len(self._stages))
         self.complete = False
 
     # What others ask
+
+    def __contains__(self, worker: str) -> bool:
+        return worker in self._workers
 
     @property
     def posts(self) -> list[tuple[int, str]]:
@@ -229,7 +213,7 @@ class Crew:
 
     def _drop(self, post: Post, now: float) -> None:
         self._posts.remove(post)
-        self.pace.restart(now)
+        self.meter.restart(now)
         if post.duty == "own" and self._replicas[post.stage] > self._wants.replicas[post.stage]:
             self._replicas[post.stage] -= 1
         if post.computes and not self._posts.at(post.stage):
@@ -246,7 +230,7 @@ class Crew:
 
     def _grant(self, post: Post, generations: Collection[int], now: float) -> list[Action]:
         self._empty_since.pop(post.stage, None)
-        self.pace.restart(now)
+        self.meter.restart(now)
         return [
             GrantToken(post.stage, post.worker, generation) for generation in generations if generation in post.ready
         ]
@@ -258,7 +242,7 @@ class Crew:
             return []
         self.complete = True
         self._empty_since.clear()
-        self.pace.restart(now)
+        self.meter.restart(now)
         return [
             GrantToken(post.stage, post.worker, generation)
             for generation in self.generations
@@ -330,7 +314,7 @@ class Crew:
         """Make replicas of workers that nothing else needs, where that pays."""
         if not self._spares or not all(map(self.is_loaded, self.generations)):
             return []
-        growth = self.pace.choose_growth(self._posts.counts(), len(self._spares), left, self._load_seconds, now)
+        growth = self.meter.choose_growth(self._posts.counts(), len(self._spares), left, self._load_seconds, now)
         if growth is None:
             return []
         actions: list[Action] = []

@@ -57,9 +57,12 @@ class Desk:
         self._pay()
         # A store that is away for a minute must not end hours of work.
         try:
-            for number, record in self._log.read(self._next):
+            found = list(self._log.read(self._next))
+            # A driver that has lost its cluster reads from the start again.
+            answered = {record.request for _, record in found if record.op == "done"}
+            for number, record in found:
                 self._next = number + 1
-                if (event := self._read(number, record)) is not None:
+                if number not in answered and (event := self._read(number, record)) is not None:
                     self._hand_over(event)
         except (DaskinferError, OSError):
             return

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from distributed import Client
 
-from daskinfer.errors import Interrupted, JobFailed
+from daskinfer.errors import ClusterLost, DaskinferError, Interrupted
 from daskinfer.graphs.build import crew_token, stage_token
 from daskinfer.graphs.context import forget_job
 from daskinfer.graphs.handoff import JobHandle
@@ -20,6 +20,7 @@ from daskinfer.runtime.core import DriverCore
 from daskinfer.runtime.departures import Departures
 from daskinfer.runtime.desk import Desk
 from daskinfer.runtime.errands import Errands
+from daskinfer.runtime.health import Restart, WorkerFrozen
 from daskinfer.runtime.keeper import Keeper
 from daskinfer.runtime.ledger import Ledger
 from daskinfer.runtime.listening import listen
@@ -40,6 +41,7 @@ from daskinfer.runtime.messages import (
     Note,
     OpenGeneration,
     Prepare,
+    Recovered,
     Release,
     Retire,
     Seal,
@@ -53,6 +55,7 @@ from daskinfer.runtime.messages import (
 from daskinfer.runtime.orders import Answer, Say, StandDown, StoodDown
 from daskinfer.runtime.submission import Submissions
 from daskinfer.runtime.tokens import grant_tokens
+from daskinfer.runtime.vigil import Vigil, restart_worker
 from daskinfer.spec.comparison import PartComparison
 from daskinfer.spec.control import WorkerState
 from daskinfer.spec.plan import WorkerShape
@@ -83,8 +86,10 @@ class Driver:
         Its partitions.
     requires
         Tags that stage tasks ask for beside their token.
+    frozen
+        Seconds that a worker may be silent.
     note
-        Called with (kind, detail) for every incident.
+        Called for every incident, and for the end of those that have one.
     say
         Called with what is worth a line, and no record.
     pulse
@@ -100,11 +105,13 @@ class Driver:
         keeper: Keeper,
         table: PartitionTable,
         requires: dict[str, float],
-        note: Callable[[str, str], None],
+        frozen: float,
+        note: Callable[[Note | Recovered], None],
         say: Callable[[str], None],
         pulse: Callable[[], None],
     ) -> None:
         self._client = client
+        self._connection = client.scheduler_comm
         self._core = core
         self._ledger = ledger
         self._handle = handle
@@ -116,12 +123,14 @@ class Driver:
         self._pulse = pulse
         self._happened: queue.SimpleQueue[Callable[[], Event | None]] = queue.SimpleQueue()
         self._submissions = Submissions(client, len(ledger.plan.stages), requires, self._happened.put)
+        self._vigil = Vigil(client, requires, frozen, self._happened.put)
         self._keeper = keeper
         self._errands = Errands(keeper, ledger, self._happened.put)
         log = ControlLog(JobStore(handle.workspace, handle.job).url)
         self._desk = Desk(log, handle.epoch, self._happened.put)
         self._departures = Departures(client, self._list_tokens, self._free)
         self._used: set[str] = set()
+        self._tick_due = 0.0
         self._sealed = False
         self.running_since: float | None = None
 
@@ -132,16 +141,24 @@ class Driver:
         ------
         Interrupted
             The user stopped it.
+        ClusterLost
+            The scheduler is gone; another driver may go on over another connection.
         DaskinferError
             It cannot go on; everything committed stays.
         """
         try:
-            with listen(self._client, self._handle, self._ledger.loads, self._measure, self._happened.put):
+            with listen(self._client, self._handle, self._ledger.loads, self._measure, self._happened.put), self._vigil:
                 self._perform(self._core.start(self._measure(self._client)))
                 while not self._sealed:
                     self._step()
         except KeyboardInterrupt:
             raise Interrupted("interrupted; everything committed so far stays") from None
+        except DaskinferError:
+            raise
+        except Exception as error:
+            # Whatever a client says in its last moments, what it means is that the scheduler is gone.
+            self._check_connection(error)
+            raise
         finally:
             self._errands.close()
             self._desk.close()
@@ -161,17 +178,19 @@ class Driver:
         for handle in self._handles.values():
             self._client.run(forget_job, handle, workers=list(workers))
 
+    def _check_connection(self, cause: Exception | None = None) -> None:
+        # A client that finds its scheduler again has a new connection, and has lost all futures.
+        if self._client.status != "running" or self._client.scheduler_comm is not self._connection:
+            raise ClusterLost("the connection to the Dask scheduler is lost") from cause
+
     def _step(self) -> None:
+        self._check_connection()
         self._submissions.look_again()
         self._departures.look()
         self._desk.look()
-        event: Event | None = Tick()
-        try:
+        event: Event | None = None
+        with suppress(queue.Empty):
             happened = self._happened.get(timeout=TICK_SECONDS)
-        except queue.Empty:
-            if self._client.status not in ("running", "newly-created"):
-                raise JobFailed("the connection to the Dask scheduler is lost") from None
-        else:
             event = happened()
         if event is not None:
             if isinstance(event, ShardLoaded):
@@ -185,10 +204,16 @@ class Driver:
             elif isinstance(event, GenerationOpened):
                 self._handles[event.pin.generation] = replace(self._handle, pin=event.pin)
             elif isinstance(event, WorkerLost):
+                event = replace(event, silent=self._vigil.silence(event.worker))
+                self._ledger.loads.drop(event.worker)
+            elif isinstance(event, WorkerFrozen):
                 self._ledger.loads.drop(event.worker)
             elif isinstance(event, ShardFailed | StoodDown):
                 self._ledger.loads.drop(event.worker, event.stage)
             self._perform(self._core.handle(event, time.monotonic()))
+        if time.monotonic() >= self._tick_due:  # however much happens
+            self._tick_due = time.monotonic() + TICK_SECONDS
+            self._perform(self._core.handle(Tick(), time.monotonic()))
         self._pulse()
 
     def _perform(self, actions: Sequence[Action]) -> None:
@@ -219,8 +244,10 @@ class Driver:
                     self._errands.judge(pin, self._comparison)
                 case Retire(generation, given_up):
                     self._retire(self._handles.pop(generation), given_up)
-                case Note(kind, detail):
-                    self._note(kind, detail)
+                case Restart(worker):
+                    restart_worker(self._client, worker)
+                case Note() | Recovered():
+                    self._note(action)
                 case StandDown(worker, leaves):
                     self._departures.begin(leaves, worker)
                 case Answer(number, detail):

@@ -43,6 +43,10 @@ class Loads:
         if load is not None:
             load.nbytes, load.complete = self._sizes[stage], True
 
+    def clear(self) -> None:
+        """Forget all workers: they were another cluster's."""
+        self._loads.clear()
+
     def drop(self, worker: str, stage: int | None = None) -> None:
         """Forget a worker that is gone, or one of its shards."""
         for place in [place for place in self._loads if place[1] == worker and stage in (None, place[0])]:

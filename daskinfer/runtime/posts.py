@@ -1,4 +1,4 @@
-"""Posts: which worker holds which stage's shard, and what for."""
+"""Posts: which worker holds which stage's shard, and what for; and what a job wants of its workers."""
 
 from __future__ import annotations
 
@@ -7,8 +7,28 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from daskinfer.spec.plan import StagePlan
+
 Duty = Literal["own", "double", "standby"]
 """What a worker holds a shard for: its own stage, one that has no other worker left, or one that may lose its worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Staffing:
+    """What a job wants of its workers."""
+
+    stages: tuple[StagePlan, ...]
+    """The plan's."""
+    replicas: tuple[int, ...]
+    """Workers wanted for every stage."""
+    requires: dict[str, float]
+    """Tags that a stage's worker must declare."""
+    standby: int = 0
+    """Workers that keep shards warm."""
+    copies: int = 1
+    """Snapshots that a worker may have to hold."""
+    drained: frozenset[str] = frozenset()
+    """Workers that the job may not use any more."""
 
 
 @dataclass(slots=True)

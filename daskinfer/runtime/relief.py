@@ -113,7 +113,7 @@ class Growth:
     """Saved until the end."""
 
 
-class Pace:
+class BusyMeter:
     """How busy the stages have been since their workers last changed.
 
     Parameters

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 from daskinfer.errors import CorruptBlob, DaskinferError, StorageError
 from daskinfer.runtime.core import DriverCore, Limits
-from daskinfer.runtime.crew import Staffing
 from daskinfer.runtime.messages import (
     Action,
     Adopt,
@@ -42,6 +41,7 @@ from daskinfer.runtime.messages import (
     WorkerLost,
 )
 from daskinfer.runtime.pinning import Head, Pinning
+from daskinfer.runtime.posts import Staffing
 from daskinfer.spec.generation import Generations, Pin, Step, as_ranges, fold
 from daskinfer.spec.job import CommitRecord
 from daskinfer.spec.plan import WorkerShape

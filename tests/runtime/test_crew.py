@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskinfer.runtime.crew import Crew, Staffing
+from daskinfer.runtime.crew import Crew
 from daskinfer.runtime.messages import Action, Fail, GrantToken, LoadShard, Note
 from daskinfer.runtime.orders import Answer, Say, StandDown
 from daskinfer.runtime.patience import SAY_SECONDS, Patience
+from daskinfer.runtime.posts import Staffing
 from daskinfer.runtime.relief import RESTART_SECONDS
 from daskinfer.spec.plan import WorkerShape
 from daskinfer.testing.campaigns import campaign_size
@@ -255,14 +256,14 @@ def test_stopping_says_what_is_missing() -> None:
 
 def work(crew: Crew, now: float, *seconds: float) -> None:
     """Ten partitions, each of which took the stages so many seconds."""
-    crew.pace.restart(now)
+    crew.meter.restart(now)
     record = make_record(0)
     trail = tuple(
         each.model_copy(update={"compute": spent, "receive": 0.0, "send": 0.0})
         for each, spent in zip(record.trail, seconds, strict=True)
     )
     for _ in range(10):
-        crew.pace.note(record.model_copy(update={"trail": trail}))
+        crew.meter.note(record.model_copy(update={"trail": trail}))
 
 
 def test_a_joiner_that_nothing_needs_becomes_a_replica_of_the_bottleneck() -> None:

@@ -8,7 +8,7 @@ from daskinfer.runtime.relief import (
     OBSERVED_COMMITS,
     OBSERVED_SECONDS,
     PAYS,
-    Pace,
+    BusyMeter,
     choose_double,
     choose_warm,
     fits,
@@ -86,50 +86,50 @@ def test_the_least_loaded_worker_with_room_doubles() -> None:
     assert choose_double(stages, 2, {"a": [0, 2], "c": [1]}, workers, [1, 1, 0], 1) == "a"  # it keeps the shard warm
 
 
-def make_pace(seconds: tuple[float, ...], commits: int = 10) -> Pace:
-    """A pace with so many commits, each of which took the stages so many seconds."""
-    pace = Pace(len(seconds))
-    pace.restart(100.0)
+def make_meter(seconds: tuple[float, ...], commits: int = 10) -> BusyMeter:
+    """A meter with so many commits, each of which took the stages so many seconds."""
+    meter = BusyMeter(len(seconds))
+    meter.restart(100.0)
     record = make_record(0, workers=tuple("abc"[: len(seconds)]))
     trail = tuple(
         each.model_copy(update={"compute": spent, "receive": 0.0, "send": 0.0})
         for each, spent in zip(record.trail, seconds, strict=True)
     )
     for _ in range(commits):
-        pace.note(record.model_copy(update={"trail": trail}))
-    return pace
+        meter.note(record.model_copy(update={"trail": trail}))
+    return meter
 
 
 def test_the_bottleneck_gets_a_replica_when_that_saves_more_than_loading_costs() -> None:
-    pace = make_pace((0.3, 0.9))  # in 10 s of which stage 1 is at work for nine
-    growth = pace.choose_growth([1, 1], spares=1, left=100, load_seconds=10.0, now=110.0)
+    meter = make_meter((0.3, 0.9))  # in 10 s of which stage 1 is at work for nine
+    growth = meter.choose_growth([1, 1], spares=1, left=100, load_seconds=10.0, now=110.0)
     assert growth is not None
     assert growth.stages == (1,)
     assert growth.busy == pytest.approx(0.9)
     assert growth.seconds == pytest.approx(50.0)  # 100 partitions of 1 s in half the time
-    assert pace.choose_growth([1, 1], spares=1, left=100, load_seconds=50.0 / PAYS, now=110.0) is None
-    assert pace.choose_growth([1, 1], spares=0, left=100, load_seconds=1.0, now=110.0) is None
+    assert meter.choose_growth([1, 1], spares=1, left=100, load_seconds=50.0 / PAYS, now=110.0) is None
+    assert meter.choose_growth([1, 1], spares=0, left=100, load_seconds=1.0, now=110.0) is None
 
 
 def test_a_replica_helps_only_until_the_next_bottleneck() -> None:
-    growth = make_pace((0.8, 0.9)).choose_growth([1, 1], 1, left=100, load_seconds=1.0, now=110.0)
+    growth = make_meter((0.8, 0.9)).choose_growth([1, 1], 1, left=100, load_seconds=1.0, now=110.0)
     assert growth is not None and growth.seconds == pytest.approx(100 / 9)
 
 
 def test_equal_bottlenecks_grow_together_or_not_at_all() -> None:
-    pace = make_pace((0.9, 0.9))
-    assert pace.choose_growth([1, 1], 1, left=100, load_seconds=1.0, now=110.0) is None
-    growth = pace.choose_growth([1, 1], 2, left=100, load_seconds=1.0, now=110.0)
+    meter = make_meter((0.9, 0.9))
+    assert meter.choose_growth([1, 1], 1, left=100, load_seconds=1.0, now=110.0) is None
+    growth = meter.choose_growth([1, 1], 2, left=100, load_seconds=1.0, now=110.0)
     assert growth is not None and sorted(growth.stages) == [0, 1]
 
 
 def test_spare_workers_that_save_nothing_are_left_alone() -> None:
-    growth = make_pace((0.9, 0.9, 0.1)).choose_growth([1, 1, 1], 3, left=100, load_seconds=1.0, now=110.0)
+    growth = make_meter((0.9, 0.9, 0.1)).choose_growth([1, 1, 1], 3, left=100, load_seconds=1.0, now=110.0)
     assert growth is not None and sorted(growth.stages) == [0, 1]
 
 
 def test_nothing_is_concluded_from_too_little() -> None:
-    assert make_pace((0.1, 0.9), OBSERVED_COMMITS - 1).choose_growth([1, 1], 1, 1000, 1.0, 110.0) is None
-    assert make_pace((0.1, 0.9)).choose_growth([1, 1], 1, 1000, 1.0, 100 + OBSERVED_SECONDS / 2) is None
+    assert make_meter((0.1, 0.9), OBSERVED_COMMITS - 1).choose_growth([1, 1], 1, 1000, 1.0, 110.0) is None
+    assert make_meter((0.1, 0.9)).choose_growth([1, 1], 1, 1000, 1.0, 100 + OBSERVED_SECONDS / 2) is None
     # Where no stage is busy, something else limits the job.
-    assert make_pace((0.1, 0.5)).choose_growth([1, 1], 1, 1000, 1.0, 110.0) is None
+    assert make_meter((0.1, 0.5)).choose_growth([1, 1], 1, 1000, 1.0, 110.0) is None
