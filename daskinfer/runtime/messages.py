@@ -8,6 +8,7 @@ from typing import Literal
 from daskinfer.errors import DaskinferError
 from daskinfer.graphs.build import StageTask
 from daskinfer.runtime.health import Restart, WorkerFrozen, WorkerPaused, WorkerResumed
+from daskinfer.runtime.orders import Answer, CancelAsked, DrainAsked, Say, StandDown, StoodDown
 from daskinfer.runtime.pinning import Head
 from daskinfer.runtime.probes import Running, SuspectAction, SuspectEvent
 from daskinfer.spec.comparison import PartComparison
@@ -204,6 +205,9 @@ Event = (
     | Judged
     | SuspectEvent
     | Running
+    | CancelAsked
+    | DrainAsked
+    | StoodDown
     | Tick
 )
 
@@ -215,7 +219,6 @@ class LoadShard:
     stage: int
     worker: str
     generation: int = 0
-    attempt: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,6 +369,9 @@ Action = (
     | Restart
     | Fail
     | Note
+    | StandDown
+    | Answer
+    | Say
     | Recovered
 )
 

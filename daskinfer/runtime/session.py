@@ -22,11 +22,14 @@ from daskinfer.runtime.limits import Limits
 from daskinfer.runtime.messages import Note, Recovered
 from daskinfer.runtime.opening import OpenedJob
 from daskinfer.runtime.pinning import Pinning
+from daskinfer.runtime.posts import Staffing
 from daskinfer.runtime.snapshotmap import SnapshotMap
 from daskinfer.runtime.trial import Trial
+from daskinfer.spec.control import WorkerState
 from daskinfer.spec.generation import Pin
 from daskinfer.spec.job import Phase, Progress
 from daskinfer.spec.recipe import Recipe
+from daskinfer.storage.control import ControlLog
 from daskinfer.storage.filesystem import absolute_url, delete, join_url
 from daskinfer.storage.journal import Event, Journal
 from daskinfer.storage.lease import Lease
@@ -74,6 +77,7 @@ class Session:
         self.error: DaskinferError | None = None
         self.running_since: float | None = None
         self.running_until: float | None = None
+        self.workers: tuple[WorkerState, ...] = ()
         self._watch = watch
         self._began = began
         self._phase: Phase = "starting"
@@ -136,6 +140,7 @@ class Session:
             total_bytes=ledger.loads.total_bytes,
             loaded_shards=ledger.loads.loaded_shards,
             total_shards=ledger.loads.total_shards,
+            workers=self.workers,
             message=message,
         )
 
@@ -144,7 +149,7 @@ class Session:
         self._enter("starting")
         self._tell(f"precision: {record.precision}")
         if self.job.resumed:
-            self._note("resumed", f"epoch {self.epoch} goes on where an earlier one stopped")
+            self._note("resumed", f"epoch {self.epoch} goes on where an earlier one stopped{self._explain_stop()}")
         keeper = Keeper(record, self.recipe, self.epoch)
         pin = self._outlast(keeper.begin)
         sink = self._outlast(lambda: self._open_output(keeper))
@@ -226,11 +231,13 @@ class Session:
             partitions=record.partitions,
             committed=committed,
             rejects=self.ledger.rows_quarantined,
-            requires=self.recipe.placement.requires,
+            staffing=self._staffing(),
             limits=Limits(
                 rejects=self.recipe.errors.limit(record.rows),
                 seconds=self.recipe.errors.microbatch_seconds,
                 frozen=self.recipe.recovery.frozen,
+                missing=self.recipe.recovery.missing,
+                patience=self.recipe.recovery.patience,
                 paused=self.recipe.recovery.paused,
                 storage=self.recipe.recovery.storage,
             ),
@@ -250,6 +257,7 @@ class Session:
                 requires=self.recipe.placement.requires,
                 recovery=self.recipe.recovery,
                 note=self._record,
+                say=self._tell,
                 pulse=lambda: self._pulse(driver, keeper),
                 poison=poison,
             )
@@ -260,6 +268,21 @@ class Session:
                 self.counters = dict(core.counters)
                 self.pins = keeper.log.known.pins
                 self._leave(driver, client)
+
+    def _staffing(self) -> Staffing:
+        consistency, placement = self.job.record.recipe.consistency, self.recipe.placement
+        return Staffing(
+            stages=self.job.plan.stages,
+            replicas=self.job.plan.replicas,
+            requires=placement.requires,
+            standby=placement.standby,
+            copies=consistency.copies,
+            drained=ControlLog(self.job.store.url).drained(),
+        )
+
+    def _explain_stop(self) -> str:
+        cancel = ControlLog(self.job.store.url).cancelled(self.epoch - 1)
+        return "" if cancel is None else f": it was cancelled by {cancel.by} at {cancel.at}"
 
     def _leave(self, driver: Driver, client: Client) -> None:
         if self.recipe.cluster.address is not None and client.status == "running":
@@ -275,6 +298,7 @@ class Session:
             self._record(Recovered(self._lost[0], now - self._lost[1]))
             self._lost = None
         if self._is_due("progress", now, PROGRESS_SECONDS):
+            self.workers = driver.workers
             self._tell()
         if self._is_due("check", now, CHECK_SECONDS):
             # A store that is away for a minute must not end hours of work.
