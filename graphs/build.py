@@ -76,7 +76,7 @@ def prepare_graph(handle: JobHandle, source: PartitionSource, attempt: int) -> T
     encoded = _key(handle, "encode", number, attempt)
     count = _key(handle, "count", number, attempt)
     tasks = {
-        rows: Task(rows, read_rows, source),
+        rows: Task(rows, read_rows, handle, source),
         encoded: Task(encoded, encode, handle, TaskRef(rows)),
         count: Task(count, count_microbatches, TaskRef(encoded)),
     }

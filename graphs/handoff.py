@@ -25,6 +25,8 @@ class JobHandle:
     """Life of the driver that submitted the task."""
     pin: Pin
     """The snapshot that it computes on. A worker never maps a name to weights by itself."""
+    round: int = 0
+    """Number of the retry that it belongs to; 0 for the run."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -42,9 +42,9 @@ def load_shard(handle: JobHandle, stage: int) -> dict[str, object]:
     }
 
 
-def read_rows(source: PartitionSource) -> RowBatch:
-    """Read a partition's rows."""
-    return read_partition(source)
+def read_rows(handle: JobHandle, source: PartitionSource) -> RowBatch:
+    """Read a partition's rows; of a retry, those that were refused."""
+    return open_context(handle).choose(read_partition(source))
 
 
 def encode(handle: JobHandle, rows: RowBatch) -> Encoded:
@@ -115,6 +115,7 @@ def commit_partition(handle: JobHandle, rows: RowBatch, encoded: Encoded, handof
         kept=rows.table.select(list(context.record.recipe.output.keep)),
         rejects=rows.rejects,
     )
+    part = context.complete(part)
     if context.store.current_epoch() != handle.epoch:
         raise JobBusy(f"job {handle.job} was taken over by a newer driver; this one stops")
     confirm(context.record.output, handle.job)
@@ -125,9 +126,10 @@ def commit_partition(handle: JobHandle, rows: RowBatch, encoded: Encoded, handof
         generation=handle.pin.generation,
         partition=rows.partition.number,
         epoch=handle.epoch,
+        round=handle.round,
         rows_in=rows.partition.rows,
-        rows_out=len(rows.positions),
-        rows_quarantined=len(rows.rejects),
+        rows_out=len(part.positions),
+        rows_quarantined=len(part.rejects),
         tokens=int(encoded.rows.lengths.sum()),
         padded_tokens=sum(microbatch.tokens for microbatch in encoded.microbatches),
         microbatches=tuple((len(microbatch.rows), microbatch.length) for microbatch in encoded.microbatches),

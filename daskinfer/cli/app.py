@@ -14,6 +14,7 @@ from daskinfer.cli.failure import EXIT_CODES, fail, told_warnings
 from daskinfer.cli.jobs import jobs, report, status
 from daskinfer.cli.profile import profile
 from daskinfer.cli.recipes import schema, validate
+from daskinfer.cli.retry import retry
 from daskinfer.cli.run import run
 
 _HELP = """Batch inference on Dask: a model checkpoint over a dataset, on one locked checkpoint version.
@@ -41,7 +42,8 @@ class _Program(click.Group):
 def make_group(name: str) -> click.Group:
     """Return all commands under a group of this name."""
     group = _Program(name, help=_HELP, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
-    for command in (run, validate, schema, doctor, profile, status, jobs, report, compare, checkpoint, audit):
+    commands = (run, retry, validate, schema, doctor, profile, status, jobs, report, compare, checkpoint, audit)
+    for command in commands:
         group.add_command(command)
     return click.version_option(package_name="daskinfer", prog_name="daskinfer")(group)
 

@@ -93,12 +93,17 @@ def _describe_failure(recipe: Recipe, latest: list[Progress]) -> dict[str, Any]:
 
 def _command(ctx: click.Context, recipe: str, overrides: tuple[str, ...], as_json: bool) -> str:
     """Return the command that resumes this one, ready for a shell."""
+    words = [*tell_program(ctx), recipe]
+    for override in overrides:
+        words += ["--set", override]
+    return shlex.join([*words, "--json"] if as_json else words)
+
+
+def tell_program(ctx: click.Context) -> list[str]:
+    """Return the words that a command line begins with."""
     program, *rest = ctx.command_path.split(" ")
     script = sys.executable if rest[:1] == ["-m"] else sys.argv[0]
     # The short name is right only where the shell would find the same program by it.
     if script.rpartition("/")[2].startswith(program) and shutil.which(program) != script:
         program = script
-    words = [program, *rest, recipe]
-    for override in overrides:
-        words += ["--set", override]
-    return shlex.join([*words, "--json"] if as_json else words)
+    return [program, *rest]

@@ -22,6 +22,7 @@ from daskinfer.runtime.trial import Trial
 from daskinfer.spec.generation import Pin
 from daskinfer.spec.job import Phase, Progress
 from daskinfer.spec.recipe import Recipe
+from daskinfer.spec.rows import PartitionTable
 from daskinfer.storage.filesystem import absolute_url, delete, join_url
 from daskinfer.storage.journal import Event, Journal
 from daskinfer.storage.lease import Lease
@@ -55,6 +56,7 @@ class Session:
     def __init__(self, job: OpenedJob, recipe: Recipe, watch: Callable[[Progress], None], began: float) -> None:
         self.job = job
         self.recipe = recipe
+        self.rules = job.record.recipe.consistency
         self.ledger = Ledger(job.plan, job.record.rows)
         self.epoch = 0
         self.pins: tuple[Pin, ...] = (job.record.first_pin,)
@@ -175,7 +177,7 @@ class Session:
         return Trial(pin, sample, rules.canary is not None, committed, current)
 
     def _compute(self, keeper: Keeper, pin: Pin, committed: dict[int, str], trial: Trial | None) -> None:
-        record, plan, rules = self.job.record, self.job.plan, self.job.record.recipe.consistency
+        record, plan, rules = self.job.record, self.job.plan, self.rules
         keeper.prepare_places(pin)
         core = DriverCore(
             plan=plan,
@@ -198,7 +200,7 @@ class Session:
                 ledger=self.ledger,
                 handle=keeper.handle(pin),
                 keeper=keeper,
-                table=self.job.store.table(),
+                table=self._table(),
                 requires=self.recipe.placement.requires,
                 note=self._note,
                 pulse=lambda: self._pulse(driver, keeper),
@@ -210,6 +212,9 @@ class Session:
                 self.counters = dict(core.counters)
                 self.pins = keeper.log.known.pins
                 self._leave(driver, client)
+
+    def _table(self) -> PartitionTable:
+        return self.job.store.table()
 
     def _leave(self, driver: Driver, client: Client) -> None:
         if self.recipe.cluster.address is not None and client.status == "running":

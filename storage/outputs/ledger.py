@@ -23,6 +23,7 @@ from daskinfer.storage.filesystem import (
     list_names,
     open_filesystem,
     read_bytes,
+    replace_bytes,
 )
 from daskinfer.storage.outputs.sink import OutputLayout
 
@@ -31,6 +32,8 @@ RECORDS = "_daskinfer"
 QUARANTINE = "_quarantine"
 STAGED = "generations"
 """Where the parts of a job that may change its snapshot wait for the seal."""
+RETRIES = "retries"
+"""Where the merged parts of a retry wait, and what every retry of a job did."""
 
 _PART = re.compile(r"part-\d{8}\.(parquet|jsonl)")
 _COMMIT = re.compile(r"\d{8}\.json")
@@ -48,12 +51,16 @@ class Ledger:
         Its job and size.
     scope
         Generation whose switch these commits come after; those of different scopes never compete.
+    round
+        Retry whose commits these are, in its own folder; 0 for the run's.
     """
 
-    def __init__(self, url: str, layout: OutputLayout, scope: int = 0) -> None:
+    def __init__(self, url: str, layout: OutputLayout, scope: int = 0, round: int = 0) -> None:
         self._url = url
         self._layout = layout
         self._commits = join_url(url, RECORDS, "commits", layout.job, *([f"g{scope:04d}"] if scope else []))
+        if round:
+            self._commits = join_url(round_url(url, layout.job, round), "commits")
 
     def write_rejects(self, partition: Partition, rejects: Sequence[Reject]) -> None:
         """Write the quarantine file of a partition, where it has rejects."""
@@ -69,14 +76,26 @@ class Ledger:
         if create(url, canonical_json(record.model_dump(mode="json"))):
             return record
         winner = _parse(url, read_bytes(url))
-        # Where snapshots may change, the attempt that commits first decides which one the partition is of.
-        if winner.snapshot == record.snapshot and winner.digest != record.digest:
+        # Where snapshots may change, the attempt that commits first decides which one the partition is of. And the rows
+        # that a retry recovers are other ones as soon as the user has mended more: each epoch writes to its own folder.
+        if winner.snapshot == record.snapshot and winner.digest != record.digest and not record.round:
             raise IntegrityError(
                 f"two attempts at partition {record.partition} gave different bytes: {url} has {winner.digest}, "
                 f"this one {record.digest}",
                 hint="Workers of one job must have equal hardware and libraries; start over with --fresh.",
             )
         return winner
+
+    def read(self, partition: int) -> CommitRecord:
+        """Return the record of a partition that has one."""
+        url = join_url(self._commits, f"{partition:08d}.json")
+        return _parse(url, read_bytes(url))
+
+    def replace(self, record: CommitRecord) -> None:
+        """Put another record in the place of a partition's: that of its part with a retry's rows merged in."""
+        self._check(record)
+        url = join_url(self._commits, f"{record.partition:08d}.json")
+        replace_bytes(url, canonical_json(record.model_dump(mode="json")))
 
     def committed(self) -> Iterator[CommitRecord]:
         """Read all records after one listing."""
@@ -134,6 +153,7 @@ class Ledger:
         delete(join_url(self._url, MANIFEST))
         delete(join_url(self._url, RECORDS, "commits"), recursive=True)
         delete(join_url(self._url, RECORDS, STAGED), recursive=True)
+        delete(join_url(self._url, RECORDS, RETRIES), recursive=True)
         delete(join_url(self._url, QUARANTINE), recursive=True)
         for name in list_names(self._url):
             url = join_url(self._url, name)
@@ -153,6 +173,22 @@ class Ledger:
                 f"the rows of partition {record.partition} do not add up: it has {expected}; {record.rows_in} came in, "
                 f"{record.rows_out} went out and {record.rows_quarantined} were quarantined"
             )
+
+
+def round_url(url: str, job: str, round: int) -> str:
+    """Return the folder of a job's retry with this number, from 1."""
+    return join_url(url, RECORDS, RETRIES, job, f"{round:04d}")
+
+
+def find_merged(url: str, layout: OutputLayout, partition: int, after: int) -> CommitRecord | None:
+    """Return the record of a partition in the newest retry that has one, of those after the first `after`."""
+    rounds = [int(name) for name in list_names(join_url(url, RECORDS, RETRIES, layout.job)) if int(name) > after]
+    for number in sorted(rounds, reverse=True):
+        try:
+            return Ledger(url, layout, round=number).read(partition)
+        except FileNotFoundError:
+            continue
+    return None
 
 
 def name_rejects(partition: int) -> str:
