@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from distributed import Client
 
-from daskinfer.errors import Interrupted, JobFailed
+from daskinfer.errors import ClusterLost, DaskinferError, Interrupted
 from daskinfer.graphs.build import crew_token, stage_token
 from daskinfer.graphs.context import forget_job
 from daskinfer.graphs.handoff import JobHandle
@@ -95,6 +95,7 @@ class Driver:
         pulse: Callable[[], None],
     ) -> None:
         self._client = client
+        self._connection = client.scheduler_comm
         self._core = core
         self._ledger = ledger
         self._handle = handle
@@ -118,6 +119,8 @@ class Driver:
         ------
         Interrupted
             The user stopped it.
+        ClusterLost
+            The scheduler is gone; another driver may go on over another connection.
         DaskinferError
             It cannot go on; everything committed stays.
         """
@@ -128,6 +131,12 @@ class Driver:
                     self._step()
         except KeyboardInterrupt:
             raise Interrupted("interrupted; everything committed so far stays") from None
+        except DaskinferError:
+            raise
+        except Exception as error:
+            # Whatever a client says in its last moments, what it means is that the scheduler is gone.
+            self._check_connection(error)
+            raise
         finally:
             self._errands.close()
 
@@ -144,14 +153,19 @@ class Driver:
         for handle in self._handles.values():
             self._client.run(forget_job, handle, workers=list(workers))
 
+    def _check_connection(self, cause: Exception | None = None) -> None:
+        # A client that finds its scheduler again has a new connection, and has lost all futures.
+        if self._client.status != "running" or self._client.scheduler_comm is not self._connection:
+            raise ClusterLost("the connection to the Dask scheduler is lost") from cause
+
     def _step(self) -> None:
+        self._check_connection()
         self._submissions.look_again()
         event: Event | None = Tick()
         try:
             happened = self._happened.get(timeout=TICK_SECONDS)
         except queue.Empty:
-            if self._client.status not in ("running", "newly-created"):
-                raise JobFailed("the connection to the Dask scheduler is lost") from None
+            pass
         else:
             event = happened()
         if event is not None:

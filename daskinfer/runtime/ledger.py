@@ -68,6 +68,12 @@ class Ledger:
         for record in records:
             self._add_rows(record)
 
+    def find_more(self, records: Iterable[CommitRecord]) -> None:
+        """Count what is committed anew, after commits that nobody could tell of."""
+        before = self.rows_done
+        self.recount(records)
+        self.rows_this_run += max(0, self.rows_done - before)
+
     def shares(self) -> dict[str, tuple[int, int]]:
         """Return snapshot -> partitions and rows that are committed on it."""
         return {snapshot: (partitions, rows) for snapshot, (partitions, rows) in self._shares.items()}

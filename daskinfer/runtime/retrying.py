@@ -51,6 +51,10 @@ class RoundLedger(Ledger):
         """Count a partition that this driver committed."""
         super().add(self._narrow(record))
 
+    def recount(self, records: Iterable[CommitRecord]) -> None:
+        """Count what is committed anew."""
+        super().recount(map(self._narrow, records))
+
     def _narrow(self, record: CommitRecord) -> CommitRecord:
         wanted = self._wanted[record.partition]
         return record.model_copy(update={"rows_in": wanted, "rows_out": wanted - record.rows_quarantined})
@@ -100,17 +104,23 @@ class RetrySession(Session):
             save_round(absolute_url(record.output), self.round)
             self._note("retry", f"retry {number} of {self.round.rows} quarantined rows, epoch {self.epoch}")
         keeper = Keeper(record, self.recipe, self.epoch, number)
-        done = list(open_supplement(record, record.first_pin, number, self.epoch).committed())
-        for commit in done:
+        sink = open_supplement(record, record.first_pin, number, self.epoch)
+        for commit in sink.committed():
             self.ledger.add_earlier(commit)
-        left = {part.partition: part.snapshot for part in self.round.parts}
-        for commit in done:
-            del left[commit.partition]
-        for snapshot in sorted(set(left.values())):
-            pin = keeper.retake(snapshot)
-            chosen = {partition for partition, other in left.items() if other == snapshot}
-            others = {partition: snapshot for partition in range(record.partitions) if partition not in chosen}
-            self._compute(keeper, pin, others, None)
+
+        def compute(connection: int) -> bool:
+            done = {commit.partition: commit for commit in sink.committed()}
+            if connection:
+                self.ledger.find_more(done.values())
+            left = {part.partition: part.snapshot for part in self.round.parts if part.partition not in done}
+            if left:
+                snapshot = min(left.values())
+                chosen = {partition for partition, other in left.items() if other == snapshot}
+                others = {partition: snapshot for partition in range(record.partitions) if partition not in chosen}
+                self._compute(keeper, keeper.retake(snapshot), others, None, connection)
+            return not left
+
+        self._over_connections(compute)
         self._enter("sealing")
         self._lease.check()
         if self.round.parts:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
+from itertools import count
 from sys import intern
 
 from distributed import Client
 
-from daskinfer.errors import DaskinferError, Interrupted, StorageError
+from daskinfer.errors import ClusterLost, DaskinferError, Interrupted, StorageError
 from daskinfer.planning.sampling import choose_sample
 from daskinfer.runtime.cluster import open_cluster
 from daskinfer.runtime.core import DriverCore, Limits
@@ -33,6 +35,10 @@ PROGRESS_SECONDS = 0.25
 CHECK_SECONDS = 5.0
 SNAPSHOT_HEARTBEAT_SECONDS = 200.0
 TROUBLE_SECONDS = 60.0
+PATIENCE_SECONDS = 60.0
+"""How long a scheduler that was lost may take to come back."""
+MOST_LOSSES = 5
+"""Schedulers that may be lost without one row being committed in between."""
 
 
 class Session:
@@ -135,18 +141,44 @@ class Session:
         keeper = Keeper(record, self.recipe, self.epoch)
         pin = keeper.begin()
         sink = self._open_output(keeper)
-        committed: dict[int, str] = {}
         for commit in sink.committed():
             self.ledger.add_earlier(commit)
-            committed[commit.partition] = intern(commit.snapshot)
-        # An output that is to converge may have to be computed again where it is whole.
-        is_open = record.recipe.consistency.converge and not keeper.log.known.sealed
-        trial = self._open_trial(keeper, sink)
-        if len(committed) < record.partitions or is_open or trial is not None:
-            self._compute(keeper, pin, committed, trial)
+        self._compute_all(keeper, pin, sink)
         self._enter("sealing")
         self._seal(keeper, sink)
         keeper.release()
+
+    def _compute_all(self, keeper: Keeper, first: Pin, sink: WholeOutput) -> None:
+        """Compute what is left."""
+        record = self.job.record
+
+        def compute(connection: int) -> bool:
+            if connection:
+                self.ledger.find_more(sink.committed())
+            pin = keeper.begin() if connection else first
+            committed = {commit.partition: intern(commit.snapshot) for commit in sink.committed()}
+            # An output that is to converge may have to be computed again where it is whole.
+            is_open = record.recipe.consistency.converge and not keeper.log.known.sealed
+            trial = self._open_trial(keeper, sink)
+            if len(committed) < record.partitions or is_open or trial is not None:
+                self._compute(keeper, pin, committed, trial, connection)
+            return True
+
+        self._over_connections(compute)
+
+    def _over_connections(self, compute: Callable[[int], bool]) -> None:
+        """Compute over one connection after the other, where schedulers are lost, until it says that nothing is left."""
+        losses = 0
+        for connection in count():
+            before = self.ledger.rows_this_run
+            try:
+                if compute(connection):
+                    return
+            except ClusterLost as lost:
+                losses = 1 if self.ledger.rows_this_run > before else losses + 1
+                if losses > MOST_LOSSES:
+                    raise
+                self._note("scheduler-lost", f"{lost.message}; going on over a new one with what is not committed")
 
     def _open_output(self, keeper: Keeper) -> WholeOutput:
         """Prepare the output. Under the lease and before the first task, so that nothing of this job can be lost."""
@@ -176,7 +208,9 @@ class Session:
         }
         return Trial(pin, sample, rules.canary is not None, committed, current)
 
-    def _compute(self, keeper: Keeper, pin: Pin, committed: dict[int, str], trial: Trial | None) -> None:
+    def _compute(
+        self, keeper: Keeper, pin: Pin, committed: dict[int, str], trial: Trial | None, connection: int
+    ) -> None:
         record, plan, rules = self.job.record, self.job.plan, self.rules
         keeper.prepare_places(pin)
         core = DriverCore(
@@ -192,13 +226,14 @@ class Session:
             limits=Limits(rejects=self.recipe.errors.limit(record.rows)),
             trial=trial,
         )
-        with open_cluster(self.recipe.cluster) as client:
+        with open_cluster(self.recipe.cluster, PATIENCE_SECONDS if connection else 0) as client:
             self._enter("loading")
+            self.ledger.loads.clear()
             driver = Driver(
                 client=client,
                 core=core,
                 ledger=self.ledger,
-                handle=keeper.handle(pin),
+                handle=replace(keeper.handle(pin), connection=connection),
                 keeper=keeper,
                 table=self._table(),
                 requires=self.recipe.placement.requires,
@@ -218,7 +253,8 @@ class Session:
 
     def _leave(self, driver: Driver, client: Client) -> None:
         if self.recipe.cluster.address is not None and client.status == "running":
-            driver.withdraw()
+            with suppress(OSError):  # the scheduler goes in this moment
+                driver.withdraw()
 
     def _pulse(self, driver: Driver, keeper: Keeper) -> None:
         now = time.monotonic()

@@ -11,7 +11,7 @@ from typing import Any
 import dask
 from distributed import Client, Future
 
-from daskinfer.errors import DaskinferError, JobFailed
+from daskinfer.errors import ClusterLost, DaskinferError, JobFailed
 from daskinfer.graphs.build import (
     Key,
     TaskGraph,
@@ -231,7 +231,7 @@ def _look_up(resources: dict[Key, dict[str, float]], key: Key) -> dict[str, floa
 
 
 def _error_of(future: Future) -> BaseException:
-    if future.status == "cancelled":
-        return JobFailed(f"the scheduler dropped task {future.key}")
+    if future.status == "cancelled":  # never by us: the client lost its scheduler, and all futures with it
+        raise ClusterLost(f"the Dask scheduler dropped task {future.key}")
     error: BaseException | None = future.exception(_RESULT_SECONDS)
     return error if error is not None else DaskinferError(f"task {future.key} ended as {future.status}")
