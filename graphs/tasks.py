@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -11,6 +13,7 @@ from daskinfer.errors import JobBusy, SnapshotSkew
 from daskinfer.graphs.context import JobContext, open_context
 from daskinfer.graphs.handoff import Encoded, Handoff, Hop, JobHandle
 from daskinfer.graphs.identity import get_identity
+from daskinfer.logs import logging_context
 from daskinfer.models.tasks.finish import finish_rows
 from daskinfer.planning.comparison import compare_parts
 from daskinfer.planning.microbatches import pack_microbatches
@@ -24,6 +27,16 @@ from daskinfer.storage.outputs.job import read_staged
 from daskinfer.storage.outputs.owner import confirm
 from daskinfer.storage.outputs.sink import OutputPart
 from daskinfer.storage.rows import RowBatch
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+
+def run_task(about: Mapping[str, Any], function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function of these; every log record meanwhile says what it is about, those of a user's model code too."""
+    with logging_context(**about):
+        return function(*arguments)
 
 
 def load_shard(handle: JobHandle, stage: int) -> dict[str, object]:
@@ -86,6 +99,7 @@ def run_stage(
         payload = context.transports[stage].send(partition, number, partition * context.record.slots + number, result)
         send = time.perf_counter() - began
     hop = Hop(stage, get_identity(), loaded.snapshot, compute, receive, send, retries, loaded.stage.device_peak)
+    _log.debug("microbatch computed", extra={"compute": compute, "receive": receive, "send": send})
     return Handoff(payload, (*(received.trail if received else ()), hop))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from daskinfer.cli.failure import EXIT_CODES, circumstances
-from daskinfer.cli.options import json_option, set_option, workspace_option
+from daskinfer.cli.options import json_option, log_options, set_option, start_logging, workspace_option
 from daskinfer.cli.run import tell_program
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ _FIELDS = ("job", "rows_retried", "rows_recovered", "rows_quarantined", "seconds
 @click.argument("job")
 @workspace_option
 @set_option
+@log_options
 @json_option
 @click.pass_context
 def retry(ctx: click.Context, job: str, workspace: str, overrides: tuple[str, ...], as_json: bool) -> None:
@@ -44,6 +45,7 @@ def retry(ctx: click.Context, job: str, workspace: str, overrides: tuple[str, ..
     from daskinfer.cli.progress import ProgressDisplay
     from daskinfer.cli.show import print_retry, stdout
 
+    start_logging(ctx)
     told.resume = command = _command(ctx, job, workspace, overrides, as_json)
     latest: list[Progress] = []
     told.facts = lambda: _describe_failure(job, workspace, latest)

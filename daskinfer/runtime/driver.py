@@ -48,6 +48,7 @@ from daskinfer.runtime.messages import (
     Tick,
     WorkerLost,
 )
+from daskinfer.runtime.narration import narrate
 from daskinfer.runtime.submission import Submissions
 from daskinfer.runtime.tokens import grant_tokens
 from daskinfer.spec.comparison import PartComparison
@@ -169,6 +170,7 @@ class Driver:
         else:
             event = happened()
         if event is not None:
+            narrate(event)
             if isinstance(event, ShardLoaded):
                 self._ledger.add_ack(event.ack)
             elif isinstance(event, Committed):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 
 from daskinfer.errors import InputError, UsageError
@@ -24,6 +25,8 @@ from daskinfer.storage.outputs.job import merge_round, open_supplement
 from daskinfer.storage.outputs.owner import confirm
 from daskinfer.storage.outputs.supplements import Round, next_round, note_inputs, save_round
 from daskinfer.storage.registry.catalog import Registry
+
+_log = logging.getLogger(__name__)
 
 _FRESH = "Make the output again: daskinfer run RECIPE --fresh"
 
@@ -125,6 +128,7 @@ class RetrySession(Session):
         self._lease.check()
         if self.round.parts:
             merge_round(record, keeper.log.known, self.round, self._check)
+            _log.info("retry merged", extra={"output": record.output})
         self.merged = True
         delete(join_url(absolute_url(self.recipe.workspace), "activations", record.job), recursive=True)
         keeper.release()

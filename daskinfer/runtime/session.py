@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,6 +13,7 @@ from sys import intern
 from distributed import Client
 
 from daskinfer.errors import ClusterLost, DaskinferError, Interrupted, StorageError
+from daskinfer.logs import logging_context
 from daskinfer.planning.sampling import choose_sample
 from daskinfer.runtime.cluster import open_cluster
 from daskinfer.runtime.core import DriverCore, Limits
@@ -30,6 +32,8 @@ from daskinfer.storage.journal import Event, Journal
 from daskinfer.storage.lease import Lease
 from daskinfer.storage.outputs.owner import confirm
 from daskinfer.storage.outputs.sink import WholeOutput
+
+_log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 0.25
 CHECK_SECONDS = 5.0
@@ -87,12 +91,16 @@ class Session:
         try:
             self.epoch = self._lease.epoch
             self._journal = Journal(self.job.store.url, self.epoch)
-            try:
-                self._run()
-            except KeyboardInterrupt:
-                self.error = Interrupted("interrupted; everything committed so far stays")
-            except DaskinferError as error:
-                self.error = error
+            record = self.job.record
+            with logging_context(job=record.job, epoch=self.epoch, snapshot=record.resolution.snapshot):
+                try:
+                    _log.info("job resumed" if self.job.resumed else "job begun", extra={"rows": record.rows})
+                    self._run()
+                except KeyboardInterrupt:
+                    self.error = Interrupted("interrupted; everything committed so far stays")
+                except DaskinferError as error:
+                    self.error = error
+                self._tell_end()
             self._enter(_final_phase(self.error))
             self._journal.flush()
         finally:
@@ -297,7 +305,15 @@ class Session:
                 "plan": record.plan.digest,
             }
         )
+        _log.info("output sealed", extra={"output": record.output})
         delete(join_url(absolute_url(self.recipe.workspace), "activations", record.job), recursive=True)
+
+    def _tell_end(self) -> None:
+        facts = {"rows_out": self.ledger.rows_out, "rows_quarantined": self.ledger.rows_quarantined}
+        if self.error is None:
+            _log.info("job done", extra=facts)
+        else:
+            _log.error("job ended: %s", self.error.message, extra=facts)
 
     def _enter(self, phase: Phase) -> None:
         self._phase = phase
@@ -307,6 +323,7 @@ class Session:
     def _note(self, kind: str, detail: str) -> None:
         at = time.monotonic() - self._began
         self.ledger.add_incident(at, kind, detail)
+        _log.info("%s: %s", kind, detail, extra={"incident": kind})
         self._journal.append(Event(at, kind, {"detail": detail}))
         self._tell(f"{kind}: {detail}")
 
