@@ -58,9 +58,9 @@ def crew_token(handle: JobHandle) -> str:
     return f"{handle.job}/{handle.driver}/crew"
 
 
-def load_graph(handle: JobHandle, stage: int, worker: str) -> TaskGraph:
+def load_graph(handle: JobHandle, stage: int, worker: str, attempt: int = 0) -> TaskGraph:
     """Load one shard; the caller pins it to the worker, which has no token yet."""
-    key: Key = (f"{handle.job}/load-{stage}", worker, handle.driver, handle.pin.generation)
+    key: Key = (f"{handle.job}/load-{stage}", worker, handle.driver, handle.pin.generation, attempt)
     return TaskGraph({key: _task(handle, key, load_shard, handle, stage)}, (key,), {key: {}})
 
 

@@ -35,6 +35,8 @@ class RowBatch:
     """Refused rows, ascending."""
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """Array column -> (n, ...) values of the accepted rows."""
+    seconds: float = 0.0
+    """Spent reading them."""
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -78,6 +80,7 @@ class RowBatch:
             table=self.table.filter(pa.array(keep)) if self.table.num_columns else self.table,
             rejects=rejects,
             arrays={column: values[keep] for column, values in self.arrays.items()},
+            seconds=self.seconds,
         )
 
     def _refuse(self, index: int, refused: Mapping[int, str], kinds: Mapping[int, RejectKind]) -> Reject:

@@ -18,6 +18,7 @@ from daskinfer.planning.comparison import merge_parts
 from daskinfer.runtime.cluster import worker_shapes
 from daskinfer.runtime.core import DriverCore
 from daskinfer.runtime.errands import Errands
+from daskinfer.runtime.health import Restart, WorkerFrozen
 from daskinfer.runtime.keeper import Keeper
 from daskinfer.runtime.ledger import Ledger
 from daskinfer.runtime.listening import listen
@@ -38,6 +39,7 @@ from daskinfer.runtime.messages import (
     Note,
     OpenGeneration,
     Prepare,
+    Recovered,
     Release,
     Retire,
     Seal,
@@ -51,6 +53,7 @@ from daskinfer.runtime.messages import (
 from daskinfer.runtime.narration import narrate
 from daskinfer.runtime.submission import Submissions
 from daskinfer.runtime.tokens import grant_tokens
+from daskinfer.runtime.vigil import Vigil, restart_worker
 from daskinfer.spec.comparison import PartComparison
 from daskinfer.spec.rows import PartitionTable
 from daskinfer.storage.inputs.reading import partition_source
@@ -77,8 +80,10 @@ class Driver:
         Its partitions.
     requires
         Tags that stage tasks ask for beside their token.
+    frozen
+        Seconds that a worker may be silent.
     note
-        Called with (kind, detail) for every incident.
+        Called for every incident, and for the end of those that have one.
     pulse
         Called a few times a second.
     """
@@ -92,7 +97,8 @@ class Driver:
         keeper: Keeper,
         table: PartitionTable,
         requires: dict[str, float],
-        note: Callable[[str, str], None],
+        frozen: float,
+        note: Callable[[Note | Recovered], None],
         pulse: Callable[[], None],
     ) -> None:
         self._client = client
@@ -107,6 +113,7 @@ class Driver:
         self._pulse = pulse
         self._happened: queue.SimpleQueue[Callable[[], Event | None]] = queue.SimpleQueue()
         self._submissions = Submissions(client, len(ledger.plan.stages), requires, self._happened.put)
+        self._vigil = Vigil(client, requires, frozen, self._happened.put)
         self._keeper = keeper
         self._errands = Errands(keeper, ledger, self._happened.put)
         self._tokens: set[str] = set()
@@ -126,7 +133,7 @@ class Driver:
             It cannot go on; everything committed stays.
         """
         try:
-            with listen(self._client, self._handle, self._ledger.loads, self._happened.put):
+            with listen(self._client, self._handle, self._ledger.loads, self._happened.put), self._vigil:
                 self._perform(self._core.start(worker_shapes(self._client)))
                 while not self._sealed:
                     self._step()
@@ -181,7 +188,10 @@ class Driver:
                 self._comparison = merge_parts(parts)
             elif isinstance(event, GenerationOpened):
                 self._handles[event.pin.generation] = replace(self._handle, pin=event.pin)
-            elif isinstance(event, WorkerLost | ShardFailed):
+            elif isinstance(event, WorkerLost):
+                event = replace(event, silent=self._vigil.silence(event.worker))
+                self._ledger.loads.drop(event.worker)
+            elif isinstance(event, WorkerFrozen | ShardFailed):
                 self._ledger.loads.drop(event.worker)
             self._perform(self._core.handle(event, time.monotonic()))
         self._pulse()
@@ -189,9 +199,9 @@ class Driver:
     def _perform(self, actions: Sequence[Action]) -> None:
         for action in actions:
             match action:
-                case LoadShard(stage, worker, generation):
+                case LoadShard(stage, worker, generation, attempt):
                     self._ledger.loads.begin(stage, worker)
-                    self._submissions.load(self._handles[generation], stage, worker)
+                    self._submissions.load(self._handles[generation], stage, worker, attempt)
                 case GrantToken(stage, worker, generation):
                     self._grant(self._handles[generation], stage, worker)
                 case Prepare(partition, attempt, generation):
@@ -212,8 +222,10 @@ class Driver:
                     self._errands.judge(pin, self._comparison)
                 case Retire(generation, given_up):
                     self._retire(self._handles.pop(generation), given_up)
-                case Note(kind, detail):
-                    self._note(kind, detail)
+                case Restart(worker):
+                    restart_worker(self._client, worker)
+                case Note() | Recovered():
+                    self._note(action)
                 case Seal():
                     self._sealed = True
                 case Fail(error):

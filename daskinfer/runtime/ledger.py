@@ -35,6 +35,7 @@ class Ledger:
         self.tokens = 0
         self.padded_tokens = 0
         self.incidents: list[Incident] = []
+        self._numbered: dict[int, int] = {}
         self.loads = Loads([stage.stored_bytes for stage in plan.stages])
         self._shares: dict[str, list[int]] = {}
         self._acks: dict[int, list[ShardAck]] = defaultdict(list)
@@ -83,9 +84,19 @@ class Ledger:
         self._acks[ack.stage].append(ack)
         self.loads.finish(ack.stage, ack.worker)
 
-    def add_incident(self, at: float, kind: str, detail: str) -> None:
-        """Note something that went wrong and was dealt with."""
-        self.incidents.append(Incident(at=at, kind=kind, detail=detail))
+    def add_incident(
+        self, at: float, kind: str, detail: str, number: int | None = None, detect_seconds: float | None = None
+    ) -> None:
+        """Note something that went wrong and is dealt with."""
+        if number is not None:
+            self._numbered[number] = len(self.incidents)
+        self.incidents.append(Incident(at=at, kind=kind, detail=detail, detect_seconds=detect_seconds))
+
+    def end_incident(self, number: int, seconds: float) -> Incident:
+        """Note that an incident is over."""
+        place = self._numbered.pop(number)
+        self.incidents[place] = self.incidents[place].model_copy(update={"recover_seconds": seconds})
+        return self.incidents[place]
 
     def busy(self, running_seconds: float) -> tuple[float, ...]:
         """Return every stage's share of `running_seconds` that its workers spent working, 0 to 1."""

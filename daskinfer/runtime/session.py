@@ -12,7 +12,7 @@ from sys import intern
 
 from distributed import Client
 
-from daskinfer.errors import ClusterLost, DaskinferError, Interrupted, StorageError
+from daskinfer.errors import ClusterLost, DaskinferError, Interrupted, StorageError, StorageRefused
 from daskinfer.logs import logging_context
 from daskinfer.planning.sampling import choose_sample
 from daskinfer.runtime.cluster import open_cluster
@@ -20,6 +20,7 @@ from daskinfer.runtime.core import DriverCore, Limits
 from daskinfer.runtime.driver import Driver
 from daskinfer.runtime.keeper import Keeper
 from daskinfer.runtime.ledger import Ledger
+from daskinfer.runtime.messages import Note, Recovered
 from daskinfer.runtime.opening import OpenedJob
 from daskinfer.runtime.pinning import Pinning
 from daskinfer.runtime.trial import Trial
@@ -78,6 +79,8 @@ class Session:
         self._began = began
         self._phase: Phase = "starting"
         self._due: dict[str, float] = {}
+        self._lost: tuple[int, float] | None = None
+        """Number of the incident of a lost scheduler that is not over, and when it was noted."""
 
     def run(self) -> None:
         """Run the job to its seal; `error` says afterwards why it did not get there.
@@ -186,7 +189,10 @@ class Session:
                 losses = 1 if self.ledger.rows_this_run > before else losses + 1
                 if losses > MOST_LOSSES:
                     raise
-                self._note("scheduler-lost", f"{lost.message}; going on over a new one with what is not committed")
+                detail = f"{lost.message}; going on over a new one with what is not committed"
+                # Numbers below zero are nobody else's.
+                self._lost = (-connection - 1, time.monotonic())
+                self._record(Note("scheduler-lost", detail, self._lost[0]))
 
     def _open_output(self, keeper: Keeper) -> WholeOutput:
         """Prepare the output. Under the lease and before the first task, so that nothing of this job can be lost."""
@@ -231,7 +237,11 @@ class Session:
             committed=committed,
             rejects=self.ledger.rows_quarantined,
             requires=self.recipe.placement.requires,
-            limits=Limits(rejects=self.recipe.errors.limit(record.rows)),
+            limits=Limits(
+                rejects=self.recipe.errors.limit(record.rows),
+                paused=self.recipe.recovery.paused,
+                storage=self.recipe.recovery.storage,
+            ),
             trial=trial,
         )
         with open_cluster(self.recipe.cluster, PATIENCE_SECONDS if connection else 0) as client:
@@ -245,7 +255,8 @@ class Session:
                 keeper=keeper,
                 table=self._table(),
                 requires=self.recipe.placement.requires,
-                note=self._note,
+                frozen=self.recipe.recovery.frozen,
+                note=self._record,
                 pulse=lambda: self._pulse(driver, keeper),
             )
             try:
@@ -269,11 +280,16 @@ class Session:
         if self.running_since is None and driver.running_since is not None:
             self.running_since = driver.running_since
             self._enter("running")
+        if self._lost is not None and driver.running_since is not None:
+            self._record(Recovered(self._lost[0], now - self._lost[1]))
+            self._lost = None
         if self._is_due("progress", now, PROGRESS_SECONDS):
             self._tell()
         if self._is_due("check", now, CHECK_SECONDS):
-            self._lease.check()
-            with suppress(StorageError):  # a registry that is away for a minute must not end hours of work
+            # A store that is away for a minute must not end hours of work.
+            with suppress(StorageRefused):
+                self._lease.check()
+            with suppress(StorageError):
                 keeper.check()
             if self._lease.trouble and self._is_due("trouble", now, TROUBLE_SECONDS):
                 self._note("heartbeat-failed", self._lease.trouble)
@@ -317,15 +333,28 @@ class Session:
 
     def _enter(self, phase: Phase) -> None:
         self._phase = phase
-        self._journal.append(Event(time.monotonic() - self._began, "phase", {"phase": phase}))
+        self._write(Event(time.monotonic() - self._began, "phase", {"phase": phase}))
         self._tell()
 
     def _note(self, kind: str, detail: str) -> None:
+        self._record(Note(kind, detail))
+
+    def _record(self, action: Note | Recovered) -> None:
         at = time.monotonic() - self._began
-        self.ledger.add_incident(at, kind, detail)
+        if isinstance(action, Recovered):
+            kind = self.ledger.end_incident(action.number, action.seconds).kind
+            _log.info("recovered from %s", kind, extra={"incident": kind, "seconds": action.seconds})
+            self._write(Event(at, "recovered", {"from": kind, "seconds": action.seconds}))
+            return
+        kind, detail, seconds = action.kind, action.detail, action.detect_seconds
         _log.info("%s: %s", kind, detail, extra={"incident": kind})
-        self._journal.append(Event(at, kind, {"detail": detail}))
+        self.ledger.add_incident(at, kind, detail, action.number, seconds)
+        self._write(Event(at, kind, {"detail": detail} | ({} if seconds is None else {"detect_seconds": seconds})))
         self._tell(f"{kind}: {detail}")
+
+    def _write(self, event: Event) -> None:
+        with suppress(StorageRefused):  # the journal keeps it, and writes it later
+            self._journal.append(event)
 
     def _tell(self, message: str = "") -> None:
         progress = self.progress(message)

@@ -86,10 +86,10 @@ class Submissions:
         self._lost: list[Callable[[], Event | None]] = []
         self._look_again = 0.0
 
-    def load(self, handle: JobHandle, stage: int, worker: str) -> None:
+    def load(self, handle: JobHandle, stage: int, worker: str, attempt: int) -> None:
         """Load a stage's shard on a worker: `ShardLoaded` or `ShardFailed`."""
         generation = handle.pin.generation
-        (future,) = self._submit(load_graph(handle, stage, worker), priority=_PRIORITY_FIRST, workers=[worker])
+        (future,) = self._submit(load_graph(handle, stage, worker, attempt), priority=_PRIORITY_FIRST, workers=[worker])
         self._loads.append(future)
 
         def settle(future: Future) -> Event:
