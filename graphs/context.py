@@ -27,10 +27,14 @@ from daskinfer.storage.activations import DirectTransport, Transport, ZarrTransp
 from daskinfer.storage.filesystem import join_url
 from daskinfer.storage.jobs import JobStore
 from daskinfer.storage.nodecache import load_tensors
-from daskinfer.storage.outputs.job import open_part_sink
-from daskinfer.storage.outputs.sink import PartSink
+from daskinfer.storage.outputs.job import open_part_sink, open_supplement, read_sealed
+from daskinfer.storage.outputs.merging import merge_part
+from daskinfer.storage.outputs.quarantine import read_rejects
+from daskinfer.storage.outputs.sink import OutputPart, PartSink
+from daskinfer.storage.outputs.supplements import Round, read_round
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.locks import explain_loss
+from daskinfer.storage.rows import RowBatch
 
 if TYPE_CHECKING:
     from daskinfer.models.stage import Stage
@@ -89,7 +93,29 @@ class JobContext:
     @cached_property
     def sink(self) -> PartSink:
         """Where committed partitions go."""
-        return open_part_sink(self.record, self.handle.pin)
+        handle = self.handle
+        if handle.round:
+            return open_supplement(self.record, handle.pin, handle.round, handle.epoch)
+        return open_part_sink(self.record, handle.pin)
+
+    @cached_property
+    def round(self) -> Round | None:
+        """What is retried, if this is a retry."""
+        handle = self.handle
+        return read_round(self.record.output, handle.job, handle.round) if handle.round else None
+
+    def choose(self, rows: RowBatch) -> RowBatch:
+        """Return the rows of a partition that are to be computed: all, or those that a retry is for."""
+        if not self.handle.round:
+            return rows
+        first = rows.partition.first_row
+        return rows.only({reject.row - first for reject in read_rejects(self.record.output, rows.partition.number)})
+
+    def complete(self, part: OutputPart) -> OutputPart:
+        """Return what is to be committed of a partition: its results, with those that a retry found there already."""
+        if self.round is None:
+            return part
+        return merge_part(read_sealed(self.record, self.round.part(part.partition.number)), part)
 
     @cached_property
     def transports(self) -> tuple[Transport[Any], ...]:
@@ -144,24 +170,31 @@ class _ShardCache:
             return self.shards[key]
 
 
+# What a retry writes lies in a folder of its epoch.
+_ContextKey = tuple[str, str, int, int, int]
 _SHARDS = _ShardCache()
-_CONTEXTS: dict[tuple[str, str, int], JobContext] = {}
+_CONTEXTS: dict[_ContextKey, JobContext] = {}
 _CONTEXTS_LOCK = threading.Lock()
 
 
 def open_context(handle: JobHandle) -> JobContext:
     """Return this process's view of a job and one of its generations."""
-    key = (handle.workspace, handle.job, handle.pin.generation)
+    key = _key_of(handle)
     with _CONTEXTS_LOCK:
         if key not in _CONTEXTS:
             _CONTEXTS[key] = JobContext(handle)
         return _CONTEXTS[key]
 
 
+def _key_of(handle: JobHandle) -> _ContextKey:
+    epoch = handle.epoch if handle.round else 0
+    return (handle.workspace, handle.job, handle.pin.generation, handle.round, epoch)
+
+
 def forget_job(handle: JobHandle) -> None:
     """Drop a generation's records from this process, and its shards unless something else uses the snapshot."""
     with _CONTEXTS_LOCK:
-        context = _CONTEXTS.pop((handle.workspace, handle.job, handle.pin.generation), None)
+        context = _CONTEXTS.pop(_key_of(handle), None)
         still_used = {other.snapshot for other in _CONTEXTS.values()}
     if context is not None and context.snapshot not in still_used:
         with _SHARDS.lock:

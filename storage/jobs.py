@@ -12,6 +12,7 @@
     poison/           rows that break the model, by microbatch, each file created once
     gate.json .html   what the gate of a canary or a shadow found
     report.json .html what the last run did
+    retries/          what every retry of quarantined rows did: 0001.json, 0001.html ...
     cleared.json      created once, when the output holds nothing of its former owner
     done.json         created once, when the output is sealed
 """
@@ -121,13 +122,29 @@ class JobStore:
         replace_bytes(self._place("report.json"), report.model_dump_json(indent=2).encode())
         return page
 
+    def save_retry_report(self, round: int, report: Report, html: str) -> None:
+        """Store what a retry did."""
+        replace_bytes(self.retry_page(round), html.encode())
+        replace_bytes(self._place(f"retries/{round:04d}.json"), report.model_dump_json(indent=2).encode())
+
+    def retry_page(self, round: int) -> str:
+        """Return the URL of the HTML report of a retry."""
+        return self._place(f"retries/{round:04d}.html")
+
+    def retry_report(self, round: int) -> Report | None:
+        """Return what a retry did; None where it has written no report."""
+        return self._read_report(f"retries/{round:04d}.json")
+
     def save_gate_page(self, html: str) -> None:
         """Store the page of what a gate said of a canary or a shadow."""
         replace_bytes(self._place("gate.html"), html.encode())
 
     def report(self) -> Report | None:
         """Return what the last run did, if one ended."""
-        place = self._place("report.json")
+        return self._read_report("report.json")
+
+    def _read_report(self, name: str) -> Report | None:
+        place = self._place(name)
         try:
             return Report.model_validate_json(read_bytes(place))
         except FileNotFoundError:

@@ -8,6 +8,7 @@ from daskinfer.api.comparison import compare
 from daskinfer.api.control import cancel, drain
 from daskinfer.api.moves import alias_history, roll_back, set_alias, unset_alias, yank
 from daskinfer.api.retention import collect_garbage, locks
+from daskinfer.api.retries import retry
 from daskinfer.api.runs import jobs, report, run, status, validate
 from daskinfer.api.stores import examine_store
 from daskinfer.api.trust import audit, bucket_policy, keygen, role_policy, roles, sign, signatures
@@ -31,6 +32,7 @@ __all__ = [
     "profile",
     "publish",
     "report",
+    "retry",
     "role_policy",
     "roles",
     "roll_back",

@@ -47,8 +47,10 @@ def print_report(report: Report, remark: str | None = None) -> None:
         missing = report.rows_in - report.rows_out - report.rows_quarantined
         lines["rows"] += f" + {missing:,} to go"
     if report.rejects:
-        more = report.rows_quarantined - 1
-        lines["refused"] = report.rejects[0] + (f", and {more:,} more in {report.output}/_quarantine" if more else "")
+        lines["refused"] = _tell_rejects(report)
+    if report.retries:
+        recovered = sum(share.rows_recovered for share in report.retries)
+        lines["retried"] = f"{recovered:,} rows were recovered by {len(report.retries)} retry(s)"
     if report.partitions_resumed:
         kept = f"{report.partitions_resumed:,} of {report.partitions:,} partitions"
         lines["resumed"] = f"{kept} were committed by an earlier run"
@@ -61,6 +63,24 @@ def print_report(report: Report, remark: str | None = None) -> None:
     lines |= {"speed": f"{speed} ({whole})", "output": report.output, "report": report.report}
     _print_verdict(report.verdict, report.name, remark or report.message)
     print_lines(lines)
+
+
+def print_retry(report: Report) -> None:
+    """Print what a retry did."""
+    lines = {
+        "job": report.job,
+        "rows": f"{report.rows_in:,} in = {report.rows_out:,} out + {report.rows_quarantined:,} quarantined",
+    }
+    if report.rejects:
+        lines["refused"] = _tell_rejects(report)
+    lines |= {"took": format_duration(report.seconds), "output": report.output, "report": report.report}
+    _print_verdict(report.verdict, report.name, report.message)
+    print_lines(lines)
+
+
+def _tell_rejects(report: Report) -> str:
+    more = report.rows_quarantined - 1
+    return report.rejects[0] + (f", and {more:,} more in {report.output}/_quarantine" if more else "")
 
 
 def _tell_incidents(incidents: Sequence[Incident]) -> Iterator[str]:

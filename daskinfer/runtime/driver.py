@@ -52,6 +52,7 @@ from daskinfer.runtime.messages import (
     Tick,
     WorkerLost,
 )
+from daskinfer.runtime.narration import narrate
 from daskinfer.runtime.orders import Answer, Say, StandDown, StoodDown
 from daskinfer.runtime.probes import Abandon, Convict, Convicted, Inspect, Probe, SecondStart, Withdraw
 from daskinfer.runtime.submission import Submissions
@@ -199,6 +200,7 @@ class Driver:
             happened = self._happened.get(timeout=TICK_SECONDS)
             event = happened()
         if event is not None:
+            narrate(event)
             if isinstance(event, ShardLoaded):
                 self._ledger.add_ack(event.ack)
             elif isinstance(event, Committed):

@@ -12,6 +12,7 @@ from daskinfer.spec.generation import Pin
 from daskinfer.spec.outline import Outline
 from daskinfer.spec.plan import Numerics, Plan
 from daskinfer.spec.recipe import Recipe
+from daskinfer.spec.retries import RetryShare
 from daskinfer.spec.rows import InputFile
 from daskinfer.spec.section import Section
 from daskinfer.spec.snapshot import Resolution
@@ -139,6 +140,8 @@ class CommitRecord(Section):
     """Number of that snapshot among the job's."""
     epoch: int
     """Life of the driver that asked for it."""
+    round: int = 0
+    """Retry that computed some of its rows last; 0 where none has."""
     rows_in: int
     """Rows of the partition."""
     rows_out: int
@@ -290,6 +293,8 @@ class Report(Section):
     """What went wrong and was mended."""
     rejects: tuple[str, ...]
     """The first few quarantined rows, a line each."""
+    retries: tuple[RetryShare, ...] = ()
+    """Retries of quarantined rows; in the report of a retry it is the last one."""
     versions: dict[str, str]
     """Python, daskinfer, torch ..."""
     output: str

@@ -109,8 +109,9 @@ class ZarrSink:
         self._ledger.discard()
 
     def objects(self, partition: int) -> list[str]:
-        """Return the paths of a partition's chunks."""
-        return ["/".join([column.name, *_chunk_path(column, partition)]) for column in _columns_of(self._layout)]
+        """Return the paths of a partition's chunks; `valid` is the last, as it says which rows the others hold."""
+        columns = sorted(_columns_of(self._layout), key=lambda column: column.name == VALID)
+        return ["/".join([column.name, *_chunk_path(column, partition)]) for column in columns]
 
 
 def read_arrays(url: str, layout: OutputLayout, partition: Partition) -> tuple[dict[str, NDArray[Any]], str]:

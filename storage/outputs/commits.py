@@ -1,7 +1,7 @@
 """What commit records say, many in one object: a driver that goes on need not read a hundred thousand small ones.
 
 An index is a cache. Which records exist only a listing tells; an index saves reading those of them that it holds, for a
-record never changes. Whatever is wrong with one, the records themselves are read.
+record never changes but in a retry, which deletes the indices first. Whatever is wrong with one, the records themselves are read.
 """
 
 from __future__ import annotations
@@ -95,11 +95,15 @@ class CommitIndex:
         """Keep what had to be read one by one, where that was much; many indices become one."""
         if len(self._names) > _MANY_INDICES:
             if write_index(self._folder, self._job, whole):
-                for name in self._names:
-                    with suppress(StorageError):
-                        delete(join_url(self._folder, name))
+                with suppress(StorageError):
+                    self.drop()
         elif len(loose) >= INDEX_RECORDS:
             write_index(self._folder, self._job, loose)
+
+    def drop(self) -> None:
+        """Delete the indices: a record is about to change."""
+        for name in self._names:
+            delete(join_url(self._folder, name))
 
     def _read_one(self, name: str) -> pa.Table | None:
         try:

@@ -25,6 +25,7 @@ from daskinfer.storage.filesystem import (
     list_names,
     open_filesystem,
     read_bytes,
+    replace_bytes,
 )
 from daskinfer.storage.outputs.commits import CommitDigest, CommitIndex, tabulate, walk, write_index
 from daskinfer.storage.outputs.sink import OutputLayout
@@ -34,6 +35,8 @@ RECORDS = "_daskinfer"
 QUARANTINE = "_quarantine"
 STAGED = "generations"
 """Where the parts of a job that may change its snapshot wait for the seal."""
+RETRIES = "retries"
+"""Where the merged parts of a retry wait, and what every retry of a job did."""
 
 _PART = re.compile(r"part-\d{8}\.(parquet|jsonl)")
 _COMMIT = re.compile(r"\d{8}\.json")
@@ -52,12 +55,16 @@ class Ledger:
         Its job and size.
     scope
         Generation whose switch these commits come after; those of different scopes never compete.
+    round
+        Retry whose commits these are, in its own folder; 0 for the run's.
     """
 
-    def __init__(self, url: str, layout: OutputLayout, scope: int = 0) -> None:
+    def __init__(self, url: str, layout: OutputLayout, scope: int = 0, round: int = 0) -> None:
         self._url = url
         self._layout = layout
         self._commits = join_url(url, RECORDS, "commits", layout.job, *([f"g{scope:04d}"] if scope else []))
+        if round:
+            self._commits = join_url(round_url(url, layout.job, round), "commits")
 
     def write_rejects(self, partition: Partition, rejects: Sequence[Reject]) -> None:
         """Write the quarantine file of a partition, where it has rejects."""
@@ -73,8 +80,9 @@ class Ledger:
         if create(url, canonical_json(record.model_dump(mode="json"))):
             return record
         winner = _parse(url, read_bytes(url))
-        # Where snapshots may change, the attempt that commits first decides which one the partition is of.
-        if winner.snapshot == record.snapshot and winner.digest != record.digest:
+        # Where snapshots may change, the attempt that commits first decides which one the partition is of. And the rows
+        # that a retry recovers are other ones as soon as the user has mended more: each epoch writes to its own folder.
+        if winner.snapshot == record.snapshot and winner.digest != record.digest and not record.round:
             raise IntegrityError(
                 f"two attempts at partition {record.partition} gave different bytes: {url} has {winner.digest}, "
                 f"this one {record.digest}",
@@ -86,6 +94,18 @@ class Ledger:
         """Read all records, or those of some partitions, after one listing."""
         numbers = _find_numbers(list_names(self._commits))
         return self._read(numbers if among is None else [number for number in numbers if number in among])
+
+    def read(self, partition: int) -> CommitRecord:
+        """Return the record of a partition that has one."""
+        url = join_url(self._commits, f"{partition:08d}.json")
+        return _parse(url, read_bytes(url))
+
+    def replace(self, record: CommitRecord) -> None:
+        """Put another record in the place of a partition's: that of its part with a retry's rows merged in."""
+        self._check(record)
+        CommitIndex(self._commits, self._layout.job, list_names(self._commits)).drop()
+        url = join_url(self._commits, f"{record.partition:08d}.json")
+        replace_bytes(url, canonical_json(record.model_dump(mode="json")))
 
     def numbers(self) -> list[int]:
         """Return the partitions that have a record, in order; none is read."""
@@ -154,6 +174,7 @@ class Ledger:
         delete(join_url(self._url, MANIFEST))
         delete(join_url(self._url, RECORDS, "commits"), recursive=True)
         delete(join_url(self._url, RECORDS, STAGED), recursive=True)
+        delete(join_url(self._url, RECORDS, RETRIES), recursive=True)
         delete(join_url(self._url, QUARANTINE), recursive=True)
         for name in list_names(self._url):
             url = join_url(self._url, name)
@@ -193,6 +214,22 @@ class Ledger:
 
 def _find_numbers(names: Iterable[str]) -> list[int]:
     return [int(name[:8]) for name in names if _COMMIT.fullmatch(name)]
+
+
+def round_url(url: str, job: str, round: int) -> str:
+    """Return the folder of a job's retry with this number, from 1."""
+    return join_url(url, RECORDS, RETRIES, job, f"{round:04d}")
+
+
+def find_merged(url: str, layout: OutputLayout, partition: int, after: int) -> CommitRecord | None:
+    """Return the record of a partition in the newest retry that has one, of those after the first `after`."""
+    rounds = [int(name) for name in list_names(join_url(url, RECORDS, RETRIES, layout.job)) if int(name) > after]
+    for number in sorted(rounds, reverse=True):
+        try:
+            return Ledger(url, layout, round=number).read(partition)
+        except FileNotFoundError:
+            continue
+    return None
 
 
 def name_rejects(partition: int) -> str:
