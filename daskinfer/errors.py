@@ -153,5 +153,9 @@ class JobFailed(DaskinferError):
     """The work failed in a way that retrying did not mend."""
 
 
+class ClusterLost(JobFailed):
+    """The connection to the Dask scheduler is gone, and with it everything that was under way."""
+
+
 class MissingEvent(UserWarning):
     """Something was decided about a registry, and the event that says so could not be written."""

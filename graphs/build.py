@@ -19,11 +19,13 @@ from daskinfer.graphs.tasks import (
     compare_partition,
     count_microbatches,
     encode,
+    inspect_microbatch,
     load_shard,
     read_rows,
     run_stage,
 )
 from daskinfer.spec.job import CommitRecord
+from daskinfer.spec.poison import Conviction
 from daskinfer.storage.inputs.reading import PartitionSource
 
 Key = tuple[str | int, ...]
@@ -44,28 +46,43 @@ class TaskGraph:
     """What each task must find on its worker."""
 
 
+@dataclass(frozen=True, slots=True)
+class StageTask:
+    """A microbatch in a stage of a worker."""
+
+    generation: int
+    partition: int
+    number: int
+    attempt: int
+    stage: int
+    worker: str = ""
+    """Address."""
+    seconds: float | None = None
+    """How long it has been running; None while it waits."""
+
+
 def stage_token(handle: JobHandle, stage: int) -> str:
     """Return the resource that says: this worker holds this stage's shard of this snapshot for this driver.
 
-    The epoch is part of it: a driver that was killed leaves its tokens behind.
+    The driver is part of it: one that was killed, or lost its scheduler, leaves its tokens behind.
     """
-    return f"{handle.job}/{handle.epoch}/g{handle.pin.generation}/stage-{stage}"
+    return f"{handle.job}/{handle.driver}/g{handle.pin.generation}/stage-{stage}"
 
 
 def crew_token(handle: JobHandle) -> str:
     """Return the resource that says: this worker works for this driver."""
-    return f"{handle.job}/{handle.epoch}/crew"
+    return f"{handle.job}/{handle.driver}/crew"
 
 
 def load_graph(handle: JobHandle, stage: int, worker: str, attempt: int = 0) -> TaskGraph:
     """Load one shard; the caller pins it to the worker, which has no token yet."""
-    key: Key = (f"{handle.job}/load-{stage}", worker, handle.epoch, handle.pin.generation, attempt)
+    key: Key = (f"{handle.job}/load-{stage}", worker, handle.driver, handle.pin.generation, attempt)
     return TaskGraph({key: Task(key, load_shard, handle, stage)}, (key,), {key: {}})
 
 
 def forget_graph(handle: JobHandle, worker: str) -> TaskGraph:
     """Let a worker forget a generation; the caller pins it to the worker."""
-    key: Key = (f"{handle.job}/forget", worker, handle.epoch, handle.pin.generation)
+    key: Key = (f"{handle.job}/forget", worker, handle.driver, handle.pin.generation)
     return TaskGraph({key: Task(key, forget_job, handle)}, (key,), {key: {}})
 
 
@@ -92,8 +109,13 @@ def microbatch_graph(
     numbers: Sequence[int],
     encoded: Key,
     attempt: int,
+    without: Mapping[int, tuple[int, ...]] | None = None,
 ) -> TaskGraph:
-    """Send microbatches through all stages; wanted: the last stage of each, in the order of `numbers`."""
+    """Send microbatches through all stages; wanted: the last stage of each, in the order of `numbers`.
+
+    `without` names rows that some of them leave out, by position in the partition.
+    """
+    without = without or {}
     tasks: dict[Key, Task] = {}
     resources: dict[Key, dict[str, float]] = {}
     wanted = []
@@ -101,21 +123,35 @@ def microbatch_graph(
         received = None
         for stage in range(stages):
             key = _key(handle, f"stage-{stage}", partition, number, attempt)
-            tasks[key] = Task(key, run_stage, handle, stage, partition, number, TaskRef(encoded), received)
+            left_out = without.get(number, ())
+            tasks[key] = Task(key, run_stage, handle, stage, partition, number, TaskRef(encoded), received, left_out)
             resources[key] = {**requires, stage_token(handle, stage): 1}
             received = TaskRef(key)
         wanted.append(key)
     return TaskGraph(tasks, tuple(wanted), resources)
 
 
+def inspect_graph(handle: JobHandle, partition: int, number: int, encoded: Key, attempt: int) -> TaskGraph:
+    """List the rows of a microbatch; wanted: their positions in the partition."""
+    key = _key(handle, "inspect", partition, number, attempt)
+    task = Task(key, inspect_microbatch, TaskRef(encoded), number)
+    return TaskGraph({key: task}, (key,), {key: {crew_token(handle): _CREW_SHARE}})
+
+
 def commit_graph(
-    handle: JobHandle, partition: int, rows: Key, encoded: Key, handoffs: Sequence[Key], attempt: int
+    handle: JobHandle,
+    partition: int,
+    rows: Key,
+    encoded: Key,
+    handoffs: Mapping[int, Key],
+    attempt: int,
+    convictions: Sequence[Conviction] = (),
 ) -> TaskGraph:
-    """Write and commit a partition; wanted: its commit record."""
+    """Write and commit a partition; wanted: its commit record. A microbatch of poisonous rows alone has no handoff."""
     key = _key(handle, "commit", partition, attempt)
-    task = Task(
-        key, commit_partition, handle, TaskRef(rows), TaskRef(encoded), List([TaskRef(handoff) for handoff in handoffs])
-    )
+    passed = List([TaskRef(handoff) for handoff in handoffs.values()])
+    numbers, found = tuple(handoffs), tuple(convictions)
+    task = Task(key, commit_partition, handle, TaskRef(rows), TaskRef(encoded), numbers, passed, found)
     return TaskGraph({key: task}, (key,), {key: {crew_token(handle): _CREW_SHARE}})
 
 
@@ -128,5 +164,15 @@ def compare_graph(
     return TaskGraph({key: task}, (key,), {key: {crew_token(current): _CREW_SHARE}})
 
 
+def find_stage_task(handle: JobHandle, key: object, worker: str, seconds: float | None = None) -> StageTask | None:
+    """Tell which microbatch in which stage a task of a worker is; None for any other task, or another driver's."""
+    match key:
+        case (str(name), handle.driver, int(generation), int(partition), int(number), int(attempt)):
+            job, _, stage = name.rpartition("/stage-")
+            if job == handle.job and stage.isdecimal():
+                return StageTask(generation, partition, number, attempt, int(stage), worker, seconds)
+    return None
+
+
 def _key(handle: JobHandle, step: str, *place: Any) -> Key:
-    return (f"{handle.job}/{step}", handle.epoch, handle.pin.generation, *place)
+    return (f"{handle.job}/{step}", handle.driver, handle.pin.generation, *place)

@@ -8,6 +8,7 @@
     lease.json        heartbeat and progress of the last one
     journal/          what happened
     generations/      slot log: the snapshots it took up, and what each switch gave them
+    poison/           rows that break the model, by microbatch, each file created once
     gate.json .html   what the gate of a canary or a shadow found
     report.json .html what the last run did
     cleared.json      created once, when the output holds nothing of its former owner

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 
 from daskinfer.errors import (
     CorruptActivation,
@@ -17,6 +16,7 @@ from daskinfer.errors import (
 )
 from daskinfer.runtime.crew import Crew
 from daskinfer.runtime.health import Restart, WorkerFrozen, WorkerPaused, WorkerResumed
+from daskinfer.runtime.limits import Limits
 from daskinfer.runtime.messages import (
     Action,
     AliasSeen,
@@ -44,36 +44,20 @@ from daskinfer.runtime.messages import (
     describe,
 )
 from daskinfer.runtime.pinning import Pinning
-from daskinfer.runtime.recovery import Recovery, repeat, task_of
+from daskinfer.runtime.probes import Probe, ProbeFailed, Running, SecondStart, SuspectEvent
+from daskinfer.runtime.recovery import Recovery, probe_of, repeat, task_of
+from daskinfer.runtime.stragglers import Stragglers
 from daskinfer.runtime.succession import Succession
+from daskinfer.runtime.suspicion import Suspicion, blames_rows
+from daskinfer.runtime.tempo import Tempo
 from daskinfer.runtime.trial import Trial
 from daskinfer.runtime.workload import Workload
 from daskinfer.spec.generation import Pin
 from daskinfer.spec.plan import Plan, WorkerShape
+from daskinfer.spec.poison import Conviction
 from daskinfer.spec.recipe import Consistency
 
-# Importing a large library holds Python's lock, and with it the heartbeat.
-LOADING_SLACK = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """When to give up."""
-
-    rejects: int
-    """Quarantined rows that the job may have."""
-    attempts: int = 3
-    """Tries of one task that raises."""
-    losses: int = 5
-    """Workers lost since the last commit: more means that the work itself kills them."""
-    patience: float = 60.0
-    """Seconds that a stage may be without any worker."""
-    frozen: float = 15.0
-    """Seconds that a worker may be silent."""
-    paused: float = 60.0
-    """Seconds that a worker may be paused."""
-    storage: float = 300.0
-    """Seconds that a store may refuse."""
+_COUNTED = {Probe: "probes", SecondStart: "second_starts"}
 
 
 class DriverCore:
@@ -103,6 +87,8 @@ class DriverCore:
         When to give up.
     trial
         The candidate that is compared, if any.
+    poison
+        What earlier runs know of rows that break whoever computes them.
     """
 
     def __init__(
@@ -118,6 +104,7 @@ class DriverCore:
         requires: dict[str, float],
         limits: Limits,
         trial: Trial | None = None,
+        poison: Iterable[Conviction] = (),
     ) -> None:
         pins = [pinning.current, *([trial.pin] if trial else [])]
         self._crew = Crew(plan.replicas, requires, [pin.generation for pin in pins])
@@ -132,6 +119,8 @@ class DriverCore:
         self._trial = trial
         self._succession = Succession(pinning, rules, self._crew, self._work, committed, partitions, trial)
         self._recovery = Recovery(self._crew, self._work, limits.paused, limits.storage)
+        self._suspicion = Suspicion(self._work, poison)
+        self._stragglers = Stragglers(self._crew, self._work, self._suspicion, Tempo(limits.seconds))
         self._source = source
         self._epoch = epoch
         self._limits = limits
@@ -184,11 +173,13 @@ class DriverCore:
             case Prepared():
                 actions = self._work.prepared((event.generation, event.partition), event.microbatches)
             case MicrobatchDone():
-                actions = self._work.computed((event.generation, event.partition), event.number)
+                actions = self._on_computed(event)
             case Committed():
                 actions = self._on_committed(event)
             case TaskFailed():
                 actions = self._on_failure(event, now)
+            case Running():
+                actions = self._on_running(event, now)
             case AliasSeen():
                 actions = self._succession.on_alias(event.head)
             case AliasUnseen():
@@ -206,8 +197,14 @@ class DriverCore:
                 actions = self._succession.on_switched(event.partitions)
             case Tick():
                 actions = self._on_tick(now)
+            case _:
+                actions = self._on_suspect(event, now)
+        if convicted := self._convicted:
+            actions += self._check_budget(convicted)
         if self.running and not any(isinstance(action, Fail) for action in actions):
-            actions += self._succession.go_on(now)
+            probes = self._suspicion.go_on()
+            actions += [*probes, *self._succession.go_on(now)]
+        self.counters.update(_COUNTED[type(action)] for action in actions if type(action) in _COUNTED)
         actions = [*over, *actions, *self._recovery.close(actions, now)]
         self._ended = any(isinstance(action, Fail | Seal) for action in actions)
         return actions
@@ -223,7 +220,7 @@ class DriverCore:
 
     def _on_frozen(self, event: WorkerFrozen, now: float) -> list[Action]:
         is_loading = any(self._crew.is_loading(generation, event.worker) for generation in self._crew.generations)
-        if event.silent < self._limits.frozen * (LOADING_SLACK if is_loading else 1):
+        if event.silent < self._limits.silence(is_loading):
             return []
         why = f"was not heard of for {event.silent:.0f} s"
         return self._take_off(event.worker, now, "worker-frozen", why, event.silent)
@@ -239,7 +236,8 @@ class DriverCore:
         if stage is None:
             return []
         self.counters["workers_lost"] += 1
-        self._losses += 1
+        blame = self._suspicion.lost(event.worker, event.tasks, now)
+        self._losses += blame is None and kind != "worker-hung"
         self._recovery.lose(event.worker, stage)
         detail = f"{event.worker}, which held stage {stage}, {why}"
         note = self._recovery.book.begin(stage, kind, detail, now, event.silent)
@@ -255,7 +253,13 @@ class DriverCore:
                     )
                 ),
             ]
-        return [note, *self._load(self._crew.fill())]
+        return [note, *(blame or []), *self._load(self._crew.fill())]
+
+    def _on_running(self, event: Running, now: float) -> list[Action]:
+        hung, actions = self._stragglers.look(event.tasks, now)
+        for worker, why in hung.items():
+            actions += self._take_off(worker, now, "worker-hung", why)
+        return actions
 
     def _on_loaded(self, event: ShardLoaded) -> list[Action]:
         ack = event.ack
@@ -312,9 +316,25 @@ class DriverCore:
 
     # Partitions
 
+    def _on_computed(self, event: MicrobatchDone) -> list[Action]:
+        place = (event.generation, event.partition)
+        self._suspicion.passed(place, event.number)
+        self._stragglers.note_done(*place, event.number)
+        return self._work.computed(place, event.number)
+
+    def _on_suspect(self, event: SuspectEvent, now: float) -> list[Action]:
+        match event:
+            case ProbeFailed(_, _, StorageRefused() as error) if (again := self._suspicion.again(event)) is not None:
+                return self._recovery.refuse(probe_of(event), again, error, now)
+            case ProbeFailed(_, _, DeviceFailed() as error):
+                off = self._take_off(error.worker, now, "device-failed", f"lost its device: {error.message}")
+                return [*off, *self._suspicion.hear(event, self._limits.attempts, now)]
+        return self._suspicion.hear(event, self._limits.attempts, now)
+
     def _on_committed(self, event: Committed) -> list[Action]:
         record = event.record
         actions = [self._work.committed((event.generation, record.partition))]
+        self._suspicion.forget((event.generation, record.partition))
         self._work.left -= 1
         self._losses = 0
         # What only a trial refuses is the gate's affair.
@@ -330,23 +350,34 @@ class DriverCore:
                     "which never acknowledged the snapshot"
                 )
                 return [*actions, Fail(error)]
-        if self._rejects > self._limits.rejects:
-            error_ = RejectBudgetExceeded(
-                f"{self._rejects} rows are quarantined; errors.max_rows allows {self._limits.rejects}",
-                hint="Look at the quarantine, mend the input or raise errors.max_rows, then run again.",
-            )
-            return [*actions, Fail(error_)]
-        return actions
+        return [*actions, *self._check_budget(self._convicted)]
+
+    @property
+    def _convicted(self) -> int:
+        """Rows that are convicted in partitions that are not committed yet; what only a trial refuses is the gate's."""
+        generations = {pin.generation for pin in self.pins if not self.is_on_trial(pin.generation)}
+        return self._suspicion.convicted_in(generations)
+
+    def _check_budget(self, convicted: int) -> list[Action]:
+        rejects = self._rejects + convicted
+        if rejects <= self._limits.rejects:
+            return []
+        error = RejectBudgetExceeded(
+            f"{rejects} rows are quarantined; errors.max_rows allows {self._limits.rejects}",
+            hint="Look at the quarantine, mend the input or raise errors.max_rows, then run again.",
+        )
+        return [Fail(error)]
 
     def _on_failure(self, event: TaskFailed, now: float) -> list[Action]:
-        partition = self._work[event.generation, event.partition]
+        place = (event.generation, event.partition)
+        partition = self._work[place]
         error = event.error
         damaged = isinstance(error, CorruptActivation)
         partition.attempts[event.step, event.number] += 1
         attempt = partition.attempts[event.step, event.number]
         if isinstance(error, StorageRefused):
             partition.excused[event.step, event.number] += 1
-            return self._recovery.refuse(task_of(event), repeat(event, attempt), error, now)
+            return self._recovery.refuse(task_of(event), repeat(event, attempt, self._work), error, now)
         where = f"partition {event.partition}" + (f", microbatch {event.number}" if event.step == "microbatch" else "")
         self.counters["corrupt_activations" if damaged else "task_failures"] += 1
         if isinstance(error, DeviceFailed):
@@ -357,9 +388,12 @@ class DriverCore:
             actions = [self._recovery.book.begin(task_of(event), kind, detail, now)]
         if isinstance(error, DaskinferError) and not isinstance(error, CorruptActivation | DeviceFailed):
             return [*actions, Fail(error)]
-        if attempt - partition.excused[event.step, event.number] >= self._limits.attempts:
+        if event.step == "microbatch" and blames_rows(error):
+            if taken_out := self._suspicion.raised(place, event.number, error, now):
+                return [*actions, *taken_out]
+        elif attempt - partition.excused[event.step, event.number] >= self._limits.attempts:
             failure = JobFailed(f"{where}: {event.step} failed {attempt} times, at last with {describe(error)}")
             return [*actions, Fail(failure)]
         if event.step == "microbatch":
             self.counters["microbatches_recomputed"] += 1
-        return [*actions, repeat(event, attempt)]
+        return [*actions, repeat(event, attempt, self._work)]

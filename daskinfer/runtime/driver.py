@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from distributed import Client
 
-from daskinfer.errors import Interrupted, JobFailed
+from daskinfer.errors import ClusterLost, DaskinferError, Interrupted
 from daskinfer.graphs.build import crew_token, stage_token
 from daskinfer.graphs.context import forget_job
 from daskinfer.graphs.handoff import JobHandle
@@ -50,10 +50,12 @@ from daskinfer.runtime.messages import (
     Tick,
     WorkerLost,
 )
+from daskinfer.runtime.probes import Abandon, Convict, Convicted, Inspect, Probe, SecondStart, Withdraw
 from daskinfer.runtime.submission import Submissions
 from daskinfer.runtime.tokens import grant_tokens
 from daskinfer.runtime.vigil import Vigil, restart_worker
 from daskinfer.spec.comparison import PartComparison
+from daskinfer.spec.poison import Conviction
 from daskinfer.spec.recipe import Recovery as RecoveryRules
 from daskinfer.spec.rows import PartitionTable
 from daskinfer.storage.inputs.reading import partition_source
@@ -86,6 +88,8 @@ class Driver:
         Called for every incident, and for the end of those that have one.
     pulse
         Called a few times a second.
+    poison
+        What earlier runs know of rows that break whoever computes them.
     """
 
     def __init__(
@@ -100,8 +104,10 @@ class Driver:
         recovery: RecoveryRules,
         note: Callable[[Note | Recovered], None],
         pulse: Callable[[], None],
+        poison: Sequence[Conviction] = (),
     ) -> None:
         self._client = client
+        self._connection = client.scheduler_comm
         self._core = core
         self._ledger = ledger
         self._handle = handle
@@ -111,8 +117,8 @@ class Driver:
         self._note = note
         self._pulse = pulse
         self._happened: queue.SimpleQueue[Callable[[], Event | None]] = queue.SimpleQueue()
-        self._submissions = Submissions(client, len(ledger.plan.stages), requires, self._happened.put)
-        self._vigil = Vigil(client, requires, recovery.frozen, self._happened.put)
+        self._submissions = Submissions(client, len(ledger.plan.stages), requires, self._happened.put, poison)
+        self._vigil = Vigil(client, handle, requires, recovery.frozen, self._happened.put)
         self._keeper = keeper
         self._errands = Errands(keeper, ledger, recovery.storage, self._happened.put)
         self._tokens: set[str] = set()
@@ -126,6 +132,8 @@ class Driver:
         ------
         Interrupted
             The user stopped it.
+        ClusterLost
+            The scheduler is gone; another driver may go on over another connection.
         DaskinferError
             It cannot go on; everything committed stays.
         """
@@ -136,6 +144,12 @@ class Driver:
                     self._step()
         except KeyboardInterrupt:
             raise Interrupted("interrupted; everything committed so far stays") from None
+        except DaskinferError:
+            raise
+        except Exception as error:
+            # Whatever a client says in its last moments, what it means is that the scheduler is gone.
+            self._check_connection(error)
+            raise
         finally:
             self._errands.close()
 
@@ -152,14 +166,19 @@ class Driver:
         for handle in self._handles.values():
             self._client.run(forget_job, handle, workers=list(workers))
 
+    def _check_connection(self, cause: Exception | None = None) -> None:
+        # A client that finds its scheduler again has a new connection, and has lost all futures.
+        if self._client.status != "running" or self._client.scheduler_comm is not self._connection:
+            raise ClusterLost("the connection to the Dask scheduler is lost") from cause
+
     def _step(self) -> None:
+        self._check_connection()
         self._submissions.look_again()
         event: Event | None = Tick()
         try:
             happened = self._happened.get(timeout=TICK_SECONDS)
         except queue.Empty:
-            if self._client.status not in ("running", "newly-created"):
-                raise JobFailed("the connection to the Dask scheduler is lost") from None
+            pass
         else:
             event = happened()
         if event is not None:
@@ -173,6 +192,8 @@ class Driver:
                 self._comparison = merge_parts(parts)
             elif isinstance(event, GenerationOpened):
                 self._handles[event.pin.generation] = replace(self._handle, pin=event.pin)
+            elif isinstance(event, Convicted):
+                self._submissions.leave_out(event.conviction)
             elif isinstance(event, WorkerLost):
                 event = replace(event, silent=self._vigil.silence(event.worker))
                 self._ledger.loads.drop(event.worker)
@@ -198,7 +219,17 @@ class Driver:
                     self._submissions.commit(self._handles[generation], partition, attempt)
                 case Release(partition, generation):
                     self._submissions.release((generation, partition))
-                case LookAtAlias() | OpenGeneration() | Adopt() | Switch():
+                case Withdraw(partition, number, generation):
+                    self._submissions.withdraw_microbatch((generation, partition), number)
+                case Inspect(partition, number, generation):
+                    self._submissions.inspect(self._handles[generation], partition, number)
+                case Probe(partition, number, without, attempt, generation):
+                    self._submissions.probe(self._handles[generation], partition, number, without, attempt)
+                case SecondStart(partition, number, attempt, slow, generation):
+                    self._submissions.compute_twice(self._handles[generation], partition, number, attempt, slow)
+                case Abandon(task):
+                    self._submissions.drop_loser(task)
+                case LookAtAlias() | OpenGeneration() | Adopt() | Switch() | Convict():
                     self._errands.run(action)
                 case Compare(current, candidate):
                     handles = (self._handles[current.generation], self._handles[candidate.generation])

@@ -24,6 +24,7 @@ from daskinfer.runtime.messages import (
     Switch,
     Switched,
 )
+from daskinfer.runtime.probes import Convict, Convicted
 from daskinfer.spec.comparison import PartComparison
 from daskinfer.spec.generation import Pin
 from daskinfer.storage.retries import outlast
@@ -54,7 +55,7 @@ class Errands:
         self._answer = answer
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="daskinfer-storage")
 
-    def run(self, action: LookAtAlias | OpenGeneration | Adopt | Switch) -> None:
+    def run(self, action: LookAtAlias | OpenGeneration | Adopt | Switch | Convict) -> None:
         """Do what the core asks for."""
         match action:
             case LookAtAlias():
@@ -63,6 +64,8 @@ class Errands:
                 self._ask(partial(self._open, pin))
             case Adopt(generation):
                 self._ask(partial(self._keeper.log.adopt, generation))
+            case Convict(conviction):
+                self._ask(lambda: Convicted(self._keeper.convictions.record(conviction)))
             case Switch(pin, partitions):
                 self._ask(partial(self._switch, pin, partitions))
 

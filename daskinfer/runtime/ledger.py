@@ -44,10 +44,10 @@ class Ledger:
         self._out_of_memory = [0] * len(plan.stages)
         self._device_peaks = [0] * len(plan.stages)
 
-    def add_earlier(self, record: CommitRecord) -> None:
-        """Count a partition that an earlier run committed."""
-        self._add_rows(record)
-        self.partitions_resumed += 1
+    def find_earlier(self, records: Iterable[CommitRecord]) -> None:
+        """Count the partitions that earlier runs committed."""
+        self.recount(records)
+        self.partitions_resumed = self.partitions_done
 
     def add(self, record: CommitRecord) -> None:
         """Count a partition that this run committed."""
@@ -68,6 +68,12 @@ class Ledger:
         self._shares.clear()
         for record in records:
             self._add_rows(record)
+
+    def find_more(self, records: Iterable[CommitRecord]) -> None:
+        """Count what is committed anew, after commits that nobody could tell of."""
+        before = self.rows_done
+        self.recount(records)
+        self.rows_this_run += max(0, self.rows_done - before)
 
     def shares(self) -> dict[str, tuple[int, int]]:
         """Return snapshot -> partitions and rows that are committed on it."""

@@ -5,18 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
+from itertools import count
 from sys import intern
 from typing import TypeVar
 
 from distributed import Client
 
-from daskinfer.errors import DaskinferError, Interrupted, StorageError, StorageRefused
+from daskinfer.errors import ClusterLost, DaskinferError, Interrupted, StorageError, StorageRefused
 from daskinfer.planning.sampling import choose_sample
 from daskinfer.runtime.cluster import open_cluster
-from daskinfer.runtime.core import DriverCore, Limits
+from daskinfer.runtime.core import DriverCore
 from daskinfer.runtime.driver import Driver
 from daskinfer.runtime.keeper import Keeper
 from daskinfer.runtime.ledger import Ledger
+from daskinfer.runtime.limits import Limits
 from daskinfer.runtime.messages import Note, Recovered
 from daskinfer.runtime.opening import OpenedJob
 from daskinfer.runtime.pinning import Pinning
@@ -37,6 +40,10 @@ PROGRESS_SECONDS = 0.25
 CHECK_SECONDS = 5.0
 SNAPSHOT_HEARTBEAT_SECONDS = 200.0
 TROUBLE_SECONDS = 60.0
+PATIENCE_SECONDS = 60.0
+"""How long a scheduler that was lost may take to come back."""
+MOST_LOSSES = 5
+"""Schedulers that may be lost without one row being committed in between."""
 
 
 class Session:
@@ -71,6 +78,8 @@ class Session:
         self._began = began
         self._phase: Phase = "starting"
         self._due: dict[str, float] = {}
+        self._lost: tuple[int, float] | None = None
+        """Number of the incident of a lost scheduler that is not over, and when it was noted."""
 
     def run(self) -> None:
         """Run the job to its seal; `error` says afterwards why it did not get there.
@@ -139,15 +148,8 @@ class Session:
         keeper = Keeper(record, self.recipe, self.epoch)
         pin = self._outlast(keeper.begin)
         sink = self._outlast(lambda: self._open_output(keeper))
-        committed: dict[int, str] = {}
-        for commit in self._outlast(lambda: list(sink.committed())):
-            self.ledger.add_earlier(commit)
-            committed[commit.partition] = intern(commit.snapshot)
-        # An output that is to converge may have to be computed again where it is whole.
-        is_open = record.recipe.consistency.converge and not keeper.log.known.sealed
-        trial = self._outlast(lambda: self._open_trial(keeper, sink))
-        if len(committed) < record.partitions or is_open or trial is not None:
-            self._compute(keeper, pin, committed, trial)
+        self._outlast(lambda: self.ledger.find_earlier(sink.committed()))
+        self._compute_all(keeper, pin, sink)
         self._enter("sealing")
         self._outlast(lambda: self._seal(keeper, sink))
         self._outlast(keeper.release)
@@ -155,6 +157,32 @@ class Session:
     def _outlast(self, call: Callable[[], T]) -> T:
         """Do something in storage that may be repeated, though the store refuses for a while."""
         return outlast(call, self.recipe.recovery.storage, lambda error: self._note("storage-refused", error.message))
+
+    def _compute_all(self, keeper: Keeper, pin: Pin, sink: WholeOutput) -> None:
+        """Compute what is left, over one connection after the other where schedulers are lost."""
+        record, losses = self.job.record, 0
+        for connection in count():
+            committed = self._outlast(
+                lambda: {commit.partition: intern(commit.snapshot) for commit in sink.committed()}
+            )
+            # An output that is to converge may have to be computed again where it is whole.
+            is_open = record.recipe.consistency.converge and not keeper.log.known.sealed
+            trial = self._outlast(lambda: self._open_trial(keeper, sink))
+            if len(committed) == record.partitions and not is_open and trial is None:
+                return
+            before = self.ledger.rows_this_run
+            try:
+                return self._compute(keeper, pin, committed, trial, connection)
+            except ClusterLost as lost:
+                losses = 1 if self.ledger.rows_this_run > before else losses + 1
+                if losses > MOST_LOSSES:
+                    raise
+                detail = f"{lost.message}; going on over a new one with what is not committed"
+                # Numbers below zero are nobody else's.
+                self._lost = (-connection - 1, time.monotonic())
+                self._record(Note("scheduler-lost", detail, self._lost[0]))
+            self._outlast(lambda: self.ledger.find_more(sink.committed()))
+            pin = self._outlast(keeper.begin)
 
     def _open_output(self, keeper: Keeper) -> WholeOutput:
         """Prepare the output. Under the lease and before the first task, so that nothing of this job can be lost."""
@@ -184,9 +212,12 @@ class Session:
         }
         return Trial(pin, sample, rules.canary is not None, committed, current)
 
-    def _compute(self, keeper: Keeper, pin: Pin, committed: dict[int, str], trial: Trial | None) -> None:
+    def _compute(
+        self, keeper: Keeper, pin: Pin, committed: dict[int, str], trial: Trial | None, connection: int
+    ) -> None:
         record, plan, rules = self.job.record, self.job.plan, self.job.record.recipe.consistency
         self._outlast(lambda: keeper.prepare_places(pin))
+        poison = self._outlast(keeper.convictions.all)
         core = DriverCore(
             plan=plan,
             pinning=Pinning(pin, rules, len(keeper.log.known.pins)),
@@ -200,24 +231,28 @@ class Session:
             limits=Limits(
                 rejects=self.recipe.errors.limit(record.rows),
                 frozen=self.recipe.recovery.frozen,
+                seconds=self.recipe.errors.microbatch_seconds,
                 paused=self.recipe.recovery.paused,
                 storage=self.recipe.recovery.storage,
             ),
             trial=trial,
+            poison=poison,
         )
-        with open_cluster(self.recipe.cluster) as client:
+        with open_cluster(self.recipe.cluster, PATIENCE_SECONDS if connection else 0) as client:
             self._enter("loading")
+            self.ledger.loads.clear()
             driver = Driver(
                 client=client,
                 core=core,
                 ledger=self.ledger,
-                handle=keeper.handle(pin),
+                handle=replace(keeper.handle(pin), connection=connection),
                 keeper=keeper,
                 table=self.job.store.table(),
                 requires=self.recipe.placement.requires,
                 recovery=self.recipe.recovery,
                 note=self._record,
                 pulse=lambda: self._pulse(driver, keeper),
+                poison=poison,
             )
             try:
                 driver.run()
@@ -229,13 +264,17 @@ class Session:
 
     def _leave(self, driver: Driver, client: Client) -> None:
         if self.recipe.cluster.address is not None and client.status == "running":
-            driver.withdraw()
+            with suppress(OSError):  # the scheduler goes in this moment
+                driver.withdraw()
 
     def _pulse(self, driver: Driver, keeper: Keeper) -> None:
         now = time.monotonic()
         if self.running_since is None and driver.running_since is not None:
             self.running_since = driver.running_since
             self._enter("running")
+        if self._lost is not None and driver.running_since is not None:
+            self._record(Recovered(self._lost[0], now - self._lost[1]))
+            self._lost = None
         if self._is_due("progress", now, PROGRESS_SECONDS):
             self._tell()
         if self._is_due("check", now, CHECK_SECONDS):

@@ -11,9 +11,12 @@ from collections.abc import Callable
 import pytest
 from distributed import Client
 
+from daskinfer.graphs.handoff import JobHandle
 from daskinfer.runtime.health import WorkerFrozen, WorkerPaused, WorkerResumed
 from daskinfer.runtime.messages import Event, MemoryPressure
+from daskinfer.runtime.probes import Running
 from daskinfer.runtime.vigil import Look, Sighting, Vigil, Watch, _look, restart_worker
+from daskinfer.spec.generation import Pin
 
 
 def sight(worker: str, last_seen: float, *, paused: bool = False, used: int = 0, limit: int = 0) -> Sighting:
@@ -105,8 +108,9 @@ def test_a_stopped_worker_is_found_and_replaced(client: Client, addresses: list[
     os.kill(client.run(os.getpid, workers=[frozen])[frozen], signal.SIGSTOP)
     task = client.submit(abs, -1, workers=[frozen], allow_other_workers=True)
     heard: queue.SimpleQueue[Callable[[], Event | None]] = queue.SimpleQueue()
-    with Vigil(client, {}, 1.0, heard.put) as vigil:
-        event = heard.get(timeout=60)()
+    with Vigil(client, JobHandle("", "job", 1, Pin(snapshot="")), {}, 1.0, heard.put) as vigil:
+        while isinstance(event := heard.get(timeout=60)(), Running):
+            assert event == Running(())
         assert isinstance(event, WorkerFrozen) and event.worker == frozen and event.silent > 1
         silence = vigil.silence(frozen)
         assert silence is not None and silence >= event.silent
