@@ -62,8 +62,6 @@ from daskinfer.spec.poison import Conviction
 from daskinfer.spec.recipe import Consistency
 
 _COUNTED = {Probe: "probes", SecondStart: "second_starts"}
-# Importing a large library holds Python's lock, and with it the heartbeat.
-LOADING_SLACK = 4
 
 
 class DriverCore:
@@ -230,7 +228,7 @@ class DriverCore:
     # Workers
 
     def _on_frozen(self, event: WorkerFrozen, now: float) -> list[Action]:
-        if event.silent < self._limits.frozen * (LOADING_SLACK if self._crew.is_busy_loading(event.worker) else 1):
+        if event.silent < self._limits.silence(self._crew.is_busy_loading(event.worker)):
             return []
         why = f"was not heard of for {event.silent:.0f} s"
         return self._take_off(event.worker, now, "worker-frozen", why, event.silent)

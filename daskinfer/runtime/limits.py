@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+# Importing a large library holds Python's lock, and with it the heartbeat.
+LOADING_SLACK = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -28,3 +31,7 @@ class Limits:
     """Seconds that a store may refuse."""
     seconds: float | Literal["auto"] | None = "auto"
     """Seconds that a microbatch may take in a stage."""
+
+    def silence(self, is_loading: bool) -> float:
+        """Return for how many seconds a worker may be silent."""
+        return self.frozen * (LOADING_SLACK if is_loading else 1)
