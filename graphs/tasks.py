@@ -73,9 +73,9 @@ def encode(handle: JobHandle, rows: RowBatch) -> Encoded:
     return Encoded(encoded, refused, packed, np.delete(rows.positions, list(refused)))
 
 
-def count_microbatches(encoded: Encoded) -> int:
-    """Tell the driver how many microbatches a partition has."""
-    return len(encoded.microbatches)
+def count_microbatches(encoded: Encoded) -> tuple[int, int]:
+    """Tell the driver how many microbatches a partition has, and how many bytes they are."""
+    return len(encoded.microbatches), encoded.nbytes
 
 
 def inspect_microbatch(encoded: Encoded, number: int) -> tuple[int, ...]:

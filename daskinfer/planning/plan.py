@@ -94,14 +94,15 @@ def place_plan(plan: Plan, recipe: Recipe, workers: Sequence[WorkerShape]) -> Pl
     """
     able = eligible_workers(workers, recipe.placement.requires)
     replicas = count_replicas(plan.stages, len(able), recipe.placement.standby)
-    window = recipe.pipeline.window
+    window, budget = recipe.pipeline.window, 0
     if window == "auto":
         window = WINDOW_PER_WORKER * sum(replicas)
-        known = [worker.memory for worker in able if worker.memory]
-        if known and plan.edges:
+        # All that is in flight may meet on one worker.
+        budget = int(min((worker.memory for worker in able if worker.memory), default=0) * WINDOW_SHARE)
+        if budget and plan.edges:
             bundle = max(largest_bundle(edge, *plan.largest) for edge in plan.edges)
-            window = max(1, min(window, int(min(known) * WINDOW_SHARE / bundle)))
-    return plan.model_copy(update={"replicas": replicas, "window": window})
+            window = max(1, min(window, budget // bundle))
+    return plan.model_copy(update={"replicas": replicas, "window": window, "window_bytes": budget})
 
 
 def _fit_stage(stage: StagePlan, memory: int, offload: Literal["none", "cpu", "disk"]) -> StagePlan:

@@ -16,6 +16,7 @@ from daskinfer.errors import (
 )
 from daskinfer.runtime.acceptance import find_mismatch, find_stranger
 from daskinfer.runtime.crew import Crew
+from daskinfer.runtime.flow import Flow
 from daskinfer.runtime.health import Restart, WorkerFrozen, WorkerPaused, WorkerResumed
 from daskinfer.runtime.limits import Limits
 from daskinfer.runtime.messages import (
@@ -123,6 +124,7 @@ class DriverCore:
             self._work = Workload(plan.window, *trial.places(partitions, committed))
         self._trial = trial
         self._succession = Succession(pinning, rules, self._crew, self._work, committed, partitions, trial)
+        self._flow = Flow(plan)
         self._recovery = Recovery(self._crew, self._work, limits.paused, limits.storage)
         self._suspicion = Suspicion(self._work, poison)
         self._stragglers = Stragglers(self._crew, self._work, self._suspicion, Tempo(limits.seconds))
@@ -166,6 +168,7 @@ class DriverCore:
         """Take one event at a time `now` (seconds, any monotonic clock) and return what to do about it."""
         if self._ended:
             return []
+        self._flow.hear(event, self._work, now)
         over = self._recovery.hear(event, now)
         match event:
             case WorkerJoined():

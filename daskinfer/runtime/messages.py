@@ -91,6 +91,8 @@ class Prepared:
     partition: int
     microbatches: int
     generation: int = 0
+    nbytes: int = 0
+    """Of all of them, as the first stage gets them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,7 +153,8 @@ class Submissions:
         self._held[generation, number] = _Held(rows, encoded)
 
         def succeed(future: Future) -> Event:
-            return Prepared(number, future.result(_RESULT_SECONDS), generation)
+            microbatches, nbytes = future.result(_RESULT_SECONDS)
+            return Prepared(number, microbatches, generation, nbytes)
 
         self._watch(count, self._settle("prepare", (generation, number), 0, succeed))
 
