@@ -45,6 +45,7 @@ bench: .venv/.minilm
 	$(BIN)/python benchmarks/embed.py --input data/glosses-all.jsonl --write
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/load.py
+	$(BIN)/python benchmarks/overhead.py
 
 # torch first and alone: the rest then takes the build that is there.
 .venv/.stamp: pyproject.toml constraints.txt

@@ -1,8 +1,12 @@
-"""Peak memory of the driver and the scheduler at few and at many rows: it must not grow with the rows.
+"""Memory of the driver, the scheduler and the workers at few and at many rows: it must not grow with the rows.
 
-Runs `daskinfer run` on a tiny random model and samples the resident memory of every process of the job:
+Runs `daskinfer run` on a tiny random model and samples the resident memory of every process of the job. The peak is the
+most that any process of a role held; steady is the median over the second half of the run, when all is warm:
 
-    python benchmarks/memory.py --rows 1000 100000
+    python benchmarks/memory.py --rows 10000 100000 1000000
+
+`--scheduler` starts the scheduler and the workers beforehand, each in a process of its own; otherwise the scheduler is
+part of the driver.
 """
 
 from __future__ import annotations
@@ -10,10 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import statistics
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +27,7 @@ import psutil
 import yaml
 from rich.console import Console
 from rich.table import Table
+from separate import Cluster, start_cluster
 
 from daskinfer.testing.tinymodels import make_tiny_bert
 from daskinfer.units import format_bytes
@@ -31,27 +38,33 @@ INTERVAL = 0.05
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rows", type=int, nargs=2, default=[1_000, 100_000], metavar=("FEW", "MANY"))
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[1_000, 100_000], help="the first is what others may exceed"
+    )
     parser.add_argument("--partition-rows", type=int, default=500, help="small, so that there are many partitions")
-    parser.add_argument("--limit", type=float, default=1.10, help="largest ratio of many to few before it fails")
+    parser.add_argument("--limit", type=float, default=1.10, help="largest ratio of most to fewest before it fails")
+    parser.add_argument("--scheduler", action="store_true", help="give the scheduler a process of its own")
     parser.add_argument("--work", type=Path, default=Path("work/bench-memory"))
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     options = parser.parse_args()
     shutil.rmtree(options.work, ignore_errors=True)
     model = make_tiny_bert(options.work / "model", layers=2)
-    peaks = [measure(rows, options.partition_rows, model, options.work.resolve() / str(rows)) for rows in options.rows]
-    ratios = {role: peaks[1][role] / peaks[0][role] for role in peaks[0] if role != "workers"}
+    found = []
+    for rows in options.rows:
+        with start_cluster(2) if options.scheduler else nullcontext(None) as cluster:
+            found.append(measure(rows, options.partition_rows, model, options.work.resolve() / str(rows), cluster))
+    ratios = {role: found[-1][role] / found[0][role] for role in found[0]}
     if options.json:
-        print(json.dumps({"rows": options.rows, "peaks": peaks, "ratios": ratios}))
+        print(json.dumps({"rows": options.rows, "bytes": found, "ratios": ratios}))
     else:
-        show(options.rows, peaks)
+        show(options.rows, found)
     too_big = {role: round(ratio, 3) for role, ratio in ratios.items() if ratio > options.limit}
     if too_big:
         sys.exit(f"memory grew with the rows by more than {options.limit}: {too_big}")
 
 
-def measure(rows: int, partition_rows: int, model: Path, work: Path) -> dict[str, int]:
-    """Return peak resident bytes by role over one job of `rows` rows."""
+def measure(rows: int, partition_rows: int, model: Path, work: Path, cluster: Cluster | None) -> dict[str, int]:
+    """Return resident bytes by role over one job of `rows` rows: most and in the second half, of the largest process."""
     work.mkdir(parents=True)
     texts = ("the small cat sleeps" + " in the warm sun" * (row % 4) + f" {row}" for row in range(rows))
     with (work / "rows.jsonl").open("w") as stream:
@@ -65,31 +78,37 @@ def measure(rows: int, partition_rows: int, model: Path, work: Path) -> dict[str
         "output": {"url": str(work / "out.zarr"), "keep": ["id"]},
         "pipeline": {"stages": 2, "activations": {"transport": "zarr"}},
     }
+    if cluster is not None:
+        recipe["cluster"] = {"address": cluster.address}
     (work / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     command: list[Any] = [DASKINFER, "run", work / "recipe.yaml", "--json"]
-    peaks: Counter[str] = Counter()
+    samples: defaultdict[str, list[int]] = defaultdict(list)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as job:
         driver = psutil.Process(job.pid)
         while job.poll() is None:
-            for role, size in sample(driver).items():
-                peaks[role] = max(peaks[role], size)
+            for role, size in sample(driver, cluster).items():
+                samples[role].append(size)
             time.sleep(INTERVAL)
         assert job.stdout is not None
         result = json.loads(job.stdout.read().splitlines()[-1]) if job.returncode == 0 else sys.exit(job.returncode)
     if result["rows_out"] != rows:
         sys.exit(f"{result['rows_out']} rows came out of {rows}")
-    return dict(peaks)
+    figures = {f"{role}, peak": max(sizes) for role, sizes in samples.items()}
+    figures |= {f"{role}, steady": int(statistics.median(sizes[len(sizes) // 2 :])) for role, sizes in samples.items()}
+    return figures
 
 
-def sample(driver: psutil.Process) -> dict[str, int]:
-    """Return resident bytes now, by role; without a process of its own the scheduler is part of the driver."""
+def sample(driver: psutil.Process, cluster: Cluster | None) -> dict[str, int]:
+    """Return resident bytes now, of the largest process of every role."""
     sizes: Counter[str] = Counter()
+    parents = [driver] if cluster is None else cluster.nannies
     try:
         sizes["driver"] = driver.memory_info().rss
-        for process in driver.children(recursive=True):
+        if cluster is not None:
+            sizes["scheduler"] = cluster.scheduler.memory_info().rss
+        for process in (child for parent in parents for child in parent.children()):
             try:
-                role = "scheduler" if any("scheduler" in word for word in process.cmdline()) else "workers"
-                sizes[role] += process.memory_info().rss
+                sizes["worker"] = max(sizes["worker"], process.memory_info().rss)
             except psutil.Error:  # it ended between the two calls
                 continue
     except psutil.NoSuchProcess:
@@ -97,14 +116,14 @@ def sample(driver: psutil.Process) -> dict[str, int]:
     return dict(sizes)
 
 
-def show(rows: list[int], peaks: list[dict[str, int]]) -> None:
-    """Print the peaks side by side."""
-    table = Table(title="peak resident memory")
+def show(rows: list[int], found: list[dict[str, int]]) -> None:
+    """Print the figures side by side."""
+    table = Table(title="resident memory of the largest process")
     for column in ("", *(f"{count:,} rows" for count in rows), "ratio"):
         table.add_column(column, justify="right" if column else "left")
-    for role in sorted(peaks[0]):
-        few, many = (peak[role] for peak in peaks)
-        table.add_row(role, format_bytes(few), format_bytes(many), f"{many / few:.3f}")
+    for role in sorted(found[0]):
+        sizes = [figures[role] for figures in found]
+        table.add_row(role, *map(format_bytes, sizes), f"{sizes[-1] / sizes[0]:.3f}")
     Console().print(table)
 
 

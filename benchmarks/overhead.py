@@ -12,11 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +24,7 @@ import zarr
 from distributed import Client
 from rich.console import Console
 from rich.table import Table
+from separate import start_cluster
 
 from daskinfer import api
 from daskinfer.spec.job import Progress
@@ -78,7 +76,8 @@ def main() -> None:
     shutil.rmtree(options.work, ignore_errors=True)
     work = options.work.resolve()
     api.publish("tiny", registry=str(work / "registry"), entry="daskinfer.testing.ownmodels:make_own", alias="prod")
-    with start_cluster() as (address, scheduler):
+    with start_cluster(STAGES) as cluster:
+        address, scheduler = cluster.address, cluster.scheduler
         idle = measure_idle(address, scheduler)
         measure(options.partition, options.partition, work, address, scheduler, idle)  # what only comes once
         costs = [measure(count, options.partition, work, address, scheduler, idle) for count in options.microbatches]
@@ -90,29 +89,6 @@ def main() -> None:
         target.write_text(text + "\n")
     print(text) if options.json else show(options.microbatches, costs)
     check(costs, options.limit, options.growth)
-
-
-@contextmanager
-def start_cluster() -> Iterator[tuple[str, psutil.Process]]:
-    """Start a scheduler and one worker for each stage, each in a process of its own."""
-    dask = [sys.executable, "-m", "dask"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    port = 18_786
-    address = f"tcp://127.0.0.1:{port}"
-    scheduler = subprocess.Popen(
-        [*dask, "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"], **quiet
-    )
-    command = [*dask, "worker", address, "--nthreads", "1", "--no-dashboard", "--resources", "GPU=1"]
-    workers = [subprocess.Popen(command, **quiet) for _ in range(STAGES)]
-    try:
-        with Client(address, timeout=60) as client:
-            client.wait_for_workers(STAGES, timeout=120)
-        yield address, psutil.Process(scheduler.pid)
-    finally:
-        for process in (*workers, scheduler):
-            process.terminate()
-        for process in (*workers, scheduler):
-            process.wait()
 
 
 def measure_idle(address: str, scheduler: psutil.Process) -> dict[str, float]:
