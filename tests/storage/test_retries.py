@@ -5,7 +5,7 @@ import threading
 import time
 
 import pytest
-from botocore.exceptions import EndpointConnectionError, NoCredentialsError
+from botocore.exceptions import EndpointConnectionError, NoCredentialsError  # type: ignore[import-untyped]
 
 from daskinfer.errors import NotAllowed, StorageError, StorageRefused
 from daskinfer.storage.filesystem import explain_errors
@@ -49,7 +49,8 @@ def test_an_address_where_nobody_answers_is_not_tried_again_at_once() -> None:
 
 
 def test_a_call_outlasts_refusals_and_tells_of_the_first() -> None:
-    left, told = [REFUSED, REFUSED], []
+    left = [REFUSED, REFUSED]
+    told: list[StorageRefused] = []
 
     def call() -> str:
         if left:
