@@ -27,6 +27,7 @@ from daskinfer.runtime.messages import (
 from daskinfer.runtime.probes import Convict, Convicted
 from daskinfer.spec.comparison import PartComparison
 from daskinfer.spec.generation import Pin
+from daskinfer.spec.job import CommitRecord
 from daskinfer.storage.retries import outlast
 
 
@@ -76,10 +77,15 @@ class Errands:
         def call() -> Event:
             report = self._keeper.judge(pin, comparison)
             if self._keeper.log.known.current.generation == pin.generation:
-                self._ledger.recount(self._keeper.output().committed())
+                self._ledger.recount(self._keeper.standing.digests())
             return Judged(report.verdict == "passed", tell_verdict(report))
 
         self._ask(call)
+
+    def note(self, record: CommitRecord) -> None:
+        """Keep in mind that a partition is committed, for the next driver."""
+        if (keep := self._keeper.standing.note(record)) is not None:
+            self._ask(keep)
 
     def retire(self, pin: Pin, given_up: bool) -> None:
         """Give a snapshot back."""

@@ -224,7 +224,7 @@ def test_a_shard_that_a_store_refuses_is_loaded_later() -> None:
     core = make_core()
     core.start([make_worker("a"), make_worker("b")])
     assert notes(core.handle(ShardFailed(0, "a", REFUSED), 0)) == ["storage-refused"]
-    assert core.handle(Tick(), 1) == [LoadShard(0, "a", attempt=1)]
+    assert core.handle(Tick(), 1) == [LoadShard(0, "a")]
     core.handle(acknowledge(1, "b"), 2)
     assert Recovered(0, 3) in core.handle(acknowledge(0, "a"), 3)
     lost = make_core()
