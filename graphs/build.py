@@ -6,13 +6,13 @@ redefinition of an old one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dask._task_spec import List, Task, TaskRef
 
-from daskinfer.graphs.context import forget_job
+from daskinfer.graphs.context import forget_job, forget_shards
 from daskinfer.graphs.handoff import JobHandle
 from daskinfer.graphs.tasks import (
     commit_partition,
@@ -23,6 +23,7 @@ from daskinfer.graphs.tasks import (
     load_shard,
     read_rows,
     run_stage,
+    run_task,
 )
 from daskinfer.spec.job import CommitRecord
 from daskinfer.spec.poison import Conviction
@@ -77,13 +78,19 @@ def crew_token(handle: JobHandle) -> str:
 def load_graph(handle: JobHandle, stage: int, worker: str, attempt: int = 0) -> TaskGraph:
     """Load one shard; the caller pins it to the worker, which has no token yet."""
     key: Key = (f"{handle.job}/load-{stage}", worker, handle.driver, handle.pin.generation, attempt)
-    return TaskGraph({key: Task(key, load_shard, handle, stage)}, (key,), {key: {}})
+    return TaskGraph({key: _task(handle, key, load_shard, handle, stage)}, (key,), {key: {}})
 
 
 def forget_graph(handle: JobHandle, worker: str) -> TaskGraph:
     """Let a worker forget a generation; the caller pins it to the worker."""
     key: Key = (f"{handle.job}/forget", worker, handle.driver, handle.pin.generation)
-    return TaskGraph({key: Task(key, forget_job, handle)}, (key,), {key: {}})
+    return TaskGraph({key: _task(handle, key, forget_job, handle)}, (key,), {key: {}})
+
+
+def free_graph(handles: Sequence[JobHandle], stage: int | None, worker: str, attempt: int) -> TaskGraph:
+    """Let a worker forget a stage's shards, or everything, of several generations; the caller pins it to the worker."""
+    key: Key = (f"{handles[0].job}/free", worker, handles[0].driver, attempt)
+    return TaskGraph({key: Task(key, forget_shards, tuple(handles), stage)}, (key,), {key: {}})
 
 
 def prepare_graph(handle: JobHandle, source: PartitionSource, attempt: int) -> TaskGraph:
@@ -93,9 +100,9 @@ def prepare_graph(handle: JobHandle, source: PartitionSource, attempt: int) -> T
     encoded = _key(handle, "encode", number, attempt)
     count = _key(handle, "count", number, attempt)
     tasks = {
-        rows: Task(rows, read_rows, source),
-        encoded: Task(encoded, encode, handle, TaskRef(rows)),
-        count: Task(count, count_microbatches, TaskRef(encoded)),
+        rows: _task(handle, rows, read_rows, handle, source),
+        encoded: _task(handle, encoded, encode, handle, TaskRef(rows)),
+        count: _task(handle, count, count_microbatches, TaskRef(encoded)),
     }
     crew = {crew_token(handle): _CREW_SHARE}
     return TaskGraph(tasks, (rows, encoded, count), dict.fromkeys(tasks, crew))
@@ -124,7 +131,9 @@ def microbatch_graph(
         for stage in range(stages):
             key = _key(handle, f"stage-{stage}", partition, number, attempt)
             left_out = without.get(number, ())
-            tasks[key] = Task(key, run_stage, handle, stage, partition, number, TaskRef(encoded), received, left_out)
+            tasks[key] = _task(
+                handle, key, run_stage, handle, stage, partition, number, TaskRef(encoded), received, left_out
+            )
             resources[key] = {**requires, stage_token(handle, stage): 1}
             received = TaskRef(key)
         wanted.append(key)
@@ -151,7 +160,7 @@ def commit_graph(
     key = _key(handle, "commit", partition, attempt)
     passed = List([TaskRef(handoff) for handoff in handoffs.values()])
     numbers, found = tuple(handoffs), tuple(convictions)
-    task = Task(key, commit_partition, handle, TaskRef(rows), TaskRef(encoded), numbers, passed, found)
+    task = _task(handle, key, commit_partition, handle, TaskRef(rows), TaskRef(encoded), numbers, passed, found)
     return TaskGraph({key: task}, (key,), {key: {crew_token(handle): _CREW_SHARE}})
 
 
@@ -160,7 +169,7 @@ def compare_graph(
 ) -> TaskGraph:
     """Compare a partition's results on two snapshots; wanted: what differs."""
     key = _key(candidate, "compare", records[0].partition)
-    task = Task(key, compare_partition, current, candidate, records, tolerance)
+    task = _task(candidate, key, compare_partition, current, candidate, records, tolerance)
     return TaskGraph({key: task}, (key,), {key: {crew_token(current): _CREW_SHARE}})
 
 
@@ -172,6 +181,17 @@ def find_stage_task(handle: JobHandle, key: object, worker: str, seconds: float 
             if job == handle.job and stage.isdecimal():
                 return StageTask(generation, partition, number, attempt, int(stage), worker, seconds)
     return None
+
+
+def _task(handle: JobHandle, key: Key, function: Callable[..., Any], *arguments: Any) -> Task:
+    """Return a task whose log records say what it is about: what its key says, and the snapshot."""
+    step, _, stage = str(key[0]).rpartition("/")[2].partition("-")
+    place = () if step in ("load", "forget") else key[3:]
+    names = ("partition", "microbatch", "attempt") if len(place) == 3 else ("partition", "attempt")
+    about = {"job": handle.job, "epoch": handle.epoch, "snapshot": handle.pin.snapshot} | dict(
+        zip(names, place, strict=False)
+    )
+    return Task(key, run_task, about | ({"stage": int(stage)} if stage else {}), function, *arguments)
 
 
 def _key(handle: JobHandle, step: str, *place: Any) -> Key:

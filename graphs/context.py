@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -27,10 +27,14 @@ from daskinfer.storage.activations import DirectTransport, Transport, ZarrTransp
 from daskinfer.storage.filesystem import join_url
 from daskinfer.storage.jobs import JobStore
 from daskinfer.storage.nodecache import load_tensors
-from daskinfer.storage.outputs.job import open_part_sink
-from daskinfer.storage.outputs.sink import PartSink
+from daskinfer.storage.outputs.job import open_part_sink, open_supplement, read_sealed
+from daskinfer.storage.outputs.merging import merge_part
+from daskinfer.storage.outputs.quarantine import read_rejects
+from daskinfer.storage.outputs.sink import OutputPart, PartSink
+from daskinfer.storage.outputs.supplements import Round, read_round
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.locks import explain_loss
+from daskinfer.storage.rows import RowBatch
 
 if TYPE_CHECKING:
     from daskinfer.models.stage import Stage
@@ -89,7 +93,29 @@ class JobContext:
     @cached_property
     def sink(self) -> PartSink:
         """Where committed partitions go."""
-        return open_part_sink(self.record, self.handle.pin)
+        handle = self.handle
+        if handle.round:
+            return open_supplement(self.record, handle.pin, handle.round, handle.epoch)
+        return open_part_sink(self.record, handle.pin)
+
+    @cached_property
+    def round(self) -> Round | None:
+        """What is retried, if this is a retry."""
+        handle = self.handle
+        return read_round(self.record.output, handle.job, handle.round) if handle.round else None
+
+    def choose(self, rows: RowBatch) -> RowBatch:
+        """Return the rows of a partition that are to be computed: all, or those that a retry is for."""
+        if not self.handle.round:
+            return rows
+        first = rows.partition.first_row
+        return rows.only({reject.row - first for reject in read_rejects(self.record.output, rows.partition.number)})
+
+    def complete(self, part: OutputPart) -> OutputPart:
+        """Return what is to be committed of a partition: its results, with those that a retry found there already."""
+        if self.round is None:
+            return part
+        return merge_part(read_sealed(self.record, self.round.part(part.partition.number)), part)
 
     @cached_property
     def transports(self) -> tuple[Transport[Any], ...]:
@@ -98,12 +124,15 @@ class JobContext:
 
     def load(self, stage: int) -> Loaded:
         """Return a stage's module, loading its shard when this process has not."""
+        with explain_loss(self._registry, self.snapshot):
+            return _SHARDS.get(self.shard_key(stage), partial(self._load, stage))
+
+    def shard_key(self, stage: int) -> ShardKey:
+        """Return what a stage's shard goes by in this process."""
         plan, model = self.record.plan, self.record.recipe.model
         wanted = plan.stages[stage]
         place = (self.snapshot, wanted.first, wanted.last, wanted.offload)
-        key = (*place, plan.numerics, model.task, model.options, self.record.outline.inputs)
-        with explain_loss(self._registry, self.snapshot):
-            return _SHARDS.get(key, partial(self._load, stage))
+        return (*place, plan.numerics, model.task, model.options, self.record.outline.inputs)
 
     def _load(self, stage: int) -> Loaded:
         # The driver imports this module to build graphs, and must not pay seconds and memory for torch.
@@ -141,29 +170,50 @@ class _ShardCache:
             return self.shards[key]
 
 
+# What a retry writes lies in a folder of its epoch.
+_ContextKey = tuple[str, str, int, int, int]
 _SHARDS = _ShardCache()
-_CONTEXTS: dict[tuple[str, str, int], JobContext] = {}
+_CONTEXTS: dict[_ContextKey, JobContext] = {}
 _CONTEXTS_LOCK = threading.Lock()
 
 
 def open_context(handle: JobHandle) -> JobContext:
     """Return this process's view of a job and one of its generations."""
-    key = (handle.workspace, handle.job, handle.pin.generation)
+    key = _key_of(handle)
     with _CONTEXTS_LOCK:
         if key not in _CONTEXTS:
             _CONTEXTS[key] = JobContext(handle)
         return _CONTEXTS[key]
 
 
+def _key_of(handle: JobHandle) -> _ContextKey:
+    epoch = handle.epoch if handle.round else 0
+    return (handle.workspace, handle.job, handle.pin.generation, handle.round, epoch)
+
+
 def forget_job(handle: JobHandle) -> None:
     """Drop a generation's records from this process, and its shards unless something else uses the snapshot."""
     with _CONTEXTS_LOCK:
-        context = _CONTEXTS.pop((handle.workspace, handle.job, handle.pin.generation), None)
+        context = _CONTEXTS.pop(_key_of(handle), None)
         still_used = {other.snapshot for other in _CONTEXTS.values()}
     if context is not None and context.snapshot not in still_used:
         with _SHARDS.lock:
             for key in [key for key in _SHARDS.shards if key[0] == context.snapshot]:
                 del _SHARDS.shards[key]
+
+
+def forget_shards(handles: Sequence[JobHandle], stage: int | None) -> None:
+    """Drop a stage's shards of all these generations from this process; everything of theirs where it is None."""
+    for handle in handles:
+        if stage is None:
+            forget_job(handle)
+            continue
+        context = open_context(handle)
+        with _CONTEXTS_LOCK:
+            is_shared = any(key[1] != handle.job and one.snapshot == context.snapshot for key, one in _CONTEXTS.items())
+        if not is_shared:
+            with _SHARDS.lock:
+                _SHARDS.shards.pop(context.shard_key(stage), None)
 
 
 def open_transports(record: JobRecord, handle: JobHandle) -> tuple[Transport[Any], ...]:

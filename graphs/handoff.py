@@ -27,6 +27,8 @@ class JobHandle:
     """Life of the driver that submitted the task."""
     pin: Pin
     """The snapshot that it computes on. A worker never maps a name to weights by itself."""
+    round: int = 0
+    """Number of the retry that it belongs to; 0 for the run."""
     connection: int = 0
     """Connection to a scheduler that the driver submitted it over; what one left behind means nothing to the next."""
 

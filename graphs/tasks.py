@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from daskinfer.graphs.blame import note_place
 from daskinfer.graphs.context import JobContext, open_context
 from daskinfer.graphs.handoff import Encoded, Handoff, Hop, JobHandle
 from daskinfer.graphs.identity import get_identity
+from daskinfer.logs import logging_context
 from daskinfer.models.tasks.finish import finish_rows
 from daskinfer.planning.comparison import compare_parts
 from daskinfer.planning.microbatches import pack_microbatches
@@ -27,6 +30,16 @@ from daskinfer.storage.outputs.job import read_staged
 from daskinfer.storage.outputs.owner import confirm
 from daskinfer.storage.outputs.sink import OutputPart
 from daskinfer.storage.rows import RowBatch
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+
+def run_task(about: Mapping[str, Any], function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function of these; every log record meanwhile says what it is about, those of a user's model code too."""
+    with logging_context(**about):
+        return function(*arguments)
 
 
 def load_shard(handle: JobHandle, stage: int) -> dict[str, object]:
@@ -45,10 +58,10 @@ def load_shard(handle: JobHandle, stage: int) -> dict[str, object]:
     }
 
 
-def read_rows(source: PartitionSource) -> RowBatch:
-    """Read a partition's rows."""
+def read_rows(handle: JobHandle, source: PartitionSource) -> RowBatch:
+    """Read a partition's rows; of a retry, those that were refused."""
     began = time.perf_counter()
-    rows = read_partition(source)
+    rows = open_context(handle).choose(read_partition(source))
     return replace(rows, seconds=time.perf_counter() - began)
 
 
@@ -60,9 +73,9 @@ def encode(handle: JobHandle, rows: RowBatch) -> Encoded:
     return Encoded(encoded, refused, packed, np.delete(rows.positions, list(refused)))
 
 
-def count_microbatches(encoded: Encoded) -> int:
-    """Tell the driver how many microbatches a partition has."""
-    return len(encoded.microbatches)
+def count_microbatches(encoded: Encoded) -> tuple[int, int]:
+    """Tell the driver how many microbatches a partition has, and how many bytes they are."""
+    return len(encoded.microbatches), encoded.nbytes
 
 
 def inspect_microbatch(encoded: Encoded, number: int) -> tuple[int, ...]:
@@ -122,6 +135,7 @@ def _run_stage(
         payload = context.transports[stage].send(partition, number, partition * context.record.slots + number, result)
         send = time.perf_counter() - began
     hop = Hop(stage, get_identity(), loaded.snapshot, compute, receive, send, retries, loaded.stage.device_peak)
+    _log.debug("microbatch computed", extra={"compute": compute, "receive": receive, "send": send})
     return Handoff(payload, (*(received.trail if received else ()), hop))
 
 
@@ -178,6 +192,7 @@ def commit_partition(
         kept=rows.table.select(list(context.record.recipe.output.keep)),
         rejects=rows.rejects,
     )
+    part = context.complete(part)
     if context.store.current_epoch() != handle.epoch:
         raise JobBusy(f"job {handle.job} was taken over by a newer driver; this one stops")
     confirm(context.record.output, handle.job)
@@ -190,9 +205,10 @@ def commit_partition(
         generation=handle.pin.generation,
         partition=rows.partition.number,
         epoch=handle.epoch,
+        round=handle.round,
         rows_in=rows.partition.rows,
-        rows_out=len(rows.positions),
-        rows_quarantined=len(rows.rejects),
+        rows_out=len(part.positions),
+        rows_quarantined=len(part.rejects),
         tokens=int(encoded.rows.lengths.sum()),
         padded_tokens=sum(microbatch.tokens for microbatch in encoded.microbatches),
         microbatches=tuple(

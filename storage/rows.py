@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
 from typing import Any
@@ -62,6 +62,15 @@ class RowBatch:
             return self
         keep = ~np.isin(self.positions, list(refused))
         moved = tuple(self._refuse(index, refused, kinds or {}) for index in np.flatnonzero(~keep).tolist())
+        return self._keep(keep, tuple(sorted((*self.rejects, *moved), key=lambda reject: reject.row)))
+
+    def only(self, positions: Collection[int]) -> RowBatch:
+        """Return the batch with no other rows, accepted or refused, than those at these positions."""
+        first = self.partition.first_row
+        rejects = tuple(reject for reject in self.rejects if reject.row - first in positions)
+        return self._keep(np.isin(self.positions, list(positions)), rejects)
+
+    def _keep(self, keep: NDArray[np.bool_], rejects: tuple[Reject, ...]) -> RowBatch:
         return RowBatch(
             partition=self.partition,
             positions=self.positions[keep],
@@ -69,7 +78,7 @@ class RowBatch:
             sources=tuple(compress(self.sources, keep)),
             # A table without columns has no rows.
             table=self.table.filter(pa.array(keep)) if self.table.num_columns else self.table,
-            rejects=tuple(sorted((*self.rejects, *moved), key=lambda reject: reject.row)),
+            rejects=rejects,
             arrays={column: values[keep] for column, values in self.arrays.items()},
             seconds=self.seconds,
         )

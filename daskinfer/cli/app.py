@@ -9,11 +9,13 @@ import click
 from daskinfer.cli.audit import audit
 from daskinfer.cli.checkpoints import checkpoint
 from daskinfer.cli.comparison import compare
+from daskinfer.cli.control import cancel, drain
 from daskinfer.cli.doctor import doctor
 from daskinfer.cli.failure import EXIT_CODES, fail, told_warnings
 from daskinfer.cli.jobs import jobs, report, status
 from daskinfer.cli.profile import profile
 from daskinfer.cli.recipes import schema, validate
+from daskinfer.cli.retry import retry
 from daskinfer.cli.run import run
 
 _HELP = """Batch inference on Dask: a model checkpoint over a dataset, on one locked checkpoint version.
@@ -41,7 +43,8 @@ class _Program(click.Group):
 def make_group(name: str) -> click.Group:
     """Return all commands under a group of this name."""
     group = _Program(name, help=_HELP, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
-    for command in (run, validate, schema, doctor, profile, status, jobs, report, compare, checkpoint, audit):
+    running = (run, retry, validate, schema, status, jobs, report, cancel, drain)
+    for command in (*running, doctor, profile, compare, checkpoint, audit):
         group.add_command(command)
     return click.version_option(package_name="daskinfer", prog_name="daskinfer")(group)
 

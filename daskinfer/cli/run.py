@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from daskinfer.cli.failure import EXIT_CODES, circumstances
-from daskinfer.cli.options import json_option, recipe_argument, set_option
+from daskinfer.cli.options import json_option, log_options, recipe_argument, set_option, start_logging
 
 if TYPE_CHECKING:
     from daskinfer.spec.job import Progress
@@ -27,6 +27,7 @@ _FIELDS = ("job", "snapshot", "rows_in", "rows_out", "rows_quarantined", "second
 @recipe_argument
 @set_option
 @click.option("--fresh", is_flag=True, help="Start over: discard what an earlier run of this job committed.")
+@log_options
 @json_option
 @click.pass_context
 def run(ctx: click.Context, recipe: str, overrides: tuple[str, ...], fresh: bool, as_json: bool) -> None:
@@ -46,6 +47,7 @@ def run(ctx: click.Context, recipe: str, overrides: tuple[str, ...], fresh: bool
     from daskinfer.spec.loader import load_recipe
 
     parsed = load_recipe(recipe, overrides)
+    start_logging(ctx)
     told.resume = command = _command(ctx, recipe, overrides, as_json)
     latest: list[Progress] = []
     told.facts = lambda: _describe_failure(parsed, latest)
@@ -93,12 +95,17 @@ def _describe_failure(recipe: Recipe, latest: list[Progress]) -> dict[str, Any]:
 
 def _command(ctx: click.Context, recipe: str, overrides: tuple[str, ...], as_json: bool) -> str:
     """Return the command that resumes this one, ready for a shell."""
+    words = [*tell_program(ctx), recipe]
+    for override in overrides:
+        words += ["--set", override]
+    return shlex.join([*words, "--json"] if as_json else words)
+
+
+def tell_program(ctx: click.Context) -> list[str]:
+    """Return the words that a command line begins with."""
     program, *rest = ctx.command_path.split(" ")
     script = sys.executable if rest[:1] == ["-m"] else sys.argv[0]
     # The short name is right only where the shell would find the same program by it.
     if script.rpartition("/")[2].startswith(program) and shutil.which(program) != script:
         program = script
-    words = [program, *rest, recipe]
-    for override in overrides:
-        words += ["--set", override]
-    return shlex.join([*words, "--json"] if as_json else words)
+    return [program, *rest]

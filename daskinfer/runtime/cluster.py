@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -17,6 +18,7 @@ from distributed.utils import silence_logging_cmgr
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from daskinfer.errors import JobFailed, RecipeError
+from daskinfer.logs import log_settings
 from daskinfer.models.devices import find_device
 from daskinfer.runtime.processes import set_up_processes
 from daskinfer.spec import recipe as recipes
@@ -31,11 +33,7 @@ def find_workers(cluster: recipes.Cluster) -> list[WorkerShape]:
     """Return the workers that a plan can count on: those of a running cluster, or those that would be started."""
     if cluster.address is not None:
         with _connect(cluster.address) as client:
-            devices: dict[str, DeviceShape] = client.run(find_device)
-            return [
-                shape.model_copy(update={"device": devices.get(shape.address, shape.device)})
-                for shape in worker_shapes(client)
-            ]
+            return measure_workers(client)
     local = cluster.workers
     device = find_device()
     memory = int(psutil.virtual_memory().total / local.workers)
@@ -63,21 +61,34 @@ def open_cluster(cluster: recipes.Cluster, patience: float = 0) -> Iterator[Clie
     JobFailed
         The scheduler cannot be reached, or workers do not start.
     """
+    logs = log_settings()
     if cluster.address is not None:
+        # Its workers may be anywhere: what they log goes to their own stderr.
+        logs = None if logs is None else replace(logs, file=None)
         # Silent as a local cluster is: what goes wrong is told once, by the job.
         with (
             dask.config.set(_QUIET),
             silence_logging_cmgr(logging.CRITICAL),
             _connect_patiently(cluster.address, patience) as client,
         ):
-            set_up_processes(client)
+            set_up_processes(client, logs)
             yield client
         return
     local = cluster.workers
     # What a nanny gives its workers is read when it is made, restarts included, so the settings outlive the start.
     with dask.config.set(_local_settings(local)), _start(local) as workers, Client(workers) as client:
-        set_up_processes(client)
+        set_up_processes(client, logs)
         yield client
+
+
+def measure_workers(client: Client, workers: list[str] | None = None) -> list[WorkerShape]:
+    """Return the workers that are connected now, or those of them that are named, with what they compute on."""
+    devices: dict[str, DeviceShape] = client.run(find_device, workers=workers)
+    return [
+        shape.model_copy(update={"device": devices[shape.address]})
+        for shape in worker_shapes(client)
+        if shape.address in devices
+    ]
 
 
 def worker_shapes(client: Client) -> list[WorkerShape]:
@@ -92,6 +103,7 @@ def shape_worker(address: str, identity: dict[str, Any]) -> WorkerShape:
         threads=identity["nthreads"],
         memory=identity["memory_limit"] or 0,
         resources={tag: float(amount) for tag, amount in identity["resources"].items()},
+        name=str(identity.get("name", "")),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from daskinfer.errors import CheckpointError
 from daskinfer.graphs.context import make_request, open_transports
@@ -23,7 +23,8 @@ from daskinfer.storage.convictions import Convictions
 from daskinfer.storage.filesystem import absolute_url
 from daskinfer.storage.generations import GenerationLog
 from daskinfer.storage.jobs import JobStore
-from daskinfer.storage.outputs.job import open_output, open_stage
+from daskinfer.storage.outputs.commits import CommitDigest
+from daskinfer.storage.outputs.job import open_output, open_stage, open_standing, open_supplement
 from daskinfer.storage.outputs.sink import WholeOutput
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
@@ -42,20 +43,24 @@ class Keeper:
         As it is now: the keys that must have signed may differ from the job's record.
     epoch
         Life of the driver.
+    round
+        Number of the retry; 0 for a run.
     """
 
-    def __init__(self, record: JobRecord, recipe: Recipe, epoch: int) -> None:
+    def __init__(self, record: JobRecord, recipe: Recipe, epoch: int, round: int = 0) -> None:
         self._record = record
         self._signed_by = recipe.model.signed_by
         self._workspace = absolute_url(recipe.workspace)
         self._epoch = epoch
+        self._round = round
         self._registry = Registry(record.registry)
         self._folder = JobStore(recipe.workspace, record.job).url
         self._held: dict[str, SnapshotLock] = {}
         self._users: dict[int, str] = {}
         self._guard = threading.RLock()
         self.log = GenerationLog(self._folder, record.first_pin, epoch)
-        self.convictions = Convictions(self._folder)
+        self.standing = open_standing(record, self._workspace, self.log)
+        self.convictions = Convictions(self._folder, round)
 
     def begin(self) -> Pin:
         """Lock what the job is on, and let go of what an earlier driver held besides; return the pin to start on."""
@@ -74,6 +79,18 @@ class Keeper:
             if pin.snapshot != current.snapshot:
                 locks.remove(self._registry, pin.snapshot, self._record.job)
         return current
+
+    def retake(self, snapshot: str) -> Pin:
+        """Lock a snapshot that a sealed job has computed rows on; return its pin.
+
+        Raises
+        ------
+        SnapshotGone
+            It was deleted since.
+        """
+        pin = next(pin for pin in self.log.known.pins if pin.snapshot == snapshot)
+        self._lock(pin)
+        return pin
 
     def begin_trial(self) -> Pin | None:
         """Take up the candidate that the recipe wants compared, or go on with it; None where the verdict is given.
@@ -158,23 +175,25 @@ class Keeper:
 
     def prepare_places(self, pin: Pin) -> None:
         """Make the folders that attempts on a pin write into; idempotent."""
-        if self._record.is_staged or pin.generation:
+        if self._round:
+            open_supplement(self._record, pin, self._round, self._epoch).create()
+        elif self._record.is_staged or pin.generation:
             open_stage(self._record, pin).create()
         for transport in open_transports(self._record, self.handle(pin)):
             transport.create()
 
     def handle(self, pin: Pin) -> JobHandle:
         """Return what tasks on a pin are told of the job."""
-        return JobHandle(self._workspace, self._record.job, self._epoch, pin)
+        return JobHandle(self._workspace, self._record.job, self._epoch, pin, round=self._round)
 
     def output(self) -> WholeOutput:
         """Return the job's output as this driver knows it."""
         return open_output(self._record, self._workspace, self.log)
 
-    def switch(self, pin: Pin, partitions: Iterable[int]) -> Sequence[CommitRecord]:
+    def switch(self, pin: Pin, partitions: Iterable[int]) -> Iterator[CommitDigest]:
         """Let a generation take over partitions; return the commits that still count."""
         self.log.switch(pin.generation, partitions)
-        return list(self.output().committed())
+        return self.standing.digests()
 
     def retire(self, pin: Pin, given_up: bool) -> None:
         """Give a snapshot back that nothing is computed on any more; nothing ever will be on what was given up."""

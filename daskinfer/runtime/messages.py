@@ -8,6 +8,7 @@ from typing import Literal
 from daskinfer.errors import DaskinferError
 from daskinfer.graphs.build import StageTask
 from daskinfer.runtime.health import Restart, WorkerFrozen, WorkerPaused, WorkerResumed
+from daskinfer.runtime.orders import Answer, CancelAsked, DrainAsked, Say, StandDown, StoodDown
 from daskinfer.runtime.pinning import Head
 from daskinfer.runtime.probes import Running, SuspectAction, SuspectEvent
 from daskinfer.spec.comparison import PartComparison
@@ -90,6 +91,8 @@ class Prepared:
     partition: int
     microbatches: int
     generation: int = 0
+    nbytes: int = 0
+    """Of all of them, as the first stage gets them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +207,9 @@ Event = (
     | Judged
     | SuspectEvent
     | Running
+    | CancelAsked
+    | DrainAsked
+    | StoodDown
     | Tick
 )
 
@@ -215,7 +221,6 @@ class LoadShard:
     stage: int
     worker: str
     generation: int = 0
-    attempt: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,6 +371,9 @@ Action = (
     | Restart
     | Fail
     | Note
+    | StandDown
+    | Answer
+    | Say
     | Recovered
 )
 

@@ -31,6 +31,7 @@ from daskinfer.spec.plan import Numerics, Plan, WorkerShape
 from daskinfer.spec.recipe import OPERATIONAL, Input, Recipe
 from daskinfer.spec.rows import PartitionTable
 from daskinfer.spec.snapshot import EntryPoint
+from daskinfer.storage.control import ControlLog
 from daskinfer.storage.filesystem import absolute_url
 from daskinfer.storage.inputs.files import find_input
 from daskinfer.storage.inputs.index import index_input
@@ -96,13 +97,12 @@ def find_owner(recipe: Recipe, workers: Sequence[WorkerShape]) -> OpenedJob | No
     store = JobStore(recipe.workspace, owner.job)
     record = _read_owner_record(store, owner, recipe, output)
     inputs = digest_files(find_input(absolute_input(recipe)).files)
-    before = record.plan.numerics
-    numerics, _ = _make_numerics(recipe, before.dtype, workers, before.pillow is not None)
-    numerics = numerics.model_copy(update={"dtype": before.dtype})
+    numerics = current_numerics(record, recipe, workers)
     if make_job_request(recipe, inputs, digest_source(), numerics) != owner.request:
         raise _explain_difference(record, recipe, inputs, output)
     if store.state() != "done":
-        plan = place_plan(record.plan, recipe, workers)
+        drained = ControlLog(store.url).drained()
+        plan = place_plan(record.plan, recipe, [worker for worker in workers if worker.address not in drained])
         return OpenedJob(store, record, plan, resumed=True, done=False)
     now, last = resolve_checkpoint(recipe), read_generations(record, recipe.workspace).current.snapshot
     if now.snapshot != last:
@@ -134,7 +134,7 @@ def draft_job(recipe: Recipe, workers: Sequence[WorkerShape]) -> tuple[JobRecord
     manifest = registry.manifest(resolution.snapshot)
     _check_entry(recipe, manifest.entry)
     files = {file.path: registry.file(manifest, file.path) for file in manifest.files}
-    wants = _find_wants(recipe, make_request(recipe, manifest, files, ()))
+    wants = find_wants(recipe, make_request(recipe, manifest, files, ()))
     columns = {recipe.input.columns.get(role, role): want for role, want in wants.items()}
     table = index_input(absolute_input(recipe), columns, recipe.output.keep)
     arrays = tuple(
@@ -182,6 +182,13 @@ def draft_job(recipe: Recipe, workers: Sequence[WorkerShape]) -> tuple[JobRecord
     return record, table
 
 
+def current_numerics(record: JobRecord, recipe: Recipe, workers: Sequence[WorkerShape]) -> Numerics:
+    """Return what today's workers would compute a job with, in its precision."""
+    before = record.plan.numerics
+    numerics, _ = _make_numerics(recipe, before.dtype, workers, before.pillow is not None)
+    return numerics.model_copy(update={"dtype": before.dtype})
+
+
 def _begin(recipe: Recipe, workers: Sequence[WorkerShape], owner: Owner | None, output: str) -> OpenedJob:
     """Plan a new job, write it down, and make the output its own."""
     draft, table = draft_job(recipe, workers)
@@ -224,7 +231,7 @@ def _check_entry(recipe: Recipe, entry: EntryPoint | None) -> None:
         confirm_entry(entry)
 
 
-def _find_wants(recipe: Recipe, request: TaskRequest) -> dict[str, Literal["text", "image", "array"]]:
+def find_wants(recipe: Recipe, request: TaskRequest) -> dict[str, Literal["text", "image", "array"]]:
     """Return what the task reads, by role; the inputs of `forward` are those that the recipe names."""
     if request.task != "forward":
         return task_wants(request)

@@ -7,6 +7,7 @@ from distributed.diagnostics.plugin import WorkerPlugin
 
 from daskinfer.graphs.identity import set_identity
 from daskinfer.graphs.reporting import set_sender
+from daskinfer.logs import LogSettings, set_up_logging
 from daskinfer.runtime.serialization import register_serializers
 
 # Every death of a worker is counted against all tasks assigned to it, innocent ones included; the driver counts
@@ -19,17 +20,22 @@ class ProcessSetup(WorkerPlugin):
 
     name = "daskinfer-process"
 
+    def __init__(self, logs: LogSettings | None) -> None:
+        self._logs = logs
+
     def setup(self, worker: Worker) -> None:
         """Prepare a worker; must be quick, for it runs on the worker's event loop."""
         register_serializers()
         set_identity(worker.address, worker.local_directory)
         set_sender(worker.log_event)
+        if self._logs is not None:
+            set_up_logging(self._logs)
 
 
-def set_up_processes(client: Client) -> None:
-    """Prepare this process, the scheduler's and all workers', now and in future."""
+def set_up_processes(client: Client, logs: LogSettings | None = None) -> None:
+    """Prepare this process, the scheduler's and all workers', now and in future; these log as `logs` says."""
     register_serializers()
-    client.register_plugin(ProcessSetup())
+    client.register_plugin(ProcessSetup(logs))
     client.run_on_scheduler(_set_up_scheduler)
 
 

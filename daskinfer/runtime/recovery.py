@@ -125,10 +125,6 @@ class Recovery:
         refused.tries += 1
         return [] if self.book.is_open(_STORE) else [self.book.begin(_STORE, "storage-refused", error.message, now)]
 
-    def tries(self, what: Hashable) -> int:
-        """Return how often something was refused since it last succeeded."""
-        return self._refused[what].tries if what in self._refused else 0
-
     def due(self, now: float) -> list[Action]:
         """Return what is to be done again now."""
         actions = []
@@ -179,7 +175,7 @@ class Recovery:
 
     def _is_wanted(self, action: Action) -> bool:
         if isinstance(action, LoadShard):
-            return self._crew.is_loading(action.generation, action.worker)
+            return self._crew.is_loading(action.generation, action.stage, action.worker)
         assert isinstance(action, Prepare | Submit | Commit | Probe)
         return (action.generation, action.partition) in self._work.open
 

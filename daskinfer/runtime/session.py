@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from contextlib import suppress
 from dataclasses import replace
 from itertools import count
-from sys import intern
+from typing import TypeVar
 
 from distributed import Client
 
 from daskinfer.errors import ClusterLost, DaskinferError, Interrupted, StorageError, StorageRefused
+from daskinfer.logs import logging_context
 from daskinfer.planning.sampling import choose_sample
 from daskinfer.runtime.cluster import open_cluster
 from daskinfer.runtime.core import DriverCore
@@ -22,15 +24,25 @@ from daskinfer.runtime.limits import Limits
 from daskinfer.runtime.messages import Note, Recovered
 from daskinfer.runtime.opening import OpenedJob
 from daskinfer.runtime.pinning import Pinning
+from daskinfer.runtime.posts import Staffing
+from daskinfer.runtime.snapshotmap import SnapshotMap
 from daskinfer.runtime.trial import Trial
+from daskinfer.spec.control import WorkerState
 from daskinfer.spec.generation import Pin
 from daskinfer.spec.job import Phase, Progress
 from daskinfer.spec.recipe import Recipe
+from daskinfer.spec.rows import PartitionTable
+from daskinfer.storage.control import ControlLog
 from daskinfer.storage.filesystem import absolute_url, delete, join_url
 from daskinfer.storage.journal import Event, Journal
 from daskinfer.storage.lease import Lease
 from daskinfer.storage.outputs.owner import confirm
 from daskinfer.storage.outputs.sink import WholeOutput
+from daskinfer.storage.retries import outlast
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 0.25
 CHECK_SECONDS = 5.0
@@ -63,6 +75,7 @@ class Session:
     def __init__(self, job: OpenedJob, recipe: Recipe, watch: Callable[[Progress], None], began: float) -> None:
         self.job = job
         self.recipe = recipe
+        self.rules = job.record.recipe.consistency
         self.ledger = Ledger(job.plan, job.record.rows)
         self.epoch = 0
         self.pins: tuple[Pin, ...] = (job.record.first_pin,)
@@ -70,6 +83,7 @@ class Session:
         self.error: DaskinferError | None = None
         self.running_since: float | None = None
         self.running_until: float | None = None
+        self.workers: tuple[WorkerState, ...] = ()
         self._watch = watch
         self._began = began
         self._phase: Phase = "starting"
@@ -89,14 +103,19 @@ class Session:
         try:
             self.epoch = self._lease.epoch
             self._journal = Journal(self.job.store.url, self.epoch)
-            try:
-                self._run()
-            except KeyboardInterrupt:
-                self.error = Interrupted("interrupted; everything committed so far stays")
-            except DaskinferError as error:
-                self.error = error
+            record = self.job.record
+            with logging_context(job=record.job, epoch=self.epoch, snapshot=record.resolution.snapshot):
+                try:
+                    _log.info("job resumed" if self.job.resumed else "job begun", extra={"rows": record.rows})
+                    self._run()
+                except KeyboardInterrupt:
+                    self.error = Interrupted("interrupted; everything committed so far stays")
+                except DaskinferError as error:
+                    self.error = error
+                self._tell_end()
             self._enter(_final_phase(self.error))
-            self._journal.flush()
+            with suppress(StorageRefused):  # the job has ended as it has, written down or not
+                self._journal.flush()
         finally:
             self._lease.release()
 
@@ -131,6 +150,7 @@ class Session:
             total_bytes=ledger.loads.total_bytes,
             loaded_shards=ledger.loads.loaded_shards,
             total_shards=ledger.loads.total_shards,
+            workers=self.workers,
             message=message,
         )
 
@@ -139,30 +159,49 @@ class Session:
         self._enter("starting")
         self._tell(f"precision: {record.precision}")
         if self.job.resumed:
-            self._note("resumed", f"epoch {self.epoch} goes on where an earlier one stopped")
+            self._note("resumed", f"epoch {self.epoch} goes on where an earlier one stopped{self._explain_stop()}")
         keeper = Keeper(record, self.recipe, self.epoch)
-        pin = keeper.begin()
-        sink = self._open_output(keeper)
-        for commit in sink.committed():
-            self.ledger.add_earlier(commit)
+        pin = self._outlast(keeper.begin)
+        sink = self._outlast(lambda: self._open_output(keeper))
         self._compute_all(keeper, pin, sink)
         self._enter("sealing")
-        self._seal(keeper, sink)
-        keeper.release()
+        self._outlast(lambda: self._seal(keeper, sink))
+        self._outlast(keeper.release)
 
-    def _compute_all(self, keeper: Keeper, pin: Pin, sink: WholeOutput) -> None:
-        """Compute what is left, over one connection after the other where schedulers are lost."""
-        record, losses = self.job.record, 0
-        for connection in count():
-            committed = {commit.partition: intern(commit.snapshot) for commit in sink.committed()}
+    def _outlast(self, call: Callable[[], T]) -> T:
+        """Do something in storage that may be repeated, though the store refuses for a while."""
+        return outlast(call, self.recipe.recovery.storage, lambda error: self._note("storage-refused", error.message))
+
+    def _compute_all(self, keeper: Keeper, first: Pin, sink: WholeOutput) -> None:
+        """Compute what is left."""
+        record = self.job.record
+
+        def compute(connection: int) -> bool:
+            if connection:
+                self.ledger.find_more(self._outlast(lambda: list(keeper.standing.digests())))
+            pin = self._outlast(keeper.begin) if connection else first
+            committed = SnapshotMap(record.partitions)
+            for commit in self._outlast(lambda: list(keeper.standing.digests(keep=True))):
+                committed[commit.partition] = commit.snapshot
+                if connection == 0:
+                    self.ledger.add_earlier(commit)
             # An output that is to converge may have to be computed again where it is whole.
             is_open = record.recipe.consistency.converge and not keeper.log.known.sealed
-            trial = self._open_trial(keeper, sink)
-            if len(committed) == record.partitions and not is_open and trial is None:
-                return
+            trial = self._outlast(lambda: self._open_trial(keeper, sink))
+            if len(committed) < record.partitions or is_open or trial is not None:
+                self._compute(keeper, pin, committed, trial, connection)
+            return True
+
+        self._over_connections(compute)
+
+    def _over_connections(self, compute: Callable[[int], bool]) -> None:
+        """Compute over one connection after the other, where schedulers are lost, until it says that nothing is left."""
+        losses = 0
+        for connection in count():
             before = self.ledger.rows_this_run
             try:
-                return self._compute(keeper, pin, committed, trial, connection)
+                if compute(connection):
+                    return
             except ClusterLost as lost:
                 losses = 1 if self.ledger.rows_this_run > before else losses + 1
                 if losses > MOST_LOSSES:
@@ -171,8 +210,6 @@ class Session:
                 # Numbers below zero are nobody else's.
                 self._lost = (-connection - 1, time.monotonic())
                 self._record(Note("scheduler-lost", detail, self._lost[0]))
-            self.ledger.find_more(sink.committed())
-            pin = keeper.begin()
 
     def _open_output(self, keeper: Keeper) -> WholeOutput:
         """Prepare the output. Under the lease and before the first task, so that nothing of this job can be lost."""
@@ -198,16 +235,16 @@ class Session:
         current = keeper.log.known.current.generation
         committed = {
             generation: {commit.partition: commit for commit in commits if commit.partition in sample}
-            for generation, commits in ((current, sink.committed()), (pin.generation, keeper.committed_on(pin)))
+            for generation, commits in ((current, sink.committed(sample)), (pin.generation, keeper.committed_on(pin)))
         }
         return Trial(pin, sample, rules.canary is not None, committed, current)
 
     def _compute(
-        self, keeper: Keeper, pin: Pin, committed: dict[int, str], trial: Trial | None, connection: int
+        self, keeper: Keeper, pin: Pin, committed: MutableMapping[int, str], trial: Trial | None, connection: int
     ) -> None:
-        record, plan, rules = self.job.record, self.job.plan, self.job.record.recipe.consistency
-        keeper.prepare_places(pin)
-        poison = keeper.convictions.all()
+        record, plan, rules = self.job.record, self.job.plan, self.rules
+        self._outlast(lambda: keeper.prepare_places(pin))
+        poison = self._outlast(keeper.convictions.all)
         core = DriverCore(
             plan=plan,
             pinning=Pinning(pin, rules, len(keeper.log.known.pins)),
@@ -217,10 +254,13 @@ class Session:
             partitions=record.partitions,
             committed=committed,
             rejects=self.ledger.rows_quarantined,
-            requires=self.recipe.placement.requires,
+            staffing=self._staffing(),
             limits=Limits(
                 rejects=self.recipe.errors.limit(record.rows),
                 seconds=self.recipe.errors.microbatch_seconds,
+                frozen=self.recipe.recovery.frozen,
+                missing=self.recipe.recovery.missing,
+                patience=self.recipe.recovery.patience,
                 paused=self.recipe.recovery.paused,
                 storage=self.recipe.recovery.storage,
             ),
@@ -236,10 +276,11 @@ class Session:
                 ledger=self.ledger,
                 handle=replace(keeper.handle(pin), connection=connection),
                 keeper=keeper,
-                table=self.job.store.table(),
+                table=self._table(),
                 requires=self.recipe.placement.requires,
-                frozen=self.recipe.recovery.frozen,
+                recovery=self.recipe.recovery,
                 note=self._record,
+                say=self._tell,
                 pulse=lambda: self._pulse(driver, keeper),
                 poison=poison,
             )
@@ -250,6 +291,24 @@ class Session:
                 self.counters = dict(core.counters)
                 self.pins = keeper.log.known.pins
                 self._leave(driver, client)
+
+    def _staffing(self) -> Staffing:
+        consistency, placement = self.job.record.recipe.consistency, self.recipe.placement
+        return Staffing(
+            stages=self.job.plan.stages,
+            replicas=self.job.plan.replicas,
+            requires=placement.requires,
+            standby=placement.standby,
+            copies=consistency.copies,
+            drained=ControlLog(self.job.store.url).drained(),
+        )
+
+    def _explain_stop(self) -> str:
+        cancel = ControlLog(self.job.store.url).cancelled(self.epoch - 1)
+        return "" if cancel is None else f": it was cancelled by {cancel.by} at {cancel.at}"
+
+    def _table(self) -> PartitionTable:
+        return self.job.store.table()
 
     def _leave(self, driver: Driver, client: Client) -> None:
         if self.recipe.cluster.address is not None and client.status == "running":
@@ -265,6 +324,7 @@ class Session:
             self._record(Recovered(self._lost[0], now - self._lost[1]))
             self._lost = None
         if self._is_due("progress", now, PROGRESS_SECONDS):
+            self.workers = driver.workers
             self._tell()
         if self._is_due("check", now, CHECK_SECONDS):
             # A store that is away for a minute must not end hours of work.
@@ -302,7 +362,15 @@ class Session:
                 "plan": record.plan.digest,
             }
         )
+        _log.info("output sealed", extra={"output": record.output})
         delete(join_url(absolute_url(self.recipe.workspace), "activations", record.job), recursive=True)
+
+    def _tell_end(self) -> None:
+        facts = {"rows_out": self.ledger.rows_out, "rows_quarantined": self.ledger.rows_quarantined}
+        if self.error is None:
+            _log.info("job done", extra=facts)
+        else:
+            _log.error("job ended: %s", self.error.message, extra=facts)
 
     def _enter(self, phase: Phase) -> None:
         self._phase = phase
@@ -316,9 +384,11 @@ class Session:
         at = time.monotonic() - self._began
         if isinstance(action, Recovered):
             kind = self.ledger.end_incident(action.number, action.seconds).kind
+            _log.info("recovered from %s", kind, extra={"incident": kind, "seconds": action.seconds})
             self._write(Event(at, "recovered", {"from": kind, "seconds": action.seconds}))
             return
         kind, detail, seconds = action.kind, action.detail, action.detect_seconds
+        _log.info("%s: %s", kind, detail, extra={"incident": kind})
         self.ledger.add_incident(at, kind, detail, action.number, seconds)
         self._write(Event(at, kind, {"detail": detail} | ({} if seconds is None else {"detect_seconds": seconds})))
         self._tell(f"{kind}: {detail}")

@@ -48,7 +48,7 @@ class Workload:
     """
 
     def __init__(self, window: int, waiting: Iterator[tuple[int | None, int]], left: int) -> None:
-        self._window = window
+        self.window = window
         self._waiting = waiting
         self._open: dict[Place, OpenPartition] = {}
         self._in_flight = 0
@@ -134,7 +134,7 @@ class Workload:
         """Fill the window with microbatches, and prepare partitions on a generation so that it stays full."""
         actions: list[Action] = []
         for place, partition in self._open.items():
-            take = 0 if self.is_held else min(self._window - self._in_flight, partition.unsubmitted)
+            take = 0 if self.is_held else min(self.window - self._in_flight, partition.unsubmitted)
             if take > 0:
                 begin = partition.submitted
                 numbers = tuple(range(begin, begin + take))
@@ -145,12 +145,12 @@ class Workload:
         preparing = sum(partition.microbatches is None for partition in self._open.values())
         committing = sum(partition.committing for partition in self._open.values())
         # Until one partition has shown how many microbatches to expect, two are enough to begin with.
-        expected = self._typical or self._window
+        expected = self._typical or self.window
         while (
             may_start
-            and ahead + preparing * expected < 2 * self._window
-            and preparing < self._window
-            and committing <= self._window
+            and ahead + preparing * expected < 2 * self.window
+            and preparing < self.window
+            and committing <= self.window
         ):
             following = next(self._waiting, None)
             if following is None:

@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from typing import Literal
 
 from daskinfer.ids import canonical_json, digest_of
+from daskinfer.spec.control import WorkerState
 from daskinfer.spec.generation import Pin
 from daskinfer.spec.outline import Outline
 from daskinfer.spec.plan import Numerics, Plan
 from daskinfer.spec.recipe import Recipe
+from daskinfer.spec.retries import RetryShare
 from daskinfer.spec.rows import InputFile
 from daskinfer.spec.section import Section
 from daskinfer.spec.snapshot import Resolution
@@ -18,7 +20,7 @@ from daskinfer.spec.snapshot import Resolution
 SNAPSHOT = "snapshot"
 """Column of outputs whose rows may be on different snapshots."""
 
-State = Literal["running", "stopped", "failed", "done"]
+State = Literal["running", "stopped", "cancelled", "failed", "done"]
 Phase = Literal["preparing", "starting", "loading", "running", "sealing", "done", "failed", "stopped"]
 
 
@@ -138,6 +140,8 @@ class CommitRecord(Section):
     """Number of that snapshot among the job's."""
     epoch: int
     """Life of the driver that asked for it."""
+    round: int = 0
+    """Retry that computed some of its rows last; 0 where none has."""
     rows_in: int
     """Rows of the partition."""
     rows_out: int
@@ -289,6 +293,8 @@ class Report(Section):
     """What went wrong and was mended."""
     rejects: tuple[str, ...]
     """The first few quarantined rows, a line each."""
+    retries: tuple[RetryShare, ...] = ()
+    """Retries of quarantined rows; in the report of a retry it is the last one."""
     versions: dict[str, str]
     """Python, daskinfer, torch ..."""
     output: str
@@ -337,6 +343,8 @@ class Progress(Section):
     """Shards that are in place."""
     total_shards: int = 0
     """Shards that are wanted: one for each worker of a stage."""
+    workers: tuple[WorkerState, ...] = ()
+    """What every worker does."""
     message: str = ""
     """What just happened, where it is worth a line."""
 
@@ -349,7 +357,9 @@ class JobStatus(Section):
     name: str
     """The recipe's name."""
     state: State
-    """`stopped`: no live driver and not finished; the same command resumes it."""
+    """`stopped`: no live driver and not finished; the same command resumes it. `cancelled`: so, because somebody said so."""
+    message: str = ""
+    """Who cancelled it and when, where somebody did."""
     rows_total: int
     """Rows of the input."""
     rows_done: int

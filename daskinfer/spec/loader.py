@@ -16,6 +16,7 @@ from daskinfer.spec.recipe import Recipe
 from daskinfer.spec.yamltext import Document, KeyPath, Problem, Source, Spots, dotted, read_document
 from daskinfer.units import format_bytes
 
+_SCHEMA_HINT = "`daskinfer schema` lists every key with its meaning"
 _LARGEST = 1_000_000  # bytes; more is a data file given by mistake
 
 
@@ -43,8 +44,24 @@ def load_recipe(
         blocks = [str(problem) for problem in problems]
         if len(blocks) > 1:
             blocks.insert(0, f"{len(blocks)} problems in {path}")
-        raise RecipeError("\n".join(blocks), hint="`daskinfer schema` lists every key with its meaning")
+        raise RecipeError("\n".join(blocks), hint=_SCHEMA_HINT)
     return recipe
+
+
+def override_recipe(recipe: Recipe, overrides: Sequence[str], environment: Mapping[str, str] | None = None) -> Recipe:
+    """Return a recipe with keys changed; `overrides` and `environment` are those of `load_recipe`.
+
+    Raises
+    ------
+    RecipeError
+        With every problem that was found.
+    """
+    value = recipe.model_dump(mode="json", exclude_none=True)
+    document = Document(Source("--set", ("",), numbered=False), value=value)
+    changed = _finish(document, overrides, os.environ if environment is None else environment)
+    if changed is None:
+        raise RecipeError("\n".join(map(str, document.problems)), hint=_SCHEMA_HINT)
+    return changed
 
 
 def validate_recipe(
@@ -80,6 +97,13 @@ def _read(
         document.problems.append(Problem(source.spot(0, 0), "", f"the recipe {kind}"))
     if not isinstance(document.value, dict):
         return None, tuple(document.problems)
+    recipe = _finish(document, overrides, environment)
+    ordered = sorted(document.problems, key=lambda problem: (problem.spot.line or 10**9, problem.spot.column))
+    return recipe, tuple(ordered)
+
+
+def _finish(document: Document, overrides: Sequence[str], environment: Mapping[str, str]) -> Recipe | None:
+    """Apply the overrides and return the recipe that the document is; None where it has problems."""
     for override in overrides:
         _override(document, override, environment)
     recipe = None
@@ -89,8 +113,7 @@ def _read(
         known = {problem.path for problem in document.problems}
         found = explain(error, Recipe, document.value, document.spots)
         document.problems += [problem for problem in found if problem.path not in known]
-    ordered = sorted(document.problems, key=lambda problem: (problem.spot.line or 10**9, problem.spot.column))
-    return (None if ordered else recipe), tuple(ordered)
+    return None if document.problems else recipe
 
 
 def _read_text(path: str | Path) -> str:

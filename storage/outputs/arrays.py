@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +96,9 @@ class ZarrSink:
         """Create the commit record of a part."""
         return self._ledger.commit(record)
 
-    def committed(self) -> Iterator[CommitRecord]:
-        """Return all commit records."""
-        return self._ledger.committed()
+    def committed(self, among: Container[int] | None = None) -> Iterator[CommitRecord]:
+        """Return all commit records, or those of some partitions."""
+        return self._ledger.committed(among)
 
     def seal(self, manifest: Mapping[str, Any]) -> bytes:
         """Create the manifest."""
@@ -109,8 +109,9 @@ class ZarrSink:
         self._ledger.discard()
 
     def objects(self, partition: int) -> list[str]:
-        """Return the paths of a partition's chunks."""
-        return ["/".join([column.name, *_chunk_path(column, partition)]) for column in _columns_of(self._layout)]
+        """Return the paths of a partition's chunks; `valid` is the last, as it says which rows the others hold."""
+        columns = sorted(_columns_of(self._layout), key=lambda column: column.name == VALID)
+        return ["/".join([column.name, *_chunk_path(column, partition)]) for column in columns]
 
 
 def read_arrays(url: str, layout: OutputLayout, partition: Partition) -> tuple[dict[str, NDArray[Any]], str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from daskinfer.spec.generation import Generations, Pin
 from daskinfer.spec.job import CommitRecord, JobRecord
@@ -10,9 +11,12 @@ from daskinfer.storage.filesystem import absolute_url
 from daskinfer.storage.generations import GenerationLog
 from daskinfer.storage.jobs import JobStore
 from daskinfer.storage.outputs.choice import choose_output_format, make_sink
-from daskinfer.storage.outputs.reading import read_part
+from daskinfer.storage.outputs.ledger import Ledger
+from daskinfer.storage.outputs.reading import SealedPart, read_part
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, PartSink, WholeOutput
 from daskinfer.storage.outputs.staging import StagedOutput, StagedPartSink, staged_url
+from daskinfer.storage.outputs.standing import Standing
+from daskinfer.storage.outputs.supplements import Round, SupplementSink, close_round, supplement_url
 
 
 def open_output(record: JobRecord, workspace: str, log: GenerationLog | None = None) -> WholeOutput:
@@ -36,6 +40,14 @@ def open_output(record: JobRecord, workspace: str, log: GenerationLog | None = N
     return StagedOutput(record.output, layout, sink, lambda: read_generations(record, workspace))
 
 
+def open_standing(record: JobRecord, workspace: str, log: GenerationLog | None = None) -> Standing:
+    """Return how far a job is; the parameters are those of `open_output`."""
+    layout = _make_layout(record, None)
+    if log is not None:
+        return Standing(absolute_url(record.output), layout, lambda: log.known)
+    return Standing(absolute_url(record.output), layout, lambda: read_generations(record, workspace))
+
+
 def read_generations(record: JobRecord, workspace: str) -> Generations:
     """Return the snapshots of a job, as its log tells now."""
     return GenerationLog(JobStore(workspace, record.job).url, record.first_pin).known
@@ -54,6 +66,30 @@ def open_stage(record: JobRecord, pin: Pin) -> StagedPartSink:
     layout = _make_layout(record, pin)
     inner = make_sink(staged_url(record.output, record.job, pin.generation), _format_of(record), layout)
     return StagedPartSink(absolute_url(record.output), layout, pin, inner)
+
+
+def open_supplement(record: JobRecord, pin: Pin, round: int, epoch: int) -> SupplementSink:
+    """Return where a driver's merged parts of a retry wait; `pin` is what their rows are computed on."""
+    layout, url = _make_layout(record, pin), absolute_url(record.output)
+    inner = make_sink(supplement_url(url, record.job, round, epoch), _format_of(record), layout)
+    return SupplementSink(url, layout, round, inner)
+
+
+def read_sealed(record: JobRecord, part: SealedPart) -> OutputPart:
+    """Return a part of a job that is sealed, as it was before a retry."""
+    layout = _make_layout(record, record.first_pin)
+    return read_part(absolute_url(record.output), layout, part.partition, part.path, part.digest)
+
+
+def merge_round(record: JobRecord, generations: Generations, round: Round, check: Callable[[], None]) -> dict[str, Any]:
+    """Merge a retry whose parts are all committed into the output; see `close_round`."""
+    layout, url = _make_layout(record, record.first_pin), absolute_url(record.output)
+
+    def ledger_of(partition: int) -> Ledger:
+        return Ledger(url, layout, generations.owner(partition) if record.is_staged else 0)
+
+    records = list(Ledger(url, layout, round=round.number).committed())
+    return close_round(url, make_sink(url, _format_of(record), layout), round, records, ledger_of, check)
 
 
 def read_staged(record: JobRecord, pin: Pin, commit: CommitRecord) -> OutputPart:

@@ -12,11 +12,11 @@ from pydantic import TypeAdapter
 
 from daskinfer.errors import Incomparable, IntegrityError
 from daskinfer.spec.job import OutputField
-from daskinfer.spec.rows import Partition
+from daskinfer.spec.rows import Partition, Reject
 from daskinfer.spec.section import Section
 from daskinfer.storage.filesystem import absolute_url, join_url, read_bytes
 from daskinfer.storage.outputs.arrays import VALID, read_arrays
-from daskinfer.storage.outputs.ledger import MANIFEST, read_manifest
+from daskinfer.storage.outputs.ledger import MANIFEST, find_merged, read_manifest
 from daskinfer.storage.outputs.quarantine import read_rejects
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart
 from daskinfer.storage.outputs.tables import ARROW, ROW, decode_jsonl, decode_parquet, find_values
@@ -49,11 +49,23 @@ class SealedOutput:
     """What its parts have in common; `metadata` is what the job said of itself."""
     parts: tuple[SealedPart, ...]
     """All of them, in order."""
+    retries: int = 0
+    """Retries whose rows are in them."""
 
     def read(self, partition: int) -> OutputPart:
-        """Read a part."""
+        """Read a part; where a retry has merged rows into it since the manifest was read, with these."""
         part = self.parts[partition]
-        return read_part(self.url, self.layout, part.partition, part.path, part.digest)
+        try:
+            return read_part(self.url, self.layout, part.partition, part.path, part.digest)
+        except IntegrityError:
+            merged = find_merged(self.url, self.layout, partition, self.retries)
+            if merged is None:
+                raise
+        try:
+            return read_part(self.url, self.layout, partition, merged.path, merged.digest)
+        except IntegrityError as error:
+            hint = f"If a retry was interrupted while it merged rows, complete it: daskinfer retry {self.layout.job}"
+            raise IntegrityError(error.message, hint=hint) from error
 
 
 def open_output(url: str) -> SealedOutput:
@@ -87,7 +99,7 @@ def open_output(url: str) -> SealedOutput:
             f"{join_url(place, MANIFEST)} does not say what its columns are",
             hint="It is damaged or was written by another version of daskinfer; make the output again with --fresh.",
         ) from error
-    return SealedOutput(place, layout, parts)
+    return SealedOutput(place, layout, parts, len(manifest.get("retries", [])))
 
 
 def read_part(url: str, layout: OutputLayout, partition: int, path: str, digest: str) -> OutputPart:
@@ -131,12 +143,13 @@ def _read_zarr(url: str, layout: OutputLayout, rows: Partition, path: str, diges
         raise _make_damage(url, rows.number, f"cannot be read: {error}") from error
     _verify(url, rows.number, found, digest)
     valid = chunks[VALID]
+    positions = np.flatnonzero(valid).astype(np.int32)
     return OutputPart(
         partition=rows,
-        positions=np.flatnonzero(valid).astype(np.int32),
+        positions=positions,
         arrays={field.name: chunks[field.name][valid] for field in layout.fields},
         kept=pa.table({name: pa.array(chunks[name][valid], ARROW[kind]) for name, kind in layout.keep.items()}),
-        rejects=() if valid.all() else read_rejects(url, rows.number),
+        rejects=_find_rejects(url, rows, positions),
     )
 
 
@@ -145,13 +158,22 @@ def _read_table(url: str, layout: OutputLayout, rows: Partition, path: str, dige
     _verify(url, rows.number, xxhash.xxh3_128_hexdigest(data), digest)
     table = decode_parquet(data) if path.endswith(".parquet") else decode_jsonl(data, layout)
     numbers: NDArray[np.int64] = table.column(ROW).to_numpy()
+    positions = (numbers - rows.first_row).astype(np.int32)
     return OutputPart(
         partition=rows,
-        positions=(numbers - rows.first_row).astype(np.int32),
+        positions=positions,
         arrays={field.name: find_values(table, field) for field in layout.fields},
         kept=table.select(list(layout.keep)).replace_schema_metadata(None),
-        rejects=() if len(numbers) == rows.rows else read_rejects(url, rows.number),
+        rejects=_find_rejects(url, rows, positions),
     )
+
+
+def _find_rejects(url: str, rows: Partition, positions: NDArray[np.int32]) -> tuple[Reject, ...]:
+    if len(positions) == rows.rows:
+        return ()
+    accepted = set((positions + rows.first_row).tolist())
+    # A retry merges the part first and the quarantine after it.
+    return tuple(reject for reject in read_rejects(url, rows.number) if reject.row not in accepted)
 
 
 def _verify(url: str, partition: int, found: str, digest: str) -> None:

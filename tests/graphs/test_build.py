@@ -136,3 +136,15 @@ def test_dask_sees_the_bytes_of_what_tasks_hand_on(rows: int) -> None:
     assert sizeof(Handoff({"embedding": np.zeros((rows, 384), np.float32)}, ())) >= rows * 384 * 4
     texts = EncodedRows(np.zeros(rows * 20, np.int32), np.zeros(rows + 1, np.int64), arrays={"x": np.zeros((rows, 9))})
     assert sizeof(Encoded(texts, {}, (), np.arange(rows, dtype=np.int32))) >= rows * (20 * 4 + 9 * 8 + 4)
+
+
+def test_tasks_say_what_their_log_records_are_about() -> None:
+    graph = microbatch_graph(
+        HANDLE, 2, {}, partition=5, numbers=(7,), encoded=("job/encode", "3.0", 0, 5, 0), attempt=2
+    )
+    about = {"job": "job", "epoch": 3, "snapshot": HANDLE.pin.snapshot, "partition": 5, "microbatch": 7, "attempt": 2}
+    assert [task.args[0] for task in graph.tasks.values()] == [about | {"stage": stage} for stage in (0, 1)]
+    (load,) = load_graph(HANDLE, 1, "tcp://worker", attempt=4).tasks.values()
+    assert load.args[0] == {"job": "job", "epoch": 3, "snapshot": HANDLE.pin.snapshot, "stage": 1}
+    (commit,) = commit_graph(HANDLE, 5, ("rows",), ("encoded",), {}, attempt=1).tasks.values()
+    assert commit.args[0] == {key: about[key] for key in ("job", "epoch", "snapshot", "partition")} | {"attempt": 1}

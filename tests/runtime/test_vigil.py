@@ -23,13 +23,13 @@ def sight(worker: str, last_seen: float, *, paused: bool = False, used: int = 0,
     return Sighting(worker, last_seen, paused, used, limit)
 
 
-def test_silence_is_told_once_and_again_after_a_sign_of_life() -> None:
+def test_silence_is_told_again_as_it_goes_on_and_after_a_sign_of_life() -> None:
     watch = Watch(frozen=15)
     told: list[tuple[float, Event]] = []
     for second in range(60):
-        seen = float(min(second, 10) if second < 40 else min(second, 42))
+        seen = float(min(second, 4) if second < 40 else min(second, 42))
         told += [(second, event) for event in watch.take(Look(second, 0.5, [sight("a", seen), sight("b", second)]))]
-    assert told == [(25, WorkerFrozen("a", 15.0)), (57, WorkerFrozen("a", 15.0))]
+    assert told == [(19, WorkerFrozen("a", 15.0)), (34, WorkerFrozen("a", 30.0)), (57, WorkerFrozen("a", 15.0))]
 
 
 def test_a_scheduler_that_was_busy_makes_nobody_frozen() -> None:

@@ -1,0 +1,99 @@
+"""Retries: the quarantined rows of a job that is done, computed again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+from daskinfer.errors import RecipeError, UsageError
+from daskinfer.reports.page import render_html
+from daskinfer.runtime.cluster import find_workers
+from daskinfer.runtime.outcome import make_retry_report, refresh_report
+from daskinfer.runtime.retrying import RetrySession, reopen_job
+from daskinfer.spec.job import JobRecord, Progress, Report
+from daskinfer.spec.loader import override_recipe
+from daskinfer.spec.recipe import Recipe
+from daskinfer.storage.filesystem import absolute_url
+from daskinfer.storage.jobs import JobStore, find_job
+from daskinfer.storage.outputs.owner import confirm
+from daskinfer.storage.outputs.supplements import clear_supplements, next_round
+
+
+def retry(
+    job: str,
+    workspace: str,
+    *,
+    overrides: Sequence[str] = (),
+    watch: Callable[[Progress], None] | None = None,
+    command: str = "",
+) -> Report | None:
+    """Compute the quarantined rows of a job again, and merge those that come out into its output, exactly once.
+
+    A retry that was interrupted is gone on with.
+
+    Parameters
+    ----------
+    job
+        Job id, or the beginning of one. It must be done.
+    workspace
+        URL of its workspace.
+    overrides
+        `key.path=value` for keys that do not change the output: cluster, placement, errors ...
+    watch
+        Called with the progress, a few times a second.
+    command
+        What the user typed; the report names it.
+
+    Returns
+    -------
+    Report or None
+        What was done; `retries` has one entry. None where nothing is quarantined.
+
+    Raises
+    ------
+    DaskinferError
+        Its class says why the retry stopped; the output is as it was, or the same call goes on with the merging.
+    """
+    began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+    tell = watch or (lambda progress: None)
+    tell(Progress(phase="preparing"))
+    store = find_job(workspace, job)
+    record = store.record()
+    if store.state() != "done":
+        raise UsageError(
+            f"job {store.job} is not done, and only the quarantine of a whole output can be retried",
+            hint="Finish it first: daskinfer run RECIPE",
+        )
+    recipe = _change_recipe(record, workspace, overrides)
+    confirm(record.output, record.job)
+    round = next_round(absolute_url(record.output), record.job)
+    if not round.parts:
+        _refresh(store)  # a driver may have died after its last step but this
+        clear_supplements(absolute_url(record.output), record.job, round.number - 1)
+        return None
+    session = RetrySession(reopen_job(store, recipe, find_workers(recipe.cluster)), recipe, tell, began, round)
+    session.run()
+    report = make_retry_report(session, command, time.monotonic() - began, started)
+    store.save_retry_report(session.round.number, report, render_html(report))
+    _refresh(store)
+    if session.error is not None:
+        raise session.error
+    return report
+
+
+def _refresh(store: JobStore) -> None:
+    before, now = store.report(), refresh_report(store)
+    if now is not None and now != before:
+        store.save_report(now, render_html(now))
+
+
+def _change_recipe(record: JobRecord, workspace: str, overrides: Sequence[str]) -> Recipe:
+    """Return the job's recipe with what the user changes; nothing that could change the output may be."""
+    recipe = override_recipe(record.recipe, overrides).model_copy(update={"workspace": absolute_url(workspace)})
+    if recipe.digest != record.recipe.digest:
+        raise RecipeError(
+            f"--set {' '.join(overrides)}: the rows of job {record.job} can only be computed as those beside them were",
+            hint="A retry takes keys of cluster, placement, errors and pipeline.window. For others run a job of its own.",
+        )
+    return recipe

@@ -1,0 +1,26 @@
+"""What an operator reads of a job in its log, beside its incidents: an event of the driver as a record."""
+
+from __future__ import annotations
+
+import logging
+
+from daskinfer.logs import logging_context
+from daskinfer.runtime.messages import Committed, Event, MicrobatchDone, ShardLoaded
+
+_log = logging.getLogger(__name__)
+
+
+def narrate(event: Event) -> None:
+    """Log an event that is worth a record."""
+    match event:
+        case ShardLoaded(ack):
+            facts = {"worker": ack.worker, "device": ack.device, "read_bytes": ack.read_bytes, "seconds": ack.seconds}
+            with logging_context(stage=ack.stage, snapshot=ack.snapshot):
+                _log.info("shard loaded", extra=facts)
+        case Committed(record):
+            rows = {"rows_out": record.rows_out, "rows_quarantined": record.rows_quarantined}
+            with logging_context(partition=record.partition, snapshot=record.snapshot):
+                _log.info("partition committed", extra=rows)
+        case MicrobatchDone(partition, number):
+            with logging_context(partition=partition, microbatch=number):
+                _log.debug("microbatch done")

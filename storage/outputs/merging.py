@@ -1,0 +1,98 @@
+"""A part, its record and the manifest once the rows that a retry recovered are in: pure functions of what was before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from daskinfer.errors import IntegrityError
+from daskinfer.spec.job import CommitRecord
+from daskinfer.storage.outputs.sink import OutputPart
+
+
+def merge_part(before: OutputPart, retried: OutputPart) -> OutputPart:
+    """Return a part with the rows that were recovered, in input order; the rest of those retried are its rejects.
+
+    Parameters
+    ----------
+    before
+        The part as it was committed, its rejects included.
+    retried
+        The results of the rows that it refused, and only of these.
+
+    Raises
+    ------
+    IntegrityError
+        Where the rows retried are not the rows refused.
+    """
+    wanted = [reject.row for reject in before.rejects]
+    found = sorted([*retried.rows.tolist(), *(reject.row for reject in retried.rejects)])
+    if wanted != found:
+        number = before.partition.number
+        raise IntegrityError(f"partition {number}: rows {wanted} were refused, but rows {found} were retried")
+    positions = np.concatenate([before.positions, retried.positions])
+    order = np.argsort(positions, kind="stable")
+    return OutputPart(
+        partition=before.partition,
+        positions=positions[order],
+        arrays={name: np.concatenate([values, retried.arrays[name]])[order] for name, values in before.arrays.items()},
+        kept=_merge_tables(before.kept, retried.kept, order) if before.kept.num_columns else before.kept,
+        rejects=retried.rejects,
+    )
+
+
+def merge_records(before: CommitRecord, retried: CommitRecord) -> CommitRecord:
+    """Return the record of a merged part: both counts of tokens, all microbatches, and where the run's time went."""
+    return before.model_copy(
+        update={
+            "round": retried.round,
+            "rows_out": retried.rows_out,
+            "rows_quarantined": retried.rows_quarantined,
+            "tokens": before.tokens + retried.tokens,
+            "padded_tokens": before.padded_tokens + retried.padded_tokens,
+            "microbatches": (*before.microbatches, *retried.microbatches),
+            "digest": retried.digest,
+            "path": retried.path,
+        }
+    )
+
+
+def merge_manifest(
+    manifest: Mapping[str, Any], records: Iterable[CommitRecord], round: int, inputs: str
+) -> dict[str, Any]:
+    """Return the manifest of an output with the parts of a retry.
+
+    Parameters
+    ----------
+    manifest
+        As it was.
+    records
+        Of every part that had quarantined rows.
+    round
+        Number of the retry.
+    inputs
+        Digest of the input files as the retry read them.
+    """
+    merged = {record.partition: record for record in records}
+    parts = []
+    for part in manifest["parts"]:
+        record = merged.get(part["partition"])
+        parts.append(part if record is None else part | record.model_dump(include=set(part)))
+    retried = sum(part["rows_quarantined"] for part in manifest["parts"] if part["partition"] in merged)
+    left = sum(record.rows_quarantined for record in merged.values())
+    told = {"round": round, "rows_retried": retried, "rows_recovered": retried - left, "inputs": inputs}
+    return {
+        **manifest,
+        "rows_out": sum(part["rows_out"] for part in parts),
+        "rows_quarantined": sum(part["rows_quarantined"] for part in parts),
+        "parts": parts,
+        "retries": [*manifest.get("retries", []), told],
+    }
+
+
+def _merge_tables(before: pa.Table, retried: pa.Table, order: np.ndarray[Any, Any]) -> pa.Table:
+    fitting = retried.replace_schema_metadata(None).cast(before.schema)
+    return pa.concat_tables([before, fitting]).combine_chunks().take(order)

@@ -1,0 +1,228 @@
+"""A retry of a sealed output's quarantined rows, at rest.
+
+Every retry is a *round*, numbered from 1, in `<output>/_daskinfer/retries/<job>/<round>/`::
+
+    round.json               the parts that have quarantined rows, as the manifest names them; created once
+    inputs.json              digest of the input files as they were read last
+    <epoch>/                 these parts with the rows recovered by that driver, in the form of an output of their own
+    commits/<partition>.json which of them counts; created once, by the first one
+    before.json              the manifest as it was; created once, before the first part is replaced
+
+Nothing of the output itself changes before all these parts are committed. From then on the round has one outcome, and
+reaching it is copying: part by part, then its quarantine, then its record, and last the manifest. A driver that dies on
+the way leaves everything that the next one needs to do the same again. The manifest that names the round closes it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from daskinfer.errors import IntegrityError
+from daskinfer.ids import canonical_json
+from daskinfer.spec.job import CommitRecord
+from daskinfer.spec.section import Section
+from daskinfer.storage.filesystem import delete, join_url, list_names, read_bytes, replace_bytes
+from daskinfer.storage.outputs.ledger import (
+    MANIFEST,
+    QUARANTINE,
+    Ledger,
+    create_same,
+    name_rejects,
+    read_manifest,
+    round_url,
+)
+from daskinfer.storage.outputs.merging import merge_manifest, merge_records
+from daskinfer.storage.outputs.reading import SealedPart
+from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, Sink, Written
+
+_COPIES = 8
+
+
+class Round(Section):
+    """What one retry of a job retries."""
+
+    number: int
+    """From 1."""
+    job: str
+    """Job id."""
+    parts: tuple[SealedPart, ...]
+    """Every part with quarantined rows, as it was before."""
+
+    @property
+    def rows(self) -> int:
+        """How many rows are retried."""
+        return sum(part.rows_quarantined for part in self.parts)
+
+    def part(self, partition: int) -> SealedPart:
+        """Return a part as it was before."""
+        return next(part for part in self.parts if part.partition == partition)
+
+
+def next_round(url: str, job: str) -> Round:
+    """Return what there is to retry in a sealed output: the round that is under way, or a new one.
+
+    Raises
+    ------
+    IntegrityError
+        The output is not sealed, or is another job's.
+    """
+    manifest = read_manifest(url)
+    if manifest is None or manifest.get("job") != job:
+        raise IntegrityError(
+            f"{join_url(url, MANIFEST)} is not the manifest of job {job}",
+            hint="The output was deleted or made by another job; make it again with --fresh.",
+        )
+    parts = TypeAdapter(tuple[SealedPart, ...]).validate_python(manifest["parts"])
+    refused = tuple(part for part in parts if part.rows_quarantined)
+    return Round(number=len(manifest.get("retries", [])) + 1, job=job, parts=refused)
+
+
+def save_round(url: str, round: Round) -> None:
+    """Write down what a round retries; a second time it is there."""
+    create_same(join_url(round_url(url, round.job, round.number), "round.json"), round.model_dump_json().encode())
+
+
+def note_inputs(url: str, round: Round, digest: str) -> None:
+    """Write down which input files a round reads its rows from: they may have been mended since the run."""
+    place = join_url(round_url(url, round.job, round.number), "inputs.json")
+    replace_bytes(place, canonical_json({"inputs": digest}))
+
+
+def read_round(url: str, job: str, number: int) -> Round:
+    """Return what a round retries."""
+    place = join_url(round_url(url, job, number), "round.json")
+    try:
+        return Round.model_validate_json(read_bytes(place))
+    except ValidationError as error:
+        raise IntegrityError(f"{place} is not the record of a retry", hint="It was changed by hand.") from error
+
+
+def supplement_url(url: str, job: str, round: int, epoch: int) -> str:
+    """Return where a driver's merged parts wait, in the form of an output of their own.
+
+    Each driver has a folder, because the rows that it recovers may be others than those of the one before.
+    """
+    return join_url(round_url(url, job, round), f"e{epoch:04d}")
+
+
+class SupplementSink:
+    """Where the merged parts of a round go.
+
+    Parameters
+    ----------
+    url
+        The output.
+    layout
+        Of the output.
+    round
+        Number of the retry.
+    inner
+        The sink of the driver's own folder.
+    """
+
+    def __init__(self, url: str, layout: OutputLayout, round: int, inner: Sink) -> None:
+        self._inner = inner
+        self._ledger = Ledger(url, layout, round=round)
+
+    def create(self) -> None:
+        """Prepare the folder; idempotent."""
+        self._inner.create()
+
+    def write(self, part: OutputPart) -> Written:
+        """Write a merged part and its quarantine beside the output."""
+        return self._inner.write(part)
+
+    def commit(self, record: CommitRecord) -> CommitRecord:
+        """Create the part's commit record in the round; return the one that is there."""
+        return self._ledger.commit(record)
+
+    def committed(self) -> Iterator[CommitRecord]:
+        """Return the records of the round."""
+        return self._ledger.committed()
+
+
+def close_round(
+    url: str,
+    sink: Sink,
+    round: Round,
+    records: Sequence[CommitRecord],
+    ledger_of: Callable[[int], Ledger],
+    check: Callable[[], None],
+) -> dict[str, Any]:
+    """Put the merged parts of a round in their places and the manifest that names them in its; return the manifest.
+
+    Parameters
+    ----------
+    url
+        The output.
+    sink
+        Of the output.
+    round
+        What was retried.
+    records
+        The round's commit record of every part.
+    ledger_of
+        Returns the records among which a partition's counts.
+    check
+        Raises where this driver must not go on; called before each part.
+
+    Raises
+    ------
+    IntegrityError
+        A part is not committed, or the folder of one was deleted.
+    """
+    place = round_url(url, round.job, round.number)
+    missing = {part.partition for part in round.parts} - {record.partition for record in records}
+    if missing:
+        raise IntegrityError(f"{place} cannot be closed: partition {min(missing)} is not committed")
+    before = read_bytes(join_url(url, MANIFEST))
+    create_same(join_url(place, "before.json"), before)
+
+    def adopt(record: CommitRecord) -> None:
+        check()
+        _adopt(url, sink, round, record, ledger_of(record.partition))
+
+    with ThreadPoolExecutor(_COPIES, thread_name_prefix="merge") as pool:
+        for _ in pool.map(adopt, records):
+            pass
+    check()
+    inputs: str = json.loads(read_bytes(join_url(place, "inputs.json")))["inputs"]
+    manifest = merge_manifest(json.loads(before), records, round.number, inputs)
+    replace_bytes(join_url(url, MANIFEST), canonical_json(manifest))
+    clear_supplements(url, round.job, round.number)
+    return manifest
+
+
+def clear_supplements(url: str, job: str, round: int) -> None:
+    """Delete the merged parts of a closed round, which are in their places; what it did stays."""
+    place = round_url(url, job, round)
+    for name in list_names(place):
+        if name.startswith("e"):
+            delete(join_url(place, name), recursive=True)
+
+
+def _adopt(url: str, sink: Sink, round: Round, record: CommitRecord, ledger: Ledger) -> None:
+    """Put a merged part in its place: the data first, then what is left of its quarantine, then its record."""
+    source = supplement_url(url, round.job, round.number, record.epoch)
+    rejects = f"{QUARANTINE}/{name_rejects(record.partition)}"
+    try:
+        if record.digest != round.part(record.partition).digest:
+            for path in sink.objects(record.partition):
+                replace_bytes(join_url(url, path), read_bytes(join_url(source, path)))
+        if record.rows_quarantined:
+            replace_bytes(join_url(url, rejects), read_bytes(join_url(source, rejects)))
+        else:
+            delete(join_url(url, rejects))
+    except FileNotFoundError as error:
+        raise IntegrityError(
+            f"partition {record.partition} of retry {round.number} cannot be merged: {error} is gone",
+            hint="Something of _daskinfer/retries was deleted; make the output again with --fresh.",
+        ) from error
+    before = ledger.read(record.partition)
+    if before.digest != record.digest:
+        ledger.replace(merge_records(before, record))
