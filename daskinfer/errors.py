@@ -22,6 +22,7 @@
     │   └── SnapshotSkew             a value was computed on another snapshot
     ├── SnapshotGone              1  the locked snapshot was taken away
     ├── JobBusy                   1  another live driver runs this job
+    ├── ClaimLost                 1  another member of the job computes these partitions by now
     └── JobFailed                 1  the work itself failed
 """
 
@@ -134,6 +135,10 @@ class SnapshotGone(DaskinferError):
 
 class JobBusy(DaskinferError):
     """A live driver already runs this job."""
+
+
+class ClaimLost(DaskinferError):
+    """Another member of the job has taken partitions over; what was computed of them is not to be written."""
 
 
 class JobFailed(DaskinferError):

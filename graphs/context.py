@@ -142,13 +142,13 @@ class _ShardCache:
 
 
 _SHARDS = _ShardCache()
-_CONTEXTS: dict[tuple[str, str, int], JobContext] = {}
+_CONTEXTS: dict[tuple[str, str, str, int], JobContext] = {}
 _CONTEXTS_LOCK = threading.Lock()
 
 
 def open_context(handle: JobHandle) -> JobContext:
     """Return this process's view of a job and one of its generations."""
-    key = (handle.workspace, handle.job, handle.pin.generation)
+    key = (handle.workspace, handle.job, handle.member, handle.pin.generation)
     with _CONTEXTS_LOCK:
         if key not in _CONTEXTS:
             _CONTEXTS[key] = JobContext(handle)
@@ -158,7 +158,7 @@ def open_context(handle: JobHandle) -> JobContext:
 def forget_job(handle: JobHandle) -> None:
     """Drop a generation's records from this process, and its shards unless something else uses the snapshot."""
     with _CONTEXTS_LOCK:
-        context = _CONTEXTS.pop((handle.workspace, handle.job, handle.pin.generation), None)
+        context = _CONTEXTS.pop((handle.workspace, handle.job, handle.member, handle.pin.generation), None)
         still_used = {other.snapshot for other in _CONTEXTS.values()}
     if context is not None and context.snapshot not in still_used:
         with _SHARDS.lock:
@@ -169,13 +169,15 @@ def forget_job(handle: JobHandle) -> None:
 def open_transports(record: JobRecord, handle: JobHandle) -> tuple[Transport[Any], ...]:
     """Return the transport of every edge of a job's plan, for one generation."""
     plan, pin = record.plan, handle.pin
+    # Members that share a job must never read or delete each other's.
+    folder = join_url(handle.workspace, "activations", record.job, *([handle.member] if handle.member else []))
     opened: list[Transport[Any]] = []
     for index, (kind, tensors) in enumerate(zip(plan.transports, plan.edges, strict=True)):
         edge = Edge(job=record.job, snapshot=pin.snapshot, name=f"{index}-{index + 1}")
         if kind == "direct":
             opened.append(DirectTransport(edge, tensors))
             continue
-        url = join_url(handle.workspace, "activations", record.job, f"g{pin.generation:04d}", edge.name)
+        url = join_url(folder, f"g{pin.generation:04d}", edge.name)
         # Numbering chunks by partition and microbatch is unique and stays the same for every retry; chunks that are
         # never written cost nothing.
         opened.append(ZarrTransport(url, edge, tensors, *plan.largest, record.partitions * record.slots))

@@ -25,6 +25,13 @@ class JobHandle:
     """Life of the driver that submitted the task."""
     pin: Pin
     """The snapshot that it computes on. A worker never maps a name to weights by itself."""
+    member: str = ""
+    """Id of the driver among the members of the job; empty where it runs the job alone."""
+
+    @property
+    def life(self) -> int | str:
+        """What no other driver's tasks and tokens are named after, on whatever cluster."""
+        return f"{self.epoch}-{self.member}" if self.member else self.epoch
 
 
 @dataclass(frozen=True, slots=True, eq=False)

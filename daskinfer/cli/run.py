@@ -27,9 +27,10 @@ _FIELDS = ("job", "snapshot", "rows_in", "rows_out", "rows_quarantined", "second
 @recipe_argument
 @set_option
 @click.option("--fresh", is_flag=True, help="Start over: discard what an earlier run of this job committed.")
+@click.option("--join", is_flag=True, help="Run it together with whoever else does, each on a cluster of its own.")
 @json_option
 @click.pass_context
-def run(ctx: click.Context, recipe: str, overrides: tuple[str, ...], fresh: bool, as_json: bool) -> None:
+def run(ctx: click.Context, recipe: str, overrides: tuple[str, ...], fresh: bool, join: bool, as_json: bool) -> None:
     """Run RECIPE, or go on where its last run stopped.
 
     An unfinished job of the same recipe, inputs and code is resumed on the checkpoint version that it is locked
@@ -39,6 +40,7 @@ def run(ctx: click.Context, recipe: str, overrides: tuple[str, ...], fresh: bool
     Examples:
       daskinfer run recipe.yaml
       daskinfer run recipe.yaml --set pipeline.stages=3 --set output.url=results/three.zarr
+      daskinfer run recipe.yaml --join
       daskinfer run recipe.yaml --json | tail -n 1 | jq .rows_out
     """
     told = circumstances(ctx)
@@ -46,7 +48,7 @@ def run(ctx: click.Context, recipe: str, overrides: tuple[str, ...], fresh: bool
     from daskinfer.spec.loader import load_recipe
 
     parsed = load_recipe(recipe, overrides)
-    told.resume = command = _command(ctx, recipe, overrides, as_json)
+    told.resume = command = _command(ctx, recipe, overrides, join, as_json)
     latest: list[Progress] = []
     told.facts = lambda: _describe_failure(parsed, latest)
     from daskinfer import api
@@ -62,7 +64,7 @@ def run(ctx: click.Context, recipe: str, overrides: tuple[str, ...], fresh: bool
             latest[:] = [progress]
             display(progress)
 
-        result = api.run(parsed, fresh=fresh, watch=watch, command=command)
+        result = api.run(parsed, fresh=fresh, join=join, watch=watch, command=command)
     earlier = not any(progress.job for progress in latest)  # a run that finds its job done never names it
     display.end(result, earlier)
     if as_json:
@@ -91,7 +93,7 @@ def _describe_failure(recipe: Recipe, latest: list[Progress]) -> dict[str, Any]:
     return facts
 
 
-def _command(ctx: click.Context, recipe: str, overrides: tuple[str, ...], as_json: bool) -> str:
+def _command(ctx: click.Context, recipe: str, overrides: tuple[str, ...], join: bool, as_json: bool) -> str:
     """Return the command that resumes this one, ready for a shell."""
     program, *rest = ctx.command_path.split(" ")
     script = sys.executable if rest[:1] == ["-m"] else sys.argv[0]
@@ -101,4 +103,4 @@ def _command(ctx: click.Context, recipe: str, overrides: tuple[str, ...], as_jso
     words = [program, *rest, recipe]
     for override in overrides:
         words += ["--set", override]
-    return shlex.join([*words, "--json"] if as_json else words)
+    return shlex.join([*words, *(["--join"] if join else []), *(["--json"] if as_json else [])])

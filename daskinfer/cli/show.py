@@ -13,6 +13,7 @@ from daskinfer.ids import shorten
 from daskinfer.spec.job import JobStatus, Report, SnapshotShare
 from daskinfer.spec.listing import AliasRow, CheckpointDetail, CheckpointRow, VersionRow
 from daskinfer.spec.measured import CheckpointProfile, LayerCost, MeasuredLayer
+from daskinfer.spec.membership import MemberStatus
 from daskinfer.spec.snapshot import Resolution
 from daskinfer.units import format_bytes, format_count, format_duration
 
@@ -47,6 +48,9 @@ def print_report(report: Report, remark: str | None = None) -> None:
     if report.rejects:
         more = report.rows_quarantined - 1
         lines["refused"] = report.rejects[0] + (f", and {more:,} more in {report.output}/_quarantine" if more else "")
+    if report.members:
+        shares = (f"{share.rows:,} by {share.driver}" for share in report.members)
+        lines["members"] = f"rows: {', '.join(shares)}"
     if report.partitions_resumed:
         kept = f"{report.partitions_resumed:,} of {report.partitions:,} partitions"
         lines["resumed"] = f"{kept} were committed by an earlier run"
@@ -83,8 +87,17 @@ def print_status(status: JobStatus) -> None:
     if progress is not None and any(progress.devices):
         lines["devices"] = "; ".join(f"stage {number} {name}" for number, name in enumerate(progress.devices) if name)
     lines |= {"output": status.output, "created": status.created, "driver": driver}
+    if status.members:
+        lines.pop("driver")
+        lines |= {f"member {number}": _tell_member(member) for number, member in enumerate(status.members, start=1)}
     _print_verdict(status.state, status.name, remark)
     print_lines(lines)
+
+
+def _tell_member(member: MemberStatus) -> str:
+    state = "live" if member.is_alive else "gone"
+    heard = format_duration(member.heartbeat_age)
+    return f"{member.driver}, {state}, {member.rows_done:,} rows, last heard of {heard} ago"
 
 
 def print_jobs(jobs: Sequence[JobStatus], workspace: str) -> None:

@@ -6,7 +6,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from daskinfer.errors import CorruptActivation, DaskinferError, JobFailed, RejectBudgetExceeded, SnapshotSkew
+from daskinfer.errors import (
+    ClaimLost,
+    CorruptActivation,
+    DaskinferError,
+    JobFailed,
+    RejectBudgetExceeded,
+    SnapshotSkew,
+)
+from daskinfer.runtime.claims import Claimed, Claims
 from daskinfer.runtime.crew import Crew
 from daskinfer.runtime.messages import (
     Action,
@@ -42,6 +50,7 @@ from daskinfer.runtime.succession import Succession
 from daskinfer.runtime.trial import Trial
 from daskinfer.runtime.workload import Workload
 from daskinfer.spec.generation import Pin
+from daskinfer.spec.job import CommitRecord
 from daskinfer.spec.plan import Plan, WorkerShape
 from daskinfer.spec.recipe import Consistency
 
@@ -87,6 +96,8 @@ class DriverCore:
         When to give up.
     trial
         The candidate that is compared, if any.
+    claims
+        Where it is one of several that run the job: what it claims.
     """
 
     def __init__(
@@ -102,18 +113,20 @@ class DriverCore:
         requires: dict[str, float],
         limits: Limits,
         trial: Trial | None = None,
+        claims: Claims | None = None,
     ) -> None:
         pins = [pinning.current, *([trial.pin] if trial else [])]
         self._crew = Crew(plan.replicas, requires, [pin.generation for pin in pins])
         if trial is None:
             self._work = Workload(
                 plan.window,
-                ((None, number) for number in range(partitions) if number not in committed),
+                claims or ((None, number) for number in range(partitions) if number not in committed),
                 partitions - len(committed),
             )
         else:
             self._work = Workload(plan.window, *trial.places(partitions, committed))
         self._trial = trial
+        self._claims = claims
         self._succession = Succession(pinning, rules, self._crew, self._work, committed, partitions, trial)
         self._source = source
         self._epoch = epoch
@@ -138,6 +151,14 @@ class DriverCore:
     def is_on_trial(self, generation: int) -> bool:
         """Tell whether what is computed on a generation is only compared."""
         return self._succession.is_on_trial(generation)
+
+    def is_ours(self, record: CommitRecord) -> bool:
+        """Tell whether this driver asked for a commit."""
+        return record.epoch == self._epoch and record.member == (self._claims.member if self._claims else "")
+
+    def is_counted(self, record: CommitRecord) -> bool:
+        """Tell whether a commit that another member may have made is taken in already."""
+        return self._claims is not None and self._claims.is_done(record.partition)
 
     def start(self, workers: Sequence[WorkerShape]) -> list[Action]:
         """Begin with these workers."""
@@ -182,10 +203,14 @@ class DriverCore:
             case Switched():
                 self._rejects = event.rejects
                 actions = self._succession.on_switched(event.partitions)
+            case Claimed():
+                actions = self._on_claimed(event)
             case Tick():
                 actions = self._on_tick(now)
         if self.running and not any(isinstance(action, Fail) for action in actions):
             actions += self._succession.go_on(now)
+        if self._claims is not None:
+            actions += self._claims.go_on(now, self.running, bool(self._work.open))
         self._ended = any(isinstance(action, Fail | Seal) for action in actions)
         return actions
 
@@ -264,8 +289,29 @@ class DriverCore:
 
     # Partitions
 
+    def _on_claimed(self, event: Claimed) -> list[Action]:
+        """Take in what other members have committed, and what is ours to start."""
+        claims = self._claims
+        assert claims is not None
+        actions: list[Action] = []
+        for record in event.committed:
+            if claims.is_done(record.partition):
+                continue
+            claims.note(record.partition)
+            self._work.left -= 1
+            self._rejects += record.rows_quarantined
+            if (place := (record.generation, record.partition)) in self._work.open:
+                actions.append(self._work.abandon(place))
+        if claims.take(event, self._work.open):
+            actions.append(Note("claim-failed", event.trouble))
+        if not self._work.left and not self.running:
+            return [*actions, Seal()]  # nobody needs what is being loaded
+        return [*actions, *self._check_rejects()]
+
     def _on_committed(self, event: Committed) -> list[Action]:
         record = event.record
+        if self._claims is not None:
+            self._claims.note(record.partition)
         actions = [self._work.committed((event.generation, record.partition))]
         self._work.left -= 1
         self._losses = 0
@@ -273,8 +319,8 @@ class DriverCore:
         if not self._succession.is_on_trial(event.generation):
             self._rejects += record.rows_quarantined
         actions += self._succession.note_committed(event.generation, record)
-        # A record of another epoch comes from a driver that died between its commit and our listing.
-        for trail in record.trail if record.epoch == self._epoch else ():
+        # A record of another driver's comes from one that died between its commit and our listing, or from a member.
+        for trail in record.trail if self.is_ours(record) else ():
             stranger = set(trail.workers) - self._crew.acknowledged(record.generation, trail.stage)
             if stranger:
                 error = SnapshotSkew(
@@ -282,17 +328,22 @@ class DriverCore:
                     "which never acknowledged the snapshot"
                 )
                 return [*actions, Fail(error)]
-        if self._rejects > self._limits.rejects:
-            error_ = RejectBudgetExceeded(
-                f"{self._rejects} rows are quarantined; errors.max_rows allows {self._limits.rejects}",
-                hint="Look at the quarantine, mend the input or raise errors.max_rows, then run again.",
-            )
-            return [*actions, Fail(error_)]
-        return actions
+        return [*actions, *self._check_rejects()]
+
+    def _check_rejects(self) -> list[Action]:
+        if self._rejects <= self._limits.rejects:
+            return []
+        error = RejectBudgetExceeded(
+            f"{self._rejects} rows are quarantined; errors.max_rows allows {self._limits.rejects}",
+            hint="Look at the quarantine, mend the input or raise errors.max_rows, then run again.",
+        )
+        return [Fail(error)]
 
     def _on_failure(self, event: TaskFailed) -> list[Action]:
         partition = self._work[event.generation, event.partition]
         error = event.error
+        if isinstance(error, ClaimLost):  # another member computes it, for it took us for dead
+            return [Note("claim-lost", describe(error)), self._work.abandon((event.generation, event.partition))]
         damaged = isinstance(error, CorruptActivation)
         partition.attempts[event.step, event.number] += 1
         attempt = partition.attempts[event.step, event.number]

@@ -15,6 +15,8 @@ from daskinfer.graphs.build import crew_token, stage_token
 from daskinfer.graphs.context import forget_job
 from daskinfer.graphs.handoff import JobHandle
 from daskinfer.planning.comparison import merge_parts
+from daskinfer.runtime.claimer import Claimer
+from daskinfer.runtime.claims import Claim, Claimed
 from daskinfer.runtime.cluster import worker_shapes
 from daskinfer.runtime.core import DriverCore
 from daskinfer.runtime.errands import Errands
@@ -80,6 +82,8 @@ class Driver:
         Called with (kind, detail) for every incident.
     pulse
         Called a few times a second.
+    claimer
+        Claims partitions, where several drivers run the job.
     """
 
     def __init__(
@@ -93,6 +97,7 @@ class Driver:
         requires: dict[str, float],
         note: Callable[[str, str], None],
         pulse: Callable[[], None],
+        claimer: Claimer | None = None,
     ) -> None:
         self._client = client
         self._core = core
@@ -106,7 +111,7 @@ class Driver:
         self._happened: queue.SimpleQueue[Callable[[], Event | None]] = queue.SimpleQueue()
         self._submissions = Submissions(client, len(ledger.plan.stages), requires, self._happened.put)
         self._keeper = keeper
-        self._errands = Errands(keeper, ledger, self._happened.put)
+        self._errands = Errands(keeper, ledger, self._happened.put, claimer)
         self._tokens: set[str] = set()
         self._sealed = False
         self.running_since: float | None = None
@@ -159,7 +164,11 @@ class Driver:
                 self._ledger.add_ack(event.ack)
             elif isinstance(event, Committed):
                 if not self._core.is_on_trial(event.generation):
-                    self._ledger.add(event.record)
+                    self._ledger.add(event.record, self._core.is_ours(event.record))
+            elif isinstance(event, Claimed):
+                for record in event.committed:
+                    if not self._core.is_counted(record):
+                        self._ledger.add(record, self._core.is_ours(record))
             elif isinstance(event, Compared):
                 parts = [self._comparison, event.part] if self._comparison else [event.part]
                 self._comparison = merge_parts(parts)
@@ -187,7 +196,7 @@ class Driver:
                     self._submissions.commit(self._handles[generation], partition, attempt)
                 case Release(partition, generation):
                     self._submissions.release((generation, partition))
-                case LookAtAlias() | OpenGeneration() | Adopt() | Switch():
+                case LookAtAlias() | OpenGeneration() | Adopt() | Switch() | Claim():
                     self._errands.run(action)
                 case Compare(current, candidate):
                     handles = (self._handles[current.generation], self._handles[candidate.generation])

@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from daskinfer.errors import DaskinferError, JobBusy
+from daskinfer.runtime.claimer import Claimer
+from daskinfer.runtime.claims import Claim
 from daskinfer.runtime.gates import tell_verdict
 from daskinfer.runtime.keeper import Keeper
 from daskinfer.runtime.ledger import Ledger
@@ -38,15 +40,24 @@ class Errands:
         Counts anew after a switch.
     answer
         Takes a function that gives the event, or raises what ends the run.
+    claimer
+        Claims partitions, where several drivers run the job.
     """
 
-    def __init__(self, keeper: Keeper, ledger: Ledger, answer: Callable[[Callable[[], Event | None]], None]) -> None:
+    def __init__(
+        self,
+        keeper: Keeper,
+        ledger: Ledger,
+        answer: Callable[[Callable[[], Event | None]], None],
+        claimer: Claimer | None = None,
+    ) -> None:
+        self._claimer = claimer
         self._keeper = keeper
         self._ledger = ledger
         self._answer = answer
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="daskinfer-storage")
 
-    def run(self, action: LookAtAlias | OpenGeneration | Adopt | Switch) -> None:
+    def run(self, action: LookAtAlias | OpenGeneration | Adopt | Switch | Claim) -> None:
         """Do what the core asks for."""
         match action:
             case LookAtAlias():
@@ -57,6 +68,9 @@ class Errands:
                 self._ask(partial(self._keeper.log.adopt, generation))
             case Switch(pin, partitions):
                 self._ask(partial(self._switch, pin, partitions))
+            case Claim():
+                assert self._claimer is not None
+                self._ask(partial(self._claimer.claim, action))
 
     def judge(self, pin: Pin, comparison: PartComparison | None) -> None:
         """Find out whether a candidate passes, and write it down."""

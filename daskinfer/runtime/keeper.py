@@ -41,13 +41,16 @@ class Keeper:
         As it is now: the keys that must have signed may differ from the job's record.
     epoch
         Life of the driver.
+    member
+        Its id, where it is one of several that run the job.
     """
 
-    def __init__(self, record: JobRecord, recipe: Recipe, epoch: int) -> None:
+    def __init__(self, record: JobRecord, recipe: Recipe, epoch: int, member: str = "") -> None:
         self._record = record
         self._signed_by = recipe.model.signed_by
         self._workspace = absolute_url(recipe.workspace)
         self._epoch = epoch
+        self._member = member
         self._registry = Registry(record.registry)
         self._folder = JobStore(recipe.workspace, record.job).url
         self._held: dict[str, SnapshotLock] = {}
@@ -163,7 +166,7 @@ class Keeper:
 
     def handle(self, pin: Pin) -> JobHandle:
         """Return what tasks on a pin are told of the job."""
-        return JobHandle(self._workspace, self._record.job, self._epoch, pin)
+        return JobHandle(self._workspace, self._record.job, self._epoch, pin, self._member)
 
     def output(self) -> WholeOutput:
         """Return the job's output as this driver knows it."""

@@ -37,6 +37,7 @@ class Ledger:
         self.incidents: list[Incident] = []
         self.loads = Loads([stage.stored_bytes for stage in plan.stages])
         self._shares: dict[str, list[int]] = {}
+        self._members: dict[str, list[int]] = {}
         self._acks: dict[int, list[ShardAck]] = defaultdict(list)
         self._microbatches = [0] * len(plan.stages)
         self._seconds = [[0.0, 0.0, 0.0] for _ in plan.stages]
@@ -48,9 +49,11 @@ class Ledger:
         self._add_rows(record)
         self.partitions_resumed += 1
 
-    def add(self, record: CommitRecord) -> None:
-        """Count a partition that this run committed."""
+    def add(self, record: CommitRecord, is_ours: bool = True) -> None:
+        """Count a partition that was committed while this run went on, by itself or by another member."""
         self._add_rows(record)
+        if not is_ours:
+            return
         self.rows_this_run += record.rows_in
         self.tokens += record.tokens
         self.padded_tokens += record.padded_tokens
@@ -65,12 +68,17 @@ class Ledger:
         """Count what is committed anew: partitions that are to be computed again no longer are."""
         self.rows_done = self.rows_out = self.rows_quarantined = self.partitions_done = 0
         self._shares.clear()
+        self._members.clear()
         for record in records:
             self._add_rows(record)
 
     def shares(self) -> dict[str, tuple[int, int]]:
         """Return snapshot -> partitions and rows that are committed on it."""
         return {snapshot: (partitions, rows) for snapshot, (partitions, rows) in self._shares.items()}
+
+    def members(self) -> dict[str, tuple[int, int]]:
+        """Return member -> partitions and rows that it committed, of those that ran the job together."""
+        return {member: (partitions, rows) for member, (partitions, rows) in self._members.items()}
 
     def add_ack(self, ack: ShardAck) -> None:
         """Count a shard that was loaded."""
@@ -130,6 +138,9 @@ class Ledger:
         self.rows_out += record.rows_out
         self.rows_quarantined += record.rows_quarantined
         self.partitions_done += 1
-        share = self._shares.setdefault(record.snapshot, [0, 0])
-        share[0] += 1
-        share[1] += record.rows_in
+        shares = [self._shares.setdefault(record.snapshot, [0, 0])]
+        if record.member:
+            shares.append(self._members.setdefault(record.member, [0, 0]))
+        for share in shares:
+            share[0] += 1
+            share[1] += record.rows_in

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from daskinfer.errors import DaskinferError
+from daskinfer.runtime.claims import Claim, Claimed
 from daskinfer.runtime.pinning import Head
 from daskinfer.spec.comparison import PartComparison
 from daskinfer.spec.generation import Pin
@@ -178,6 +179,7 @@ Event = (
     | Switched
     | Compared
     | Judged
+    | Claimed
     | Tick
 )
 
@@ -321,6 +323,7 @@ Action = (
     | Compare
     | Judge
     | Retire
+    | Claim
     | Seal
     | Fail
     | Note

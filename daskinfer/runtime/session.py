@@ -11,9 +11,11 @@ from distributed import Client
 
 from daskinfer.errors import DaskinferError, Interrupted, StorageError
 from daskinfer.planning.sampling import choose_sample
+from daskinfer.runtime.claims import Claims
 from daskinfer.runtime.cluster import open_cluster
 from daskinfer.runtime.core import DriverCore, Limits
 from daskinfer.runtime.driver import Driver
+from daskinfer.runtime.joining import clear_activations, clear_output, join_job, make_claimer
 from daskinfer.runtime.keeper import Keeper
 from daskinfer.runtime.ledger import Ledger
 from daskinfer.runtime.opening import OpenedJob
@@ -22,9 +24,9 @@ from daskinfer.runtime.trial import Trial
 from daskinfer.spec.generation import Pin
 from daskinfer.spec.job import Phase, Progress
 from daskinfer.spec.recipe import Recipe
-from daskinfer.storage.filesystem import absolute_url, delete, join_url
 from daskinfer.storage.journal import Event, Journal
 from daskinfer.storage.lease import Lease
+from daskinfer.storage.members import Membership
 from daskinfer.storage.outputs.owner import confirm
 from daskinfer.storage.outputs.sink import WholeOutput
 
@@ -47,13 +49,23 @@ class Session:
         Called with the progress, a few times a second.
     began
         `time.monotonic()` when the run began.
+    join
+        Whether other drivers may run the job beside this one.
     """
 
-    _lease: Lease
+    _lease: Lease | Membership
     _journal: Journal
 
-    def __init__(self, job: OpenedJob, recipe: Recipe, watch: Callable[[Progress], None], began: float) -> None:
+    def __init__(
+        self,
+        job: OpenedJob,
+        recipe: Recipe,
+        watch: Callable[[Progress], None],
+        began: float,
+        join: bool = False,
+    ) -> None:
         self.job = job
+        self._join = join
         self.recipe = recipe
         self.ledger = Ledger(job.plan, job.record.rows)
         self.epoch = 0
@@ -75,10 +87,11 @@ class Session:
         JobBusy
             Another live driver runs it.
         """
-        self._lease = self.job.store.acquire()
+        store = self.job.store
+        self._lease = join_job(self.job, self.recipe.workspace) if self._join else store.acquire()
         try:
             self.epoch = self._lease.epoch
-            self._journal = Journal(self.job.store.url, self.epoch)
+            self._journal = Journal(store.url, self.epoch, self.member)
             try:
                 self._run()
             except KeyboardInterrupt:
@@ -89,6 +102,11 @@ class Session:
             self._journal.flush()
         finally:
             self._lease.release()
+
+    @property
+    def member(self) -> str:
+        """Its id among those who run the job together; empty where it runs it alone."""
+        return self._lease.member
 
     @property
     def startup_seconds(self) -> float:
@@ -112,6 +130,7 @@ class Session:
             rows_total=ledger.rows_total,
             rows_done=ledger.rows_done,
             rows_quarantined=ledger.rows_quarantined,
+            rows_this_run=ledger.rows_this_run,
             seconds=time.monotonic() - self._began,
             rows_per_second=rate,
             eta=(ledger.rows_total - ledger.rows_done) / rate if rate > 0 else None,
@@ -130,7 +149,7 @@ class Session:
         self._tell(f"precision: {record.precision}")
         if self.job.resumed:
             self._note("resumed", f"epoch {self.epoch} goes on where an earlier one stopped")
-        keeper = Keeper(record, self.recipe, self.epoch)
+        keeper = Keeper(record, self.recipe, self.epoch, self.member)
         pin = keeper.begin()
         sink = self._open_output(keeper)
         committed: dict[int, str] = {}
@@ -141,20 +160,18 @@ class Session:
         is_open = record.recipe.consistency.converge and not keeper.log.known.sealed
         trial = self._open_trial(keeper, sink)
         if len(committed) < record.partitions or is_open or trial is not None:
-            self._compute(keeper, pin, committed, trial)
+            self._compute(keeper, pin, committed, trial, sink)
         self._enter("sealing")
         self._seal(keeper, sink)
         keeper.release()
 
     def _open_output(self, keeper: Keeper) -> WholeOutput:
         """Prepare the output. Under the lease and before the first task, so that nothing of this job can be lost."""
-        record = self.job.record
-        confirm(record.output, record.job)
+        confirm(self.job.record.output, self.job.record.job)
         sink = keeper.output()
-        if not self.job.store.is_cleared():
-            sink.discard()
-            self.job.store.mark_cleared()
-        sink.create()
+        if not self.member:  # members have done so before they were members
+            clear_output(self.job.store, sink)
+            sink.create()
         return sink
 
     def _open_trial(self, keeper: Keeper, sink: WholeOutput) -> Trial | None:
@@ -174,8 +191,12 @@ class Session:
         }
         return Trial(pin, sample, rules.canary is not None, committed, current)
 
-    def _compute(self, keeper: Keeper, pin: Pin, committed: dict[int, str], trial: Trial | None) -> None:
+    def _compute(
+        self, keeper: Keeper, pin: Pin, committed: dict[int, str], trial: Trial | None, sink: WholeOutput
+    ) -> None:
         record, plan, rules = self.job.record, self.job.plan, self.job.record.recipe.consistency
+        lease = self._lease
+        claimer = make_claimer(lease, self.job.store, record, sink) if isinstance(lease, Membership) else None
         keeper.prepare_places(pin)
         core = DriverCore(
             plan=plan,
@@ -189,6 +210,7 @@ class Session:
             requires=self.recipe.placement.requires,
             limits=Limits(rejects=self.recipe.errors.limit(record.rows)),
             trial=trial,
+            claims=Claims(self.member, record.partitions, committed) if self.member else None,
         )
         with open_cluster(self.recipe.cluster) as client:
             self._enter("loading")
@@ -202,6 +224,7 @@ class Session:
                 requires=self.recipe.placement.requires,
                 note=self._note,
                 pulse=lambda: self._pulse(driver, keeper),
+                claimer=claimer,
             )
             try:
                 driver.run()
@@ -256,7 +279,7 @@ class Session:
                 "plan": record.plan.digest,
             }
         )
-        delete(join_url(absolute_url(self.recipe.workspace), "activations", record.job), recursive=True)
+        clear_activations(self.job.store, keeper.handle(keeper.log.known.current))
 
     def _enter(self, phase: Phase) -> None:
         self._phase = phase

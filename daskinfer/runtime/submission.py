@@ -59,6 +59,11 @@ class _Held:
     handoffs: dict[int, Future] = field(default_factory=dict)
     others: list[Future] = field(default_factory=list)
 
+    @property
+    def futures(self) -> list[Future]:
+        """All of them."""
+        return [*filter(None, (self.rows, self.encoded)), *self.handoffs.values(), *self.others]
+
 
 class Submissions:
     """Tasks of one job on one cluster.
@@ -169,16 +174,14 @@ class Submissions:
 
     def release(self, place: Place) -> None:
         """Forget everything about a partition, so that nothing of it is ever computed again."""
-        del self._held[place]
+        _let_go(self._held.pop(place).futures)
 
     def withdraw(self) -> None:
         """Take every task back from the cluster."""
         futures = [*self._loads]
         for held in self._held.values():
-            futures += [*filter(None, (held.rows, held.encoded)), *held.handoffs.values(), *held.others]
-        # Not Client.cancel: forced, it trips over tasks that no client holds and takes the connection down with it.
-        for future in futures:
-            future.release()
+            futures += held.futures
+        _let_go(futures)
 
     def look_again(self) -> None:
         """Look again, now and then, at tasks that were done and were lost before anybody looked."""
@@ -220,6 +223,13 @@ class Submissions:
             return succeed(future)
 
         return settle
+
+
+def _let_go(futures: Sequence[Future]) -> None:
+    """Release futures, whoever still watches them."""
+    # Not Client.cancel: forced, it trips over tasks that no client holds and takes the connection down with it.
+    for future in futures:
+        future.release()
 
 
 def _give(event: Event, _: Future) -> Event:

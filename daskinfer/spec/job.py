@@ -8,6 +8,7 @@ from typing import Literal
 
 from daskinfer.ids import canonical_json, digest_of
 from daskinfer.spec.generation import Pin
+from daskinfer.spec.membership import MemberShare, MemberStatus
 from daskinfer.spec.outline import Outline
 from daskinfer.spec.plan import Numerics, Plan
 from daskinfer.spec.recipe import Recipe
@@ -138,6 +139,8 @@ class CommitRecord(Section):
     """Number of that snapshot among the job's."""
     epoch: int
     """Life of the driver that asked for it."""
+    member: str = ""
+    """Id of that driver, where it was a member of several."""
     rows_in: int
     """Rows of the partition."""
     rows_out: int
@@ -259,7 +262,9 @@ class Report(Section):
     partitions_resumed: int
     """Partitions that an earlier run had committed."""
     epoch: int
-    """How many drivers this job has had."""
+    """How many drivers this job has had; members that share it count as one."""
+    members: tuple[MemberShare, ...] = ()
+    """Who did what, where several drivers ran it together."""
     tokens: int
     """Tokens computed by this run, padding excluded."""
     padded_tokens: int
@@ -310,6 +315,8 @@ class Progress(Section):
     """Rows committed, quarantined ones and those of earlier runs included."""
     rows_quarantined: int = 0
     """Rows refused so far."""
+    rows_this_run: int = 0
+    """Rows that this run committed itself."""
     seconds: float = 0.0
     """Since the run began."""
     rows_per_second: float = 0.0
@@ -365,3 +372,5 @@ class JobStatus(Section):
     """Seconds since the last driver wrote its heartbeat, by this machine's clock."""
     progress: Progress | None
     """The last progress written."""
+    members: tuple[MemberStatus, ...] = ()
+    """The drivers that run it together, where several do or did."""

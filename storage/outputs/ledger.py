@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -65,7 +65,7 @@ class Ledger:
     def commit(self, record: CommitRecord) -> CommitRecord:
         """Create the record of a part; return the one that is there."""
         self._check(record)
-        url = join_url(self._commits, f"{record.partition:08d}.json")
+        url = self._record_url(record.partition)
         if create(url, canonical_json(record.model_dump(mode="json"))):
             return record
         winner = _parse(url, read_bytes(url))
@@ -78,16 +78,21 @@ class Ledger:
             )
         return winner
 
-    def committed(self) -> Iterator[CommitRecord]:
-        """Read all records after one listing."""
-        names = [name for name in list_names(self._commits) if _COMMIT.fullmatch(name)]
+    def has(self, partition: int) -> bool:
+        """Say whether a partition is committed."""
+        return exists(self._record_url(partition))
+
+    def committed(self, besides: Container[int] = ()) -> Iterator[CommitRecord]:
+        """Read all records after one listing, without those of the partitions that are known."""
+        found = (name for name in list_names(self._commits) if _COMMIT.fullmatch(name))
+        names = [name for name in found if int(name.removesuffix(".json")) not in besides]
         filesystem, folder = open_filesystem(self._commits)
         for start in range(0, len(names), _READ_AT_ONCE):
             paths = [join_url(folder, name) for name in names[start : start + _READ_AT_ONCE]]
             with explain_errors(self._commits, "read"):
                 # Not cat(), which takes brackets in a path for a pattern.
-                found = filesystem.cat_ranges(paths, None, None, on_error="raise")
-            yield from map(_parse, paths, found)
+                data = filesystem.cat_ranges(paths, None, None, on_error="raise")
+            yield from map(_parse, paths, data)
 
     def seal(self, manifest: Mapping[str, Any], records: Sequence[CommitRecord] | None = None) -> bytes:
         """Create the manifest from these records, by default all; a second sealer gets the first one's bytes."""
@@ -141,6 +146,9 @@ class Ledger:
                 delete(url)
             elif name != RECORDS and exists(join_url(url, "zarr.json")):
                 delete(url, recursive=True)
+
+    def _record_url(self, partition: int) -> str:
+        return join_url(self._commits, f"{partition:08d}.json")
 
     def _check(self, record: CommitRecord) -> None:
         if record.job != self._layout.job or not 0 <= record.partition < self._layout.partitions:

@@ -8,7 +8,7 @@ after a record in the generation log has ruled out that anything else will.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -87,7 +87,7 @@ class StagedOutput:
         """Prepare the output."""
         self._sink.create()
 
-    def committed(self) -> Iterator[CommitRecord]:
+    def committed(self, besides: Container[int] = ()) -> Iterator[CommitRecord]:
         """Return every partition's record that counts: the one in the scope that owns it."""
         generations = self._generations()
         found = {
@@ -96,7 +96,7 @@ class StagedOutput:
             for record in Ledger(self._url, self._layout, scope).committed()
             if generations.owner(record.partition) == scope
         }
-        return iter([found[partition] for partition in sorted(found)])
+        return iter([found[partition] for partition in sorted(found) if partition not in besides])
 
     def seal(self, manifest: Mapping[str, Any]) -> bytes:
         """Copy what counts to its place and declare the output whole. The generation log must be sealed before."""

@@ -1,0 +1,188 @@
+"""Which partitions a member of a job starts, and which are done, whoever did them: the pure part of running it together.
+
+A member claims blocks of partitions one at a time, first those that nobody has claimed, then those of members that are
+gone. Where nothing is left to claim it waits for the others, and after a while helps a living one: both then compute the
+same partitions, from both ends, and the first commit wins.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from daskinfer.spec.job import CommitRecord
+
+if TYPE_CHECKING:
+    from daskinfer.runtime.workload import Place
+
+SURVEY_SECONDS = 5.0
+"""How old a busy member's knowledge of what the others have committed gets."""
+IDLE_SECONDS = 0.5
+"""How long a member that has nothing to start waits before it looks for something again."""
+HELP_SECONDS = 10.0
+"""How long a member is idle before it computes what a living one has claimed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Action: find out what the others have committed, and claim a block where one is wanted."""
+
+    is_wanted: bool
+    idle: float = 0.0
+    """Seconds for which there was nothing to start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """Event: the answer to `Claim`."""
+
+    partitions: tuple[int, ...] = ()
+    """Claimed just now, in the order in which to start them; those that are committed are left out."""
+    committed: tuple[CommitRecord, ...] = ()
+    """Found in storage; some of them may be known by now."""
+    trouble: str = ""
+    """Why storage could not be asked; it will be, again."""
+
+
+class Done:
+    """Partitions that are committed, a byte each.
+
+    Parameters
+    ----------
+    partitions
+        How many there are.
+    numbers
+        Those that are committed to begin with.
+    """
+
+    def __init__(self, partitions: int, numbers: Iterable[int] = ()) -> None:
+        self._flags = bytearray(partitions)
+        for number in numbers:
+            self.add(number)
+
+    def __contains__(self, number: object) -> bool:
+        return isinstance(number, int) and bool(self._flags[number])
+
+    def add(self, number: int) -> None:
+        """Note that a partition is committed."""
+        self._flags[number] = True
+
+    def missing(self, partitions: range) -> list[int]:
+        """Return which of these partitions are not committed."""
+        return [number for number in partitions if not self._flags[number]]
+
+
+class Claims:
+    """What a member has claimed and not started, and what is done; iterating takes what waits, as far as there is some.
+
+    Parameters
+    ----------
+    member
+        Its id.
+    partitions
+        How many the input has.
+    committed
+        Those that are committed when it begins.
+    """
+
+    def __init__(self, member: str, partitions: int, committed: Iterable[int]) -> None:
+        self.member = member
+        self._done = Done(partitions, committed)
+        self._waiting: deque[int] = deque()
+        self._is_asking = False
+        self._asked: float | None = None
+        self._found = True
+        self._trouble = ""
+        self._idle_since: float | None = None
+
+    def __iter__(self) -> Iterator[tuple[None, int]]:
+        return self
+
+    def __next__(self) -> tuple[None, int]:
+        # More may follow a StopIteration: the driver asks again whenever something has happened.
+        while self._waiting:
+            number = self._waiting.popleft()
+            if number not in self._done:
+                return None, number
+        raise StopIteration
+
+    def is_done(self, partition: int) -> bool:
+        """Tell whether a partition is known to be committed."""
+        return partition in self._done
+
+    def note(self, partition: int) -> None:
+        """Take in that a partition is committed."""
+        self._done.add(partition)
+
+    def take(self, event: Claimed, open_places: Collection[Place]) -> bool:
+        """Let what was claimed wait for its start, but for what is in work; say whether there is new trouble."""
+        is_new = event.trouble not in ("", self._trouble)
+        self._trouble = event.trouble
+        self._is_asking = False
+        busy = {*self._waiting, *(number for _, number in open_places)}
+        new = [number for number in event.partitions if number not in busy and number not in self._done]
+        self._waiting.extend(new)
+        self._found = bool(new)
+        return is_new
+
+    def go_on(self, now: float, is_running: bool, is_busy: bool) -> list[Claim]:
+        """Ask for partitions, or what the others have done, where it is time to.
+
+        Parameters
+        ----------
+        now
+            Seconds, on any clock that never goes back.
+        is_running
+            Whether partitions may start.
+        is_busy
+            Whether some are in work.
+        """
+        wants = is_running and not self._waiting
+        if not wants or is_busy:
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since = now
+        if self._is_asking:
+            return []
+        pause = SURVEY_SECONDS if not wants else 0.0 if self._found else IDLE_SECONDS
+        if self._asked is not None and now < self._asked + pause:
+            return []
+        self._asked, self._is_asking = now, True
+        return [Claim(wants, 0.0 if self._idle_since is None else now - self._idle_since)]
+
+
+def choose_block(
+    heads: Mapping[int, tuple[str, ...]],
+    left: Mapping[int, int],
+    member: str,
+    gone: Collection[str],
+    idle: float,
+) -> tuple[int, tuple[str, ...]] | None:
+    """Return a block to claim and the members that its claim is to name; None where there is none, for now.
+
+    Parameters
+    ----------
+    heads
+        Block that is not done -> the members that its newest claim names; none where nobody has claimed it.
+    left
+        Block -> how many of its partitions are not committed.
+    member
+        Who asks.
+    gone
+        Members that are gone.
+    idle
+        Seconds for which the one who asks had nothing to do.
+    """
+    # Whoever is idle has lost what a claim of its own was for: the answer to it may not have come through.
+    absent = {*gone, *([member] if idle else [])}
+    living = {block: tuple(name for name in names if name not in absent) for block, names in heads.items()}
+    if free := [block for block, names in living.items() if not names]:
+        return min(free), (member,)
+    # Two at most: a third would compute what two others compute already.
+    slow = [block for block, names in living.items() if len(names) == 1 and member not in names]
+    if idle < HELP_SECONDS or not slow:
+        return None
+    block = max(slow, key=lambda block: (left[block], -block))
+    return block, (*living[block], member)
