@@ -14,6 +14,7 @@
     ├── RejectBudgetExceeded      4  more rows were quarantined than the recipe allows
     ├── Interrupted             130  stopped by the user
     ├── StorageError              1  the store refused, is full, or is not safe to use
+    │   ├── StorageRefused           the store is away or overloaded for the moment
     │   ├── Conflict                 another writer took the slot first
     │   └── NotAllowed               a policy or the store's own rights forbid it
     ├── IntegrityError            1  bytes are not what they were published or written as
@@ -21,6 +22,7 @@
     │   ├── CorruptActivation        an activation chunk is damaged, swapped or missing
     │   └── SnapshotSkew             a value was computed on another snapshot
     ├── SnapshotGone              1  the locked snapshot was taken away
+    ├── DeviceFailed              1  a worker's device failed, and the worker is of no more use
     ├── JobBusy                   1  another live driver runs this job
     ├── ClaimLost                 1  another member of the job computes these partitions by now
     └── JobFailed                 1  the work itself failed
@@ -105,6 +107,10 @@ class StorageError(DaskinferError):
     """A store refused an operation, ran out of space, or is unsafe to use."""
 
 
+class StorageRefused(StorageError):
+    """A store is out of reach, overloaded or timed out: the same call may succeed later."""
+
+
 class Conflict(StorageError):
     """Another writer created the object first."""
 
@@ -133,6 +139,13 @@ class SnapshotGone(DaskinferError):
     """The locked snapshot was condemned or deleted."""
 
 
+class DeviceFailed(DaskinferError):
+    """A device failed in a way that its process does not recover from."""
+
+    worker: str = ""
+    """Address of the worker whose device it is."""
+
+
 class JobBusy(DaskinferError):
     """A live driver already runs this job."""
 
@@ -143,6 +156,10 @@ class ClaimLost(DaskinferError):
 
 class JobFailed(DaskinferError):
     """The work failed in a way that retrying did not mend."""
+
+
+class ClusterLost(JobFailed):
+    """The connection to the Dask scheduler is gone, and with it everything that was under way."""
 
 
 class MissingEvent(UserWarning):

@@ -47,25 +47,25 @@ class TaskGraph:
 def stage_token(handle: JobHandle, stage: int) -> str:
     """Return the resource that says: this worker holds this stage's shard of this snapshot for this driver.
 
-    Its life is part of it: a driver that was killed leaves its tokens behind.
+    The driver is part of it: one that was killed, or lost its scheduler, leaves its tokens behind.
     """
-    return f"{handle.job}/{handle.life}/g{handle.pin.generation}/stage-{stage}"
+    return f"{handle.job}/{handle.driver}/g{handle.pin.generation}/stage-{stage}"
 
 
 def crew_token(handle: JobHandle) -> str:
     """Return the resource that says: this worker works for this driver."""
-    return f"{handle.job}/{handle.life}/crew"
+    return f"{handle.job}/{handle.driver}/crew"
 
 
-def load_graph(handle: JobHandle, stage: int, worker: str) -> TaskGraph:
+def load_graph(handle: JobHandle, stage: int, worker: str, attempt: int = 0) -> TaskGraph:
     """Load one shard; the caller pins it to the worker, which has no token yet."""
-    key: Key = (f"{handle.job}/load-{stage}", worker, handle.life, handle.pin.generation)
+    key: Key = (f"{handle.job}/load-{stage}", worker, handle.driver, handle.pin.generation, attempt)
     return TaskGraph({key: Task(key, load_shard, handle, stage)}, (key,), {key: {}})
 
 
 def forget_graph(handle: JobHandle, worker: str) -> TaskGraph:
     """Let a worker forget a generation; the caller pins it to the worker."""
-    key: Key = (f"{handle.job}/forget", worker, handle.life, handle.pin.generation)
+    key: Key = (f"{handle.job}/forget", worker, handle.driver, handle.pin.generation)
     return TaskGraph({key: Task(key, forget_job, handle)}, (key,), {key: {}})
 
 
@@ -129,4 +129,4 @@ def compare_graph(
 
 
 def _key(handle: JobHandle, step: str, *place: Any) -> Key:
-    return (f"{handle.job}/{step}", handle.life, handle.pin.generation, *place)
+    return (f"{handle.job}/{step}", handle.driver, handle.pin.generation, *place)

@@ -27,11 +27,13 @@ class JobHandle:
     """The snapshot that it computes on. A worker never maps a name to weights by itself."""
     member: str = ""
     """Id of the driver among the members of the job; empty where it runs the job alone."""
+    connection: int = 0
+    """Connection to a scheduler that the driver submitted it over; what one left behind means nothing to the next."""
 
     @property
-    def life(self) -> int | str:
-        """What no other driver's tasks and tokens are named after, on whatever cluster."""
-        return f"{self.epoch}-{self.member}" if self.member else self.epoch
+    def driver(self) -> str:
+        """Who submitted the task, and over which connection."""
+        return ".".join(filter(None, (str(self.epoch), self.member, str(self.connection))))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

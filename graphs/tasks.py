@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from daskinfer.errors import JobBusy, SnapshotSkew
+from daskinfer.errors import DeviceFailed, JobBusy, SnapshotSkew
 from daskinfer.graphs.context import JobContext, open_context
 from daskinfer.graphs.handoff import Encoded, Handoff, Hop, JobHandle
 from daskinfer.graphs.identity import get_identity
@@ -46,7 +47,9 @@ def load_shard(handle: JobHandle, stage: int) -> dict[str, object]:
 
 def read_rows(source: PartitionSource) -> RowBatch:
     """Read a partition's rows."""
-    return read_partition(source)
+    began = time.perf_counter()
+    rows = read_partition(source)
+    return replace(rows, seconds=time.perf_counter() - began)
 
 
 def encode(handle: JobHandle, rows: RowBatch) -> Encoded:
@@ -78,7 +81,11 @@ def run_stage(
         receive = time.perf_counter() - began
     inputs = encoded.batch(number)
     began = time.perf_counter()
-    result, retries = loaded.stage.run(inputs, bundle)
+    try:
+        result, retries = loaded.stage.run(inputs, bundle)
+    except DeviceFailed as error:
+        error.worker = get_identity()
+        raise
     compute = time.perf_counter() - began
     payload: Activation | DirectActivation | dict[str, np.ndarray]
     if isinstance(result, dict):
@@ -121,7 +128,9 @@ def commit_partition(handle: JobHandle, rows: RowBatch, encoded: Encoded, handof
     )
     confirm_driver(context, handle, rows.partition.number)
     confirm(context.record.output, handle.job)
+    began = time.perf_counter()
     written = context.sink.write(part)
+    write = time.perf_counter() - began
     record = CommitRecord(
         job=handle.job,
         snapshot=context.snapshot,
@@ -134,6 +143,8 @@ def commit_partition(handle: JobHandle, rows: RowBatch, encoded: Encoded, handof
         rows_quarantined=len(rows.rejects),
         tokens=int(encoded.rows.lengths.sum()),
         padded_tokens=sum(microbatch.tokens for microbatch in encoded.microbatches),
+        read=rows.seconds,
+        write=write,
         microbatches=tuple((len(microbatch.rows), microbatch.length) for microbatch in encoded.microbatches),
         digest=written.digest,
         path=written.path,

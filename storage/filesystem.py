@@ -13,9 +13,9 @@ from pathlib import Path
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
-from daskinfer.errors import DaskinferError, NotAllowed, StorageError
+from daskinfer.errors import DaskinferError, NotAllowed, StorageError, StorageRefused
 from daskinfer.ids import make_nonce
-from daskinfer.storage.retries import persist
+from daskinfer.storage.retries import is_away, persist
 
 _LOCAL_PREFIXES = ("file://", "local://")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -236,7 +236,8 @@ def explain_errors(url: str, action: str) -> Iterator[None]:
         # Clients of object stores raise their own classes for unreachable endpoints and missing credentials.
         if is_local(url):
             raise
-        raise StorageError(
+        kind = StorageRefused if is_away(error) else StorageError
+        raise kind(
             f"cannot {action} {url}: {type(error).__name__}: {error}",
             hint="Check the URL, the credentials and that the store can be reached from this machine.",
         ) from error
@@ -253,6 +254,5 @@ def _explain(error: OSError, url: str, action: str) -> StorageError:
         path = Path(absolute_url(url))
         blocking = next((folder for folder in (path, *path.parents) if folder.is_file()), path)
         return StorageError(f"cannot {action} {url}: {blocking} is a file, not a folder", hint="Choose another place.")
-    return StorageError(
-        f"cannot {action} {url}: {error}", hint="Check that the location exists and works, then try again."
-    )
+    kind = StorageRefused if is_away(error) else StorageError
+    return kind(f"cannot {action} {url}: {error}", hint="Check that the location exists and works, then try again.")

@@ -8,13 +8,14 @@ from typing import TypeVar
 
 from tenacity import RetryError, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from daskinfer.errors import StorageError
+from daskinfer.errors import StorageRefused
 
 T = TypeVar("T")
 
 ATTEMPTS = 8
 
 _TRANSIENT = {errno.EBUSY, errno.EREMOTEIO, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.ETIMEDOUT}
+_AWAY = {errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ESTALE}
 _TRANSIENT_STATUS = {408, 409, 429, 500, 502, 503, 504}
 _TRANSIENT_CLASSES = {
     "aiohttp.client_exceptions.ClientError",
@@ -22,6 +23,7 @@ _TRANSIENT_CLASSES = {
     "requests.exceptions.ConnectionError",
     "requests.exceptions.Timeout",
 }
+_AWAY_CLASSES = {"botocore.exceptions.ConnectionError"}
 
 
 def persist(url: str, call: Callable[[], T]) -> T:
@@ -29,7 +31,7 @@ def persist(url: str, call: Callable[[], T]) -> T:
 
     Raises
     ------
-    StorageError
+    StorageRefused
         Where the store stays busy.
     """
     retrying = Retrying(
@@ -40,7 +42,7 @@ def persist(url: str, call: Callable[[], T]) -> T:
     try:
         return retrying(call)
     except RetryError as error:
-        raise StorageError(
+        raise StorageRefused(
             f"{url} stayed busy for {ATTEMPTS} attempts: {error.last_attempt.exception()}",
             hint="The store is overloaded or refuses conditional writes; run the command again later.",
         ) from error
@@ -53,8 +55,18 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in _TRANSIENT:
         return True
     # Clients raise classes of their own, and s3fs knows too few of the codes that S3 sends with a 409.
-    names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
-    return _http_status(error) in _TRANSIENT_STATUS or not names.isdisjoint(_TRANSIENT_CLASSES)
+    return _http_status(error) in _TRANSIENT_STATUS or not _class_names(error).isdisjoint(_TRANSIENT_CLASSES)
+
+
+def is_away(error: BaseException) -> bool:
+    """Say whether the store may be back in a minute or an hour, though trying again at once may not help."""
+    if is_transient(error) or (isinstance(error, OSError) and error.errno in _AWAY):
+        return True
+    return not _class_names(error).isdisjoint(_AWAY_CLASSES)
+
+
+def _class_names(error: BaseException) -> set[str]:
+    return {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
 
 
 def _http_status(error: BaseException) -> int:

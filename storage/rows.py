@@ -35,6 +35,8 @@ class RowBatch:
     """Refused rows, ascending."""
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """Array column -> (n, ...) values of the accepted rows."""
+    seconds: float = 0.0
+    """Spent reading them."""
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -67,6 +69,7 @@ class RowBatch:
             table=self.table.filter(pa.array(keep)) if self.table.num_columns else self.table,
             rejects=tuple(sorted((*self.rejects, *moved), key=lambda reject: reject.row)),
             arrays={column: values[keep] for column, values in self.arrays.items()},
+            seconds=self.seconds,
         )
 
     def _refuse(self, index: int, refused: Mapping[int, str]) -> Reject:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -10,7 +10,7 @@ from rich.text import Text
 
 from daskinfer.cli.progress import describe_loading
 from daskinfer.ids import shorten
-from daskinfer.spec.job import JobStatus, Report, SnapshotShare
+from daskinfer.spec.job import Incident, JobStatus, Report, SnapshotShare
 from daskinfer.spec.listing import AliasRow, CheckpointDetail, CheckpointRow, VersionRow
 from daskinfer.spec.measured import CheckpointProfile, LayerCost, MeasuredLayer
 from daskinfer.spec.membership import MemberStatus
@@ -58,9 +58,27 @@ def print_report(report: Report, remark: str | None = None) -> None:
     whole = f"{format_duration(report.seconds)} in all, {format_duration(report.startup_seconds)} to start"
     if report.precision:
         lines["precision"] = report.precision
+    if report.incidents:
+        lines["incidents"] = "; ".join(_tell_incidents(report.incidents))
     lines |= {"speed": f"{speed} ({whole})", "output": report.output, "report": report.report}
     _print_verdict(report.verdict, report.name, remark or report.message)
     print_lines(lines)
+
+
+def _tell_incidents(incidents: Sequence[Incident]) -> Iterator[str]:
+    """Return a few words on each kind of incident, with the longest times of any."""
+    for kind in dict.fromkeys(incident.kind for incident in incidents):
+        found = [incident for incident in incidents if incident.kind == kind]
+        detected = max(incident.detect_seconds or 0.0 for incident in found)
+        recovered = max(incident.recover_seconds or 0.0 for incident in found)
+        times = [
+            f"{what} after {format_duration(seconds)}"
+            for what, seconds in (("detected", detected), ("recovered", recovered))
+            if seconds
+        ]
+        at_most = " at most" if times and len(found) > 1 else ""
+        number = f"{len(found):,} " if len(found) > 1 else ""
+        yield f"{number}{kind}" + (f" ({', '.join(times)}{at_most})" if times else "")
 
 
 def _tell_version(share: SnapshotShare) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from daskinfer.errors import JobFailed
+from daskinfer.models.devicefaults import explain_failures, is_out_of_memory
 from daskinfer.models.ferry import Cargo, make_ferry
 from daskinfer.models.tensors import Array, tensor_to_array
 from daskinfer.spec.outline import TensorSpec
@@ -21,8 +22,6 @@ Forward = Callable[[dict[str, Tensor], tuple[Tensor, ...]], Tensors]
 """(inputs by name, what the stage before sent) -> what this stage sends, or on the last one its outputs by name."""
 
 _ROWS = (0, 1, 0, 0)
-# What allocators other than CUDA's say, and libraries that allocate behind torch's back.
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
 # Most items of a part by (snapshot, device). Runners come and go with the jobs of a worker; what fits stays the same.
 _ceilings: dict[tuple[str, str], int] = {}
 
@@ -108,9 +107,11 @@ class Runner:
         ------
         JobFailed
             Not even one row fits the device.
+        DeviceFailed
+            The device is of no more use to this process.
         """
         rows = len(next(iter(inputs.values())))
-        with self._lock, torch.inference_mode():
+        with self._lock, torch.inference_mode(), explain_failures(self._device):
             # OpenMP keeps this number for each thread, and the pool's threads come and go.
             if torch.get_num_threads() != self._threads:
                 torch.set_num_threads(self._threads)
@@ -120,7 +121,7 @@ class Runner:
                     parts = self._run_parts(inputs, received, rows, size)
                     break
                 except RuntimeError as error:
-                    if not _is_out_of_memory(error):
+                    if not is_out_of_memory(error):
                         raise
                     told = str(error).partition("\n")[0]
                 # Only here, where the traceback no longer holds the tensors of what failed, can they be freed. All
@@ -195,7 +196,3 @@ def _row_axis(tensor: TensorSpec) -> int | None:
 def _is_divisible(tensor: TensorSpec) -> bool:
     """Tell whether rows are one dimension of a tensor, or none: then it is the same for all of them."""
     return [dim for dim in tensor.dims if dim[1] or dim[3]] in ([], [_ROWS])
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from daskinfer.errors import CheckpointError, JobFailed
+from daskinfer.models.devicefaults import explain_failures
 from daskinfer.models.devices import find_cpu, find_device
 from daskinfer.models.offload import fill_offloaded
 from daskinfer.models.runner import Results, Runner
@@ -120,6 +121,8 @@ def load_stage(
         If a tensor is missing, or of another shape.
     JobFailed
         If the device that the plan counts on is not there.
+    DeviceFailed
+        If it is there and does not work.
     """
     device = _take_device(numerics.device)
     module = build_task(request, numerics.dtype)
@@ -141,9 +144,10 @@ def load_stage(
     if stage.offload == "disk" or (stage.offload == "cpu" and device.kind != "cpu"):
         units = _movable_units(module, outline, stage, {path: entry.name for path, (_, entry) in entries.items()})
     away = {path for names in units.values() for path in names}
-    read_bytes = fill([path for path in owned if path not in away], device.kind)
-    if units:
-        read_bytes += fill_offloaded(module, units, fill, device.kind, Path(folder.name) if folder else None)
+    with explain_failures(device):
+        read_bytes = fill([path for path in owned if path not in away], device.kind)
+        if units:
+            read_bytes += fill_offloaded(module, units, fill, device.kind, Path(folder.name) if folder else None)
     _refuse_meta(module, away)
     _move_buffers(module, device.kind)
     skeleton = Skeleton(module, outline, stage.first, stage.last)

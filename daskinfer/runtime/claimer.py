@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from daskinfer.errors import StorageError
+from daskinfer.errors import StorageRefused
 from daskinfer.planning.blocks import Blocks
 from daskinfer.runtime.claims import Claim, Claimed, Done, choose_block
 from daskinfer.spec.job import CommitRecord
@@ -66,7 +66,7 @@ class Claimer:
                 return Claimed(found, records)
             records += self._survey()
             return Claimed(self._take_over(action.idle) if action.is_wanted else (), records)
-        except StorageError as error:
+        except StorageRefused as error:
             return Claimed(committed=records, trouble=error.message)
 
     def _survey(self) -> tuple[CommitRecord, ...]:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from daskinfer.spec.job import CommitRecord
 
 if TYPE_CHECKING:
-    from daskinfer.runtime.workload import Place
+    from daskinfer.runtime.messages import Action
+    from daskinfer.runtime.workload import Workload
 
 SURVEY_SECONDS = 5.0
 """How old a busy member's knowledge of what the others have committed gets."""
@@ -94,7 +95,6 @@ class Claims:
         self._is_asking = False
         self._asked: float | None = None
         self._found = True
-        self._trouble = ""
         self._idle_since: float | None = None
 
     def __iter__(self) -> Iterator[tuple[None, int]]:
@@ -116,16 +116,31 @@ class Claims:
         """Take in that a partition is committed."""
         self._done.add(partition)
 
-    def take(self, event: Claimed, open_places: Collection[Place]) -> bool:
-        """Let what was claimed wait for its start, but for what is in work; say whether there is new trouble."""
-        is_new = event.trouble not in ("", self._trouble)
-        self._trouble = event.trouble
+    def take(self, event: Claimed, work: Workload) -> tuple[list[Action], int]:
+        """Take in what the others have committed, and what is ours to start.
+
+        Returns
+        -------
+        list
+            What lets go of partitions in work that are committed.
+        int
+            How many rows the others have quarantined.
+        """
         self._is_asking = False
-        busy = {*self._waiting, *(number for _, number in open_places)}
+        actions, rejects = [], 0
+        for record in event.committed:
+            if record.partition in self._done:
+                continue
+            self._done.add(record.partition)
+            work.left -= 1
+            rejects += record.rows_quarantined
+            if (place := (record.generation, record.partition)) in work.open:
+                actions.append(work.abandon(place))
+        busy = {*self._waiting, *(number for _, number in work.open)}
         new = [number for number in event.partitions if number not in busy and number not in self._done]
         self._waiting.extend(new)
         self._found = bool(new)
-        return is_new
+        return actions, rejects
 
     def go_on(self, now: float, is_running: bool, is_busy: bool) -> list[Claim]:
         """Ask for partitions, or what the others have done, where it is time to.

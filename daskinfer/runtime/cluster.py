@@ -12,8 +12,9 @@ from typing import Any
 
 import dask
 import psutil
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Status
 from distributed.utils import silence_logging_cmgr
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from daskinfer.errors import JobFailed, RecipeError
 from daskinfer.models.devices import find_device
@@ -47,8 +48,15 @@ def find_workers(cluster: recipes.Cluster) -> list[WorkerShape]:
 
 
 @contextmanager
-def open_cluster(cluster: recipes.Cluster) -> Iterator[Client]:
+def open_cluster(cluster: recipes.Cluster, patience: float = 0) -> Iterator[Client]:
     """Start or join a cluster, prepare its processes, and leave it as it was found.
+
+    Parameters
+    ----------
+    cluster
+        Which one.
+    patience
+        Seconds that a scheduler may take until it answers, beyond those of one try.
 
     Raises
     ------
@@ -60,7 +68,7 @@ def open_cluster(cluster: recipes.Cluster) -> Iterator[Client]:
         with (
             dask.config.set(_QUIET),
             silence_logging_cmgr(logging.CRITICAL),
-            _connect(cluster.address) as client,
+            _connect_patiently(cluster.address, patience) as client,
         ):
             set_up_processes(client)
             yield client
@@ -100,6 +108,14 @@ def _connect(address: str) -> Client:
         ) from error
 
 
+def _connect_patiently(address: str, patience: float) -> Client:
+    retry = Retrying(
+        retry=retry_if_exception_type(JobFailed), stop=stop_after_delay(patience), wait=wait_fixed(1), reraise=True
+    )
+    client: Client = retry(_connect, address)
+    return client
+
+
 @contextmanager
 def _start(local: recipes.LocalCluster) -> Iterator[LocalCluster]:
     # Ctrl-C in a terminal reaches every process of the group. Threads and processes inherit what is blocked here, so
@@ -123,7 +139,13 @@ def _start(local: recipes.LocalCluster) -> Iterator[LocalCluster]:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, heard)
     with workers:
-        yield workers
+        try:
+            yield workers
+        finally:
+            if workers.scheduler.status != Status.running:
+                # Every worker's nanny wants to sign off from it, and would try for half a minute.
+                with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
+                    workers.close()
 
 
 def _local_settings(local: recipes.LocalCluster) -> dict[str, Any]:

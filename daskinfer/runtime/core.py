@@ -10,17 +10,19 @@ from daskinfer.errors import (
     ClaimLost,
     CorruptActivation,
     DaskinferError,
+    DeviceFailed,
     JobFailed,
     RejectBudgetExceeded,
     SnapshotSkew,
+    StorageRefused,
 )
 from daskinfer.runtime.claims import Claimed, Claims
 from daskinfer.runtime.crew import Crew
+from daskinfer.runtime.health import Restart, WorkerFrozen, WorkerPaused, WorkerResumed
 from daskinfer.runtime.messages import (
     Action,
     AliasSeen,
     AliasUnseen,
-    Commit,
     Committed,
     Compared,
     Event,
@@ -30,14 +32,13 @@ from daskinfer.runtime.messages import (
     GrantToken,
     Judged,
     LoadShard,
+    MemoryPressure,
     MicrobatchDone,
     Note,
-    Prepare,
     Prepared,
     Seal,
     ShardFailed,
     ShardLoaded,
-    Submit,
     Switched,
     TaskFailed,
     Tick,
@@ -46,6 +47,7 @@ from daskinfer.runtime.messages import (
     describe,
 )
 from daskinfer.runtime.pinning import Pinning
+from daskinfer.runtime.recovery import Recovery, repeat, task_of
 from daskinfer.runtime.succession import Succession
 from daskinfer.runtime.trial import Trial
 from daskinfer.runtime.workload import Workload
@@ -67,6 +69,10 @@ class Limits:
     """Workers lost since the last commit: more means that the work itself kills them."""
     patience: float = 60.0
     """Seconds that a stage may be without any worker."""
+    paused: float = 60.0
+    """Seconds that a worker may be paused."""
+    storage: float = 300.0
+    """Seconds that a store may refuse."""
 
 
 class DriverCore:
@@ -128,6 +134,7 @@ class DriverCore:
         self._trial = trial
         self._claims = claims
         self._succession = Succession(pinning, rules, self._crew, self._work, committed, partitions, trial)
+        self._recovery = Recovery(self._crew, self._work, limits.paused, limits.storage)
         self._source = source
         self._epoch = epoch
         self._limits = limits
@@ -157,7 +164,7 @@ class DriverCore:
         return record.epoch == self._epoch and record.member == (self._claims.member if self._claims else "")
 
     def is_counted(self, record: CommitRecord) -> bool:
-        """Tell whether a commit that another member may have made is taken in already."""
+        """Tell whether a commit, perhaps another member's, is taken in already."""
         return self._claims is not None and self._claims.is_done(record.partition)
 
     def start(self, workers: Sequence[WorkerShape]) -> list[Action]:
@@ -171,15 +178,21 @@ class DriverCore:
         """Take one event at a time `now` (seconds, any monotonic clock) and return what to do about it."""
         if self._ended:
             return []
+        over = self._recovery.hear(event, now)
         match event:
             case WorkerJoined():
                 actions = self._load(self._crew.enlist([event.worker]))
             case WorkerLost():
                 actions = self._on_lost(event, now)
+            case WorkerFrozen():
+                why = f"was not heard of for {event.silent:.0f} s"
+                actions = self._take_off(event.worker, now, "worker-frozen", why, event.silent)
+            case WorkerPaused() | WorkerResumed() | MemoryPressure():
+                actions = []
             case ShardLoaded():
                 actions = self._on_loaded(event)
             case ShardFailed():
-                actions = self._on_load_failed(event)
+                actions = self._on_load_failed(event, now)
             case Prepared():
                 actions = self._work.prepared((event.generation, event.partition), event.microbatches)
             case MicrobatchDone():
@@ -187,7 +200,7 @@ class DriverCore:
             case Committed():
                 actions = self._on_committed(event)
             case TaskFailed():
-                actions = self._on_failure(event)
+                actions = self._on_failure(event, now)
             case AliasSeen():
                 actions = self._succession.on_alias(event.head)
             case AliasUnseen():
@@ -204,13 +217,14 @@ class DriverCore:
                 self._rejects = event.rejects
                 actions = self._succession.on_switched(event.partitions)
             case Claimed():
-                actions = self._on_claimed(event)
+                actions = self._on_claimed(event, now)
             case Tick():
                 actions = self._on_tick(now)
         if self.running and not any(isinstance(action, Fail) for action in actions):
             actions += self._succession.go_on(now)
         if self._claims is not None:
             actions += self._claims.go_on(now, self.running, bool(self._work.open))
+        actions = [*over, *actions, *self._recovery.close(actions, now)]
         self._ended = any(isinstance(action, Fail | Seal) for action in actions)
         return actions
 
@@ -223,13 +237,21 @@ class DriverCore:
             for generation in self._crew.generations
         ]
 
-    def _on_lost(self, event: WorkerLost, now: float) -> list[Action]:
+    def _take_off(self, worker: str, now: float, kind: str, why: str, silent: float | None = None) -> list[Action]:
+        """Deal with a worker that lives and is of no use as with one that is lost."""
+        if worker not in self._crew:
+            return []
+        return [Restart(worker), *self._on_lost(WorkerLost(worker, silent), now, kind, why)]
+
+    def _on_lost(self, event: WorkerLost, now: float, kind: str = "worker-lost", why: str = "is gone") -> list[Action]:
         stage = self._crew.lose(event.worker, now)
         if stage is None:
             return []
         self.counters["workers_lost"] += 1
         self._losses += 1
-        note = Note("worker-lost", f"{event.worker}, which held stage {stage}, is gone")
+        self._recovery.lose(event.worker, stage)
+        detail = f"{event.worker}, which held stage {stage}, {why}"
+        note = self._recovery.book.begin(stage, kind, detail, now, event.silent)
         if self._losses > self._limits.losses:
             work = ", ".join(str(number) for number in sorted({number for _, number in self._work.open})) or "none"
             return [
@@ -263,9 +285,15 @@ class DriverCore:
         granted = self._crew.acknowledge(ack.generation, ack.stage, ack.worker)
         return [GrantToken(stage, worker, generation) for generation, stage, worker in granted]
 
-    def _on_load_failed(self, event: ShardFailed) -> list[Action]:
+    def _on_load_failed(self, event: ShardFailed, now: float) -> list[Action]:
         if not self._crew.is_loading(event.generation, event.worker):
             return []  # it died while loading: WorkerLost has dealt with it
+        if isinstance(event.error, DeviceFailed):
+            return self._take_off(event.worker, now, "device-failed", f"lost its device: {event.error.message}")
+        if isinstance(event.error, StorageRefused) and not self._succession.is_candidate(event.generation):
+            load = ("load", event.generation, event.stage, event.worker)
+            again = LoadShard(event.stage, event.worker, event.generation, self._recovery.tries(load) + 1)
+            return self._recovery.refuse(load, again, event.error, now)
         where = f"stage {event.stage} could not be loaded on {event.worker}"
         if isinstance(event.error, DaskinferError):
             error = type(event.error)(f"{where}: {event.error.message}", hint=event.error.hint)
@@ -274,9 +302,13 @@ class DriverCore:
         return self._succession.give_up(error) if self._succession.is_candidate(event.generation) else [Fail(error)]
 
     def _on_tick(self, now: float) -> list[Action]:
+        actions = self._recovery.due(now)
+        for worker in self._recovery.overdue(now):
+            why = f"was paused for {self._limits.paused:.0f} s, its memory full"
+            actions += self._take_off(worker, now, "worker-lost", why)
         missing = self._crew.missing(now - self._limits.patience)
         if missing is None:
-            return []
+            return actions
         return [
             Fail(
                 JobFailed(
@@ -289,24 +321,13 @@ class DriverCore:
 
     # Partitions
 
-    def _on_claimed(self, event: Claimed) -> list[Action]:
-        """Take in what other members have committed, and what is ours to start."""
-        claims = self._claims
-        assert claims is not None
-        actions: list[Action] = []
-        for record in event.committed:
-            if claims.is_done(record.partition):
-                continue
-            claims.note(record.partition)
-            self._work.left -= 1
-            self._rejects += record.rows_quarantined
-            if (place := (record.generation, record.partition)) in self._work.open:
-                actions.append(self._work.abandon(place))
-        if claims.take(event, self._work.open):
-            actions.append(Note("claim-failed", event.trouble))
+    def _on_claimed(self, event: Claimed, now: float) -> list[Action]:
+        assert self._claims is not None
+        actions, rejects = self._claims.take(event, self._work)
+        self._rejects += rejects
         if not self._work.left and not self.running:
-            return [*actions, Seal()]  # nobody needs what is being loaded
-        return [*actions, *self._check_rejects()]
+            actions.append(Seal())  # nobody needs what is being loaded
+        return [*self._recovery.note_store("claims", event.trouble, now), *actions, *self._check_rejects()]
 
     def _on_committed(self, event: Committed) -> list[Action]:
         record = event.record
@@ -339,7 +360,7 @@ class DriverCore:
         )
         return [Fail(error)]
 
-    def _on_failure(self, event: TaskFailed) -> list[Action]:
+    def _on_failure(self, event: TaskFailed, now: float) -> list[Action]:
         partition = self._work[event.generation, event.partition]
         error = event.error
         if isinstance(error, ClaimLost):  # another member computes it, for it took us for dead
@@ -347,20 +368,22 @@ class DriverCore:
         damaged = isinstance(error, CorruptActivation)
         partition.attempts[event.step, event.number] += 1
         attempt = partition.attempts[event.step, event.number]
+        if isinstance(error, StorageRefused):
+            partition.excused[event.step, event.number] += 1
+            return self._recovery.refuse(task_of(event), repeat(event, attempt), error, now)
         where = f"partition {event.partition}" + (f", microbatch {event.number}" if event.step == "microbatch" else "")
         self.counters["corrupt_activations" if damaged else "task_failures"] += 1
-        note = Note(
-            "corrupt-activation" if damaged else "task-failed",
-            f"{where}, {event.step}, attempt {attempt}: {describe(error)}",
-        )
-        if isinstance(error, DaskinferError) and not damaged:
-            return [note, Fail(error)]
-        if attempt >= self._limits.attempts:
+        if isinstance(error, DeviceFailed):
+            actions = self._take_off(error.worker, now, "device-failed", f"lost its device: {error.message}")
+        else:
+            kind = "corrupt-activation" if damaged else "task-failed"
+            detail = f"{where}, {event.step}, attempt {attempt}: {describe(error)}"
+            actions = [self._recovery.book.begin(task_of(event), kind, detail, now)]
+        if isinstance(error, DaskinferError) and not isinstance(error, CorruptActivation | DeviceFailed):
+            return [*actions, Fail(error)]
+        if attempt - partition.excused[event.step, event.number] >= self._limits.attempts:
             failure = JobFailed(f"{where}: {event.step} failed {attempt} times, at last with {describe(error)}")
-            return [note, Fail(failure)]
-        if event.step == "prepare":
-            return [note, Prepare(event.partition, attempt, event.generation)]
-        if event.step == "commit":
-            return [note, Commit(event.partition, attempt, event.generation)]
-        self.counters["microbatches_recomputed"] += 1
-        return [note, Submit(event.partition, (event.number,), attempt, event.generation)]
+            return [*actions, Fail(failure)]
+        if event.step == "microbatch":
+            self.counters["microbatches_recomputed"] += 1
+        return [*actions, repeat(event, attempt)]

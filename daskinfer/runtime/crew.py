@@ -46,11 +46,13 @@ class Crew:
         """The required tags, for messages."""
         return ", ".join(f"{tag}: {amount:g}" for tag, amount in self._requires.items()) or "no tag at all"
 
+    def __contains__(self, worker: str) -> bool:
+        return worker in self._posts or worker in self._spares
+
     def enlist(self, workers: Sequence[WorkerShape]) -> list[tuple[int, str]]:
         """Take in workers; return (stage, worker) for every shard to load."""
         for worker in sorted(workers, key=lambda worker: worker.address):
-            known = worker.address in self._posts or worker.address in self._spares
-            if not known and declares(worker, self._requires):
+            if worker.address not in self and declares(worker, self._requires):
                 self._spares.append(worker.address)
         return self.fill()
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from distributed import Client
 
-from daskinfer.errors import Interrupted, JobFailed
+from daskinfer.errors import ClusterLost, DaskinferError, Interrupted
 from daskinfer.graphs.build import crew_token, stage_token
 from daskinfer.graphs.context import forget_job
 from daskinfer.graphs.handoff import JobHandle
@@ -20,6 +20,7 @@ from daskinfer.runtime.claims import Claim, Claimed
 from daskinfer.runtime.cluster import worker_shapes
 from daskinfer.runtime.core import DriverCore
 from daskinfer.runtime.errands import Errands
+from daskinfer.runtime.health import Restart, WorkerFrozen
 from daskinfer.runtime.keeper import Keeper
 from daskinfer.runtime.ledger import Ledger
 from daskinfer.runtime.listening import listen
@@ -40,6 +41,7 @@ from daskinfer.runtime.messages import (
     Note,
     OpenGeneration,
     Prepare,
+    Recovered,
     Release,
     Retire,
     Seal,
@@ -52,6 +54,7 @@ from daskinfer.runtime.messages import (
 )
 from daskinfer.runtime.submission import Submissions
 from daskinfer.runtime.tokens import grant_tokens
+from daskinfer.runtime.vigil import Vigil, restart_worker
 from daskinfer.spec.comparison import PartComparison
 from daskinfer.spec.rows import PartitionTable
 from daskinfer.storage.inputs.reading import partition_source
@@ -78,8 +81,10 @@ class Driver:
         Its partitions.
     requires
         Tags that stage tasks ask for beside their token.
+    frozen
+        Seconds that a worker may be silent.
     note
-        Called with (kind, detail) for every incident.
+        Called for every incident, and for the end of those that have one.
     pulse
         Called a few times a second.
     claimer
@@ -95,11 +100,13 @@ class Driver:
         keeper: Keeper,
         table: PartitionTable,
         requires: dict[str, float],
-        note: Callable[[str, str], None],
+        frozen: float,
+        note: Callable[[Note | Recovered], None],
         pulse: Callable[[], None],
         claimer: Claimer | None = None,
     ) -> None:
         self._client = client
+        self._connection = client.scheduler_comm
         self._core = core
         self._ledger = ledger
         self._handle = handle
@@ -110,6 +117,7 @@ class Driver:
         self._pulse = pulse
         self._happened: queue.SimpleQueue[Callable[[], Event | None]] = queue.SimpleQueue()
         self._submissions = Submissions(client, len(ledger.plan.stages), requires, self._happened.put)
+        self._vigil = Vigil(client, requires, frozen, self._happened.put)
         self._keeper = keeper
         self._errands = Errands(keeper, ledger, self._happened.put, claimer)
         self._tokens: set[str] = set()
@@ -123,16 +131,24 @@ class Driver:
         ------
         Interrupted
             The user stopped it.
+        ClusterLost
+            The scheduler is gone; another driver may go on over another connection.
         DaskinferError
             It cannot go on; everything committed stays.
         """
         try:
-            with listen(self._client, self._handle, self._ledger.loads, self._happened.put):
+            with listen(self._client, self._handle, self._ledger.loads, self._happened.put), self._vigil:
                 self._perform(self._core.start(worker_shapes(self._client)))
                 while not self._sealed:
                     self._step()
         except KeyboardInterrupt:
             raise Interrupted("interrupted; everything committed so far stays") from None
+        except DaskinferError:
+            raise
+        except Exception as error:
+            # Whatever a client says in its last moments, what it means is that the scheduler is gone.
+            self._check_connection(error)
+            raise
         finally:
             self._errands.close()
 
@@ -149,14 +165,19 @@ class Driver:
         for handle in self._handles.values():
             self._client.run(forget_job, handle, workers=list(workers))
 
+    def _check_connection(self, cause: Exception | None = None) -> None:
+        # A client that finds its scheduler again has a new connection, and has lost all futures.
+        if self._client.status != "running" or self._client.scheduler_comm is not self._connection:
+            raise ClusterLost("the connection to the Dask scheduler is lost") from cause
+
     def _step(self) -> None:
+        self._check_connection()
         self._submissions.look_again()
         event: Event | None = Tick()
         try:
             happened = self._happened.get(timeout=TICK_SECONDS)
         except queue.Empty:
-            if self._client.status not in ("running", "newly-created"):
-                raise JobFailed("the connection to the Dask scheduler is lost") from None
+            pass
         else:
             event = happened()
         if event is not None:
@@ -174,7 +195,10 @@ class Driver:
                 self._comparison = merge_parts(parts)
             elif isinstance(event, GenerationOpened):
                 self._handles[event.pin.generation] = replace(self._handle, pin=event.pin)
-            elif isinstance(event, WorkerLost | ShardFailed):
+            elif isinstance(event, WorkerLost):
+                event = replace(event, silent=self._vigil.silence(event.worker))
+                self._ledger.loads.drop(event.worker)
+            elif isinstance(event, WorkerFrozen | ShardFailed):
                 self._ledger.loads.drop(event.worker)
             self._perform(self._core.handle(event, time.monotonic()))
         self._pulse()
@@ -182,9 +206,9 @@ class Driver:
     def _perform(self, actions: Sequence[Action]) -> None:
         for action in actions:
             match action:
-                case LoadShard(stage, worker, generation):
+                case LoadShard(stage, worker, generation, attempt):
                     self._ledger.loads.begin(stage, worker)
-                    self._submissions.load(self._handles[generation], stage, worker)
+                    self._submissions.load(self._handles[generation], stage, worker, attempt)
                 case GrantToken(stage, worker, generation):
                     self._grant(self._handles[generation], stage, worker)
                 case Prepare(partition, attempt, generation):
@@ -205,8 +229,10 @@ class Driver:
                     self._errands.judge(pin, self._comparison)
                 case Retire(generation, given_up):
                     self._retire(self._handles.pop(generation), given_up)
-                case Note(kind, detail):
-                    self._note(kind, detail)
+                case Restart(worker):
+                    restart_worker(self._client, worker)
+                case Note() | Recovered():
+                    self._note(action)
                 case Seal():
                     self._sealed = True
                 case Fail(error):

@@ -35,6 +35,7 @@ class Ledger:
         self.tokens = 0
         self.padded_tokens = 0
         self.incidents: list[Incident] = []
+        self._numbered: dict[int, int] = {}
         self.loads = Loads([stage.stored_bytes for stage in plan.stages])
         self._shares: dict[str, list[int]] = {}
         self._members: dict[str, list[int]] = {}
@@ -72,6 +73,13 @@ class Ledger:
         for record in records:
             self._add_rows(record)
 
+    def find_more(self, records: Iterable[CommitRecord], member: str = "") -> None:
+        """Count what is committed anew, after commits that nobody could tell of; of those of other members, too."""
+        before = self.rows_done
+        self.recount(records)
+        new = max(0, self.rows_done - before)
+        self.rows_this_run = self._members.get(member, [0, 0])[1] if member else self.rows_this_run + new
+
     def shares(self) -> dict[str, tuple[int, int]]:
         """Return snapshot -> partitions and rows that are committed on it."""
         return {snapshot: (partitions, rows) for snapshot, (partitions, rows) in self._shares.items()}
@@ -85,9 +93,19 @@ class Ledger:
         self._acks[ack.stage].append(ack)
         self.loads.finish(ack.stage, ack.worker)
 
-    def add_incident(self, at: float, kind: str, detail: str) -> None:
-        """Note something that went wrong and was dealt with."""
-        self.incidents.append(Incident(at=at, kind=kind, detail=detail))
+    def add_incident(
+        self, at: float, kind: str, detail: str, number: int | None = None, detect_seconds: float | None = None
+    ) -> None:
+        """Note something that went wrong and is dealt with."""
+        if number is not None:
+            self._numbered[number] = len(self.incidents)
+        self.incidents.append(Incident(at=at, kind=kind, detail=detail, detect_seconds=detect_seconds))
+
+    def end_incident(self, number: int, seconds: float) -> Incident:
+        """Note that an incident is over."""
+        place = self._numbered.pop(number)
+        self.incidents[place] = self.incidents[place].model_copy(update={"recover_seconds": seconds})
+        return self.incidents[place]
 
     def busy(self, running_seconds: float) -> tuple[float, ...]:
         """Return every stage's share of `running_seconds` that its workers spent working, 0 to 1."""

@@ -44,6 +44,10 @@ class Loads:
         if load is not None and load.stage == stage:
             load.nbytes, load.complete = self._sizes[stage], True
 
+    def clear(self) -> None:
+        """Forget all workers: they were another cluster's."""
+        self._loads.clear()
+
     def drop(self, worker: str) -> None:
         """Forget a worker that is gone, or could not."""
         self._loads.pop(worker, None)

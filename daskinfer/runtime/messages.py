@@ -7,6 +7,7 @@ from typing import Literal
 
 from daskinfer.errors import DaskinferError
 from daskinfer.runtime.claims import Claim, Claimed
+from daskinfer.runtime.health import Restart, WorkerFrozen, WorkerPaused, WorkerResumed
 from daskinfer.runtime.pinning import Head
 from daskinfer.spec.comparison import PartComparison
 from daskinfer.spec.generation import Pin
@@ -45,6 +46,21 @@ class WorkerLost:
     """A worker died, was closed or cannot be reached."""
 
     worker: str
+    silent: float | None = None
+    """Seconds since it was last heard of, where that is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPressure:
+    """A worker uses more than a share of its memory limit, or is paused because of that; told once a second."""
+
+    worker: str
+    used: int
+    """Bytes that its process holds."""
+    limit: int
+    """Bytes that it may."""
+    paused: bool
+    """Whether Dask gives it no new tasks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +182,10 @@ class Tick:
 Event = (
     WorkerJoined
     | WorkerLost
+    | WorkerFrozen
+    | WorkerPaused
+    | WorkerResumed
+    | MemoryPressure
     | ShardLoaded
     | ShardFailed
     | Prepared
@@ -191,6 +211,7 @@ class LoadShard:
     stage: int
     worker: str
     generation: int = 0
+    attempt: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +328,19 @@ class Note:
 
     kind: str
     detail: str
+    number: int | None = None
+    """Of an incident that something recovers from: `Recovered` follows."""
+    detect_seconds: float | None = None
+    """From the last sign of health until now, where that can be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """An incident is over."""
+
+    number: int
+    seconds: float
+    """Since it was noted."""
 
 
 Action = (
@@ -325,8 +359,10 @@ Action = (
     | Retire
     | Claim
     | Seal
+    | Restart
     | Fail
     | Note
+    | Recovered
 )
 
 

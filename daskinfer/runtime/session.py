@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
+from itertools import count
 from sys import intern
 
 from distributed import Client
 
-from daskinfer.errors import DaskinferError, Interrupted, StorageError
+from daskinfer.errors import ClusterLost, DaskinferError, Interrupted, StorageError, StorageRefused
 from daskinfer.planning.sampling import choose_sample
 from daskinfer.runtime.claims import Claims
 from daskinfer.runtime.cluster import open_cluster
@@ -18,11 +20,12 @@ from daskinfer.runtime.driver import Driver
 from daskinfer.runtime.joining import clear_activations, clear_output, join_job, make_claimer
 from daskinfer.runtime.keeper import Keeper
 from daskinfer.runtime.ledger import Ledger
+from daskinfer.runtime.messages import Note, Recovered
 from daskinfer.runtime.opening import OpenedJob
 from daskinfer.runtime.pinning import Pinning
 from daskinfer.runtime.trial import Trial
 from daskinfer.spec.generation import Pin
-from daskinfer.spec.job import Phase, Progress
+from daskinfer.spec.job import CommitRecord, Phase, Progress
 from daskinfer.spec.recipe import Recipe
 from daskinfer.storage.journal import Event, Journal
 from daskinfer.storage.lease import Lease
@@ -34,6 +37,10 @@ PROGRESS_SECONDS = 0.25
 CHECK_SECONDS = 5.0
 SNAPSHOT_HEARTBEAT_SECONDS = 200.0
 TROUBLE_SECONDS = 60.0
+PATIENCE_SECONDS = 60.0
+"""How long a scheduler that was lost may take to come back."""
+MOST_LOSSES = 5
+"""Schedulers that may be lost without one row being committed in between."""
 
 
 class Session:
@@ -78,6 +85,8 @@ class Session:
         self._began = began
         self._phase: Phase = "starting"
         self._due: dict[str, float] = {}
+        self._lost: tuple[int, float] | None = None
+        """Number of the incident of a lost scheduler that is not over, and when it was noted."""
 
     def run(self) -> None:
         """Run the job to its seal; `error` says afterwards why it did not get there.
@@ -152,18 +161,47 @@ class Session:
         keeper = Keeper(record, self.recipe, self.epoch, self.member)
         pin = keeper.begin()
         sink = self._open_output(keeper)
-        committed: dict[int, str] = {}
         for commit in sink.committed():
             self.ledger.add_earlier(commit)
-            committed[commit.partition] = intern(commit.snapshot)
-        # An output that is to converge may have to be computed again where it is whole.
-        is_open = record.recipe.consistency.converge and not keeper.log.known.sealed
-        trial = self._open_trial(keeper, sink)
-        if len(committed) < record.partitions or is_open or trial is not None:
-            self._compute(keeper, pin, committed, trial, sink)
+        self._compute_all(keeper, pin, sink)
         self._enter("sealing")
         self._seal(keeper, sink)
         keeper.release()
+
+    def _compute_all(self, keeper: Keeper, pin: Pin, sink: WholeOutput) -> None:
+        """Compute what is left, over one connection after the other where schedulers are lost."""
+        record, losses = self.job.record, 0
+        for connection in count():
+            committed = self._take_stock(sink)
+            # An output that is to converge may have to be computed again where it is whole.
+            is_open = record.recipe.consistency.converge and not keeper.log.known.sealed
+            trial = self._open_trial(keeper, sink)
+            if len(committed) == record.partitions and not is_open and trial is None:
+                return
+            before = self.ledger.rows_this_run
+            try:
+                return self._compute(keeper, pin, committed, trial, connection, sink)
+            except ClusterLost as lost:
+                losses = 1 if self.ledger.rows_this_run > before else losses + 1
+                if losses > MOST_LOSSES:
+                    raise
+                detail = f"{lost.message}; going on over a new one with what is not committed"
+                # Numbers below zero are nobody else's.
+                self._lost = (-connection - 1, time.monotonic())
+                self._record(Note("scheduler-lost", detail, self._lost[0]))
+            pin = keeper.begin()
+
+    def _take_stock(self, sink: WholeOutput) -> dict[int, str]:
+        """Count what is committed anew; return the snapshot of each partition."""
+        committed: dict[int, str] = {}
+
+        def note() -> Iterator[CommitRecord]:
+            for commit in sink.committed():
+                committed[commit.partition] = intern(commit.snapshot)
+                yield commit
+
+        self.ledger.find_more(note(), self.member)
+        return committed
 
     def _open_output(self, keeper: Keeper) -> WholeOutput:
         """Prepare the output. Under the lease and before the first task, so that nothing of this job can be lost."""
@@ -192,7 +230,13 @@ class Session:
         return Trial(pin, sample, rules.canary is not None, committed, current)
 
     def _compute(
-        self, keeper: Keeper, pin: Pin, committed: dict[int, str], trial: Trial | None, sink: WholeOutput
+        self,
+        keeper: Keeper,
+        pin: Pin,
+        committed: dict[int, str],
+        trial: Trial | None,
+        connection: int,
+        sink: WholeOutput,
     ) -> None:
         record, plan, rules = self.job.record, self.job.plan, self.job.record.recipe.consistency
         lease = self._lease
@@ -208,21 +252,27 @@ class Session:
             committed=committed,
             rejects=self.ledger.rows_quarantined,
             requires=self.recipe.placement.requires,
-            limits=Limits(rejects=self.recipe.errors.limit(record.rows)),
+            limits=Limits(
+                rejects=self.recipe.errors.limit(record.rows),
+                paused=self.recipe.recovery.paused,
+                storage=self.recipe.recovery.storage,
+            ),
             trial=trial,
             claims=Claims(self.member, record.partitions, committed) if self.member else None,
         )
-        with open_cluster(self.recipe.cluster) as client:
+        with open_cluster(self.recipe.cluster, PATIENCE_SECONDS if connection else 0) as client:
             self._enter("loading")
+            self.ledger.loads.clear()
             driver = Driver(
                 client=client,
                 core=core,
                 ledger=self.ledger,
-                handle=keeper.handle(pin),
+                handle=replace(keeper.handle(pin), connection=connection),
                 keeper=keeper,
                 table=self.job.store.table(),
                 requires=self.recipe.placement.requires,
-                note=self._note,
+                frozen=self.recipe.recovery.frozen,
+                note=self._record,
                 pulse=lambda: self._pulse(driver, keeper),
                 claimer=claimer,
             )
@@ -236,18 +286,24 @@ class Session:
 
     def _leave(self, driver: Driver, client: Client) -> None:
         if self.recipe.cluster.address is not None and client.status == "running":
-            driver.withdraw()
+            with suppress(OSError):  # the scheduler goes in this moment
+                driver.withdraw()
 
     def _pulse(self, driver: Driver, keeper: Keeper) -> None:
         now = time.monotonic()
         if self.running_since is None and driver.running_since is not None:
             self.running_since = driver.running_since
             self._enter("running")
+        if self._lost is not None and driver.running_since is not None:
+            self._record(Recovered(self._lost[0], now - self._lost[1]))
+            self._lost = None
         if self._is_due("progress", now, PROGRESS_SECONDS):
             self._tell()
         if self._is_due("check", now, CHECK_SECONDS):
-            self._lease.check()
-            with suppress(StorageError):  # a registry that is away for a minute must not end hours of work
+            # A store that is away for a minute must not end hours of work.
+            with suppress(StorageRefused):
+                self._lease.check()
+            with suppress(StorageError):
                 keeper.check()
             if self._lease.trouble and self._is_due("trouble", now, TROUBLE_SECONDS):
                 self._note("heartbeat-failed", self._lease.trouble)
@@ -283,14 +339,26 @@ class Session:
 
     def _enter(self, phase: Phase) -> None:
         self._phase = phase
-        self._journal.append(Event(time.monotonic() - self._began, "phase", {"phase": phase}))
+        self._write(Event(time.monotonic() - self._began, "phase", {"phase": phase}))
         self._tell()
 
     def _note(self, kind: str, detail: str) -> None:
+        self._record(Note(kind, detail))
+
+    def _record(self, action: Note | Recovered) -> None:
         at = time.monotonic() - self._began
-        self.ledger.add_incident(at, kind, detail)
-        self._journal.append(Event(at, kind, {"detail": detail}))
+        if isinstance(action, Recovered):
+            kind = self.ledger.end_incident(action.number, action.seconds).kind
+            self._write(Event(at, "recovered", {"from": kind, "seconds": action.seconds}))
+            return
+        kind, detail, seconds = action.kind, action.detail, action.detect_seconds
+        self.ledger.add_incident(at, kind, detail, action.number, seconds)
+        self._write(Event(at, kind, {"detail": detail} | ({} if seconds is None else {"detect_seconds": seconds})))
         self._tell(f"{kind}: {detail}")
+
+    def _write(self, event: Event) -> None:
+        with suppress(StorageRefused):  # the journal keeps it, and writes it later
+            self._journal.append(event)
 
     def _tell(self, message: str = "") -> None:
         progress = self.progress(message)

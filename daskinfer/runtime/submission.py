@@ -11,7 +11,7 @@ from typing import Any
 import dask
 from distributed import Client, Future
 
-from daskinfer.errors import DaskinferError, JobFailed
+from daskinfer.errors import ClusterLost, DaskinferError, JobFailed
 from daskinfer.graphs.build import (
     Key,
     TaskGraph,
@@ -91,10 +91,10 @@ class Submissions:
         self._lost: list[Callable[[], Event | None]] = []
         self._look_again = 0.0
 
-    def load(self, handle: JobHandle, stage: int, worker: str) -> None:
+    def load(self, handle: JobHandle, stage: int, worker: str, attempt: int) -> None:
         """Load a stage's shard on a worker: `ShardLoaded` or `ShardFailed`."""
         generation = handle.pin.generation
-        (future,) = self._submit(load_graph(handle, stage, worker), priority=_PRIORITY_FIRST, workers=[worker])
+        (future,) = self._submit(load_graph(handle, stage, worker, attempt), priority=_PRIORITY_FIRST, workers=[worker])
         self._loads.append(future)
 
         def settle(future: Future) -> Event:
@@ -241,7 +241,7 @@ def _look_up(resources: dict[Key, dict[str, float]], key: Key) -> dict[str, floa
 
 
 def _error_of(future: Future) -> BaseException:
-    if future.status == "cancelled":
-        return JobFailed(f"the scheduler dropped task {future.key}")
+    if future.status == "cancelled":  # never by us: the client lost its scheduler, and all futures with it
+        raise ClusterLost(f"the Dask scheduler dropped task {future.key}")
     error: BaseException | None = future.exception(_RESULT_SECONDS)
     return error if error is not None else DaskinferError(f"task {future.key} ended as {future.status}")

@@ -20,6 +20,8 @@ class OpenPartition:
     submitted: int = 0
     done: set[int] = field(default_factory=set)
     attempts: Counter[tuple[str, int]] = field(default_factory=Counter)
+    excused: Counter[tuple[str, int]] = field(default_factory=Counter)
+    """Attempts that failed through no fault of the task."""
     committing: bool = False
 
     @property

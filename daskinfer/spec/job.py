@@ -151,6 +151,10 @@ class CommitRecord(Section):
     """Tokens computed, padding excluded."""
     padded_tokens: int
     """Tokens computed, padding included."""
+    read: float = 0.0
+    """Seconds reading its rows."""
+    write: float = 0.0
+    """Seconds writing its results, without this record."""
     microbatches: tuple[tuple[int, int], ...]
     """(rows, padded length) of every microbatch: what decided the bits."""
     digest: str
@@ -204,9 +208,14 @@ class Incident(Section):
     at: float
     """Seconds since the run began."""
     kind: str
-    """worker-lost, corrupt-activation, task-failed, resumed ..."""
+    """worker-lost, worker-frozen, device-failed, storage-refused, task-failed, resumed ..."""
     detail: str
     """One sentence."""
+    detect_seconds: float | None = None
+    """From the last sign of health until the driver knew; None where that cannot be told."""
+    recover_seconds: float | None = None
+    """From then until the work went on: another worker holds the stage, or the task was done again. None where there
+    was nothing to recover, or it had not happened by the end."""
 
 
 class SnapshotShare(Section):

@@ -208,6 +208,17 @@ class Errors(Section):
         return int(self.max_rows * rows) if isinstance(self.max_rows, float) else self.max_rows
 
 
+class Recovery(Section):
+    """How long something that fails may go on before it is dealt with, in seconds."""
+
+    frozen: Amount = 15.0
+    """A worker that has not been heard of for so long is taken for lost."""
+    paused: Amount = 60.0
+    """A worker whose memory has been too full for so long to take on work is restarted."""
+    storage: Amount = 300.0
+    """A store that refuses for so long ends the run."""
+
+
 class LocalCluster(Section):
     """Worker processes on this machine."""
 
@@ -246,6 +257,7 @@ OPERATIONAL: dict[str, Any] = {
     "cluster": True,
     "placement": True,
     "errors": True,
+    "recovery": True,
     "pipeline": {"window"},
     "model": {"registry", "signed_by"},
 }
@@ -274,6 +286,8 @@ class Recipe(Section):
     """How snapshots may change."""
     errors: Errors = Errors()
     """How many rows may fail."""
+    recovery: Recovery = Recovery()
+    """How long failures may last."""
     cluster: Cluster = Cluster()
     """Where the job runs."""
 

@@ -29,33 +29,34 @@ def test_a_partition_is_read_encoded_and_counted() -> None:
     source = PartitionSource("jsonl", PARTITION, ((file,),), Layout({"text": "string"}, ("text",), ()))
     graph = prepare_graph(HANDLE, source, attempt=2)
     rows, encoded, count = graph.wanted
-    assert rows == ("job/read", 3, 0, 5, 2)
+    assert rows == ("job/read", "3.0", 0, 5, 2)
     assert dependencies(graph.tasks[encoded]) == {rows}
     assert dependencies(graph.tasks[count]) == {encoded}
     assert all(resources.keys() == {crew_token(HANDLE)} for resources in graph.resources.values())
 
 
 def test_a_microbatch_goes_through_all_stages_on_the_workers_that_hold_them() -> None:
-    encoded = ("job/encode", 3, 0, 5, 0)
+    encoded = ("job/encode", "3.0", 0, 5, 0)
     graph = microbatch_graph(HANDLE, 3, {"GPU": 1}, partition=5, numbers=(0, 7), encoded=encoded, attempt=0)
-    assert graph.wanted == (("job/stage-2", 3, 0, 5, 0, 0), ("job/stage-2", 3, 0, 5, 7, 0))
+    assert graph.wanted == (("job/stage-2", "3.0", 0, 5, 0, 0), ("job/stage-2", "3.0", 0, 5, 7, 0))
     assert len(graph.tasks) == 6
     for stage in range(3):
-        key = (f"job/stage-{stage}", 3, 0, 5, 7, 0)
-        before = {(f"job/stage-{stage - 1}", 3, 0, 5, 7, 0)} if stage else set()
+        key = (f"job/stage-{stage}", "3.0", 0, 5, 7, 0)
+        before = {(f"job/stage-{stage - 1}", "3.0", 0, 5, 7, 0)} if stage else set()
         assert dependencies(graph.tasks[key]) == {encoded, *before}
         assert graph.resources[key] == {"GPU": 1, stage_token(HANDLE, stage): 1}
 
 
 def test_a_commit_needs_every_microbatch() -> None:
-    handoffs = [("job/stage-1", 3, 0, 5, number, 0) for number in range(4)]
-    graph = commit_graph(HANDLE, 5, ("job/read", 3, 0, 5, 0), ("job/encode", 3, 0, 5, 0), handoffs, attempt=0)
+    handoffs = [("job/stage-1", "3.0", 0, 5, number, 0) for number in range(4)]
+    graph = commit_graph(HANDLE, 5, ("job/read", "3.0", 0, 5, 0), ("job/encode", "3.0", 0, 5, 0), handoffs, attempt=0)
     (task,) = graph.tasks.values()
-    assert dependencies(task) == {("job/read", 3, 0, 5, 0), ("job/encode", 3, 0, 5, 0), *handoffs}
+    assert dependencies(task) == {("job/read", "3.0", 0, 5, 0), ("job/encode", "3.0", 0, 5, 0), *handoffs}
 
 
-def test_another_epoch_shares_no_key_and_no_token() -> None:
-    later = replace(HANDLE, epoch=4)
+@pytest.mark.parametrize("change", [{"epoch": 4}, {"connection": 1}, {"member": "a"}])
+def test_another_driver_or_connection_shares_no_key_and_no_token(change: dict[str, Any]) -> None:
+    later = replace(HANDLE, **change)
     assert load_graph(HANDLE, 0, "a").wanted != load_graph(later, 0, "a").wanted
     assert stage_token(HANDLE, 0) != stage_token(later, 0)
     assert crew_token(HANDLE) != crew_token(later)

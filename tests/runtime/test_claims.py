@@ -22,6 +22,7 @@ from daskinfer.runtime.messages import (
     Note,
     Prepare,
     Prepared,
+    Recovered,
     Release,
     Seal,
     ShardAck,
@@ -31,6 +32,7 @@ from daskinfer.runtime.messages import (
     Tick,
 )
 from daskinfer.runtime.pinning import Pinning
+from daskinfer.runtime.workload import Workload
 from daskinfer.spec.generation import Pin
 from daskinfer.spec.job import CommitRecord, StageTrail
 from daskinfer.spec.recipe import Consistency
@@ -73,33 +75,40 @@ def test_what_it_claimed_and_does_not_know_of_is_claimed_anew() -> None:
 # When to ask
 
 
+def make_claims(committed: Collection[int] = ()) -> tuple[Claims, Workload]:
+    claims = Claims("me", 10, committed)
+    return claims, Workload(4, claims, 10 - len(committed))
+
+
 def test_it_asks_once_and_then_by_need() -> None:
-    claims = Claims("me", 10, committed=[0])
+    claims, work = make_claims(committed=[0])
     assert claims.go_on(0.0, is_running=False, is_busy=False) == [Claim(is_wanted=False)]
     assert claims.go_on(99.0, is_running=True, is_busy=False) == [], "the answer has not come"
-    claims.take(Claimed(), ())
+    claims.take(Claimed(), work)
     assert claims.go_on(100.0, is_running=True, is_busy=False) == [Claim(is_wanted=True, idle=1.0)]
-    claims.take(Claimed((0, 1, 2)), ())
+    claims.take(Claimed((0, 1, 2)), work)
     assert list(claims) == [(None, 1), (None, 2)], "what is committed is left out"
     assert claims.go_on(100.1, is_running=True, is_busy=True) == [Claim(is_wanted=True)], "more, while there is some"
-    claims.take(Claimed((3,)), ())
+    claims.take(Claimed((3,)), work)
     assert claims.go_on(100.2, is_running=True, is_busy=True) == []
     assert claims.go_on(100.1 + SURVEY_SECONDS, is_running=True, is_busy=True) == [Claim(is_wanted=False)]
 
 
 def test_it_asks_less_often_where_there_is_nothing() -> None:
-    claims = Claims("me", 10, committed=[])
+    claims, work = make_claims()
     claims.go_on(0.0, is_running=True, is_busy=True)
-    claims.take(Claimed(), ())
+    claims.take(Claimed(), work)
     assert claims.go_on(IDLE_SECONDS / 2, is_running=True, is_busy=False) == []
-    assert claims.go_on(IDLE_SECONDS, is_running=True, is_busy=False) == [Claim(is_wanted=True, idle=IDLE_SECONDS / 2)]
+    again = [Claim(is_wanted=True, idle=IDLE_SECONDS / 2)]
+    assert claims.go_on(IDLE_SECONDS, is_running=True, is_busy=False) == again
 
 
 def test_what_is_in_work_is_not_started_again() -> None:
-    claims = Claims("me", 10, committed=[])
-    claims.take(Claimed((3, 4)), ())
-    claims.take(Claimed((4, 5, 6)), [(0, 6)])
-    assert [number for _, number in claims] == [3, 4, 5]
+    claims, work = make_claims()
+    claims.take(Claimed((3, 4, 5)), work)
+    assert work.pump(0, may_start=True) == [Prepare(3, 0), Prepare(4, 0)]
+    claims.take(Claimed((3, 4, 5, 6)), work)
+    assert list(claims) == [(None, 5), (None, 6)]
 
 
 # In the driver's logic
@@ -231,7 +240,8 @@ def test_a_member_that_is_still_loading_ends_with_the_others() -> None:
 
 def test_trouble_with_storage_is_told_and_mended() -> None:
     core = make_running()
-    assert core.handle(Claimed(trouble="503"), 1.0) == [Note("claim-failed", "503"), Claim(True, idle=1.0)]
+    assert core.handle(Claimed(trouble="503"), 1.0) == [Note("storage-refused", "503", 0), Claim(True, idle=1.0)]
     assert core.handle(Claimed(trouble="503"), 2.0) == [Claim(True, idle=2.0)], "once is enough"
-    assert Prepare(0, 0) in core.handle(Claimed((0,)), 3.0)
-    assert Note("claim-failed", "503") in core.handle(Claimed(trouble="503"), 4.0)
+    actions = core.handle(Claimed((0,)), 3.0)
+    assert Recovered(0, 2.0) in actions
+    assert Prepare(0, 0) in actions

@@ -28,6 +28,7 @@ from daskinfer.runtime.messages import (
     Note,
     Prepare,
     Prepared,
+    Recovered,
     Release,
     Seal,
     ShardAck,
@@ -169,7 +170,7 @@ def test_a_lost_worker_is_replaced_by_the_one_that_joins() -> None:
     assert isinstance(lost[0], Note)
     assert lost[0].kind == "worker-lost"
     assert core.handle(WorkerJoined(make_worker("c")), 1) == [LoadShard(1, "c")]
-    assert core.handle(acknowledge(1, "c"), 2) == [GrantToken(1, "c")]
+    assert core.handle(acknowledge(1, "c"), 2) == [GrantToken(1, "c"), Recovered(0, 2)]
     assert core.counters["workers_lost"] == 1
 
 

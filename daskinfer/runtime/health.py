@@ -1,0 +1,39 @@
+"""What is told of workers that live and do not work, and what is done about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFrozen:
+    """A worker is connected, and has not been heard of for longer than the recipe allows."""
+
+    worker: str
+    silent: float
+    """Seconds since it was last heard of."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPaused:
+    """A worker's memory is so full that Dask gives it no new tasks."""
+
+    worker: str
+    used: int
+    """Bytes that its process holds."""
+    limit: int
+    """Bytes that it may."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerResumed:
+    """A paused worker takes tasks again."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """Take a worker off the cluster, so that its tasks go elsewhere, and have its nanny start another."""
+
+    worker: str

@@ -1,0 +1,119 @@
+"""What a look at the workers says, that the scheduler has it to say, and how a worker is taken off."""
+
+from __future__ import annotations
+
+import os
+import queue
+import random
+import signal
+from collections.abc import Callable
+
+import pytest
+from distributed import Client
+
+from daskinfer.runtime.health import WorkerFrozen, WorkerPaused, WorkerResumed
+from daskinfer.runtime.messages import Event, MemoryPressure
+from daskinfer.runtime.vigil import Look, Sighting, Vigil, Watch, _look, restart_worker
+
+
+def sight(worker: str, last_seen: float, *, paused: bool = False, used: int = 0, limit: int = 0) -> Sighting:
+    return Sighting(worker, last_seen, paused, used, limit)
+
+
+def test_silence_is_told_once_and_again_after_a_sign_of_life() -> None:
+    watch = Watch(frozen=15)
+    told: list[tuple[float, Event]] = []
+    for second in range(60):
+        seen = float(min(second, 10) if second < 40 else min(second, 42))
+        told += [(second, event) for event in watch.take(Look(second, 0.5, [sight("a", seen), sight("b", second)]))]
+    assert told == [(25, WorkerFrozen("a", 15.0)), (57, WorkerFrozen("a", 15.0))]
+
+
+def test_a_scheduler_that_was_busy_makes_nobody_frozen() -> None:
+    watch = Watch(frozen=15)
+    workers = [f"w{number}" for number in range(4)]
+    assert watch.take(Look(100, 0.5, [sight(worker, 99.8) for worker in workers])) == []
+    # Nothing was heard for two minutes, because nobody listened.
+    assert watch.take(Look(220, 0.5, [sight(worker, 99.8) for worker in workers])) == []
+    assert watch.take(Look(221, 0.5, [sight(worker, 220.5) for worker in workers])) == []
+
+
+def test_many_workers_beat_more_seldom() -> None:
+    watch = Watch(frozen=2)
+    silent = [bool(watch.take(Look(second, 6.0, [sight("a", 0)]))) for second in range(40)]
+    assert silent.index(True) == 30
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whoever_beats_is_never_frozen(seed: int) -> None:
+    chance = random.Random(seed)
+    watch = Watch(frozen=5)
+    at, seen = 0.0, 0.0
+    for _ in range(500):
+        at += chance.choice([1.0, 1.0, 1.0, 1.3, 40.0])
+        if chance.random() < 0.7 or at - seen > 4:
+            seen = at - chance.random()
+        assert watch.take(Look(at, 0.5, [sight("a", seen)])) == []
+
+
+def test_pauses_and_pressure() -> None:
+    watch = Watch(frozen=15)
+    looks = [
+        sight("a", 0, used=500, limit=1000),
+        sight("a", 1, used=700, limit=1000),
+        sight("a", 2, used=900, limit=1000, paused=True),
+        sight("a", 3, used=950, limit=1000, paused=True),
+        sight("a", 4, used=500, limit=1000),
+        sight("a", 5, used=10**9, limit=0),
+    ]
+    told = [watch.take(Look(second, 0.5, [look])) for second, look in enumerate(looks)]
+    assert told == [
+        [],
+        [MemoryPressure("a", 700, 1000, False)],
+        [WorkerPaused("a", 900, 1000), MemoryPressure("a", 900, 1000, True)],
+        [MemoryPressure("a", 950, 1000, True)],
+        [WorkerResumed("a")],
+        [],
+    ]
+
+
+def test_a_worker_that_went_and_came_begins_anew() -> None:
+    watch = Watch(frozen=3)
+    for second in range(3):
+        assert watch.take(Look(second, 0.5, [sight("a", 0)])) == []
+    watch.take(Look(3, 0.5, []))
+    assert watch.silence("a", 0) is None
+    assert watch.take(Look(4, 0.5, [sight("a", 0)])) == []
+    assert watch.silence("a", 0.5) == 4.5
+
+
+# Against the installed distributed
+
+
+def test_the_scheduler_knows_who_is_there(client: Client, addresses: list[str]) -> None:
+    look = client.run_on_scheduler(_look, {})
+    assert sorted(sighting.worker for sighting in look.sightings) == addresses
+    for sighting in look.sightings:
+        assert abs(look.at - sighting.last_seen) < 60
+        assert not sighting.paused
+        assert sighting.limit == 0 and sighting.used > 10**6
+    assert client.run_on_scheduler(_look, {"GPU": 1}).sightings == []
+
+
+def test_a_stopped_worker_is_found_and_replaced(client: Client, addresses: list[str]) -> None:
+    frozen, other = addresses
+    os.kill(client.run(os.getpid, workers=[frozen])[frozen], signal.SIGSTOP)
+    task = client.submit(abs, -1, workers=[frozen], allow_other_workers=True)
+    heard: queue.SimpleQueue[Callable[[], Event | None]] = queue.SimpleQueue()
+    with Vigil(client, {}, 1.0, heard.put) as vigil:
+        event = heard.get(timeout=60)()
+        assert isinstance(event, WorkerFrozen) and event.worker == frozen and event.silent > 1
+        silence = vigil.silence(frozen)
+        assert silence is not None and silence >= event.silent
+        assert (vigil.silence(other) or 0) < event.silent
+    restart_worker(client, frozen)
+    assert frozen not in client.scheduler_info(n_workers=-1)["workers"]
+    assert task.result(timeout=60) == 1, "its tasks go elsewhere"
+    client.wait_for_workers(2, timeout=60)
+    assert frozen not in client.run(os.getpid)
+    restart_worker(client, frozen)  # it is gone: nothing happens
