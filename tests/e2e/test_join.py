@@ -36,7 +36,7 @@ def count_rows(output: Path) -> Counter[str]:
 
 def test_members_divide_the_work(bench: Bench, scheduler: str) -> None:
     """Two at once on the same workers, the hardest case for tokens and keys."""
-    calm, shared = (bench.recipe(f"{name}.zarr", input__partition_rows=8) for name in ("calm", "shared"))
+    calm, shared = (bench.recipe(f"{name}.zarr", input__partition_rows=16) for name in ("calm", "shared"))
     before = run(calm, scheduler).job
     with ThreadPoolExecutor(2) as pool:
         reports: list[Report] = list(pool.map(lambda _: run(shared, scheduler, join=True), range(2)))
