@@ -135,9 +135,9 @@ class JobStore:
         """Store the page of what a gate said of a canary or a shadow."""
         replace_bytes(self._place("gate.html"), html.encode())
 
-    def report(self) -> Report | None:
-        """Return what the last run did, if one ended."""
-        place = self._place("report.json")
+    def report(self, member: str = "") -> Report | None:
+        """Return what the last run, or one member, did, if it ended."""
+        place = f"{self.report_url(member).removesuffix('.html')}.json"
         try:
             return Report.model_validate_json(read_bytes(place))
         except FileNotFoundError:

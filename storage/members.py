@@ -143,14 +143,10 @@ class Watch:
         self._ttl = ttl
         self._clock = clock
         self._seen: dict[str, tuple[int, float]] = {}
-        self._gone: set[str] = set()
 
     def look(self, members: Collection[str]) -> set[str]:
-        """Look at these members once more; return those that are gone."""
-        for name in members:
-            if name not in self._gone and self._is_gone(name):
-                self._gone.add(name)
-        return self._gone.intersection(members)
+        """Look at these members once more; return those that are gone. One that was silent may wake up."""
+        return {name for name in members if self._is_gone(name)}
 
     def _is_gone(self, name: str) -> bool:
         found = read_member(self._url, name)

@@ -133,8 +133,8 @@ def jobs(workspace: str) -> list[JobStatus]:
     return [status(name, workspace) for name in job_store.list_jobs(workspace)]
 
 
-def report(job: str, workspace: str) -> Report:
-    """Return what a job's last run did.
+def report(job: str, workspace: str, member: str = "") -> Report:
+    """Return what a job's last run did, or one of several drivers that ran it together.
 
     Raises
     ------
@@ -142,7 +142,7 @@ def report(job: str, workspace: str) -> Report:
         No run of it has ended yet.
     """
     store = job_store.find_job(workspace, job)
-    found = store.report()
+    found = store.report(member)
     if found is None:
         raise JobFailed(
             f"no run of job {store.job} has ended, so there is no report", hint=f"Look: daskinfer status {store.job}"

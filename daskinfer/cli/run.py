@@ -86,7 +86,7 @@ def _describe_failure(recipe: Recipe, latest: list[Progress]) -> dict[str, Any]:
     facts |= {"rows_out": progress.rows_done - progress.rows_quarantined, "seconds": progress.seconds}
     # A second failure on the way out must not hide the first.
     with contextlib.suppress(Exception):
-        report = api.report(progress.job, recipe.workspace)
+        report = api.report(progress.job, recipe.workspace, progress.member)
         # A driver that could not write its own report leaves that of an earlier run.
         if report.verdict != "done":
             facts |= {name: getattr(report, name) for name in (*_FIELDS, "verdict")}

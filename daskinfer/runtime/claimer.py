@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from daskinfer.errors import StorageRefused
 from daskinfer.planning.blocks import Blocks
-from daskinfer.runtime.claims import Claim, Claimed, Done, choose_block
+from daskinfer.runtime.claims import SURVEY_SECONDS, Claim, Claimed, Done, choose_block
 from daskinfer.spec.job import CommitRecord
 from daskinfer.storage.claims import ClaimLog
 from daskinfer.storage.members import Watch
@@ -54,31 +54,31 @@ class Claimer:
         self._done = Done(blocks.partitions)
         self._open = list(blocks.starts)
         self._next = 0
-        self._survey_due = clock()
+        self._surveyed: float | None = None
+        self._took = 0.0
 
     def claim(self, action: Claim) -> Claimed:
         """Do as the driver asks; a store that is away for a minute must not end hours of work."""
         records: tuple[CommitRecord, ...] = ()
         try:
-            if not self._next:  # what earlier lives have committed is never claimed
-                records = self._survey()
+            records = self._survey(SURVEY_SECONDS)
             if action.is_wanted and (found := self._claim_next()):
                 return Claimed(found, records)
-            records += self._survey()
+            records += self._survey(0.0)
             return Claimed(self._take_over(action.idle) if action.is_wanted else (), records)
         except StorageRefused as error:
             return Claimed(committed=records, trouble=error.message)
 
-    def _survey(self) -> tuple[CommitRecord, ...]:
+    def _survey(self, pause: float) -> tuple[CommitRecord, ...]:
         """Find out what was committed since the last time, where that is long enough ago."""
         began = self._clock()
-        if began < self._survey_due:
+        if self._surveyed is not None and began < self._surveyed + max(pause, _SURVEY_SHARE * self._took):
             return ()
         records = tuple(self._output.committed(self._done))
         for record in records:
             self._done.add(record.partition)
-        ended = self._clock()
-        self._survey_due = ended + _SURVEY_SHARE * (ended - began)
+        self._surveyed = self._clock()
+        self._took = self._surveyed - began
         self._open = [block for block in self._open if self._missing(block)]
         return records
 

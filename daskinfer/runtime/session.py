@@ -136,6 +136,7 @@ class Session:
         return Progress(
             phase=self._phase,
             job=self.job.record.job,
+            member=self.member,
             rows_total=ledger.rows_total,
             rows_done=ledger.rows_done,
             rows_quarantined=ledger.rows_quarantined,

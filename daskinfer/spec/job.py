@@ -271,7 +271,7 @@ class Report(Section):
     partitions_resumed: int
     """Partitions that an earlier run had committed."""
     epoch: int
-    """How many drivers this job has had; members that share it count as one."""
+    """How many lives this job has had: drivers, and one for all members that run it together."""
     members: tuple[MemberShare, ...] = ()
     """Who did what, where several drivers ran it together."""
     tokens: int
@@ -318,6 +318,8 @@ class Progress(Section):
     """What the driver is doing."""
     job: str = ""
     """Job id, once known."""
+    member: str = ""
+    """Id of the driver, where it is one of several that run the job together."""
     rows_total: int = 0
     """Rows of the input."""
     rows_done: int = 0
