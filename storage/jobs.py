@@ -10,6 +10,7 @@
     claims/           slot logs: which of them has which partitions
     journal/          what happened
     generations/      slot log: the snapshots it took up, and what each switch gave them
+    poison/           rows that break the model, by microbatch, each file created once
     gate.json .html   what the gate of a canary or a shadow found
     report.json .html what the last run did
     reports/          what each of its members did

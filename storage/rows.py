@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from daskinfer.spec.rows import Partition, Reject
+from daskinfer.spec.rows import Partition, Reject, RejectKind
 
 EXCERPT_LENGTH = 200
 
@@ -48,18 +48,20 @@ class RowBatch:
         values: list[Any] = self.table.column(column).to_pylist()
         return values
 
-    def without(self, refused: Mapping[int, str]) -> RowBatch:
+    def without(self, refused: Mapping[int, str], kinds: Mapping[int, RejectKind] | None = None) -> RowBatch:
         """Return the batch with some accepted rows moved to the rejects.
 
         Parameters
         ----------
         refused
             Position in the partition -> why, in one sentence.
+        kinds
+            Position -> kind of failure, where it is not that the model's encoder refused the row.
         """
         if not refused:
             return self
         keep = ~np.isin(self.positions, list(refused))
-        moved = tuple(self._refuse(index, refused) for index in np.flatnonzero(~keep).tolist())
+        moved = tuple(self._refuse(index, refused, kinds or {}) for index in np.flatnonzero(~keep).tolist())
         return RowBatch(
             partition=self.partition,
             positions=self.positions[keep],
@@ -72,7 +74,7 @@ class RowBatch:
             seconds=self.seconds,
         )
 
-    def _refuse(self, index: int, refused: Mapping[int, str]) -> Reject:
+    def _refuse(self, index: int, refused: Mapping[int, str], kinds: Mapping[int, RejectKind]) -> Reject:
         position = int(self.positions[index])
         row = {name: self.table.column(name)[index].as_py() for name in self.table.column_names}
         return Reject(
@@ -81,6 +83,7 @@ class RowBatch:
             line=int(self.lines[index]),
             error=refused[position],
             excerpt=make_excerpt(json.dumps(row, ensure_ascii=False, default=_describe_bytes)),
+            kind=kinds.get(position, "refused"),
         )
 
 

@@ -8,7 +8,7 @@ same partitions, from both ends, and the first commit wins.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from daskinfer.spec.job import CommitRecord
 
 if TYPE_CHECKING:
     from daskinfer.runtime.messages import Action
-    from daskinfer.runtime.workload import Workload
+    from daskinfer.runtime.workload import Place, Workload
 
 SURVEY_SECONDS = 5.0
 """How old a busy member's knowledge of what the others have committed gets."""
@@ -116,8 +116,17 @@ class Claims:
         """Take in that a partition is committed."""
         self._done.add(partition)
 
-    def take(self, event: Claimed, work: Workload) -> tuple[list[Action], int]:
+    def take(self, event: Claimed, work: Workload, abandon: Callable[[Place], Action]) -> tuple[list[Action], int]:
         """Take in what the others have committed, and what is ours to start.
+
+        Parameters
+        ----------
+        event
+            The news.
+        work
+            What is in work.
+        abandon
+            Forgets an attempt, whatever of it is in flight, and returns what lets go of it.
 
         Returns
         -------
@@ -135,7 +144,7 @@ class Claims:
             work.left -= 1
             rejects += record.rows_quarantined
             if (place := (record.generation, record.partition)) in work.open:
-                actions.append(work.abandon(place))
+                actions.append(abandon(place))
         busy = {*self._waiting, *(number for _, number in work.open)}
         new = [number for number in event.partitions if number not in busy and number not in self._done]
         self._waiting.extend(new)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 
 from daskinfer.errors import (
     ClaimLost,
@@ -12,13 +11,12 @@ from daskinfer.errors import (
     DaskinferError,
     DeviceFailed,
     JobFailed,
-    RejectBudgetExceeded,
-    SnapshotSkew,
     StorageRefused,
 )
 from daskinfer.runtime.claims import Claimed, Claims
 from daskinfer.runtime.crew import Crew
 from daskinfer.runtime.health import Restart, WorkerFrozen, WorkerPaused, WorkerResumed
+from daskinfer.runtime.limits import Limits
 from daskinfer.runtime.messages import (
     Action,
     AliasSeen,
@@ -47,32 +45,22 @@ from daskinfer.runtime.messages import (
     describe,
 )
 from daskinfer.runtime.pinning import Pinning
-from daskinfer.runtime.recovery import Recovery, repeat, task_of
+from daskinfer.runtime.probes import Probe, ProbeFailed, Running, SecondStart, SuspectEvent
+from daskinfer.runtime.recovery import Recovery, probe_of, repeat, task_of
+from daskinfer.runtime.refusals import refuse_absence, refuse_ack, refuse_losses, refuse_rejects, refuse_strangers
+from daskinfer.runtime.stragglers import Stragglers
 from daskinfer.runtime.succession import Succession
+from daskinfer.runtime.suspicion import Suspicion, blames_rows
+from daskinfer.runtime.tempo import Tempo
 from daskinfer.runtime.trial import Trial
-from daskinfer.runtime.workload import Workload
+from daskinfer.runtime.workload import Place, Workload
 from daskinfer.spec.generation import Pin
 from daskinfer.spec.job import CommitRecord
 from daskinfer.spec.plan import Plan, WorkerShape
+from daskinfer.spec.poison import Conviction
 from daskinfer.spec.recipe import Consistency
 
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """When to give up."""
-
-    rejects: int
-    """Quarantined rows that the job may have."""
-    attempts: int = 3
-    """Tries of one task that raises."""
-    losses: int = 5
-    """Workers lost since the last commit: more means that the work itself kills them."""
-    patience: float = 60.0
-    """Seconds that a stage may be without any worker."""
-    paused: float = 60.0
-    """Seconds that a worker may be paused."""
-    storage: float = 300.0
-    """Seconds that a store may refuse."""
+_COUNTED = {Probe: "probes", SecondStart: "second_starts"}
 
 
 class DriverCore:
@@ -102,6 +90,8 @@ class DriverCore:
         When to give up.
     trial
         The candidate that is compared, if any.
+    poison
+        What earlier runs know of rows that break whoever computes them.
     claims
         Where it is one of several that run the job: what it claims.
     """
@@ -119,6 +109,7 @@ class DriverCore:
         requires: dict[str, float],
         limits: Limits,
         trial: Trial | None = None,
+        poison: Iterable[Conviction] = (),
         claims: Claims | None = None,
     ) -> None:
         pins = [pinning.current, *([trial.pin] if trial else [])]
@@ -135,6 +126,8 @@ class DriverCore:
         self._claims = claims
         self._succession = Succession(pinning, rules, self._crew, self._work, committed, partitions, trial)
         self._recovery = Recovery(self._crew, self._work, limits.paused, limits.storage)
+        self._suspicion = Suspicion(self._work, poison)
+        self._stragglers = Stragglers(self._crew, self._work, self._suspicion, Tempo(limits.seconds))
         self._source = source
         self._epoch = epoch
         self._limits = limits
@@ -196,11 +189,13 @@ class DriverCore:
             case Prepared():
                 actions = self._work.prepared((event.generation, event.partition), event.microbatches)
             case MicrobatchDone():
-                actions = self._work.computed((event.generation, event.partition), event.number)
+                actions = self._on_computed(event)
             case Committed():
                 actions = self._on_committed(event)
             case TaskFailed():
                 actions = self._on_failure(event, now)
+            case Running():
+                actions = self._on_running(event, now)
             case AliasSeen():
                 actions = self._succession.on_alias(event.head)
             case AliasUnseen():
@@ -220,10 +215,16 @@ class DriverCore:
                 actions = self._on_claimed(event, now)
             case Tick():
                 actions = self._on_tick(now)
+            case _:
+                actions = self._on_suspect(event, now)
+        if convicted := self._convicted:
+            actions += self._check_budget(convicted)
         if self.running and not any(isinstance(action, Fail) for action in actions):
-            actions += self._succession.go_on(now)
+            probes = self._suspicion.go_on()
+            actions += [*probes, *self._succession.go_on(now)]
         if self._claims is not None:
             actions += self._claims.go_on(now, self.running, bool(self._work.open))
+        self.counters.update(_COUNTED[type(action)] for action in actions if type(action) in _COUNTED)
         actions = [*over, *actions, *self._recovery.close(actions, now)]
         self._ended = any(isinstance(action, Fail | Seal) for action in actions)
         return actions
@@ -248,40 +249,28 @@ class DriverCore:
         if stage is None:
             return []
         self.counters["workers_lost"] += 1
-        self._losses += 1
+        blame = self._suspicion.lost(event.worker, event.tasks, now)
+        self._losses += blame is None and kind != "worker-hung"
         self._recovery.lose(event.worker, stage)
         detail = f"{event.worker}, which held stage {stage}, {why}"
         note = self._recovery.book.begin(stage, kind, detail, now, event.silent)
         if self._losses > self._limits.losses:
-            work = ", ".join(str(number) for number in sorted({number for _, number in self._work.open})) or "none"
-            return [
-                note,
-                Fail(
-                    JobFailed(
-                        f"{self._losses} workers died without one partition being committed in between "
-                        f"(partitions in work: {work})",
-                        hint="A row may crash the model or exhaust memory; look at the workers' logs, then run again.",
-                    )
-                ),
-            ]
-        return [note, *self._load(self._crew.fill())]
+            return [note, Fail(refuse_losses(self._losses, {number for _, number in self._work.open}))]
+        return [note, *(blame or []), *self._load(self._crew.fill())]
+
+    def _on_running(self, event: Running, now: float) -> list[Action]:
+        hung, actions = self._stragglers.look(event.tasks, now)
+        for worker, why in hung.items():
+            actions += self._take_off(worker, now, "worker-hung", why)
+        return actions
 
     def _on_loaded(self, event: ShardLoaded) -> list[Action]:
         ack = event.ack
         pin = self._succession.pins.get(ack.generation)
         if pin is None:
             return []  # given up while it was loading
-        if ack.snapshot != pin.snapshot:
-            return [Fail(SnapshotSkew(f"{ack.worker} loaded {ack.snapshot} for stage {ack.stage}, not {pin.snapshot}"))]
-        if ack.source != self._source:
-            return [
-                Fail(
-                    JobFailed(
-                        f"worker {ack.worker} runs other daskinfer code than the driver",
-                        hint="Install the same daskinfer on the driver, the scheduler and all workers.",
-                    )
-                )
-            ]
+        if (error := refuse_ack(ack, pin, self._source)) is not None:
+            return [Fail(error)]
         granted = self._crew.acknowledge(ack.generation, ack.stage, ack.worker)
         return [GrantToken(stage, worker, generation) for generation, stage, worker in granted]
 
@@ -309,31 +298,43 @@ class DriverCore:
         missing = self._crew.missing(now - self._limits.patience)
         if missing is None:
             return actions
-        return [
-            Fail(
-                JobFailed(
-                    f"stage {missing} has had no worker for {self._limits.patience:.0f} s: none is left that declares "
-                    f"{self._crew.wanted}",
-                    hint="Start a worker with these resources, then run the same command again.",
-                )
-            )
-        ]
+        return [Fail(refuse_absence(missing, self._limits.patience, self._crew.wanted))]
 
     # Partitions
 
     def _on_claimed(self, event: Claimed, now: float) -> list[Action]:
         assert self._claims is not None
-        actions, rejects = self._claims.take(event, self._work)
+        actions, rejects = self._claims.take(event, self._work, self._abandon)
         self._rejects += rejects
         if not self._work.left and not self.running:
             actions.append(Seal())  # nobody needs what is being loaded
-        return [*self._recovery.note_store("claims", event.trouble, now), *actions, *self._check_rejects()]
+        return [
+            *self._recovery.note_store("claims", event.trouble, now),
+            *actions,
+            *self._check_budget(self._convicted),
+        ]
+
+    def _on_computed(self, event: MicrobatchDone) -> list[Action]:
+        place = (event.generation, event.partition)
+        self._suspicion.passed(place, event.number)
+        self._stragglers.note_done(*place, event.number)
+        return self._work.computed(place, event.number)
+
+    def _on_suspect(self, event: SuspectEvent, now: float) -> list[Action]:
+        match event:
+            case ProbeFailed(_, _, StorageRefused() as error) if (again := self._suspicion.again(event)) is not None:
+                return self._recovery.refuse(probe_of(event), again, error, now)
+            case ProbeFailed(_, _, DeviceFailed() as error):
+                off = self._take_off(error.worker, now, "device-failed", f"lost its device: {error.message}")
+                return [*off, *self._suspicion.hear(event, self._limits.attempts, now)]
+        return self._suspicion.hear(event, self._limits.attempts, now)
 
     def _on_committed(self, event: Committed) -> list[Action]:
         record = event.record
         if self._claims is not None:
             self._claims.note(record.partition)
         actions = [self._work.committed((event.generation, record.partition))]
+        self._suspicion.forget((event.generation, record.partition))
         self._work.left -= 1
         self._losses = 0
         # What only a trial refuses is the gate's affair.
@@ -341,36 +342,38 @@ class DriverCore:
             self._rejects += record.rows_quarantined
         actions += self._succession.note_committed(event.generation, record)
         # A record of another driver's comes from one that died between its commit and our listing, or from a member.
-        for trail in record.trail if self.is_ours(record) else ():
-            stranger = set(trail.workers) - self._crew.acknowledged(record.generation, trail.stage)
-            if stranger:
-                error = SnapshotSkew(
-                    f"partition {record.partition}: stage {trail.stage} ran on {min(stranger)}, "
-                    "which never acknowledged the snapshot"
-                )
-                return [*actions, Fail(error)]
-        return [*actions, *self._check_rejects()]
+        if self.is_ours(record) and (error := refuse_strangers(record, self._crew)) is not None:
+            return [*actions, Fail(error)]
+        return [*actions, *self._check_budget(self._convicted)]
 
-    def _check_rejects(self) -> list[Action]:
-        if self._rejects <= self._limits.rejects:
+    @property
+    def _convicted(self) -> int:
+        """Rows that are convicted in partitions that are not committed yet; what only a trial refuses is the gate's."""
+        generations = {pin.generation for pin in self.pins if not self.is_on_trial(pin.generation)}
+        return self._suspicion.convicted_in(generations)
+
+    def _check_budget(self, convicted: int) -> list[Action]:
+        rejects = self._rejects + convicted
+        if rejects <= self._limits.rejects:
             return []
-        error = RejectBudgetExceeded(
-            f"{self._rejects} rows are quarantined; errors.max_rows allows {self._limits.rejects}",
-            hint="Look at the quarantine, mend the input or raise errors.max_rows, then run again.",
-        )
-        return [Fail(error)]
+        return [Fail(refuse_rejects(rejects, self._limits.rejects))]
+
+    def _abandon(self, place: Place) -> Action:
+        self._suspicion.forget(place)
+        return self._work.abandon(place)
 
     def _on_failure(self, event: TaskFailed, now: float) -> list[Action]:
-        partition = self._work[event.generation, event.partition]
+        place = (event.generation, event.partition)
+        partition = self._work[place]
         error = event.error
         if isinstance(error, ClaimLost):  # another member computes it, for it took us for dead
-            return [Note("claim-lost", describe(error)), self._work.abandon((event.generation, event.partition))]
+            return [Note("claim-lost", describe(error)), self._abandon(place)]
         damaged = isinstance(error, CorruptActivation)
         partition.attempts[event.step, event.number] += 1
         attempt = partition.attempts[event.step, event.number]
         if isinstance(error, StorageRefused):
             partition.excused[event.step, event.number] += 1
-            return self._recovery.refuse(task_of(event), repeat(event, attempt), error, now)
+            return self._recovery.refuse(task_of(event), repeat(event, attempt, self._work), error, now)
         where = f"partition {event.partition}" + (f", microbatch {event.number}" if event.step == "microbatch" else "")
         self.counters["corrupt_activations" if damaged else "task_failures"] += 1
         if isinstance(error, DeviceFailed):
@@ -381,9 +384,12 @@ class DriverCore:
             actions = [self._recovery.book.begin(task_of(event), kind, detail, now)]
         if isinstance(error, DaskinferError) and not isinstance(error, CorruptActivation | DeviceFailed):
             return [*actions, Fail(error)]
-        if attempt - partition.excused[event.step, event.number] >= self._limits.attempts:
+        if event.step == "microbatch" and blames_rows(error):
+            if taken_out := self._suspicion.raised(place, event.number, error, now):
+                return [*actions, *taken_out]
+        elif attempt - partition.excused[event.step, event.number] >= self._limits.attempts:
             failure = JobFailed(f"{where}: {event.step} failed {attempt} times, at last with {describe(error)}")
             return [*actions, Fail(failure)]
         if event.step == "microbatch":
             self.counters["microbatches_recomputed"] += 1
-        return [*actions, repeat(event, attempt)]
+        return [*actions, repeat(event, attempt, self._work)]

@@ -52,10 +52,12 @@ from daskinfer.runtime.messages import (
     Tick,
     WorkerLost,
 )
+from daskinfer.runtime.probes import Abandon, Convict, Convicted, Inspect, Probe, SecondStart, Withdraw
 from daskinfer.runtime.submission import Submissions
 from daskinfer.runtime.tokens import grant_tokens
 from daskinfer.runtime.vigil import Vigil, restart_worker
 from daskinfer.spec.comparison import PartComparison
+from daskinfer.spec.poison import Conviction
 from daskinfer.spec.rows import PartitionTable
 from daskinfer.storage.inputs.reading import partition_source
 
@@ -87,6 +89,8 @@ class Driver:
         Called for every incident, and for the end of those that have one.
     pulse
         Called a few times a second.
+    poison
+        What earlier runs know of rows that break whoever computes them.
     claimer
         Claims partitions, where several drivers run the job.
     """
@@ -103,6 +107,7 @@ class Driver:
         frozen: float,
         note: Callable[[Note | Recovered], None],
         pulse: Callable[[], None],
+        poison: Sequence[Conviction] = (),
         claimer: Claimer | None = None,
     ) -> None:
         self._client = client
@@ -116,8 +121,8 @@ class Driver:
         self._note = note
         self._pulse = pulse
         self._happened: queue.SimpleQueue[Callable[[], Event | None]] = queue.SimpleQueue()
-        self._submissions = Submissions(client, len(ledger.plan.stages), requires, self._happened.put)
-        self._vigil = Vigil(client, requires, frozen, self._happened.put)
+        self._submissions = Submissions(client, len(ledger.plan.stages), requires, self._happened.put, poison)
+        self._vigil = Vigil(client, handle, requires, frozen, self._happened.put)
         self._keeper = keeper
         self._errands = Errands(keeper, ledger, self._happened.put, claimer)
         self._tokens: set[str] = set()
@@ -195,6 +200,8 @@ class Driver:
                 self._comparison = merge_parts(parts)
             elif isinstance(event, GenerationOpened):
                 self._handles[event.pin.generation] = replace(self._handle, pin=event.pin)
+            elif isinstance(event, Convicted):
+                self._submissions.leave_out(event.conviction)
             elif isinstance(event, WorkerLost):
                 event = replace(event, silent=self._vigil.silence(event.worker))
                 self._ledger.loads.drop(event.worker)
@@ -220,7 +227,17 @@ class Driver:
                     self._submissions.commit(self._handles[generation], partition, attempt)
                 case Release(partition, generation):
                     self._submissions.release((generation, partition))
-                case LookAtAlias() | OpenGeneration() | Adopt() | Switch() | Claim():
+                case Withdraw(partition, number, generation):
+                    self._submissions.withdraw_microbatch((generation, partition), number)
+                case Inspect(partition, number, generation):
+                    self._submissions.inspect(self._handles[generation], partition, number)
+                case Probe(partition, number, without, attempt, generation):
+                    self._submissions.probe(self._handles[generation], partition, number, without, attempt)
+                case SecondStart(partition, number, attempt, slow, generation):
+                    self._submissions.compute_twice(self._handles[generation], partition, number, attempt, slow)
+                case Abandon(task):
+                    self._submissions.drop_loser(task)
+                case LookAtAlias() | OpenGeneration() | Adopt() | Switch() | Convict() | Claim():
                     self._errands.run(action)
                 case Compare(current, candidate):
                     handles = (self._handles[current.generation], self._handles[candidate.generation])

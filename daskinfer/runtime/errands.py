@@ -25,6 +25,7 @@ from daskinfer.runtime.messages import (
     Switch,
     Switched,
 )
+from daskinfer.runtime.probes import Convict, Convicted
 from daskinfer.spec.comparison import PartComparison
 from daskinfer.spec.generation import Pin
 
@@ -57,7 +58,7 @@ class Errands:
         self._answer = answer
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="daskinfer-storage")
 
-    def run(self, action: LookAtAlias | OpenGeneration | Adopt | Switch | Claim) -> None:
+    def run(self, action: LookAtAlias | OpenGeneration | Adopt | Switch | Convict | Claim) -> None:
         """Do what the core asks for."""
         match action:
             case LookAtAlias():
@@ -66,6 +67,8 @@ class Errands:
                 self._ask(partial(self._open, pin))
             case Adopt(generation):
                 self._ask(partial(self._keeper.log.adopt, generation))
+            case Convict(conviction):
+                self._ask(lambda: Convicted(self._keeper.convictions.record(conviction)))
             case Switch(pin, partitions):
                 self._ask(partial(self._switch, pin, partitions))
             case Claim():

@@ -19,6 +19,7 @@ from daskinfer.spec.generation import Pin
 from daskinfer.spec.job import CommitRecord, JobRecord
 from daskinfer.spec.recipe import Recipe
 from daskinfer.spec.snapshot import Manifest, Resolution
+from daskinfer.storage.convictions import Convictions
 from daskinfer.storage.filesystem import absolute_url
 from daskinfer.storage.generations import GenerationLog
 from daskinfer.storage.jobs import JobStore
@@ -56,7 +57,8 @@ class Keeper:
         self._held: dict[str, SnapshotLock] = {}
         self._users: dict[int, str] = {}
         self._guard = threading.RLock()
-        self.log = GenerationLog(JobStore(recipe.workspace, record.job).url, record.first_pin, epoch)
+        self.log = GenerationLog(self._folder, record.first_pin, epoch)
+        self.convictions = Convictions(self._folder)
 
     def begin(self) -> Pin:
         """Lock what the job is on, and let go of what an earlier driver held besides; return the pin to start on."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from distributed import Client
 
+from daskinfer.graphs.build import find_stage_task
 from daskinfer.graphs.handoff import JobHandle
 from daskinfer.graphs.reporting import LOADING_TOPIC
 from daskinfer.runtime.cluster import worker_shapes
@@ -44,7 +45,9 @@ def listen(
             return
         address = str(message.get("worker"))
         if message.get("action") == "remove-worker":
-            tell(lambda: WorkerLost(address))
+            keys = message.get("processing-tasks", ())
+            tasks = tuple(filter(None, (find_stage_task(handle, key, address) for key in keys)))
+            tell(lambda: WorkerLost(address, tasks=tasks))
         elif message.get("action") == "add-worker":
             tell(partial(look_at, address))
 

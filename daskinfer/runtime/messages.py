@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from daskinfer.errors import DaskinferError
+from daskinfer.graphs.build import StageTask
 from daskinfer.runtime.claims import Claim, Claimed
 from daskinfer.runtime.health import Restart, WorkerFrozen, WorkerPaused, WorkerResumed
 from daskinfer.runtime.pinning import Head
+from daskinfer.runtime.probes import Running, SuspectAction, SuspectEvent
 from daskinfer.spec.comparison import PartComparison
 from daskinfer.spec.generation import Pin
 from daskinfer.spec.job import CommitRecord
@@ -48,6 +50,8 @@ class WorkerLost:
     worker: str
     silent: float | None = None
     """Seconds since it was last heard of, where that is known."""
+    tasks: tuple[StageTask, ...] = ()
+    """The job's microbatches that were assigned to it; any of them may have been running."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +203,8 @@ Event = (
     | Switched
     | Compared
     | Judged
+    | SuspectEvent
+    | Running
     | Claimed
     | Tick
 )
@@ -350,6 +356,7 @@ Action = (
     | Submit
     | Commit
     | Release
+    | SuspectAction
     | LookAtAlias
     | OpenGeneration
     | Adopt

@@ -15,11 +15,12 @@ from daskinfer.errors import ClusterLost, DaskinferError, Interrupted, StorageEr
 from daskinfer.planning.sampling import choose_sample
 from daskinfer.runtime.claims import Claims
 from daskinfer.runtime.cluster import open_cluster
-from daskinfer.runtime.core import DriverCore, Limits
+from daskinfer.runtime.core import DriverCore
 from daskinfer.runtime.driver import Driver
 from daskinfer.runtime.joining import clear_activations, clear_output, join_job, make_claimer
 from daskinfer.runtime.keeper import Keeper
 from daskinfer.runtime.ledger import Ledger
+from daskinfer.runtime.limits import Limits
 from daskinfer.runtime.messages import Note, Recovered
 from daskinfer.runtime.opening import OpenedJob
 from daskinfer.runtime.pinning import Pinning
@@ -243,6 +244,7 @@ class Session:
         lease = self._lease
         claimer = make_claimer(lease, self.job.store, record, sink) if isinstance(lease, Membership) else None
         keeper.prepare_places(pin)
+        poison = keeper.convictions.all()
         core = DriverCore(
             plan=plan,
             pinning=Pinning(pin, rules, len(keeper.log.known.pins)),
@@ -255,10 +257,12 @@ class Session:
             requires=self.recipe.placement.requires,
             limits=Limits(
                 rejects=self.recipe.errors.limit(record.rows),
+                seconds=self.recipe.errors.microbatch_seconds,
                 paused=self.recipe.recovery.paused,
                 storage=self.recipe.recovery.storage,
             ),
             trial=trial,
+            poison=poison,
             claims=Claims(self.member, record.partitions, committed) if self.member else None,
         )
         with open_cluster(self.recipe.cluster, PATIENCE_SECONDS if connection else 0) as client:
@@ -275,6 +279,7 @@ class Session:
                 frozen=self.recipe.recovery.frozen,
                 note=self._record,
                 pulse=lambda: self._pulse(driver, keeper),
+                poison=poison,
                 claimer=claimer,
             )
             try:

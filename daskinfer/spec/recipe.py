@@ -195,6 +195,9 @@ class Errors(Section):
 
     max_rows: Annotated[int, Field(ge=0)] | Fraction = 0.01
     """A number of rows, or a fraction of all rows; beyond it the job stops."""
+    microbatch_seconds: Auto | Amount | None = "auto"
+    """Seconds that a microbatch may take in a stage before its worker is restarted and its rows are looked into. `auto`:
+    20 times what is usual, at least 60 s; `null`: no limit."""
 
     @field_validator("max_rows", mode="before")
     @classmethod

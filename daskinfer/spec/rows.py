@@ -85,6 +85,12 @@ class PartitionTable(Section):
     """csv: names of all columns, in file order."""
 
 
+Fault = Literal["raised", "hung", "killed"]
+"""What a row did to the worker that computed it."""
+RejectKind = Literal["unreadable", "refused", Fault]
+"""`unreadable`: it is not a row of the input's format. `refused`: the model's encoder does not take it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reject:
     """A row that was refused, for the quarantine."""
@@ -99,6 +105,8 @@ class Reject:
     """Why it was refused, in one sentence."""
     excerpt: str
     """The beginning of the row as it was read."""
+    kind: RejectKind = "unreadable"
+    """What kind of failure it was."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -213,7 +213,7 @@ def test_drivers_that_run_a_job_together(fake: FakeApi) -> None:
     assert "driver" not in text
     share = MemberShare(member="a1", driver="host:12", partitions=1, rows=4)
     fake.written = fake.make_report(members=(share, share.model_copy(update={"driver": "host:13", "rows": 6})))
-    assert "members    rows: 4 by host:12, 6 by host:13" in call("report", "embed-news-1").stdout
+    assert "members   rows: 4 by host:12, 6 by host:13" in call("report", "embed-news-1").stdout
 
 
 def test_status_follows_until_the_end(fake: FakeApi) -> None:

@@ -22,7 +22,8 @@ from daskinfer.ids import make_nonce
 from daskinfer.planning.blocks import cut_blocks
 from daskinfer.runtime.claimer import Claimer
 from daskinfer.runtime.claims import Claim, Claims
-from daskinfer.runtime.core import DriverCore, Limits
+from daskinfer.runtime.core import DriverCore
+from daskinfer.runtime.limits import Limits
 from daskinfer.runtime.messages import (
     Action,
     Commit,
@@ -47,7 +48,7 @@ from daskinfer.spec.recipe import Consistency
 from daskinfer.spec.rows import Partition
 from daskinfer.storage.claims import ClaimLog
 from daskinfer.storage.drivers import TTL, Driver
-from daskinfer.storage.filesystem import delete, join_url, replace_bytes
+from daskinfer.storage.filesystem import join_url, replace_bytes
 from daskinfer.storage.jobs import create_job
 from daskinfer.storage.members import Member, Watch
 from daskinfer.storage.outputs.job import open_output, open_part_sink
@@ -118,9 +119,6 @@ class JoinWorld:
         early = JobHandle(self.url, self.store.job, 0, self.record.first_pin)
         for partition in EARLY:
             self._run(self._run(Task(early, partition, "write")))
-
-    def close(self) -> None:
-        delete(self.url, recursive=True)
 
     # Members
 
@@ -374,7 +372,7 @@ class JoinWorld:
 
     def _check(self) -> None:
         """What is sealed has every partition once, and the bytes that its records tell of."""
-        manifest = self.output.seal({})
+        self.output.seal({})
         records = list(self.output.committed())
         if [record.partition for record in records] != list(range(PARTITIONS)):
             raise self._violation("partitions are missing")
@@ -384,8 +382,6 @@ class JoinWorld:
             part = make_part(record.partition)
             if open_part_sink(self.record, self.record.first_pin).write(part).digest != record.digest:
                 raise self._violation(f"partition {record.partition} has other bytes than its record says")
-        if self.output.seal({}) != manifest:
-            raise self._violation("the manifest has changed")
 
     def _violation(self, message: str) -> Violation:
         self.violated = True  # nothing that follows proves anything

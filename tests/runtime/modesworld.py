@@ -11,7 +11,8 @@ import random
 from dataclasses import dataclass, field
 
 from daskinfer.errors import CorruptBlob, DaskinferError, StorageError
-from daskinfer.runtime.core import DriverCore, Limits
+from daskinfer.runtime.core import DriverCore
+from daskinfer.runtime.limits import Limits
 from daskinfer.runtime.messages import (
     Action,
     Adopt,

@@ -12,7 +12,8 @@ from daskinfer.runtime.claims import (
     Claims,
     choose_block,
 )
-from daskinfer.runtime.core import DriverCore, Limits
+from daskinfer.runtime.core import DriverCore
+from daskinfer.runtime.limits import Limits
 from daskinfer.runtime.messages import (
     Action,
     Commit,
@@ -84,12 +85,12 @@ def test_it_asks_once_and_then_by_need() -> None:
     claims, work = make_claims(committed=[0])
     assert claims.go_on(0.0, is_running=False, is_busy=False) == [Claim(is_wanted=False)]
     assert claims.go_on(99.0, is_running=True, is_busy=False) == [], "the answer has not come"
-    claims.take(Claimed(), work)
+    claims.take(Claimed(), work, work.abandon)
     assert claims.go_on(100.0, is_running=True, is_busy=False) == [Claim(is_wanted=True, idle=1.0)]
-    claims.take(Claimed((0, 1, 2)), work)
+    claims.take(Claimed((0, 1, 2)), work, work.abandon)
     assert list(claims) == [(None, 1), (None, 2)], "what is committed is left out"
     assert claims.go_on(100.1, is_running=True, is_busy=True) == [Claim(is_wanted=True)], "more, while there is some"
-    claims.take(Claimed((3,)), work)
+    claims.take(Claimed((3,)), work, work.abandon)
     assert claims.go_on(100.2, is_running=True, is_busy=True) == []
     assert claims.go_on(100.1 + SURVEY_SECONDS, is_running=True, is_busy=True) == [Claim(is_wanted=False)]
 
@@ -97,7 +98,7 @@ def test_it_asks_once_and_then_by_need() -> None:
 def test_it_asks_less_often_where_there_is_nothing() -> None:
     claims, work = make_claims()
     claims.go_on(0.0, is_running=True, is_busy=True)
-    claims.take(Claimed(), work)
+    claims.take(Claimed(), work, work.abandon)
     assert claims.go_on(IDLE_SECONDS / 2, is_running=True, is_busy=False) == []
     again = [Claim(is_wanted=True, idle=IDLE_SECONDS / 2)]
     assert claims.go_on(IDLE_SECONDS, is_running=True, is_busy=False) == again
@@ -105,9 +106,9 @@ def test_it_asks_less_often_where_there_is_nothing() -> None:
 
 def test_what_is_in_work_is_not_started_again() -> None:
     claims, work = make_claims()
-    claims.take(Claimed((3, 4, 5)), work)
+    claims.take(Claimed((3, 4, 5)), work, work.abandon)
     assert work.pump(0, may_start=True) == [Prepare(3, 0), Prepare(4, 0)]
-    claims.take(Claimed((3, 4, 5, 6)), work)
+    claims.take(Claimed((3, 4, 5, 6)), work, work.abandon)
     assert list(claims) == [(None, 5), (None, 6)]
 
 

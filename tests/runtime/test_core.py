@@ -16,7 +16,8 @@ from daskinfer.errors import (
     RejectBudgetExceeded,
     SnapshotSkew,
 )
-from daskinfer.runtime.core import DriverCore, Limits
+from daskinfer.runtime.core import DriverCore
+from daskinfer.runtime.limits import Limits
 from daskinfer.runtime.messages import (
     Action,
     Commit,
@@ -254,14 +255,21 @@ def test_a_damaged_activation_is_recomputed_and_counted() -> None:
     assert core.counters == Counter(corrupt_activations=1, microbatches_recomputed=1, workers_lost=0, task_failures=0)
 
 
-def test_a_task_that_keeps_failing_ends_the_job_and_says_where() -> None:
+@pytest.mark.parametrize(
+    ("failed", "message"),
+    [
+        (TaskFailed("prepare", 0, 0, ValueError("boom")), "partition 0: prepare failed 3 times"),
+        (TaskFailed("commit", 0, 0, ValueError("boom")), "partition 0: commit failed 3 times"),
+        (TaskFailed("microbatch", 0, 0, OSError("boom")), "partition 0, microbatch 0: microbatch failed 3 times"),
+    ],
+)
+def test_a_task_that_keeps_failing_ends_the_job_and_says_where(failed: TaskFailed, message: str) -> None:
     core = make_core()
     start(core)
     core.handle(Prepared(0, 1), 0)
     for _ in range(2):
-        assert not any(isinstance(a, Fail) for a in core.handle(TaskFailed("microbatch", 0, 0, ValueError("boom")), 0))
-    error = only_fail(core.handle(TaskFailed("microbatch", 0, 0, ValueError("boom")), 0))
-    assert "partition 0, microbatch 0: microbatch failed 3 times, at last with ValueError: boom" in str(error)
+        assert not any(isinstance(a, Fail) for a in core.handle(failed, 0))
+    assert f"{message}, at last with {type(failed.error).__name__}: boom" in str(only_fail(core.handle(failed, 0)))
 
 
 def test_the_error_budget() -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from daskinfer.errors import CorruptActivation, DeviceFailed, NotAllowed, StorageRefused
-from daskinfer.runtime.core import DriverCore, Limits
+from daskinfer.runtime.core import DriverCore
 from daskinfer.runtime.health import Restart, WorkerFrozen, WorkerPaused, WorkerResumed
 from daskinfer.runtime.incidents import IncidentBook
+from daskinfer.runtime.limits import Limits
 from daskinfer.runtime.messages import (
     Action,
     Commit,

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from daskinfer.planning import blocks
+from daskinfer.storage.filesystem import delete
 from daskinfer.testing.campaigns import campaign_size
 from tests.runtime.joinworld import TURNS, JoinWorld, Violation
 
@@ -73,7 +74,7 @@ def make_machine(bug: str = "") -> type[RuleBasedStateMachine]:
             if hasattr(self, "world"):
                 if not self.world.violated:
                     self.world.finish()
-                self.world.close()
+                delete(self.world.url, recursive=True)
 
     return JoinMachine
 

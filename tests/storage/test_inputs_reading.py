@@ -274,4 +274,7 @@ def test_accepted_rows_can_be_refused_later(tmp_path: Path) -> None:
         (2, "b.jsonl", 1),
     ]
     assert rest.rejects[1].excerpt == '{"text": "b"}'
+    assert [reject.kind for reject in rest.rejects] == ["unreadable", "refused"]
+    rest = rest.without({3: "SIGSEGV"}, {3: "killed"})
+    assert [(reject.row, reject.kind) for reject in rest.rejects] == [(1, "unreadable"), (2, "refused"), (3, "killed")]
     assert batch.without({}) is batch

@@ -1,0 +1,26 @@
+"""When a job gives up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When to give up."""
+
+    rejects: int
+    """Quarantined rows that the job may have."""
+    attempts: int = 3
+    """Tries of one task that raises."""
+    losses: int = 5
+    """Workers lost since the last commit, with no microbatch on them that could have done it."""
+    patience: float = 60.0
+    """Seconds that a stage may be without any worker."""
+    paused: float = 60.0
+    """Seconds that a worker may be paused."""
+    storage: float = 300.0
+    """Seconds that a store may refuse."""
+    seconds: float | Literal["auto"] | None = "auto"
+    """Seconds that a microbatch may take in a stage."""
