@@ -12,7 +12,7 @@ from typing import Any
 
 from dask._task_spec import List, Task, TaskRef
 
-from daskinfer.graphs.context import forget_job
+from daskinfer.graphs.context import forget_job, forget_shards
 from daskinfer.graphs.handoff import JobHandle
 from daskinfer.graphs.tasks import (
     commit_partition,
@@ -84,6 +84,12 @@ def forget_graph(handle: JobHandle, worker: str) -> TaskGraph:
     """Let a worker forget a generation; the caller pins it to the worker."""
     key: Key = (f"{handle.job}/forget", worker, handle.driver, handle.pin.generation)
     return TaskGraph({key: Task(key, forget_job, handle)}, (key,), {key: {}})
+
+
+def free_graph(handles: Sequence[JobHandle], stage: int | None, worker: str, attempt: int) -> TaskGraph:
+    """Let a worker forget a stage's shards, or everything, of several generations; the caller pins it to the worker."""
+    key: Key = (f"{handles[0].job}/free", worker, handles[0].driver, attempt)
+    return TaskGraph({key: Task(key, forget_shards, tuple(handles), stage)}, (key,), {key: {}})
 
 
 def prepare_graph(handle: JobHandle, source: PartitionSource, attempt: int) -> TaskGraph:

@@ -9,6 +9,7 @@
     members/          heartbeat and progress of everyone who ran it together with others
     claims/           slot logs: which of them has which partitions
     journal/          what happened
+    control/          slot log: what people ask of the driver, and its answers
     generations/      slot log: the snapshots it took up, and what each switch gave them
     poison/           rows that break the model, by microbatch, each file created once
     gate.json .html   what the gate of a canary or a shadow found
@@ -33,10 +34,12 @@ from pydantic import ValidationError
 
 from daskinfer.errors import Conflict, IntegrityError, UsageError
 from daskinfer.ids import canonical_json, make_nonce
+from daskinfer.spec.control import ControlRecord
 from daskinfer.spec.job import JobRecord, JobStatus, Report, State
 from daskinfer.spec.membership import MemberStatus
 from daskinfer.spec.rows import PartitionTable
 from daskinfer.storage import lease
+from daskinfer.storage.control import ControlLog
 from daskinfer.storage.drivers import BEAT, TTL, Mode
 from daskinfer.storage.exclusive import create
 from daskinfer.storage.filesystem import absolute_url, exists, join_url, list_names, read_bytes, replace_bytes
@@ -155,12 +158,18 @@ class JobStore:
         """Note that the output is sealed and nothing is left to do. A second call changes nothing."""
         create(self._place("done.json"), canonical_json({"job": self.job}))
 
+    def cancelled(self) -> ControlRecord | None:
+        """Return the request that stopped the last driver, if one did."""
+        return ControlLog(self.url).cancelled(self.current_epoch())
+
     def state(self) -> State:
         """Return how the job stands."""
         if exists(self._place("done.json")):
             return "done"
         if lease.is_held(self.url):
             return "running"
+        if self.cancelled() is not None:
+            return "cancelled"
         report = self.report()
         # A driver that was killed leaves its predecessor's report.
         if report is not None and report.verdict == "failed" and report.epoch == self.current_epoch():
@@ -246,10 +255,13 @@ def status(workspace: str, job: str, committed: Callable[[JobRecord], Collection
     if members:  # the one that was heard of last knows best how the whole stands
         last = max(living or members, key=lambda member: member.at)
         progress, at = last.progress, last.at
+    state = store.state()
+    cancel = store.cancelled() if state == "cancelled" else None
     return JobStatus(
         job=store.job,
         name=record.recipe.name,
-        state=store.state(),
+        state=state,
+        message="" if cancel is None else f"{cancel.by} cancelled it at {cancel.at}",
         rows_total=record.rows,
         rows_done=sum(min(size, record.rows - number * size) for number in done),
         rows_quarantined=0 if progress is None else progress.rows_quarantined,

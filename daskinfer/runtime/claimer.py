@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from daskinfer.errors import StorageRefused
 from daskinfer.planning.blocks import Blocks
-from daskinfer.runtime.claims import SURVEY_SECONDS, Claim, Claimed, Done, choose_block
+from daskinfer.runtime.claims import SURVEY_SECONDS, Claim, Claimed, Done, Missing, choose_block
 from daskinfer.spec.job import CommitRecord
 from daskinfer.storage.claims import ClaimLog
 from daskinfer.storage.members import Watch
@@ -74,7 +74,7 @@ class Claimer:
         began = self._clock()
         if self._surveyed is not None and began < self._surveyed + max(pause, _SURVEY_SHARE * self._took):
             return ()
-        records = tuple(self._output.committed(self._done))
+        records = tuple(self._output.committed(Missing(self._done)))
         for record in records:
             self._done.add(record.partition)
         self._surveyed = self._clock()

@@ -75,6 +75,22 @@ class Done:
         return [number for number in partitions if not self._flags[number]]
 
 
+class Missing:
+    """Partitions that are not committed.
+
+    Parameters
+    ----------
+    done
+        Those that are.
+    """
+
+    def __init__(self, done: Done) -> None:
+        self._done = done
+
+    def __contains__(self, number: object) -> bool:
+        return number not in self._done
+
+
 class Claims:
     """What a member has claimed and not started, and what is done; iterating takes what waits, as far as there is some.
 
@@ -108,9 +124,9 @@ class Claims:
                 return None, number
         raise StopIteration
 
-    def is_done(self, partition: int) -> bool:
-        """Tell whether a partition is known to be committed."""
-        return partition in self._done
+    def find_new(self, event: Claimed) -> list[CommitRecord]:
+        """Return the commits that are not taken in yet."""
+        return [record for record in event.committed if record.partition not in self._done]
 
     def note(self, partition: int) -> None:
         """Take in that a partition is committed."""
@@ -137,9 +153,7 @@ class Claims:
         """
         self._is_asking = False
         actions, rejects = [], 0
-        for record in event.committed:
-            if record.partition in self._done:
-                continue
+        for record in self.find_new(event):
             self._done.add(record.partition)
             work.left -= 1
             rejects += record.rows_quarantined

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 
 from daskinfer.errors import (
+    Cancelled,
     ClaimLost,
     CorruptActivation,
     DaskinferError,
@@ -13,6 +14,7 @@ from daskinfer.errors import (
     JobFailed,
     StorageRefused,
 )
+from daskinfer.runtime.acceptance import find_mismatch, find_stranger
 from daskinfer.runtime.claims import Claimed, Claims
 from daskinfer.runtime.crew import Crew
 from daskinfer.runtime.health import Restart, WorkerFrozen, WorkerPaused, WorkerResumed
@@ -27,7 +29,6 @@ from daskinfer.runtime.messages import (
     Fail,
     GenerationOpened,
     GenerationRefused,
-    GrantToken,
     Judged,
     LoadShard,
     MemoryPressure,
@@ -44,10 +45,13 @@ from daskinfer.runtime.messages import (
     WorkerLost,
     describe,
 )
+from daskinfer.runtime.orders import Answer, CancelAsked, DrainAsked, StoodDown
+from daskinfer.runtime.patience import Patience
 from daskinfer.runtime.pinning import Pinning
+from daskinfer.runtime.posts import Staffing
 from daskinfer.runtime.probes import Probe, ProbeFailed, Running, SecondStart, SuspectEvent
 from daskinfer.runtime.recovery import Recovery, probe_of, repeat, task_of
-from daskinfer.runtime.refusals import refuse_absence, refuse_ack, refuse_losses, refuse_rejects, refuse_strangers
+from daskinfer.runtime.refusals import refuse_load, refuse_losses, refuse_rejects
 from daskinfer.runtime.stragglers import Stragglers
 from daskinfer.runtime.succession import Succession
 from daskinfer.runtime.suspicion import Suspicion, blames_rows
@@ -61,6 +65,8 @@ from daskinfer.spec.poison import Conviction
 from daskinfer.spec.recipe import Consistency
 
 _COUNTED = {Probe: "probes", SecondStart: "second_starts"}
+# Importing a large library holds Python's lock, and with it the heartbeat.
+LOADING_SLACK = 4
 
 
 class DriverCore:
@@ -81,11 +87,11 @@ class DriverCore:
     partitions
         How many the input has.
     committed
-        Those that earlier runs have committed -> the snapshot that they are on.
+        Those that earlier runs have committed -> the snapshot that they are on; kept up to date.
     rejects
         Rows that earlier runs have quarantined.
-    requires
-        Tags that a stage's worker must declare.
+    staffing
+        What is wanted of workers.
     limits
         When to give up.
     trial
@@ -104,16 +110,17 @@ class DriverCore:
         source: str,
         epoch: int,
         partitions: int,
-        committed: Mapping[int, str],
+        committed: MutableMapping[int, str],
         rejects: int,
-        requires: dict[str, float],
+        staffing: Staffing,
         limits: Limits,
         trial: Trial | None = None,
         poison: Iterable[Conviction] = (),
         claims: Claims | None = None,
     ) -> None:
         pins = [pinning.current, *([trial.pin] if trial else [])]
-        self._crew = Crew(plan.replicas, requires, [pin.generation for pin in pins])
+        self._crew = Crew(staffing, [pin.generation for pin in pins])
+        self._patience = Patience(limits.missing, limits.patience)
         if trial is None:
             self._work = Workload(
                 plan.window,
@@ -123,7 +130,7 @@ class DriverCore:
         else:
             self._work = Workload(plan.window, *trial.places(partitions, committed))
         self._trial = trial
-        self._claims = claims
+        self.claims = claims
         self._succession = Succession(pinning, rules, self._crew, self._work, committed, partitions, trial)
         self._recovery = Recovery(self._crew, self._work, limits.paused, limits.storage)
         self._suspicion = Suspicion(self._work, poison)
@@ -148,24 +155,25 @@ class DriverCore:
         """What there is to be loaded at the start."""
         return list(self._succession.pins.values())
 
+    @property
+    def crew(self) -> Crew:
+        """The workers and what they do."""
+        return self._crew
+
     def is_on_trial(self, generation: int) -> bool:
         """Tell whether what is computed on a generation is only compared."""
         return self._succession.is_on_trial(generation)
 
     def is_ours(self, record: CommitRecord) -> bool:
         """Tell whether this driver asked for a commit."""
-        return record.epoch == self._epoch and record.member == (self._claims.member if self._claims else "")
-
-    def is_counted(self, record: CommitRecord) -> bool:
-        """Tell whether a commit, perhaps another member's, is taken in already."""
-        return self._claims is not None and self._claims.is_done(record.partition)
+        return record.epoch == self._epoch and record.member == (self.claims.member if self.claims else "")
 
     def start(self, workers: Sequence[WorkerShape]) -> list[Action]:
         """Begin with these workers."""
         if self._succession.is_over:
             self._ended = True
             return [Seal()]
-        return [*self._load(self._crew.enlist(workers)), *(self._trial.begin() if self._trial else [])]
+        return [*self._crew.enlist(workers), *(self._trial.begin() if self._trial else [])]
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event at a time `now` (seconds, any monotonic clock) and return what to do about it."""
@@ -174,16 +182,15 @@ class DriverCore:
         over = self._recovery.hear(event, now)
         match event:
             case WorkerJoined():
-                actions = self._load(self._crew.enlist([event.worker]))
+                actions = self._crew.enlist([event.worker], now)
             case WorkerLost():
                 actions = self._on_lost(event, now)
             case WorkerFrozen():
-                why = f"was not heard of for {event.silent:.0f} s"
-                actions = self._take_off(event.worker, now, "worker-frozen", why, event.silent)
+                actions = self._on_frozen(event, now)
             case WorkerPaused() | WorkerResumed() | MemoryPressure():
                 actions = []
             case ShardLoaded():
-                actions = self._on_loaded(event)
+                actions = self._on_loaded(event, now)
             case ShardFailed():
                 actions = self._on_load_failed(event, now)
             case Prepared():
@@ -213,6 +220,12 @@ class DriverCore:
                 actions = self._succession.on_switched(event.partitions)
             case Claimed():
                 actions = self._on_claimed(event, now)
+            case CancelAsked(number, by, at):
+                actions = [Answer(number, "the run stops"), Fail(Cancelled(f"cancelled by {by} at {at}"))]
+            case DrainAsked(number, worker, by):
+                actions = [Note("drain-asked", f"{by} asked for it: {worker}"), *self._crew.drain(number, worker, now)]
+            case StoodDown(worker, stage):
+                actions = self._crew.stood_down(worker, stage, now)
             case Tick():
                 actions = self._on_tick(now)
             case _:
@@ -220,10 +233,9 @@ class DriverCore:
         if convicted := self._convicted:
             actions += self._check_budget(convicted)
         if self.running and not any(isinstance(action, Fail) for action in actions):
-            probes = self._suspicion.go_on()
-            actions += [*probes, *self._succession.go_on(now)]
-        if self._claims is not None:
-            actions += self._claims.go_on(now, self.running, bool(self._work.open))
+            actions += [*self._suspicion.go_on(), *self._succession.go_on(now)]
+        if self.claims is not None:
+            actions += self.claims.go_on(now, self.running, bool(self._work.open))
         self.counters.update(_COUNTED[type(action)] for action in actions if type(action) in _COUNTED)
         actions = [*over, *actions, *self._recovery.close(actions, now)]
         self._ended = any(isinstance(action, Fail | Seal) for action in actions)
@@ -231,12 +243,11 @@ class DriverCore:
 
     # Workers
 
-    def _load(self, placements: Sequence[tuple[int, str]]) -> list[Action]:
-        return [
-            LoadShard(stage, worker, generation)
-            for stage, worker in placements
-            for generation in self._crew.generations
-        ]
+    def _on_frozen(self, event: WorkerFrozen, now: float) -> list[Action]:
+        if event.silent < self._limits.frozen * (LOADING_SLACK if self._crew.is_busy_loading(event.worker) else 1):
+            return []
+        why = f"was not heard of for {event.silent:.0f} s"
+        return self._take_off(event.worker, now, "worker-frozen", why, event.silent)
 
     def _take_off(self, worker: str, now: float, kind: str, why: str, silent: float | None = None) -> list[Action]:
         """Deal with a worker that lives and is of no use as with one that is lost."""
@@ -245,18 +256,18 @@ class DriverCore:
         return [Restart(worker), *self._on_lost(WorkerLost(worker, silent), now, kind, why)]
 
     def _on_lost(self, event: WorkerLost, now: float, kind: str = "worker-lost", why: str = "is gone") -> list[Action]:
-        stage = self._crew.lose(event.worker, now)
-        if stage is None:
-            return []
+        stages = self._crew.lose(event.worker, now)
+        if not stages:
+            return self._crew.fill(now)
         self.counters["workers_lost"] += 1
         blame = self._suspicion.lost(event.worker, event.tasks, now)
         self._losses += blame is None and kind != "worker-hung"
-        self._recovery.lose(event.worker, stage)
-        detail = f"{event.worker}, which held stage {stage}, {why}"
-        note = self._recovery.book.begin(stage, kind, detail, now, event.silent)
+        self._recovery.lose(event.worker, stages[0])
+        detail = f"{event.worker}, which held stage {' and '.join(map(str, stages))}, {why}"
+        note = self._recovery.book.begin(stages[0], kind, detail, now, event.silent)
         if self._losses > self._limits.losses:
             return [note, Fail(refuse_losses(self._losses, {number for _, number in self._work.open}))]
-        return [note, *(blame or []), *self._load(self._crew.fill())]
+        return [note, *(blame or []), *self._crew.fill(now)]
 
     def _on_running(self, event: Running, now: float) -> list[Action]:
         hung, actions = self._stragglers.look(event.tasks, now)
@@ -264,30 +275,25 @@ class DriverCore:
             actions += self._take_off(worker, now, "worker-hung", why)
         return actions
 
-    def _on_loaded(self, event: ShardLoaded) -> list[Action]:
+    def _on_loaded(self, event: ShardLoaded, now: float) -> list[Action]:
         ack = event.ack
         pin = self._succession.pins.get(ack.generation)
         if pin is None:
             return []  # given up while it was loading
-        if (error := refuse_ack(ack, pin, self._source)) is not None:
+        if (error := find_mismatch(ack, pin, self._source)) is not None:
             return [Fail(error)]
-        granted = self._crew.acknowledge(ack.generation, ack.stage, ack.worker)
-        return [GrantToken(stage, worker, generation) for generation, stage, worker in granted]
+        return self._crew.acknowledge(ack.generation, ack.stage, ack.worker, now)
 
     def _on_load_failed(self, event: ShardFailed, now: float) -> list[Action]:
-        if not self._crew.is_loading(event.generation, event.worker):
+        if not self._crew.is_loading(event.generation, event.stage, event.worker):
             return []  # it died while loading: WorkerLost has dealt with it
         if isinstance(event.error, DeviceFailed):
             return self._take_off(event.worker, now, "device-failed", f"lost its device: {event.error.message}")
         if isinstance(event.error, StorageRefused) and not self._succession.is_candidate(event.generation):
             load = ("load", event.generation, event.stage, event.worker)
-            again = LoadShard(event.stage, event.worker, event.generation, self._recovery.tries(load) + 1)
+            again = LoadShard(event.stage, event.worker, event.generation)
             return self._recovery.refuse(load, again, event.error, now)
-        where = f"stage {event.stage} could not be loaded on {event.worker}"
-        if isinstance(event.error, DaskinferError):
-            error = type(event.error)(f"{where}: {event.error.message}", hint=event.error.hint)
-        else:
-            error = JobFailed(f"{where}: {describe(event.error)}")
+        error = refuse_load(event)
         return self._succession.give_up(error) if self._succession.is_candidate(event.generation) else [Fail(error)]
 
     def _on_tick(self, now: float) -> list[Action]:
@@ -295,16 +301,14 @@ class DriverCore:
         for worker in self._recovery.overdue(now):
             why = f"was paused for {self._limits.paused:.0f} s, its memory full"
             actions += self._take_off(worker, now, "worker-lost", why)
-        missing = self._crew.missing(now - self._limits.patience)
-        if missing is None:
-            return actions
-        return [Fail(refuse_absence(missing, self._limits.patience, self._crew.wanted))]
+        actions += self._crew.look(self._work.left, now)
+        return actions + self._patience.look(self._crew.missing(now), self._crew.describe_missing, now)
 
     # Partitions
 
     def _on_claimed(self, event: Claimed, now: float) -> list[Action]:
-        assert self._claims is not None
-        actions, rejects = self._claims.take(event, self._work, self._abandon)
+        assert self.claims is not None
+        actions, rejects = self.claims.take(event, self._work, self._abandon)
         self._rejects += rejects
         if not self._work.left and not self.running:
             actions.append(Seal())  # nobody needs what is being loaded
@@ -331,18 +335,19 @@ class DriverCore:
 
     def _on_committed(self, event: Committed) -> list[Action]:
         record = event.record
-        if self._claims is not None:
-            self._claims.note(record.partition)
+        if self.claims is not None:
+            self.claims.note(record.partition)
         actions = [self._work.committed((event.generation, record.partition))]
         self._suspicion.forget((event.generation, record.partition))
         self._work.left -= 1
         self._losses = 0
+        self._crew.meter.note(record)
         # What only a trial refuses is the gate's affair.
         if not self._succession.is_on_trial(event.generation):
             self._rejects += record.rows_quarantined
         actions += self._succession.note_committed(event.generation, record)
         # A record of another driver's comes from one that died between its commit and our listing, or from a member.
-        if self.is_ours(record) and (error := refuse_strangers(record, self._crew)) is not None:
+        if self.is_ours(record) and (error := find_stranger(record, self._crew.acknowledged)) is not None:
             return [*actions, Fail(error)]
         return [*actions, *self._check_budget(self._convicted)]
 

@@ -16,8 +16,12 @@ class Limits:
     """Tries of one task that raises."""
     losses: int = 5
     """Workers lost since the last commit, with no microbatch on them that could have done it."""
+    missing: Literal["wait", "stop"] = "wait"
+    """What to do where a stage has no worker and no other can take it."""
     patience: float = 60.0
-    """Seconds that a stage may be without any worker."""
+    """Seconds until it stops for that."""
+    frozen: float = 15.0
+    """Seconds that a worker may be silent."""
     paused: float = 60.0
     """Seconds that a worker may be paused."""
     storage: float = 300.0

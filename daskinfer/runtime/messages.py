@@ -9,6 +9,7 @@ from daskinfer.errors import DaskinferError
 from daskinfer.graphs.build import StageTask
 from daskinfer.runtime.claims import Claim, Claimed
 from daskinfer.runtime.health import Restart, WorkerFrozen, WorkerPaused, WorkerResumed
+from daskinfer.runtime.orders import Answer, CancelAsked, DrainAsked, Say, StandDown, StoodDown
 from daskinfer.runtime.pinning import Head
 from daskinfer.runtime.probes import Running, SuspectAction, SuspectEvent
 from daskinfer.spec.comparison import PartComparison
@@ -206,6 +207,9 @@ Event = (
     | SuspectEvent
     | Running
     | Claimed
+    | CancelAsked
+    | DrainAsked
+    | StoodDown
     | Tick
 )
 
@@ -217,7 +221,6 @@ class LoadShard:
     stage: int
     worker: str
     generation: int = 0
-    attempt: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,6 +372,9 @@ Action = (
     | Restart
     | Fail
     | Note
+    | StandDown
+    | Answer
+    | Say
     | Recovered
 )
 

@@ -131,10 +131,6 @@ class Recovery:
             return list(self.book.end(what, now))
         return [] if self.book.is_open(what) else [self.book.begin(what, "storage-refused", trouble, now)]
 
-    def tries(self, what: Hashable) -> int:
-        """Return how often something was refused since it last succeeded."""
-        return self._refused[what].tries if what in self._refused else 0
-
     def due(self, now: float) -> list[Action]:
         """Return what is to be done again now."""
         actions = []
@@ -185,7 +181,7 @@ class Recovery:
 
     def _is_wanted(self, action: Action) -> bool:
         if isinstance(action, LoadShard):
-            return self._crew.is_loading(action.generation, action.worker)
+            return self._crew.is_loading(action.generation, action.stage, action.worker)
         assert isinstance(action, Prepare | Submit | Commit | Probe)
         return (action.generation, action.partition) in self._work.open
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from itertools import count
-from sys import intern
+from typing import TypeVar
 
 from distributed import Client
 
@@ -24,15 +24,23 @@ from daskinfer.runtime.limits import Limits
 from daskinfer.runtime.messages import Note, Recovered
 from daskinfer.runtime.opening import OpenedJob
 from daskinfer.runtime.pinning import Pinning
+from daskinfer.runtime.posts import Staffing
+from daskinfer.runtime.snapshotmap import SnapshotMap
 from daskinfer.runtime.trial import Trial
+from daskinfer.spec.control import WorkerState
 from daskinfer.spec.generation import Pin
-from daskinfer.spec.job import CommitRecord, Phase, Progress
+from daskinfer.spec.job import Phase, Progress
 from daskinfer.spec.recipe import Recipe
+from daskinfer.storage.control import ControlLog
 from daskinfer.storage.journal import Event, Journal
 from daskinfer.storage.lease import Lease
 from daskinfer.storage.members import Membership
+from daskinfer.storage.outputs.job import describe_result
 from daskinfer.storage.outputs.owner import confirm
 from daskinfer.storage.outputs.sink import WholeOutput
+from daskinfer.storage.retries import outlast
+
+T = TypeVar("T")
 
 PROGRESS_SECONDS = 0.25
 CHECK_SECONDS = 5.0
@@ -82,6 +90,7 @@ class Session:
         self.error: DaskinferError | None = None
         self.running_since: float | None = None
         self.running_until: float | None = None
+        self.workers: tuple[WorkerState, ...] = ()
         self._watch = watch
         self._began = began
         self._phase: Phase = "starting"
@@ -109,7 +118,8 @@ class Session:
             except DaskinferError as error:
                 self.error = error
             self._enter(_final_phase(self.error))
-            self._journal.flush()
+            with suppress(StorageRefused):  # the job has ended as it has, written down or not
+                self._journal.flush()
         finally:
             self._lease.release()
 
@@ -151,6 +161,7 @@ class Session:
             total_bytes=ledger.loads.total_bytes,
             loaded_shards=ledger.loads.loaded_shards,
             total_shards=ledger.loads.total_shards,
+            workers=self.workers,
             message=message,
         )
 
@@ -159,25 +170,34 @@ class Session:
         self._enter("starting")
         self._tell(f"precision: {record.precision}")
         if self.job.resumed:
-            self._note("resumed", f"epoch {self.epoch} goes on where an earlier one stopped")
+            self._note("resumed", f"epoch {self.epoch} goes on where an earlier one stopped{self._explain_stop()}")
         keeper = Keeper(record, self.recipe, self.epoch, self.member)
-        pin = keeper.begin()
-        sink = self._open_output(keeper)
-        for commit in sink.committed():
-            self.ledger.add_earlier(commit)
+        pin = self._outlast(keeper.begin)
+        sink = self._outlast(lambda: self._open_output(keeper))
         self._compute_all(keeper, pin, sink)
         self._enter("sealing")
-        self._seal(keeper, sink)
-        keeper.release()
+        self._outlast(lambda: self._seal(keeper, sink))
+        self._outlast(keeper.release)
+
+    def _outlast(self, call: Callable[[], T]) -> T:
+        """Do something in storage that may be repeated, though the store refuses for a while."""
+        return outlast(call, self.recipe.recovery.storage, lambda error: self._note("storage-refused", error.message))
 
     def _compute_all(self, keeper: Keeper, pin: Pin, sink: WholeOutput) -> None:
         """Compute what is left, over one connection after the other where schedulers are lost."""
         record, losses = self.job.record, 0
         for connection in count():
-            committed = self._take_stock(sink)
+            found = self._outlast(lambda: list(keeper.standing.digests(keep=True)))
+            committed = SnapshotMap(record.partitions)
+            for commit in found:
+                committed[commit.partition] = commit.snapshot
+                if connection == 0:
+                    self.ledger.add_earlier(commit)
+            if connection:
+                self.ledger.find_more(found, self.member)
             # An output that is to converge may have to be computed again where it is whole.
             is_open = record.recipe.consistency.converge and not keeper.log.known.sealed
-            trial = self._open_trial(keeper, sink)
+            trial = self._outlast(lambda: self._open_trial(keeper, sink))
             if len(committed) == record.partitions and not is_open and trial is None:
                 return
             before = self.ledger.rows_this_run
@@ -191,19 +211,7 @@ class Session:
                 # Numbers below zero are nobody else's.
                 self._lost = (-connection - 1, time.monotonic())
                 self._record(Note("scheduler-lost", detail, self._lost[0]))
-            pin = keeper.begin()
-
-    def _take_stock(self, sink: WholeOutput) -> dict[int, str]:
-        """Count what is committed anew; return the snapshot of each partition."""
-        committed: dict[int, str] = {}
-
-        def note() -> Iterator[CommitRecord]:
-            for commit in sink.committed():
-                committed[commit.partition] = intern(commit.snapshot)
-                yield commit
-
-        self.ledger.find_more(note(), self.member)
-        return committed
+            pin = self._outlast(keeper.begin)
 
     def _open_output(self, keeper: Keeper) -> WholeOutput:
         """Prepare the output. Under the lease and before the first task, so that nothing of this job can be lost."""
@@ -227,7 +235,7 @@ class Session:
         current = keeper.log.known.current.generation
         committed = {
             generation: {commit.partition: commit for commit in commits if commit.partition in sample}
-            for generation, commits in ((current, sink.committed()), (pin.generation, keeper.committed_on(pin)))
+            for generation, commits in ((current, sink.committed(sample)), (pin.generation, keeper.committed_on(pin)))
         }
         return Trial(pin, sample, rules.canary is not None, committed, current)
 
@@ -235,7 +243,7 @@ class Session:
         self,
         keeper: Keeper,
         pin: Pin,
-        committed: dict[int, str],
+        committed: SnapshotMap,
         trial: Trial | None,
         connection: int,
         sink: WholeOutput,
@@ -243,8 +251,8 @@ class Session:
         record, plan, rules = self.job.record, self.job.plan, self.job.record.recipe.consistency
         lease = self._lease
         claimer = make_claimer(lease, self.job.store, record, sink) if isinstance(lease, Membership) else None
-        keeper.prepare_places(pin)
-        poison = keeper.convictions.all()
+        self._outlast(lambda: keeper.prepare_places(pin))
+        poison = self._outlast(keeper.convictions.all)
         core = DriverCore(
             plan=plan,
             pinning=Pinning(pin, rules, len(keeper.log.known.pins)),
@@ -254,10 +262,13 @@ class Session:
             partitions=record.partitions,
             committed=committed,
             rejects=self.ledger.rows_quarantined,
-            requires=self.recipe.placement.requires,
+            staffing=self._staffing(),
             limits=Limits(
                 rejects=self.recipe.errors.limit(record.rows),
                 seconds=self.recipe.errors.microbatch_seconds,
+                frozen=self.recipe.recovery.frozen,
+                missing=self.recipe.recovery.missing,
+                patience=self.recipe.recovery.patience,
                 paused=self.recipe.recovery.paused,
                 storage=self.recipe.recovery.storage,
             ),
@@ -276,8 +287,9 @@ class Session:
                 keeper=keeper,
                 table=self.job.store.table(),
                 requires=self.recipe.placement.requires,
-                frozen=self.recipe.recovery.frozen,
+                recovery=self.recipe.recovery,
                 note=self._record,
+                say=self._tell,
                 pulse=lambda: self._pulse(driver, keeper),
                 poison=poison,
                 claimer=claimer,
@@ -289,6 +301,22 @@ class Session:
                 self.counters = dict(core.counters)
                 self.pins = keeper.log.known.pins
                 self._leave(driver, client)
+
+    def _staffing(self) -> Staffing:
+        consistency, placement = self.job.record.recipe.consistency, self.recipe.placement
+        return Staffing(
+            stages=self.job.plan.stages,
+            replicas=self.job.plan.replicas,
+            requires=placement.requires,
+            standby=placement.standby,
+            copies=consistency.copies,
+            drained=ControlLog(self.job.store.url).drained(),
+            is_shared=bool(self.member),
+        )
+
+    def _explain_stop(self) -> str:
+        cancel = ControlLog(self.job.store.url).cancelled(self.epoch - 1)
+        return "" if cancel is None else f": it was cancelled by {cancel.by} at {cancel.at}"
 
     def _leave(self, driver: Driver, client: Client) -> None:
         if self.recipe.cluster.address is not None and client.status == "running":
@@ -304,6 +332,7 @@ class Session:
             self._record(Recovered(self._lost[0], now - self._lost[1]))
             self._lost = None
         if self._is_due("progress", now, PROGRESS_SECONDS):
+            self.workers = driver.workers
             self._tell()
         if self._is_due("check", now, CHECK_SECONDS):
             # A store that is away for a minute must not end hours of work.
@@ -329,18 +358,7 @@ class Session:
         if record.is_staged:
             keeper.log.seal()
         self.pins = keeper.log.known.pins
-        sink.seal(
-            {
-                "job": record.job,
-                "key": record.key,
-                "checkpoint": record.resolution.reference,
-                "snapshot": keeper.log.known.current.snapshot,
-                "recipe": record.recipe.digest,
-                "inputs": record.inputs,
-                "code": record.code,
-                "plan": record.plan.digest,
-            }
-        )
+        sink.seal(describe_result(record, keeper.log.known.current.snapshot))
         clear_activations(self.job.store, keeper.handle(keeper.log.known.current))
 
     def _enter(self, phase: Phase) -> None:

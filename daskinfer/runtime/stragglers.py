@@ -73,11 +73,7 @@ class Stragglers:
         place = (generation, partition)
         if found in self._twice or not self._work.is_flying(place, number):
             return []
-        others = [
-            worker
-            for stage, worker in self._crew.posts
-            if stage == task.stage and worker not in slow and not self._crew.is_loading(generation, worker)
-        ]
+        others = [worker for worker in self._crew.ready(generation, task.stage) if worker not in slow]
         if not others:
             return []
         self._twice.add(found)

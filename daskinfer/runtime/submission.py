@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from daskinfer.graphs.build import (
     commit_graph,
     compare_graph,
     forget_graph,
+    free_graph,
     inspect_graph,
     load_graph,
     microbatch_graph,
@@ -39,6 +41,7 @@ from daskinfer.runtime.messages import (
     TaskFailed,
     describe,
 )
+from daskinfer.runtime.orders import StoodDown
 from daskinfer.runtime.probes import Inspected, ProbeDone, ProbeFailed
 from daskinfer.runtime.tokens import verify_restrictions
 from daskinfer.runtime.workload import Place
@@ -108,14 +111,16 @@ class Submissions:
         for conviction in poison:
             self.leave_out(conviction)
         self._verified: set[int] = set()
+        self._attempts = itertools.count()
         self._lost: list[Callable[[], Event | None]] = []
         self._look_again = 0.0
         self._serial = 0
 
-    def load(self, handle: JobHandle, stage: int, worker: str, attempt: int) -> None:
+    def load(self, handle: JobHandle, stage: int, worker: str) -> None:
         """Load a stage's shard on a worker: `ShardLoaded` or `ShardFailed`."""
         generation = handle.pin.generation
-        (future,) = self._submit(load_graph(handle, stage, worker, attempt), priority=_PRIORITY_FIRST, workers=[worker])
+        graph = load_graph(handle, stage, worker, next(self._attempts))
+        (future,) = self._submit(graph, priority=_PRIORITY_FIRST, workers=[worker])
         self._loads.append(future)
 
         def settle(future: Future) -> Event:
@@ -132,6 +137,13 @@ class Submissions:
     def forget(self, handle: JobHandle, worker: str) -> None:
         """Free a generation's shard on a worker; as a task, because it waits for whatever the worker is loading."""
         self._loads += self._submit(forget_graph(handle, worker), priority=_PRIORITY_FIRST, workers=[worker])
+
+    def free(self, handles: Sequence[JobHandle], stage: int | None, worker: str) -> None:
+        """Free a stage's shards on a worker, or all it has of the job: `StoodDown`."""
+        graph = free_graph(handles, stage, worker, next(self._attempts))
+        (future,) = self._submit(graph, priority=_PRIORITY_FIRST, workers=[worker])
+        self._loads.append(future)
+        self._watch(future, lambda _: StoodDown(worker, stage))
 
     def prepare(self, handle: JobHandle, source: PartitionSource, attempt: int) -> None:
         """Read and tokenise a partition: `Prepared` or `TaskFailed`."""

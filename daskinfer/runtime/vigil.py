@@ -62,8 +62,8 @@ class Look:
 class _Known:
     last_seen: float
     silent: float = 0.0
+    told: int = 0
     paused: bool = False
-    told: bool = False
 
 
 class Watch:
@@ -72,7 +72,7 @@ class Watch:
     Parameters
     ----------
     frozen
-        Seconds of silence after which a worker counts as frozen.
+        Seconds of silence after which a worker is told of, and again after each so many more.
     """
 
     def __init__(self, frozen: float) -> None:
@@ -91,11 +91,11 @@ class Watch:
         for sighting in look.sightings:
             known = self._known.setdefault(sighting.worker, _Known(sighting.last_seen))
             if sighting.last_seen != known.last_seen:
-                known.last_seen, known.silent, known.told = sighting.last_seen, 0.0, False
+                known.last_seen, known.silent, known.told = sighting.last_seen, 0.0, 0
             else:
                 known.silent += step
-            if known.silent >= limit and not known.told:
-                known.told = True
+            if known.silent >= limit * (known.told + 1):
+                known.told += 1
                 events.append(WorkerFrozen(sighting.worker, look.at - sighting.last_seen))
             events += self._weigh(known, sighting)
         return events
@@ -129,7 +129,7 @@ class Vigil:
     requires
         Tags that a worker of interest declares.
     frozen
-        Seconds of silence after which a worker counts as frozen.
+        Seconds of silence after which a worker is told of.
     tell
         Takes a function that gives the event; it is called in this thread.
     """

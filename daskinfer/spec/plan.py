@@ -95,6 +95,8 @@ class WorkerShape(Section):
     """Tags that it declares."""
     device: DeviceShape = UNKNOWN_DEVICE
     """What it computes on."""
+    name: str = ""
+    """What the cluster calls it."""
 
     @property
     def shard_memory(self) -> int:

@@ -13,6 +13,7 @@ from daskinfer.storage.outputs.choice import choose_output_format, make_sink
 from daskinfer.storage.outputs.reading import read_part
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, PartSink, WholeOutput
 from daskinfer.storage.outputs.staging import StagedOutput, StagedPartSink, staged_url
+from daskinfer.storage.outputs.standing import Standing
 
 
 def open_output(record: JobRecord, workspace: str, log: GenerationLog | None = None) -> WholeOutput:
@@ -34,6 +35,14 @@ def open_output(record: JobRecord, workspace: str, log: GenerationLog | None = N
     if log is not None:
         return StagedOutput(record.output, layout, sink, lambda: log.known)
     return StagedOutput(record.output, layout, sink, lambda: read_generations(record, workspace))
+
+
+def open_standing(record: JobRecord, workspace: str, log: GenerationLog | None = None) -> Standing:
+    """Return how far a job is; the parameters are those of `open_output`."""
+    layout = _make_layout(record, None)
+    if log is not None:
+        return Standing(absolute_url(record.output), layout, lambda: log.known)
+    return Standing(absolute_url(record.output), layout, lambda: read_generations(record, workspace))
 
 
 def read_generations(record: JobRecord, workspace: str) -> Generations:
@@ -61,6 +70,20 @@ def read_staged(record: JobRecord, pin: Pin, commit: CommitRecord) -> OutputPart
     place = staged_url(record.output, record.job, pin.generation)
     url = place if record.is_staged or pin.generation else absolute_url(record.output)
     return read_part(url, _make_layout(record, pin), commit.partition, commit.path, commit.digest)
+
+
+def describe_result(record: JobRecord, snapshot: str) -> dict[str, str]:
+    """Return what the manifest of a job's output says of the job."""
+    return {
+        "job": record.job,
+        "key": record.key,
+        "checkpoint": record.resolution.reference,
+        "snapshot": snapshot,
+        "recipe": record.recipe.digest,
+        "inputs": record.inputs,
+        "code": record.code,
+        "plan": record.plan.digest,
+    }
 
 
 def _format_of(record: JobRecord) -> str:

@@ -98,8 +98,8 @@ class WholeOutput(Protocol):
     def create(self) -> None:
         """Prepare the output; idempotent."""
 
-    def committed(self, besides: Container[int] = ()) -> Iterator[CommitRecord]:
-        """Return the records of all parts that exist, in order, but those of partitions that are known."""
+    def committed(self, among: Container[int] | None = None) -> Iterator[CommitRecord]:
+        """Return the records of all parts that exist, in order, or those of some partitions."""
 
     def seal(self, manifest: Mapping[str, Any]) -> bytes:
         """Declare the output whole by its manifest, and return the manifest's bytes.

@@ -68,9 +68,9 @@ class TableSink:
         """Create the commit record of a part."""
         return self._ledger.commit(record)
 
-    def committed(self, besides: Container[int] = ()) -> Iterator[CommitRecord]:
-        """Return all commit records but those of partitions that are known."""
-        return self._ledger.committed(besides)
+    def committed(self, among: Container[int] | None = None) -> Iterator[CommitRecord]:
+        """Return all commit records, or those of some partitions."""
+        return self._ledger.committed(among)
 
     def seal(self, manifest: Mapping[str, Any]) -> bytes:
         """Create the manifest."""

@@ -19,7 +19,7 @@ from daskinfer.spec.job import Progress, Report
 from daskinfer.spec.recipe import Recipe
 from daskinfer.storage.outputs.quarantine import read_quarantine
 from daskinfer.testing.minefield import FEATURES, HANGS, KILLS, RAISES, make_minefield
-from tests.e2e.conftest import run
+from tests.e2e.conftest import data_bytes, run
 from tests.e2e.outputs import read_columns
 
 SECONDS = 3
@@ -101,6 +101,9 @@ def test_rows_that_raise_are_found_and_stay_found(tmp_path: Path, scheduler: str
     assert found[1234]["error"] == "the model raised ValueError: row of 1 cannot be computed, at ..."
     stages = {attempt["stage"] for file in files.values() for attempt in file["attempts"]}
     assert stages == {0, 1}
+    # Whoever looks for them finds the same, and computes the same.
+    run(make_recipe(tmp_path, output__url=str(tmp_path / "again.parquet")), scheduler, workers=3)
+    assert data_bytes(tmp_path / "again.parquet") == data_bytes(tmp_path / "out.parquet")
     assert report.rejects[0].endswith(":1235: the model raised ValueError: row of 1 cannot be computed, at ...")
 
 

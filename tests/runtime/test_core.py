@@ -42,6 +42,7 @@ from daskinfer.runtime.messages import (
     WorkerLost,
 )
 from daskinfer.runtime.pinning import Pinning
+from daskinfer.runtime.posts import Staffing
 from daskinfer.spec.generation import Pin
 from daskinfer.spec.job import CommitRecord, StageTrail
 from daskinfer.spec.plan import Numerics, Plan, StagePlan, WorkerShape
@@ -88,7 +89,7 @@ def make_core(
         partitions=partitions,
         committed=dict.fromkeys(committed, SNAPSHOT),
         rejects=0,
-        requires={"GPU": 1},
+        staffing=Staffing(make_plan(replicas).stages, replicas, {"GPU": 1}),
         limits=limits or Limits(rejects=0),
     )
 
@@ -192,13 +193,13 @@ def test_workers_without_the_tag_hold_nothing() -> None:
 
 
 def test_a_stage_without_workers_gives_up_after_its_patience() -> None:
-    core = make_core(limits=Limits(rejects=0, patience=60))
-    start(core)
-    core.handle(WorkerLost("b"), 100)
-    assert core.handle(Tick(), 159) == []
+    core = make_core(limits=Limits(rejects=0, missing="stop", patience=60))
+    core.start([])
+    assert core.handle(Tick(), 100) == []
+    (*_, said) = core.handle(Tick(), 159)
+    assert isinstance(said, Note) and said.kind == "waiting" and "stage 1 (layers 1)" in said.detail
     error = only_fail(core.handle(Tick(), 160))
-    assert "stage 1 has had no worker" in str(error)
-    assert "GPU: 1" in str(error)
+    assert "stage 0 (layers 0): no worker is left for it that declares GPU: 1" in str(error)
 
 
 def test_workers_that_keep_dying_end_the_job() -> None:
