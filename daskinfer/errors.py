@@ -13,6 +13,7 @@
     ├── PlanError                 3  the plan cannot fit the cluster
     ├── RejectBudgetExceeded      4  more rows were quarantined than the recipe allows
     ├── Interrupted             130  stopped by the user
+    │   └── Cancelled                by somebody else, with `daskinfer cancel`
     ├── StorageError              1  the store refused, is full, or is not safe to use
     │   ├── StorageRefused           the store is away or overloaded for the moment
     │   ├── Conflict                 another writer took the slot first
@@ -100,6 +101,10 @@ class Interrupted(DaskinferError):
     """The user stopped the run; everything committed stays."""
 
     exit_code = 130
+
+
+class Cancelled(Interrupted):
+    """Somebody asked the run to stop, in the job's control log; everything committed stays."""
 
 
 class StorageError(DaskinferError):

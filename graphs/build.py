@@ -12,19 +12,21 @@ from typing import Any
 
 from dask._task_spec import List, Task, TaskRef
 
-from daskinfer.graphs.context import forget_job
+from daskinfer.graphs.context import forget_job, forget_shards
 from daskinfer.graphs.handoff import JobHandle
 from daskinfer.graphs.tasks import (
     commit_partition,
     compare_partition,
     count_microbatches,
     encode,
+    inspect_microbatch,
     load_shard,
     read_rows,
     run_stage,
     run_task,
 )
 from daskinfer.spec.job import CommitRecord
+from daskinfer.spec.poison import Conviction
 from daskinfer.storage.inputs.reading import PartitionSource
 
 Key = tuple[str | int, ...]
@@ -43,6 +45,21 @@ class TaskGraph:
     """Keys whose results are held until they are released."""
     resources: dict[Key, dict[str, float]]
     """What each task must find on its worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageTask:
+    """A microbatch in a stage of a worker."""
+
+    generation: int
+    partition: int
+    number: int
+    attempt: int
+    stage: int
+    worker: str = ""
+    """Address."""
+    seconds: float | None = None
+    """How long it has been running; None while it waits."""
 
 
 def stage_token(handle: JobHandle, stage: int) -> str:
@@ -70,6 +87,12 @@ def forget_graph(handle: JobHandle, worker: str) -> TaskGraph:
     return TaskGraph({key: _task(handle, key, forget_job, handle)}, (key,), {key: {}})
 
 
+def free_graph(handles: Sequence[JobHandle], stage: int | None, worker: str, attempt: int) -> TaskGraph:
+    """Let a worker forget a stage's shards, or everything, of several generations; the caller pins it to the worker."""
+    key: Key = (f"{handles[0].job}/free", worker, handles[0].driver, attempt)
+    return TaskGraph({key: Task(key, forget_shards, tuple(handles), stage)}, (key,), {key: {}})
+
+
 def prepare_graph(handle: JobHandle, source: PartitionSource, attempt: int) -> TaskGraph:
     """Read and encode a partition, and count its microbatches; wanted: rows, encoded rows, count."""
     number = source.partition.number
@@ -93,8 +116,13 @@ def microbatch_graph(
     numbers: Sequence[int],
     encoded: Key,
     attempt: int,
+    without: Mapping[int, tuple[int, ...]] | None = None,
 ) -> TaskGraph:
-    """Send microbatches through all stages; wanted: the last stage of each, in the order of `numbers`."""
+    """Send microbatches through all stages; wanted: the last stage of each, in the order of `numbers`.
+
+    `without` names rows that some of them leave out, by position in the partition.
+    """
+    without = without or {}
     tasks: dict[Key, Task] = {}
     resources: dict[Key, dict[str, float]] = {}
     wanted = []
@@ -102,20 +130,37 @@ def microbatch_graph(
         received = None
         for stage in range(stages):
             key = _key(handle, f"stage-{stage}", partition, number, attempt)
-            tasks[key] = _task(handle, key, run_stage, handle, stage, partition, number, TaskRef(encoded), received)
+            left_out = without.get(number, ())
+            tasks[key] = _task(
+                handle, key, run_stage, handle, stage, partition, number, TaskRef(encoded), received, left_out
+            )
             resources[key] = {**requires, stage_token(handle, stage): 1}
             received = TaskRef(key)
         wanted.append(key)
     return TaskGraph(tasks, tuple(wanted), resources)
 
 
+def inspect_graph(handle: JobHandle, partition: int, number: int, encoded: Key, attempt: int) -> TaskGraph:
+    """List the rows of a microbatch; wanted: their positions in the partition."""
+    key = _key(handle, "inspect", partition, number, attempt)
+    task = Task(key, inspect_microbatch, TaskRef(encoded), number)
+    return TaskGraph({key: task}, (key,), {key: {crew_token(handle): _CREW_SHARE}})
+
+
 def commit_graph(
-    handle: JobHandle, partition: int, rows: Key, encoded: Key, handoffs: Sequence[Key], attempt: int
+    handle: JobHandle,
+    partition: int,
+    rows: Key,
+    encoded: Key,
+    handoffs: Mapping[int, Key],
+    attempt: int,
+    convictions: Sequence[Conviction] = (),
 ) -> TaskGraph:
-    """Write and commit a partition; wanted: its commit record."""
+    """Write and commit a partition; wanted: its commit record. A microbatch of poisonous rows alone has no handoff."""
     key = _key(handle, "commit", partition, attempt)
-    passed = List([TaskRef(handoff) for handoff in handoffs])
-    task = _task(handle, key, commit_partition, handle, TaskRef(rows), TaskRef(encoded), passed)
+    passed = List([TaskRef(handoff) for handoff in handoffs.values()])
+    numbers, found = tuple(handoffs), tuple(convictions)
+    task = _task(handle, key, commit_partition, handle, TaskRef(rows), TaskRef(encoded), numbers, passed, found)
     return TaskGraph({key: task}, (key,), {key: {crew_token(handle): _CREW_SHARE}})
 
 
@@ -126,6 +171,16 @@ def compare_graph(
     key = _key(candidate, "compare", records[0].partition)
     task = _task(candidate, key, compare_partition, current, candidate, records, tolerance)
     return TaskGraph({key: task}, (key,), {key: {crew_token(current): _CREW_SHARE}})
+
+
+def find_stage_task(handle: JobHandle, key: object, worker: str, seconds: float | None = None) -> StageTask | None:
+    """Tell which microbatch in which stage a task of a worker is; None for any other task, or another driver's."""
+    match key:
+        case (str(name), handle.driver, int(generation), int(partition), int(number), int(attempt)):
+            job, _, stage = name.rpartition("/stage-")
+            if job == handle.job and stage.isdecimal():
+                return StageTask(generation, partition, number, attempt, int(stage), worker, seconds)
+    return None
 
 
 def _task(handle: JobHandle, key: Key, function: Callable[..., Any], *arguments: Any) -> Task:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -124,12 +124,15 @@ class JobContext:
 
     def load(self, stage: int) -> Loaded:
         """Return a stage's module, loading its shard when this process has not."""
+        with explain_loss(self._registry, self.snapshot):
+            return _SHARDS.get(self.shard_key(stage), partial(self._load, stage))
+
+    def shard_key(self, stage: int) -> ShardKey:
+        """Return what a stage's shard goes by in this process."""
         plan, model = self.record.plan, self.record.recipe.model
         wanted = plan.stages[stage]
         place = (self.snapshot, wanted.first, wanted.last, wanted.offload)
-        key = (*place, plan.numerics, model.task, model.options, self.record.outline.inputs)
-        with explain_loss(self._registry, self.snapshot):
-            return _SHARDS.get(key, partial(self._load, stage))
+        return (*place, plan.numerics, model.task, model.options, self.record.outline.inputs)
 
     def _load(self, stage: int) -> Loaded:
         # The driver imports this module to build graphs, and must not pay seconds and memory for torch.
@@ -197,6 +200,20 @@ def forget_job(handle: JobHandle) -> None:
         with _SHARDS.lock:
             for key in [key for key in _SHARDS.shards if key[0] == context.snapshot]:
                 del _SHARDS.shards[key]
+
+
+def forget_shards(handles: Sequence[JobHandle], stage: int | None) -> None:
+    """Drop a stage's shards of all these generations from this process; everything of theirs where it is None."""
+    for handle in handles:
+        if stage is None:
+            forget_job(handle)
+            continue
+        context = open_context(handle)
+        with _CONTEXTS_LOCK:
+            is_shared = any(key[1] != handle.job and one.snapshot == context.snapshot for key, one in _CONTEXTS.items())
+        if not is_shared:
+            with _SHARDS.lock:
+                _SHARDS.shards.pop(context.shard_key(stage), None)
 
 
 def open_transports(record: JobRecord, handle: JobHandle) -> tuple[Transport[Any], ...]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from daskinfer.models.encoding import EncodedRows
 from daskinfer.spec.activation import Activation
@@ -46,17 +48,34 @@ class Encoded:
     """Accepted rows, by number, that could not be encoded -> why."""
     microbatches: tuple[Microbatch, ...]
     """In order of number."""
+    positions: NDArray[np.int32]
+    """Position in the partition of every row, ascending."""
 
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays, and 8 for every item's place in a microbatch."""
-        texts = self.rows.ids.nbytes + 2 * self.rows.starts.nbytes
+        texts = self.rows.ids.nbytes + 2 * self.rows.starts.nbytes + self.positions.nbytes
         return texts + sum(array.nbytes for array in self.rows.arrays.values())
 
-    def batch(self, number: int) -> dict[str, np.ndarray]:
-        """Return a microbatch as the model's inputs, (items, ...) each."""
-        microbatch = self.microbatches[number]
-        return self.rows.batch(microbatch.rows, microbatch.length)
+    def items(self, number: int, without: Collection[int] = ()) -> tuple[int, ...]:
+        """Return a microbatch's items in order, but for those of the rows at some positions in the partition."""
+        items = self.microbatches[number].rows
+        if not without:
+            return items
+        kept = ~np.isin(self._positions_of(items), list(without))
+        return tuple(np.asarray(items)[kept].tolist())
+
+    def positions_in(self, number: int) -> tuple[int, ...]:
+        """Return the positions in the partition of a microbatch's rows, in its order and each once."""
+        return tuple(dict.fromkeys(self._positions_of(self.microbatches[number].rows).tolist()))
+
+    def batch(self, number: int, without: Collection[int] = ()) -> dict[str, np.ndarray]:
+        """Return a microbatch as the model's inputs, (items, ...) each: padded as ever, whatever is left out."""
+        return self.rows.batch(self.items(number, without), self.microbatches[number].length)
+
+    def _positions_of(self, items: tuple[int, ...]) -> NDArray[np.int32]:
+        chosen = np.asarray(items, dtype=np.int64)
+        return self.positions[chosen if self.rows.variants is None else self.rows.variants.rows[chosen]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from daskinfer.errors import DeviceFailed, JobBusy, SnapshotSkew
+from daskinfer.graphs.blame import note_place
 from daskinfer.graphs.context import JobContext, open_context
 from daskinfer.graphs.handoff import Encoded, Handoff, Hop, JobHandle
 from daskinfer.graphs.identity import get_identity
@@ -22,6 +23,7 @@ from daskinfer.source import digest_source
 from daskinfer.spec.activation import Activation
 from daskinfer.spec.comparison import PartComparison
 from daskinfer.spec.job import SNAPSHOT, CommitRecord, StageTrail
+from daskinfer.spec.poison import Conviction
 from daskinfer.storage.activations import DirectActivation
 from daskinfer.storage.inputs.reading import PartitionSource, read_partition
 from daskinfer.storage.outputs.job import read_staged
@@ -68,18 +70,45 @@ def encode(handle: JobHandle, rows: RowBatch) -> Encoded:
     context = open_context(handle)
     encoded, refused = context.encoder.encode({role: rows.values(column) for role, column in context.columns.items()})
     packed = pack_microbatches(encoded.lengths, context.record.plan.microbatch_tokens)
-    return Encoded(encoded, refused, packed)
+    return Encoded(encoded, refused, packed, np.delete(rows.positions, list(refused)))
 
 
-def count_microbatches(encoded: Encoded) -> int:
-    """Tell the driver how many microbatches a partition has."""
-    return len(encoded.microbatches)
+def count_microbatches(encoded: Encoded) -> tuple[int, int]:
+    """Tell the driver how many microbatches a partition has, and how many bytes they are."""
+    return len(encoded.microbatches), encoded.nbytes
+
+
+def inspect_microbatch(encoded: Encoded, number: int) -> tuple[int, ...]:
+    """Tell the driver which rows a microbatch has, by position in the partition."""
+    return encoded.positions_in(number)
 
 
 def run_stage(
-    handle: JobHandle, stage: int, partition: int, number: int, encoded: Encoded, received: Handoff | None
+    handle: JobHandle,
+    stage: int,
+    partition: int,
+    number: int,
+    encoded: Encoded,
+    received: Handoff | None,
+    without: tuple[int, ...] = (),
 ) -> Handoff:
-    """Compute one microbatch's pass through one stage."""
+    """Compute one microbatch's pass through one stage, without the rows at some positions in the partition."""
+    try:
+        return _run_stage(handle, stage, partition, number, encoded, received, without)
+    except Exception as error:
+        note_place(error, stage, get_identity())
+        raise
+
+
+def _run_stage(
+    handle: JobHandle,
+    stage: int,
+    partition: int,
+    number: int,
+    encoded: Encoded,
+    received: Handoff | None,
+    without: tuple[int, ...],
+) -> Handoff:
     context = open_context(handle)
     loaded = context.load(stage)
     bundle: tuple[np.ndarray, ...] = ()
@@ -90,7 +119,7 @@ def run_stage(
         began = time.perf_counter()
         bundle = context.transports[stage - 1].receive(received.payload, partition, number)
         receive = time.perf_counter() - began
-    inputs = encoded.batch(number)
+    inputs = encoded.batch(number, without)
     began = time.perf_counter()
     try:
         result, retries = loaded.stage.run(inputs, bundle)
@@ -110,8 +139,24 @@ def run_stage(
     return Handoff(payload, (*(received.trail if received else ()), hop))
 
 
-def commit_partition(handle: JobHandle, rows: RowBatch, encoded: Encoded, handoffs: Sequence[Handoff]) -> CommitRecord:
+def commit_partition(
+    handle: JobHandle,
+    rows: RowBatch,
+    encoded: Encoded,
+    numbers: Sequence[int],
+    handoffs: Sequence[Handoff],
+    convictions: Sequence[Conviction],
+) -> CommitRecord:
     """Put a partition's rows back in order, write them, and commit them exactly once.
+
+    Parameters
+    ----------
+    handle, rows, encoded
+        The job, the partition, and what the model was given of it.
+    numbers, handoffs
+        Microbatches and what became of them, in order.
+    convictions
+        Rows that were left out of them.
 
     Raises
     ------
@@ -123,10 +168,21 @@ def commit_partition(handle: JobHandle, rows: RowBatch, encoded: Encoded, handof
         Another job has taken the output over.
     """
     context = open_context(handle)
-    trail = _check_trails(context, rows.partition.number, handoffs)
-    arrays = _gather(context, encoded, handoffs)
+    passed = dict(zip(numbers, handoffs, strict=True))
+    poison = {row.row: row for conviction in convictions for row in conviction.rows}
+    left_out = {conviction.microbatch: conviction.positions for conviction in convictions}
+    computed = [encoded.items(number, left_out.get(number, ())) for number in range(len(encoded.microbatches))]
+    trail = _check_trails(context, rows.partition.number, passed)
+    arrays = _gather(context, encoded, computed, passed)
     rows = rows.without({int(rows.positions[index]): reason for index, reason in encoded.refused.items()})
+    rows = rows.without(
+        {position: row.error for position, row in poison.items()},
+        {position: row.kind for position, row in poison.items()},
+    )
     results = finish_rows(context.request, encoded.rows, arrays)
+    if poison:
+        kept = ~np.isin(encoded.positions, list(poison))
+        results = {name: values[kept] for name, values in results.items()}
     if context.record.is_staged:
         results = {**results, SNAPSHOT: np.full(len(rows.positions), context.snapshot, object)}
     part = OutputPart(
@@ -155,9 +211,11 @@ def commit_partition(handle: JobHandle, rows: RowBatch, encoded: Encoded, handof
         rows_quarantined=len(part.rejects),
         tokens=int(encoded.rows.lengths.sum()),
         padded_tokens=sum(microbatch.tokens for microbatch in encoded.microbatches),
+        microbatches=tuple(
+            (len(items), microbatch.length) for items, microbatch in zip(computed, encoded.microbatches, strict=True)
+        ),
         read=rows.seconds,
         write=write,
-        microbatches=tuple((len(microbatch.rows), microbatch.length) for microbatch in encoded.microbatches),
         digest=written.digest,
         path=written.path,
         trail=trail,
@@ -179,9 +237,9 @@ def compare_partition(
     return compare_parts(parts[0], parts[1], fields, tolerance)
 
 
-def _check_trails(context: JobContext, partition: int, handoffs: Sequence[Handoff]) -> tuple[StageTrail, ...]:
+def _check_trails(context: JobContext, partition: int, handoffs: Mapping[int, Handoff]) -> tuple[StageTrail, ...]:
     sums: dict[int, StageTrail] = {}
-    for number, handoff in enumerate(handoffs):
+    for number, handoff in handoffs.items():
         for hop in handoff.trail:
             if hop.snapshot != context.snapshot:
                 raise SnapshotSkew(
@@ -204,17 +262,21 @@ def _check_trails(context: JobContext, partition: int, handoffs: Sequence[Handof
     return tuple(sums[stage] for stage in sorted(sums))
 
 
-def _gather(context: JobContext, encoded: Encoded, handoffs: Sequence[Handoff]) -> dict[str, np.ndarray]:
-    """Return what the last stage computed, item by item in their order."""
+def _gather(
+    context: JobContext, encoded: Encoded, computed: Sequence[tuple[int, ...]], handoffs: Mapping[int, Handoff]
+) -> dict[str, np.ndarray]:
+    """Return what the last stage computed, item by item in their order, and 0 for items that it never saw."""
     gathered = {}
     for name, spec in context.record.outline.outputs.items():
         column: np.ndarray | None = None
-        for microbatch, handoff in zip(encoded.microbatches, handoffs, strict=True):
+        for number, handoff in handoffs.items():
             if not isinstance(handoff.payload, dict):
                 raise TypeError("the last stage handed on an activation, not rows")
             values = handoff.payload[name]
             if column is None:
-                column = np.empty((len(encoded.rows.lengths), *values.shape[1:]), dtype=values.dtype)
-            column[list(microbatch.rows)] = values
-        gathered[name] = np.empty(spec.shape(0, 1), dtype=spec.dtype) if column is None else column
+                column = np.zeros((len(encoded.rows.lengths), *values.shape[1:]), dtype=values.dtype)
+            column[list(computed[number])] = values
+        if column is None:
+            column = np.zeros(spec.shape(len(encoded.rows.lengths), 1), dtype=spec.dtype)
+        gathered[name] = column
     return gathered

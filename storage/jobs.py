@@ -7,7 +7,9 @@
     epochs/           slot log: every driver it has had
     lease.json        heartbeat and progress of the last one
     journal/          what happened
+    control/          slot log: what people ask of the driver, and its answers
     generations/      slot log: the snapshots it took up, and what each switch gave them
+    poison/           rows that break the model, by microbatch, each file created once
     gate.json .html   what the gate of a canary or a shadow found
     report.json .html what the last run did
     retries/          what every retry of quarantined rows did: 0001.json, 0001.html ...
@@ -30,9 +32,11 @@ from pydantic import ValidationError
 
 from daskinfer.errors import Conflict, IntegrityError, UsageError
 from daskinfer.ids import canonical_json, make_nonce
+from daskinfer.spec.control import ControlRecord
 from daskinfer.spec.job import JobRecord, JobStatus, Report, State
 from daskinfer.spec.rows import PartitionTable
 from daskinfer.storage import lease
+from daskinfer.storage.control import ControlLog
 from daskinfer.storage.exclusive import create
 from daskinfer.storage.filesystem import absolute_url, exists, join_url, list_names, read_bytes, replace_bytes
 
@@ -152,12 +156,18 @@ class JobStore:
         """Note that the output is sealed and nothing is left to do. A second call changes nothing."""
         create(self._place("done.json"), canonical_json({"job": self.job}))
 
+    def cancelled(self) -> ControlRecord | None:
+        """Return the request that stopped the last driver, if one did."""
+        return ControlLog(self.url).cancelled(self.current_epoch())
+
     def state(self) -> State:
         """Return how the job stands."""
         if exists(self._place("done.json")):
             return "done"
         if lease.is_held(self.url):
             return "running"
+        if self.cancelled() is not None:
+            return "cancelled"
         report = self.report()
         # A driver that was killed leaves its predecessor's report.
         if report is not None and report.verdict == "failed" and report.epoch == self.current_epoch():
@@ -237,10 +247,13 @@ def status(workspace: str, job: str, committed: Callable[[JobRecord], Collection
     record, newest, heartbeat = store.record(), lease.read_driver(store.url), lease.read_heartbeat(store.url)
     size, done = record.recipe.input.partition_rows, committed(record)
     progress = None if heartbeat is None else heartbeat.progress
+    state = store.state()
+    cancel = store.cancelled() if state == "cancelled" else None
     return JobStatus(
         job=store.job,
         name=record.recipe.name,
-        state=store.state(),
+        state=state,
+        message="" if cancel is None else f"{cancel.by} cancelled it at {cancel.at}",
         rows_total=record.rows,
         rows_done=sum(min(size, record.rows - number * size) for number in done),
         rows_quarantined=0 if progress is None else progress.rows_quarantined,

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from threading import Event
 from typing import TypeVar
 
-from tenacity import RetryError, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+from tenacity import (
+    RetryError,
+    Retrying,
+    retry_if_exception,
+    retry_if_exception_type,
+    sleep_using_event,
+    stop_after_attempt,
+    stop_after_delay,
+    stop_when_event_set,
+    wait_exponential,
+    wait_random_exponential,
+)
 
 from daskinfer.errors import StorageRefused
 
@@ -46,6 +58,52 @@ def persist(url: str, call: Callable[[], T]) -> T:
             f"{url} stayed busy for {ATTEMPTS} attempts: {error.last_attempt.exception()}",
             hint="The store is overloaded or refuses conditional writes; run the command again later.",
         ) from error
+
+
+def outlast(
+    call: Callable[[], T],
+    seconds: float,
+    tell: Callable[[StorageRefused], object] = lambda error: None,
+    stopping: Event | None = None,
+) -> T:
+    """Return what a call gives that may be repeated, when the store is back.
+
+    Parameters
+    ----------
+    call
+        What to do.
+    seconds
+        For how long to try again.
+    tell
+        Called after the first refusal.
+    stopping
+        Ends the waiting when it is set.
+
+    Raises
+    ------
+    StorageRefused
+        Where the store stays away.
+    """
+    stopping = Event() if stopping is None else stopping
+    refused: list[StorageRefused] = []
+
+    def attempt() -> T:
+        try:
+            return call()
+        except StorageRefused as error:
+            if not refused:
+                refused.append(error)
+                tell(error)
+            raise
+
+    retrying = Retrying(
+        retry=retry_if_exception_type(StorageRefused),
+        wait=wait_exponential(max=30),
+        stop=stop_after_delay(seconds) | stop_when_event_set(stopping),
+        sleep=sleep_using_event(stopping),
+        reraise=True,
+    )
+    return retrying(attempt)
 
 
 def is_transient(error: BaseException) -> bool:

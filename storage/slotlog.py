@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +65,12 @@ class SlotLog:
         if head is None:
             return []
         return [*(self._read_slot(sequence) for sequence in range(head.sequence)), head]
+
+    def follow(self, start: int) -> Iterator[Slot]:
+        """Yield the records from a number on, one by one, without listing: where there is none, one look is all it takes."""
+        while (slot := self._probe(start)) is not None:
+            yield slot
+            start += 1
 
     def read_raw(self) -> list[bytes]:
         """Return the stored bytes of all records, oldest first: to compare and to copy them."""

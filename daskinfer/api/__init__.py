@@ -5,6 +5,7 @@ A notebook and an Airflow task call the same functions as the command line.
 
 from daskinfer.api.catalog import checkpoint, checkpoints, profile, publish
 from daskinfer.api.comparison import compare
+from daskinfer.api.control import cancel, drain
 from daskinfer.api.moves import alias_history, roll_back, set_alias, unset_alias, yank
 from daskinfer.api.retention import collect_garbage, locks
 from daskinfer.api.retries import retry
@@ -17,11 +18,13 @@ __all__ = [
     "alias_history",
     "audit",
     "bucket_policy",
+    "cancel",
     "checkpoint",
     "checkpoints",
     "collect_garbage",
     "compare",
     "diff",
+    "drain",
     "examine_store",
     "jobs",
     "keygen",

@@ -17,7 +17,7 @@ from daskinfer.runtime.summary import make_report
 from daskinfer.spec.job import JobRecord, JobStatus, Progress, Report
 from daskinfer.spec.recipe import Recipe
 from daskinfer.storage import jobs as job_store
-from daskinfer.storage.outputs.job import open_output
+from daskinfer.storage.outputs.job import open_standing
 from daskinfer.storage.outputs.owner import current_owner
 
 
@@ -130,5 +130,5 @@ def report(job: str, workspace: str) -> Report:
     return found
 
 
-def _committed(record: JobRecord, workspace: str) -> set[int]:
-    return {commit.partition for commit in open_output(record, workspace).committed()}
+def _committed(record: JobRecord, workspace: str) -> list[int]:
+    return list(open_standing(record, workspace).numbers())

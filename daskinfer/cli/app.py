@@ -9,6 +9,7 @@ import click
 from daskinfer.cli.audit import audit
 from daskinfer.cli.checkpoints import checkpoint
 from daskinfer.cli.comparison import compare
+from daskinfer.cli.control import cancel, drain
 from daskinfer.cli.doctor import doctor
 from daskinfer.cli.failure import EXIT_CODES, fail, told_warnings
 from daskinfer.cli.jobs import jobs, report, status
@@ -42,8 +43,8 @@ class _Program(click.Group):
 def make_group(name: str) -> click.Group:
     """Return all commands under a group of this name."""
     group = _Program(name, help=_HELP, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
-    commands = (run, retry, validate, schema, doctor, profile, status, jobs, report, compare, checkpoint, audit)
-    for command in commands:
+    running = (run, retry, validate, schema, status, jobs, report, cancel, drain)
+    for command in (*running, doctor, profile, compare, checkpoint, audit):
         group.add_command(command)
     return click.version_option(package_name="daskinfer", prog_name="daskinfer")(group)
 

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from daskinfer.cli.progress import describe_loading
 from daskinfer.ids import shorten
+from daskinfer.spec.control import WorkerState
 from daskinfer.spec.job import Incident, JobStatus, Report, SnapshotShare
 from daskinfer.spec.listing import AliasRow, CheckpointDetail, CheckpointRow, VersionRow
 from daskinfer.spec.measured import CheckpointProfile, LayerCost, MeasuredLayer
@@ -20,6 +21,7 @@ _STYLES = {
     "done": "bold green",
     "running": "bold cyan",
     "stopped": "bold yellow",
+    "cancelled": "bold yellow",
     "interrupted": "bold yellow",
     "over budget": "bold red",
     "failed": "bold red",
@@ -108,7 +110,9 @@ def print_status(status: JobStatus) -> None:
     driver = status.driver
     if status.heartbeat_age is not None:
         driver += f", last heard of {format_duration(status.heartbeat_age)} ago"
-    remark = "run the same command again to resume it" if status.state in ("stopped", "failed") else ""
+    remark = status.message
+    if status.state in ("stopped", "cancelled", "failed"):
+        remark = "; ".join(filter(None, (remark, "run the same command again to resume it")))
     lines = {
         "job": status.job,
         "snapshot": f"{status.checkpoint} sha256:{shorten(status.snapshot)}",
@@ -120,9 +124,26 @@ def print_status(status: JobStatus) -> None:
         lines["loading"] = describe_loading(progress)
     if progress is not None and any(progress.devices):
         lines["devices"] = "; ".join(f"stage {number} {name}" for number, name in enumerate(progress.devices) if name)
+    if progress is not None and status.state == "running":
+        lines |= _list_workers(progress.workers)
     lines |= {"output": status.output, "created": status.created, "driver": driver}
     _print_verdict(status.state, status.name, remark)
     print_lines(lines)
+
+
+def _list_workers(workers: Sequence[WorkerState]) -> dict[str, str]:
+    """Return who computes every stage, who stands by, and who waits."""
+    places: dict[str, list[str]] = {
+        f"stage {stage}": [] for stage in sorted({n for one in workers for n in one.stages})
+    }
+    for one in workers:
+        name = f" ({one.name})" if one.name not in ("", one.worker) else ""
+        does = f", {one.does}" if one.does in ("loads", "leaves") else ""
+        keeps = f", keeps stage {' and '.join(map(str, one.warm))}" if one.warm else ""
+        where = [f"stage {stage}" for stage in one.stages] or ["standby" if one.warm else "spare"]
+        for place in where:
+            places.setdefault(place, []).append(f"{one.host_port}{name}{does}{keeps}")
+    return {place: "; ".join(found) for place, found in places.items()}
 
 
 def print_jobs(jobs: Sequence[JobStatus], workspace: str) -> None:

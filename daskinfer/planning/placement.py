@@ -33,23 +33,28 @@ def declares(worker: WorkerShape, requires: Mapping[str, float]) -> bool:
     return all(worker.resources.get(tag, 0) >= amount for tag, amount in requires.items())
 
 
-def count_replicas(stages: Sequence[StagePlan], workers: int) -> tuple[int, ...]:
+def count_replicas(stages: Sequence[StagePlan], workers: int, standby: int = 0) -> tuple[int, ...]:
     """Share workers out among stages so that the slowest stage is as fast as possible.
 
-    One worker each, then each further one to the stage with the most work per worker.
+    One worker each, then each further one that is not to stand by to the stage with the most work per worker.
 
     Raises
     ------
     PlanError
-        Fewer workers than stages.
+        Fewer workers than stages and standbys.
     """
-    if workers < len(stages):
+    if workers < len(stages) + standby:
+        wanted = f"{len(stages)} stages need {len(stages)} workers with the required tags"
+        fewer = ", or lower placement.standby" if standby else ""
+        if standby:
+            wanted += f" and placement.standby {standby} more"
         raise PlanError(
-            f"{len(stages)} stages need {len(stages)} workers with the required tags; there are {workers}",
-            hint=f"Set pipeline.stages to {workers} or fewer, or start more workers (cluster.local.workers).",
+            f"{wanted}; there are {workers}",
+            hint=f"Set pipeline.stages to {max(1, workers - standby)} or fewer, start more workers "
+            f"(cluster.local.workers){fewer}.",
         )
     replicas = [1] * len(stages)
-    for _ in range(workers - len(stages)):
+    for _ in range(workers - len(stages) - standby):
         slowest = max(range(len(stages)), key=lambda index: (stages[index].share / replicas[index], -index))
         replicas[slowest] += 1
     return tuple(replicas)

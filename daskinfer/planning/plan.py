@@ -53,19 +53,20 @@ def make_plan(recipe: Recipe, profile: ModelProfile, workers: Sequence[WorkerSha
     """
     able = eligible_workers(workers, recipe.placement.requires)
     known = [worker.shard_memory for worker in able if worker.shard_memory]
-    # The snapshot that takes over, or is compared, is loaded beside the one that is there.
-    copies = 2 if recipe.consistency.follows or recipe.consistency.trial else 1
-    memory = int(min(known) * SHARD_SHARE) // copies if known else 0
+    memory = int(min(known) * SHARD_SHARE) // recipe.consistency.copies if known else 0
+    standby = recipe.placement.standby
     max_length = profile.row_tokens or min(recipe.model.options.max_length, profile.max_length or sys.maxsize)
     typical = min(max_length, TYPICAL_LENGTH)
     # A CPU computes out of main memory: there, weights are as much in the way as on the device.
     offload = "none" if recipe.placement.offload == numerics.device else recipe.placement.offload
-    starts = choose_starts(profile, recipe.pipeline.stages, memory, len(able), typical, must_fit=offload == "none")
+    starts = choose_starts(
+        profile, recipe.pipeline.stages, memory, max(1, len(able) - standby), typical, must_fit=offload == "none"
+    )
     stages = tuple(_fit_stage(stage, memory, offload) for stage in make_stages(profile, starts, typical))
     wanted = recipe.pipeline.microbatch_tokens
     plan = Plan(
         stages=stages,
-        replicas=count_replicas(stages, len(able)),
+        replicas=count_replicas(stages, len(able), standby),
         edges=tuple(profile.layers[start].cut for start in starts[1:]),
         transports=(),
         microbatch_tokens=MICROBATCH_TOKENS if wanted == "auto" else wanted,
@@ -92,15 +93,16 @@ def place_plan(plan: Plan, recipe: Recipe, workers: Sequence[WorkerShape]) -> Pl
         Too few workers declare the required tags.
     """
     able = eligible_workers(workers, recipe.placement.requires)
-    replicas = count_replicas(plan.stages, len(able))
-    window = recipe.pipeline.window
+    replicas = count_replicas(plan.stages, len(able), recipe.placement.standby)
+    window, budget = recipe.pipeline.window, 0
     if window == "auto":
         window = WINDOW_PER_WORKER * sum(replicas)
-        known = [worker.memory for worker in able if worker.memory]
-        if known and plan.edges:
+        # All that is in flight may meet on one worker.
+        budget = int(min((worker.memory for worker in able if worker.memory), default=0) * WINDOW_SHARE)
+        if budget and plan.edges:
             bundle = max(largest_bundle(edge, *plan.largest) for edge in plan.edges)
-            window = max(1, min(window, int(min(known) * WINDOW_SHARE / bundle)))
-    return plan.model_copy(update={"replicas": replicas, "window": window})
+            window = max(1, min(window, budget // bundle))
+    return plan.model_copy(update={"replicas": replicas, "window": window, "window_bytes": budget})
 
 
 def _fit_stage(stage: StagePlan, memory: int, offload: Literal["none", "cpu", "disk"]) -> StagePlan:

@@ -33,11 +33,7 @@ def find_workers(cluster: recipes.Cluster) -> list[WorkerShape]:
     """Return the workers that a plan can count on: those of a running cluster, or those that would be started."""
     if cluster.address is not None:
         with _connect(cluster.address) as client:
-            devices: dict[str, DeviceShape] = client.run(find_device)
-            return [
-                shape.model_copy(update={"device": devices.get(shape.address, shape.device)})
-                for shape in worker_shapes(client)
-            ]
+            return measure_workers(client)
     local = cluster.workers
     device = find_device()
     memory = int(psutil.virtual_memory().total / local.workers)
@@ -85,6 +81,16 @@ def open_cluster(cluster: recipes.Cluster, patience: float = 0) -> Iterator[Clie
         yield client
 
 
+def measure_workers(client: Client, workers: list[str] | None = None) -> list[WorkerShape]:
+    """Return the workers that are connected now, or those of them that are named, with what they compute on."""
+    devices: dict[str, DeviceShape] = client.run(find_device, workers=workers)
+    return [
+        shape.model_copy(update={"device": devices[shape.address]})
+        for shape in worker_shapes(client)
+        if shape.address in devices
+    ]
+
+
 def worker_shapes(client: Client) -> list[WorkerShape]:
     """Return the workers that are connected now."""
     return [shape_worker(address, worker) for address, worker in client.scheduler_info(n_workers=-1)["workers"].items()]
@@ -97,6 +103,7 @@ def shape_worker(address: str, identity: dict[str, Any]) -> WorkerShape:
         threads=identity["nthreads"],
         memory=identity["memory_limit"] or 0,
         resources={tag: float(amount) for tag, amount in identity["resources"].items()},
+        name=str(identity.get("name", "")),
     )
 
 

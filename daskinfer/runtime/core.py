@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, MutableMapping, Sequence
 
 from daskinfer.errors import (
+    Cancelled,
     CorruptActivation,
     DaskinferError,
     DeviceFailed,
     JobFailed,
     RejectBudgetExceeded,
-    SnapshotSkew,
     StorageRefused,
 )
+from daskinfer.runtime.acceptance import find_mismatch, find_stranger
 from daskinfer.runtime.crew import Crew
+from daskinfer.runtime.flow import Flow
 from daskinfer.runtime.health import Restart, WorkerFrozen, WorkerPaused, WorkerResumed
+from daskinfer.runtime.limits import Limits
 from daskinfer.runtime.messages import (
     Action,
     AliasSeen,
@@ -27,11 +29,11 @@ from daskinfer.runtime.messages import (
     Fail,
     GenerationOpened,
     GenerationRefused,
-    GrantToken,
     Judged,
     LoadShard,
     MemoryPressure,
     MicrobatchDone,
+    Note,
     Prepared,
     Seal,
     ShardFailed,
@@ -43,32 +45,24 @@ from daskinfer.runtime.messages import (
     WorkerLost,
     describe,
 )
+from daskinfer.runtime.orders import Answer, CancelAsked, DrainAsked, StoodDown
+from daskinfer.runtime.patience import Patience
 from daskinfer.runtime.pinning import Pinning
-from daskinfer.runtime.recovery import Recovery, repeat, task_of
+from daskinfer.runtime.posts import Staffing
+from daskinfer.runtime.probes import Probe, ProbeFailed, Running, SecondStart, SuspectEvent
+from daskinfer.runtime.recovery import Recovery, probe_of, repeat, task_of
+from daskinfer.runtime.stragglers import Stragglers
 from daskinfer.runtime.succession import Succession
+from daskinfer.runtime.suspicion import Suspicion, blames_rows
+from daskinfer.runtime.tempo import Tempo
 from daskinfer.runtime.trial import Trial
 from daskinfer.runtime.workload import Workload
 from daskinfer.spec.generation import Pin
 from daskinfer.spec.plan import Plan, WorkerShape
+from daskinfer.spec.poison import Conviction
 from daskinfer.spec.recipe import Consistency
 
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """When to give up."""
-
-    rejects: int
-    """Quarantined rows that the job may have."""
-    attempts: int = 3
-    """Tries of one task that raises."""
-    losses: int = 5
-    """Workers lost since the last commit: more means that the work itself kills them."""
-    patience: float = 60.0
-    """Seconds that a stage may be without any worker."""
-    paused: float = 60.0
-    """Seconds that a worker may be paused."""
-    storage: float = 300.0
-    """Seconds that a store may refuse."""
+_COUNTED = {Probe: "probes", SecondStart: "second_starts"}
 
 
 class DriverCore:
@@ -89,15 +83,17 @@ class DriverCore:
     partitions
         How many the input has.
     committed
-        Those that earlier runs have committed -> the snapshot that they are on.
+        Those that earlier runs have committed -> the snapshot that they are on; kept up to date.
     rejects
         Rows that earlier runs have quarantined.
-    requires
-        Tags that a stage's worker must declare.
+    staffing
+        What is wanted of workers.
     limits
         When to give up.
     trial
         The candidate that is compared, if any.
+    poison
+        What earlier runs know of rows that break whoever computes them.
     """
 
     def __init__(
@@ -108,14 +104,16 @@ class DriverCore:
         source: str,
         epoch: int,
         partitions: int,
-        committed: Mapping[int, str],
+        committed: MutableMapping[int, str],
         rejects: int,
-        requires: dict[str, float],
+        staffing: Staffing,
         limits: Limits,
         trial: Trial | None = None,
+        poison: Iterable[Conviction] = (),
     ) -> None:
         pins = [pinning.current, *([trial.pin] if trial else [])]
-        self._crew = Crew(plan.replicas, requires, [pin.generation for pin in pins])
+        self._crew = Crew(staffing, [pin.generation for pin in pins])
+        self._patience = Patience(limits.missing, limits.patience)
         if trial is None:
             self._work = Workload(
                 plan.window,
@@ -126,7 +124,10 @@ class DriverCore:
             self._work = Workload(plan.window, *trial.places(partitions, committed))
         self._trial = trial
         self._succession = Succession(pinning, rules, self._crew, self._work, committed, partitions, trial)
+        self._flow = Flow(plan)
         self._recovery = Recovery(self._crew, self._work, limits.paused, limits.storage)
+        self._suspicion = Suspicion(self._work, poison)
+        self._stragglers = Stragglers(self._crew, self._work, self._suspicion, Tempo(limits.seconds))
         self._source = source
         self._epoch = epoch
         self._limits = limits
@@ -147,6 +148,11 @@ class DriverCore:
         """What there is to be loaded at the start."""
         return list(self._succession.pins.values())
 
+    @property
+    def crew(self) -> Crew:
+        """The workers and what they do."""
+        return self._crew
+
     def is_on_trial(self, generation: int) -> bool:
         """Tell whether what is computed on a generation is only compared."""
         return self._succession.is_on_trial(generation)
@@ -156,35 +162,37 @@ class DriverCore:
         if self._succession.is_over:
             self._ended = True
             return [Seal()]
-        return [*self._load(self._crew.enlist(workers)), *(self._trial.begin() if self._trial else [])]
+        return [*self._crew.enlist(workers), *(self._trial.begin() if self._trial else [])]
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event at a time `now` (seconds, any monotonic clock) and return what to do about it."""
         if self._ended:
             return []
+        self._flow.hear(event, self._work, now)
         over = self._recovery.hear(event, now)
         match event:
             case WorkerJoined():
-                actions = self._load(self._crew.enlist([event.worker]))
+                actions = self._crew.enlist([event.worker], now)
             case WorkerLost():
                 actions = self._on_lost(event, now)
             case WorkerFrozen():
-                why = f"was not heard of for {event.silent:.0f} s"
-                actions = self._take_off(event.worker, now, "worker-frozen", why, event.silent)
+                actions = self._on_frozen(event, now)
             case WorkerPaused() | WorkerResumed() | MemoryPressure():
                 actions = []
             case ShardLoaded():
-                actions = self._on_loaded(event)
+                actions = self._on_loaded(event, now)
             case ShardFailed():
                 actions = self._on_load_failed(event, now)
             case Prepared():
                 actions = self._work.prepared((event.generation, event.partition), event.microbatches)
             case MicrobatchDone():
-                actions = self._work.computed((event.generation, event.partition), event.number)
+                actions = self._on_computed(event)
             case Committed():
                 actions = self._on_committed(event)
             case TaskFailed():
                 actions = self._on_failure(event, now)
+            case Running():
+                actions = self._on_running(event, now)
             case AliasSeen():
                 actions = self._succession.on_alias(event.head)
             case AliasUnseen():
@@ -200,22 +208,33 @@ class DriverCore:
             case Switched():
                 self._rejects = event.rejects
                 actions = self._succession.on_switched(event.partitions)
+            case CancelAsked(number, by, at):
+                actions = [Answer(number, "the run stops"), Fail(Cancelled(f"cancelled by {by} at {at}"))]
+            case DrainAsked(number, worker, by):
+                actions = [Note("drain-asked", f"{by} asked for it: {worker}"), *self._crew.drain(number, worker, now)]
+            case StoodDown(worker, stage):
+                actions = self._crew.stood_down(worker, stage, now)
             case Tick():
                 actions = self._on_tick(now)
+            case _:
+                actions = self._on_suspect(event, now)
+        if convicted := self._convicted:
+            actions += self._check_budget(convicted)
         if self.running and not any(isinstance(action, Fail) for action in actions):
-            actions += self._succession.go_on(now)
+            probes = self._suspicion.go_on()
+            actions += [*probes, *self._succession.go_on(now)]
+        self.counters.update(_COUNTED[type(action)] for action in actions if type(action) in _COUNTED)
         actions = [*over, *actions, *self._recovery.close(actions, now)]
         self._ended = any(isinstance(action, Fail | Seal) for action in actions)
         return actions
 
     # Workers
 
-    def _load(self, placements: Sequence[tuple[int, str]]) -> list[Action]:
-        return [
-            LoadShard(stage, worker, generation)
-            for stage, worker in placements
-            for generation in self._crew.generations
-        ]
+    def _on_frozen(self, event: WorkerFrozen, now: float) -> list[Action]:
+        if event.silent < self._limits.silence(self._crew.is_busy_loading(event.worker)):
+            return []
+        why = f"was not heard of for {event.silent:.0f} s"
+        return self._take_off(event.worker, now, "worker-frozen", why, event.silent)
 
     def _take_off(self, worker: str, now: float, kind: str, why: str, silent: float | None = None) -> list[Action]:
         """Deal with a worker that lives and is of no use as with one that is lost."""
@@ -224,14 +243,15 @@ class DriverCore:
         return [Restart(worker), *self._on_lost(WorkerLost(worker, silent), now, kind, why)]
 
     def _on_lost(self, event: WorkerLost, now: float, kind: str = "worker-lost", why: str = "is gone") -> list[Action]:
-        stage = self._crew.lose(event.worker, now)
-        if stage is None:
-            return []
+        stages = self._crew.lose(event.worker, now)
+        if not stages:
+            return self._crew.fill(now)
         self.counters["workers_lost"] += 1
-        self._losses += 1
-        self._recovery.lose(event.worker, stage)
-        detail = f"{event.worker}, which held stage {stage}, {why}"
-        note = self._recovery.book.begin(stage, kind, detail, now, event.silent)
+        blame = self._suspicion.lost(event.worker, event.tasks, now)
+        self._losses += blame is None and kind != "worker-hung"
+        self._recovery.lose(event.worker, stages[0])
+        detail = f"{event.worker}, which held stage {' and '.join(map(str, stages))}, {why}"
+        note = self._recovery.book.begin(stages[0], kind, detail, now, event.silent)
         if self._losses > self._limits.losses:
             work = ", ".join(str(number) for number in sorted({number for _, number in self._work.open})) or "none"
             return [
@@ -244,37 +264,36 @@ class DriverCore:
                     )
                 ),
             ]
-        return [note, *self._load(self._crew.fill())]
+        return [note, *(blame or []), *self._crew.fill(now)]
 
-    def _on_loaded(self, event: ShardLoaded) -> list[Action]:
+    def _on_running(self, event: Running, now: float) -> list[Action]:
+        hung, actions = self._stragglers.look(event.tasks, now)
+        for worker, why in hung.items():
+            actions += self._take_off(worker, now, "worker-hung", why)
+        return actions
+
+    def _on_loaded(self, event: ShardLoaded, now: float) -> list[Action]:
         ack = event.ack
         pin = self._succession.pins.get(ack.generation)
         if pin is None:
             return []  # given up while it was loading
-        if ack.snapshot != pin.snapshot:
-            return [Fail(SnapshotSkew(f"{ack.worker} loaded {ack.snapshot} for stage {ack.stage}, not {pin.snapshot}"))]
-        if ack.source != self._source:
-            return [
-                Fail(
-                    JobFailed(
-                        f"worker {ack.worker} runs other daskinfer code than the driver",
-                        hint="Install the same daskinfer on the driver, the scheduler and all workers.",
-                    )
-                )
-            ]
-        granted = self._crew.acknowledge(ack.generation, ack.stage, ack.worker)
-        return [GrantToken(stage, worker, generation) for generation, stage, worker in granted]
+        if (error := find_mismatch(ack, pin, self._source)) is not None:
+            return [Fail(error)]
+        return self._crew.acknowledge(ack.generation, ack.stage, ack.worker, now)
 
     def _on_load_failed(self, event: ShardFailed, now: float) -> list[Action]:
-        if not self._crew.is_loading(event.generation, event.worker):
+        if not self._crew.is_loading(event.generation, event.stage, event.worker):
             return []  # it died while loading: WorkerLost has dealt with it
         if isinstance(event.error, DeviceFailed):
             return self._take_off(event.worker, now, "device-failed", f"lost its device: {event.error.message}")
         if isinstance(event.error, StorageRefused) and not self._succession.is_candidate(event.generation):
             load = ("load", event.generation, event.stage, event.worker)
-            again = LoadShard(event.stage, event.worker, event.generation, self._recovery.tries(load) + 1)
+            again = LoadShard(event.stage, event.worker, event.generation)
             return self._recovery.refuse(load, again, event.error, now)
         where = f"stage {event.stage} could not be loaded on {event.worker}"
+        if not self._crew.is_needed(event.stage, event.worker):
+            note = Note("load-failed", f"{where}: {describe(event.error)}; the job does without")
+            return [note, *self._crew.give_up(event.stage, event.worker, now)]
         if isinstance(event.error, DaskinferError):
             error = type(event.error)(f"{where}: {event.error.message}", hint=event.error.hint)
         else:
@@ -286,56 +305,68 @@ class DriverCore:
         for worker in self._recovery.overdue(now):
             why = f"was paused for {self._limits.paused:.0f} s, its memory full"
             actions += self._take_off(worker, now, "worker-lost", why)
-        missing = self._crew.missing(now - self._limits.patience)
-        if missing is None:
-            return actions
-        return [
-            Fail(
-                JobFailed(
-                    f"stage {missing} has had no worker for {self._limits.patience:.0f} s: none is left that declares "
-                    f"{self._crew.wanted}",
-                    hint="Start a worker with these resources, then run the same command again.",
-                )
-            )
-        ]
+        actions += self._crew.look(self._work.left, now)
+        return actions + self._patience.look(self._crew.missing(now), self._crew.describe_missing, now)
 
     # Partitions
+
+    def _on_computed(self, event: MicrobatchDone) -> list[Action]:
+        place = (event.generation, event.partition)
+        self._suspicion.passed(place, event.number)
+        self._stragglers.note_done(*place, event.number)
+        return self._work.computed(place, event.number)
+
+    def _on_suspect(self, event: SuspectEvent, now: float) -> list[Action]:
+        match event:
+            case ProbeFailed(_, _, StorageRefused() as error) if (again := self._suspicion.again(event)) is not None:
+                return self._recovery.refuse(probe_of(event), again, error, now)
+            case ProbeFailed(_, _, DeviceFailed() as error):
+                off = self._take_off(error.worker, now, "device-failed", f"lost its device: {error.message}")
+                return [*off, *self._suspicion.hear(event, self._limits.attempts, now)]
+        return self._suspicion.hear(event, self._limits.attempts, now)
 
     def _on_committed(self, event: Committed) -> list[Action]:
         record = event.record
         actions = [self._work.committed((event.generation, record.partition))]
+        self._suspicion.forget((event.generation, record.partition))
         self._work.left -= 1
         self._losses = 0
+        self._crew.meter.note(record)
         # What only a trial refuses is the gate's affair.
         if not self._succession.is_on_trial(event.generation):
             self._rejects += record.rows_quarantined
         actions += self._succession.note_committed(event.generation, record)
         # A record of another epoch comes from a driver that died between its commit and our listing.
-        for trail in record.trail if record.epoch == self._epoch else ():
-            stranger = set(trail.workers) - self._crew.acknowledged(record.generation, trail.stage)
-            if stranger:
-                error = SnapshotSkew(
-                    f"partition {record.partition}: stage {trail.stage} ran on {min(stranger)}, "
-                    "which never acknowledged the snapshot"
-                )
-                return [*actions, Fail(error)]
-        if self._rejects > self._limits.rejects:
-            error_ = RejectBudgetExceeded(
-                f"{self._rejects} rows are quarantined; errors.max_rows allows {self._limits.rejects}",
-                hint="Look at the quarantine, mend the input or raise errors.max_rows, then run again.",
-            )
-            return [*actions, Fail(error_)]
-        return actions
+        if record.epoch == self._epoch and (error := find_stranger(record, self._crew.acknowledged)) is not None:
+            return [*actions, Fail(error)]
+        return [*actions, *self._check_budget(self._convicted)]
+
+    @property
+    def _convicted(self) -> int:
+        """Rows that are convicted in partitions that are not committed yet; what only a trial refuses is the gate's."""
+        generations = {pin.generation for pin in self.pins if not self.is_on_trial(pin.generation)}
+        return self._suspicion.convicted_in(generations)
+
+    def _check_budget(self, convicted: int) -> list[Action]:
+        rejects = self._rejects + convicted
+        if rejects <= self._limits.rejects:
+            return []
+        error = RejectBudgetExceeded(
+            f"{rejects} rows are quarantined; errors.max_rows allows {self._limits.rejects}",
+            hint="Look at the quarantine, mend the input or raise errors.max_rows, then run again.",
+        )
+        return [Fail(error)]
 
     def _on_failure(self, event: TaskFailed, now: float) -> list[Action]:
-        partition = self._work[event.generation, event.partition]
+        place = (event.generation, event.partition)
+        partition = self._work[place]
         error = event.error
         damaged = isinstance(error, CorruptActivation)
         partition.attempts[event.step, event.number] += 1
         attempt = partition.attempts[event.step, event.number]
         if isinstance(error, StorageRefused):
             partition.excused[event.step, event.number] += 1
-            return self._recovery.refuse(task_of(event), repeat(event, attempt), error, now)
+            return self._recovery.refuse(task_of(event), repeat(event, attempt, self._work), error, now)
         where = f"partition {event.partition}" + (f", microbatch {event.number}" if event.step == "microbatch" else "")
         self.counters["corrupt_activations" if damaged else "task_failures"] += 1
         if isinstance(error, DeviceFailed):
@@ -346,9 +377,12 @@ class DriverCore:
             actions = [self._recovery.book.begin(task_of(event), kind, detail, now)]
         if isinstance(error, DaskinferError) and not isinstance(error, CorruptActivation | DeviceFailed):
             return [*actions, Fail(error)]
-        if attempt - partition.excused[event.step, event.number] >= self._limits.attempts:
+        if event.step == "microbatch" and blames_rows(error):
+            if taken_out := self._suspicion.raised(place, event.number, error, now):
+                return [*actions, *taken_out]
+        elif attempt - partition.excused[event.step, event.number] >= self._limits.attempts:
             failure = JobFailed(f"{where}: {event.step} failed {attempt} times, at last with {describe(error)}")
             return [*actions, Fail(failure)]
         if event.step == "microbatch":
             self.counters["microbatches_recomputed"] += 1
-        return [*actions, repeat(event, attempt)]
+        return [*actions, repeat(event, attempt, self._work)]

@@ -15,8 +15,10 @@ from daskinfer.graphs.build import crew_token, stage_token
 from daskinfer.graphs.context import forget_job
 from daskinfer.graphs.handoff import JobHandle
 from daskinfer.planning.comparison import merge_parts
-from daskinfer.runtime.cluster import worker_shapes
+from daskinfer.runtime.cluster import measure_workers, worker_shapes
 from daskinfer.runtime.core import DriverCore
+from daskinfer.runtime.departures import Departures
+from daskinfer.runtime.desk import Desk
 from daskinfer.runtime.errands import Errands
 from daskinfer.runtime.health import Restart, WorkerFrozen
 from daskinfer.runtime.keeper import Keeper
@@ -51,12 +53,20 @@ from daskinfer.runtime.messages import (
     WorkerLost,
 )
 from daskinfer.runtime.narration import narrate
+from daskinfer.runtime.orders import Answer, Say, StandDown, StoodDown
+from daskinfer.runtime.probes import Abandon, Convict, Convicted, Inspect, Probe, SecondStart, Withdraw
 from daskinfer.runtime.submission import Submissions
 from daskinfer.runtime.tokens import grant_tokens
 from daskinfer.runtime.vigil import Vigil, restart_worker
 from daskinfer.spec.comparison import PartComparison
+from daskinfer.spec.control import WorkerState
+from daskinfer.spec.plan import WorkerShape
+from daskinfer.spec.poison import Conviction
+from daskinfer.spec.recipe import Recovery as RecoveryRules
 from daskinfer.spec.rows import PartitionTable
+from daskinfer.storage.control import ControlLog
 from daskinfer.storage.inputs.reading import partition_source
+from daskinfer.storage.jobs import JobStore
 
 TICK_SECONDS = 0.25
 
@@ -80,12 +90,16 @@ class Driver:
         Its partitions.
     requires
         Tags that stage tasks ask for beside their token.
-    frozen
-        Seconds that a worker may be silent.
+    recovery
+        How long failures may last.
     note
         Called for every incident, and for the end of those that have one.
+    say
+        Called with what is worth a line, and no record.
     pulse
         Called a few times a second.
+    poison
+        What earlier runs know of rows that break whoever computes them.
     """
 
     def __init__(
@@ -97,9 +111,11 @@ class Driver:
         keeper: Keeper,
         table: PartitionTable,
         requires: dict[str, float],
-        frozen: float,
+        recovery: RecoveryRules,
         note: Callable[[Note | Recovered], None],
+        say: Callable[[str], None],
         pulse: Callable[[], None],
+        poison: Sequence[Conviction] = (),
     ) -> None:
         self._client = client
         self._connection = client.scheduler_comm
@@ -110,13 +126,18 @@ class Driver:
         self._comparison: PartComparison | None = None
         self._table = table
         self._note = note
+        self._say = say
         self._pulse = pulse
         self._happened: queue.SimpleQueue[Callable[[], Event | None]] = queue.SimpleQueue()
-        self._submissions = Submissions(client, len(ledger.plan.stages), requires, self._happened.put)
-        self._vigil = Vigil(client, requires, frozen, self._happened.put)
+        self._submissions = Submissions(client, len(ledger.plan.stages), requires, self._happened.put, poison)
+        self._vigil = Vigil(client, handle, requires, recovery.frozen, self._happened.put)
         self._keeper = keeper
-        self._errands = Errands(keeper, ledger, self._happened.put)
-        self._tokens: set[str] = set()
+        self._errands = Errands(keeper, ledger, recovery.storage, self._happened.put)
+        log = ControlLog(JobStore(handle.workspace, handle.job).url)
+        self._desk = Desk(log, handle.epoch, self._happened.put)
+        self._departures = Departures(client, self._list_tokens, self._free)
+        self._used: set[str] = set()
+        self._tick_due = 0.0
         self._sealed = False
         self.running_since: float | None = None
 
@@ -133,8 +154,8 @@ class Driver:
             It cannot go on; everything committed stays.
         """
         try:
-            with listen(self._client, self._handle, self._ledger.loads, self._happened.put), self._vigil:
-                self._perform(self._core.start(worker_shapes(self._client)))
+            with listen(self._client, self._handle, self._ledger.loads, self._measure, self._happened.put), self._vigil:
+                self._perform(self._core.start(self._measure(self._client)))
                 while not self._sealed:
                     self._step()
         except KeyboardInterrupt:
@@ -147,15 +168,18 @@ class Driver:
             raise
         finally:
             self._errands.close()
+            self._desk.close()
+
+    @property
+    def workers(self) -> tuple[WorkerState, ...]:
+        """What every worker does."""
+        return self._core.crew.roster()
 
     def withdraw(self) -> None:
         """Take tasks, tokens and shards of this job back from a cluster that others use."""
         self._submissions.withdraw()
-        tokens = [
-            crew_token(self._handle),
-            *(token for handle in self._handles.values() for token in self._tokens_of(handle)),
-        ]
-        workers = self._tokens & {worker.address for worker in worker_shapes(self._client)}
+        tokens = self._list_tokens(None)
+        workers = self._used & {worker.address for worker in worker_shapes(self._client)}
         for worker in workers:
             grant_tokens(self._client, worker, dict.fromkeys(tokens, 0))
         for handle in self._handles.values():
@@ -169,12 +193,11 @@ class Driver:
     def _step(self) -> None:
         self._check_connection()
         self._submissions.look_again()
-        event: Event | None = Tick()
-        try:
+        self._departures.look()
+        self._desk.look()
+        event: Event | None = None
+        with suppress(queue.Empty):
             happened = self._happened.get(timeout=TICK_SECONDS)
-        except queue.Empty:
-            pass
-        else:
             event = happened()
         if event is not None:
             narrate(event)
@@ -183,25 +206,35 @@ class Driver:
             elif isinstance(event, Committed):
                 if not self._core.is_on_trial(event.generation):
                     self._ledger.add(event.record)
+                    self._errands.note(event.record)
             elif isinstance(event, Compared):
                 parts = [self._comparison, event.part] if self._comparison else [event.part]
                 self._comparison = merge_parts(parts)
             elif isinstance(event, GenerationOpened):
                 self._handles[event.pin.generation] = replace(self._handle, pin=event.pin)
+            elif isinstance(event, Convicted):
+                self._submissions.leave_out(event.conviction)
             elif isinstance(event, WorkerLost):
                 event = replace(event, silent=self._vigil.silence(event.worker))
                 self._ledger.loads.drop(event.worker)
-            elif isinstance(event, WorkerFrozen | ShardFailed):
+            elif isinstance(event, WorkerFrozen):
                 self._ledger.loads.drop(event.worker)
+            elif isinstance(event, ShardFailed | StoodDown):
+                self._ledger.loads.drop(event.worker, event.stage)
             self._perform(self._core.handle(event, time.monotonic()))
+        if time.monotonic() >= self._tick_due:  # however much happens
+            self._tick_due = time.monotonic() + TICK_SECONDS
+            self._perform(self._core.handle(Tick(), time.monotonic()))
         self._pulse()
 
     def _perform(self, actions: Sequence[Action]) -> None:
         for action in actions:
             match action:
-                case LoadShard(stage, worker, generation, attempt):
+                case LoadShard(stage, worker, generation):
+                    self._used.add(worker)
+                    self._departures.stop(stage, worker)
                     self._ledger.loads.begin(stage, worker)
-                    self._submissions.load(self._handles[generation], stage, worker, attempt)
+                    self._submissions.load(self._handles[generation], stage, worker)
                 case GrantToken(stage, worker, generation):
                     self._grant(self._handles[generation], stage, worker)
                 case Prepare(partition, attempt, generation):
@@ -213,7 +246,17 @@ class Driver:
                     self._submissions.commit(self._handles[generation], partition, attempt)
                 case Release(partition, generation):
                     self._submissions.release((generation, partition))
-                case LookAtAlias() | OpenGeneration() | Adopt() | Switch():
+                case Withdraw(partition, number, generation):
+                    self._submissions.withdraw_microbatch((generation, partition), number)
+                case Inspect(partition, number, generation):
+                    self._submissions.inspect(self._handles[generation], partition, number)
+                case Probe(partition, number, without, attempt, generation):
+                    self._submissions.probe(self._handles[generation], partition, number, without, attempt)
+                case SecondStart(partition, number, attempt, slow, generation):
+                    self._submissions.compute_twice(self._handles[generation], partition, number, attempt, slow)
+                case Abandon(task):
+                    self._submissions.drop_loser(task)
+                case LookAtAlias() | OpenGeneration() | Adopt() | Switch() | Convict():
                     self._errands.run(action)
                 case Compare(current, candidate):
                     handles = (self._handles[current.generation], self._handles[candidate.generation])
@@ -226,6 +269,12 @@ class Driver:
                     restart_worker(self._client, worker)
                 case Note() | Recovered():
                     self._note(action)
+                case StandDown(worker, leaves):
+                    self._departures.begin(leaves, worker)
+                case Answer(number, detail):
+                    self._desk.answer(number, detail)
+                case Say(detail):
+                    self._say(detail)
                 case Seal():
                     self._sealed = True
                 case Fail(error):
@@ -236,19 +285,32 @@ class Driver:
     # Actions
 
     def _grant(self, handle: JobHandle, stage: int, worker: str) -> None:
-        try:
+        with suppress(OSError):  # it died meanwhile: the scheduler's event follows
             grant_tokens(self._client, worker, {stage_token(handle, stage): 1, crew_token(handle): 1})
-        except OSError:
-            return  # it died meanwhile: the scheduler's event follows
-        self._tokens.add(worker)
 
     def _retire(self, handle: JobHandle, given_up: bool) -> None:
         """Take a generation's shards and tokens off the workers, and give its lock back."""
-        for worker in self._tokens & {worker.address for worker in worker_shapes(self._client)}:
+        for worker in self._used & {worker.address for worker in worker_shapes(self._client)}:
             with suppress(OSError):  # it died meanwhile
                 grant_tokens(self._client, worker, dict.fromkeys(self._tokens_of(handle), 0))
                 self._submissions.forget(handle, worker)
         self._errands.retire(handle.pin, given_up)
+
+    def _free(self, stage: int | None, worker: str) -> None:
+        self._submissions.free(list(self._handles.values()), stage, worker)
+
+    def _measure(self, client: Client, workers: list[str] | None = None) -> list[WorkerShape]:
+        """Return the shapes of workers; asking for their devices is for those that may have other memory than the host's."""
+        if self._ledger.plan.numerics.device != "cpu":
+            return measure_workers(client, workers)
+        return [shape for shape in worker_shapes(client) if workers is None or shape.address in workers]
+
+    def _list_tokens(self, stage: int | None) -> list[str]:
+        """Return the tokens of a stage, of all generations; all of the job's for None."""
+        handles = self._handles.values()
+        if stage is not None:
+            return [stage_token(handle, stage) for handle in handles]
+        return [crew_token(self._handle), *(token for handle in handles for token in self._tokens_of(handle))]
 
     def _tokens_of(self, handle: JobHandle) -> list[str]:
         return [stage_token(handle, stage.index) for stage in self._ledger.plan.stages]

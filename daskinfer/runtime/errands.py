@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -23,8 +24,11 @@ from daskinfer.runtime.messages import (
     Switch,
     Switched,
 )
+from daskinfer.runtime.probes import Convict, Convicted
 from daskinfer.spec.comparison import PartComparison
 from daskinfer.spec.generation import Pin
+from daskinfer.spec.job import CommitRecord
+from daskinfer.storage.retries import outlast
 
 
 class Errands:
@@ -36,17 +40,23 @@ class Errands:
         Does them.
     ledger
         Counts anew after a switch.
+    patience
+        Seconds that a store may refuse.
     answer
         Takes a function that gives the event, or raises what ends the run.
     """
 
-    def __init__(self, keeper: Keeper, ledger: Ledger, answer: Callable[[Callable[[], Event | None]], None]) -> None:
+    def __init__(
+        self, keeper: Keeper, ledger: Ledger, patience: float, answer: Callable[[Callable[[], Event | None]], None]
+    ) -> None:
         self._keeper = keeper
         self._ledger = ledger
+        self._patience = patience
+        self._closing = threading.Event()
         self._answer = answer
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="daskinfer-storage")
 
-    def run(self, action: LookAtAlias | OpenGeneration | Adopt | Switch) -> None:
+    def run(self, action: LookAtAlias | OpenGeneration | Adopt | Switch | Convict) -> None:
         """Do what the core asks for."""
         match action:
             case LookAtAlias():
@@ -55,6 +65,8 @@ class Errands:
                 self._ask(partial(self._open, pin))
             case Adopt(generation):
                 self._ask(partial(self._keeper.log.adopt, generation))
+            case Convict(conviction):
+                self._ask(lambda: Convicted(self._keeper.convictions.record(conviction)))
             case Switch(pin, partitions):
                 self._ask(partial(self._switch, pin, partitions))
 
@@ -65,21 +77,28 @@ class Errands:
         def call() -> Event:
             report = self._keeper.judge(pin, comparison)
             if self._keeper.log.known.current.generation == pin.generation:
-                self._ledger.recount(self._keeper.output().committed())
+                self._ledger.recount(self._keeper.standing.digests())
             return Judged(report.verdict == "passed", tell_verdict(report))
 
         self._ask(call)
+
+    def note(self, record: CommitRecord) -> None:
+        """Keep in mind that a partition is committed, for the next driver."""
+        if (keep := self._keeper.standing.note(record)) is not None:
+            self._ask(keep)
 
     def retire(self, pin: Pin, given_up: bool) -> None:
         """Give a snapshot back."""
         self._ask(lambda: self._keeper.retire(pin, given_up))
 
     def close(self) -> None:
-        """Wait for what is under way."""
+        """Wait for what is under way, but not for a store that is away."""
+        self._closing.set()
         self._thread.shutdown()
 
     def _ask(self, call: Callable[[], Event | None]) -> None:
-        self._thread.submit(call).add_done_callback(lambda done: self._answer(done.result))
+        done = self._thread.submit(outlast, call, self._patience, stopping=self._closing)
+        done.add_done_callback(lambda done: self._answer(done.result))
 
     def _look(self) -> Event:
         try:

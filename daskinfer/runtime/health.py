@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class WorkerFrozen:
-    """A worker is connected, and has not been heard of for longer than the recipe allows."""
+    """A worker is connected, and has not been heard of for longer than the recipe allows; told again as time goes by."""
 
     worker: str
     silent: float

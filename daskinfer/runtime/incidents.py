@@ -38,6 +38,10 @@ class IncidentBook:
         """Tell whether anything has happened to it that is not over."""
         return what in self._open
 
+    def of(self, beginning: tuple[Hashable, ...]) -> list[Hashable]:
+        """Return the things with open incidents whose names begin so."""
+        return [what for what in self._open if isinstance(what, tuple) and what[: len(beginning)] == beginning]
+
     def move(self, what: Hashable, to: Hashable) -> None:
         """Let the incidents of one thing be over when those of another are."""
         if what in self._open:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from daskinfer.errors import CheckpointError
 from daskinfer.graphs.context import make_request, open_transports
@@ -19,10 +19,12 @@ from daskinfer.spec.generation import Pin
 from daskinfer.spec.job import CommitRecord, JobRecord
 from daskinfer.spec.recipe import Recipe
 from daskinfer.spec.snapshot import Manifest, Resolution
+from daskinfer.storage.convictions import Convictions
 from daskinfer.storage.filesystem import absolute_url
 from daskinfer.storage.generations import GenerationLog
 from daskinfer.storage.jobs import JobStore
-from daskinfer.storage.outputs.job import open_output, open_stage, open_supplement
+from daskinfer.storage.outputs.commits import CommitDigest
+from daskinfer.storage.outputs.job import open_output, open_stage, open_standing, open_supplement
 from daskinfer.storage.outputs.sink import WholeOutput
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
@@ -56,7 +58,9 @@ class Keeper:
         self._held: dict[str, SnapshotLock] = {}
         self._users: dict[int, str] = {}
         self._guard = threading.RLock()
-        self.log = GenerationLog(JobStore(recipe.workspace, record.job).url, record.first_pin, epoch)
+        self.log = GenerationLog(self._folder, record.first_pin, epoch)
+        self.standing = open_standing(record, self._workspace, self.log)
+        self.convictions = Convictions(self._folder, round)
 
     def begin(self) -> Pin:
         """Lock what the job is on, and let go of what an earlier driver held besides; return the pin to start on."""
@@ -180,16 +184,16 @@ class Keeper:
 
     def handle(self, pin: Pin) -> JobHandle:
         """Return what tasks on a pin are told of the job."""
-        return JobHandle(self._workspace, self._record.job, self._epoch, pin, self._round)
+        return JobHandle(self._workspace, self._record.job, self._epoch, pin, round=self._round)
 
     def output(self) -> WholeOutput:
         """Return the job's output as this driver knows it."""
         return open_output(self._record, self._workspace, self.log)
 
-    def switch(self, pin: Pin, partitions: Iterable[int]) -> Sequence[CommitRecord]:
+    def switch(self, pin: Pin, partitions: Iterable[int]) -> Iterator[CommitDigest]:
         """Let a generation take over partitions; return the commits that still count."""
         self.log.switch(pin.generation, partitions)
-        return list(self.output().committed())
+        return self.standing.digests()
 
     def retire(self, pin: Pin, given_up: bool) -> None:
         """Give a snapshot back that nothing is computed on any more; nothing ever will be on what was given up."""

@@ -9,6 +9,7 @@ from daskinfer.runtime.loads import Loads
 from daskinfer.runtime.messages import ShardAck
 from daskinfer.spec.job import CommitRecord, Incident, StageReport
 from daskinfer.spec.plan import Plan
+from daskinfer.storage.outputs.commits import CommitDigest
 from daskinfer.units import format_bytes
 
 
@@ -44,7 +45,7 @@ class Ledger:
         self._out_of_memory = [0] * len(plan.stages)
         self._device_peaks = [0] * len(plan.stages)
 
-    def add_earlier(self, record: CommitRecord) -> None:
+    def add_earlier(self, record: CommitDigest) -> None:
         """Count a partition that an earlier run committed."""
         self._add_rows(record)
         self.partitions_resumed += 1
@@ -62,14 +63,14 @@ class Ledger:
             for index, seconds in enumerate((trail.compute, trail.receive, trail.send)):
                 self._seconds[trail.stage][index] += seconds
 
-    def recount(self, records: Iterable[CommitRecord]) -> None:
+    def recount(self, records: Iterable[CommitDigest]) -> None:
         """Count what is committed anew: partitions that are to be computed again no longer are."""
         self.rows_done = self.rows_out = self.rows_quarantined = self.partitions_done = 0
         self._shares.clear()
         for record in records:
             self._add_rows(record)
 
-    def find_more(self, records: Iterable[CommitRecord]) -> None:
+    def find_more(self, records: Iterable[CommitDigest]) -> None:
         """Count what is committed anew, after commits that nobody could tell of."""
         before = self.rows_done
         self.recount(records)
@@ -142,7 +143,7 @@ class Ledger:
     def _device(self, stage: int) -> str:
         return ", ".join(sorted({ack.device for ack in self._acks[stage]}))
 
-    def _add_rows(self, record: CommitRecord) -> None:
+    def _add_rows(self, record: CommitRecord | CommitDigest) -> None:
         self.rows_done += record.rows_in
         self.rows_out += record.rows_out
         self.rows_quarantined += record.rows_quarantined

@@ -9,16 +9,21 @@ from typing import Any
 
 from distributed import Client
 
+from daskinfer.graphs.build import find_stage_task
 from daskinfer.graphs.handoff import JobHandle
 from daskinfer.graphs.reporting import LOADING_TOPIC
-from daskinfer.runtime.cluster import worker_shapes
 from daskinfer.runtime.loads import Loads
 from daskinfer.runtime.messages import Event, WorkerJoined, WorkerLost
+from daskinfer.spec.plan import WorkerShape
 
 
 @contextmanager
 def listen(
-    client: Client, handle: JobHandle, loads: Loads, tell: Callable[[Callable[[], Event | None]], None]
+    client: Client,
+    handle: JobHandle,
+    loads: Loads,
+    measure: Callable[[Client, list[str]], list[WorkerShape]],
+    tell: Callable[[Callable[[], Event | None]], None],
 ) -> Iterator[None]:
     """Hear what happens on a cluster.
 
@@ -30,12 +35,17 @@ def listen(
         The job.
     loads
         Told of the job's shards on their way.
+    measure
+        Gives the shapes of workers.
     tell
         Takes a function that gives the event, if there is one; it is called in a thread of the client's.
     """
 
     def look_at(address: str) -> Event | None:
-        shapes = {worker.address: worker for worker in worker_shapes(client)}
+        try:
+            shapes = {worker.address: worker for worker in measure(client, [address])}
+        except OSError:
+            return None  # it is gone again
         return WorkerJoined(shapes[address]) if address in shapes else None
 
     def hear(event: tuple[float, Any]) -> None:
@@ -44,7 +54,9 @@ def listen(
             return
         address = str(message.get("worker"))
         if message.get("action") == "remove-worker":
-            tell(lambda: WorkerLost(address))
+            keys = message.get("processing-tasks", ())
+            tasks = tuple(filter(None, (find_stage_task(handle, key, address) for key in keys)))
+            tell(lambda: WorkerLost(address, tasks=tasks))
         elif message.get("action") == "add-worker":
             tell(partial(look_at, address))
 

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from daskinfer.errors import DaskinferError
+from daskinfer.graphs.build import StageTask
 from daskinfer.runtime.health import Restart, WorkerFrozen, WorkerPaused, WorkerResumed
+from daskinfer.runtime.orders import Answer, CancelAsked, DrainAsked, Say, StandDown, StoodDown
 from daskinfer.runtime.pinning import Head
+from daskinfer.runtime.probes import Running, SuspectAction, SuspectEvent
 from daskinfer.spec.comparison import PartComparison
 from daskinfer.spec.generation import Pin
 from daskinfer.spec.job import CommitRecord
@@ -47,6 +50,8 @@ class WorkerLost:
     worker: str
     silent: float | None = None
     """Seconds since it was last heard of, where that is known."""
+    tasks: tuple[StageTask, ...] = ()
+    """The job's microbatches that were assigned to it; any of them may have been running."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,8 @@ class Prepared:
     partition: int
     microbatches: int
     generation: int = 0
+    nbytes: int = 0
+    """Of all of them, as the first stage gets them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +205,11 @@ Event = (
     | Switched
     | Compared
     | Judged
+    | SuspectEvent
+    | Running
+    | CancelAsked
+    | DrainAsked
+    | StoodDown
     | Tick
 )
 
@@ -209,7 +221,6 @@ class LoadShard:
     stage: int
     worker: str
     generation: int = 0
-    attempt: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,6 +359,7 @@ Action = (
     | Submit
     | Commit
     | Release
+    | SuspectAction
     | LookAtAlias
     | OpenGeneration
     | Adopt
@@ -359,6 +371,9 @@ Action = (
     | Restart
     | Fail
     | Note
+    | StandDown
+    | Answer
+    | Say
     | Recovered
 )
 

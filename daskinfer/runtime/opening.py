@@ -31,6 +31,7 @@ from daskinfer.spec.plan import Numerics, Plan, WorkerShape
 from daskinfer.spec.recipe import OPERATIONAL, Input, Recipe
 from daskinfer.spec.rows import PartitionTable
 from daskinfer.spec.snapshot import EntryPoint
+from daskinfer.storage.control import ControlLog
 from daskinfer.storage.filesystem import absolute_url
 from daskinfer.storage.inputs.files import find_input
 from daskinfer.storage.inputs.index import index_input
@@ -100,7 +101,8 @@ def find_owner(recipe: Recipe, workers: Sequence[WorkerShape]) -> OpenedJob | No
     if make_job_request(recipe, inputs, digest_source(), numerics) != owner.request:
         raise _explain_difference(record, recipe, inputs, output)
     if store.state() != "done":
-        plan = place_plan(record.plan, recipe, workers)
+        drained = ControlLog(store.url).drained()
+        plan = place_plan(record.plan, recipe, [worker for worker in workers if worker.address not in drained])
         return OpenedJob(store, record, plan, resumed=True, done=False)
     now, last = resolve_checkpoint(recipe), read_generations(record, recipe.workspace).current.snapshot
     if now.snapshot != last:

@@ -29,6 +29,7 @@ from daskinfer.runtime.messages import (
     TaskFailed,
 )
 from daskinfer.runtime.pace import Pace
+from daskinfer.runtime.probes import Probe, ProbeDone, ProbeFailed
 from daskinfer.runtime.workload import Workload
 from daskinfer.spec.job import CommitRecord
 from daskinfer.units import format_bytes, format_duration
@@ -83,6 +84,8 @@ class Recovery:
                 return self._succeed(("prepare", generation, partition, 0), now)
             case MicrobatchDone(partition, number, generation):
                 return self._succeed(("microbatch", generation, partition, number), now)
+            case ProbeDone() | ProbeFailed() if not isinstance(getattr(event, "error", None), StorageRefused):
+                return self._succeed(probe_of(event), now)
             case Committed(record, generation):
                 paces = {"read": record.read, "commit": record.write} if record.read + record.write else {}
                 noted = [action for what, spent in paces.items() for action in self._time(what, spent, record, now)]
@@ -122,10 +125,6 @@ class Recovery:
         refused.tries += 1
         return [] if self.book.is_open(_STORE) else [self.book.begin(_STORE, "storage-refused", error.message, now)]
 
-    def tries(self, what: Hashable) -> int:
-        """Return how often something was refused since it last succeeded."""
-        return self._refused[what].tries if what in self._refused else 0
-
     def due(self, now: float) -> list[Action]:
         """Return what is to be done again now."""
         actions = []
@@ -146,6 +145,10 @@ class Recovery:
             match action:
                 case GrantToken(stage, _, generation) if generation == self._crew.generations[-1]:
                     over += self.book.end(stage, now)
+                case Commit(partition, _, generation):
+                    for what in self.book.of(("microbatch", generation, partition)):
+                        while self.book.is_open(what):
+                            over += self.book.end(what, now)
                 case Release(partition, generation):
                     for what in [what for what in self._refused if _is_of(what, generation, partition)]:
                         over += self._succeed(what, now)
@@ -172,25 +175,30 @@ class Recovery:
 
     def _is_wanted(self, action: Action) -> bool:
         if isinstance(action, LoadShard):
-            return self._crew.is_loading(action.generation, action.worker)
-        assert isinstance(action, Prepare | Submit | Commit)
+            return self._crew.is_loading(action.generation, action.stage, action.worker)
+        assert isinstance(action, Prepare | Submit | Commit | Probe)
         return (action.generation, action.partition) in self._work.open
 
 
-def repeat(event: TaskFailed, attempt: int) -> Action:
-    """Return what submits a failed task again."""
+def repeat(event: TaskFailed, attempt: int, work: Workload) -> Action:
+    """Return what submits a failed task again; microbatches count their attempts by themselves."""
     match event.step:
         case "prepare":
             return Prepare(event.partition, attempt, event.generation)
         case "commit":
             return Commit(event.partition, attempt, event.generation)
         case "microbatch":
-            return Submit(event.partition, (event.number,), attempt, event.generation)
+            return work.again((event.generation, event.partition), event.number)
 
 
 def task_of(event: TaskFailed) -> Hashable:
     """Return the name of a task among incidents: step, generation, partition, number."""
     return (event.step, event.generation, event.partition, event.number)
+
+
+def probe_of(event: ProbeDone | ProbeFailed) -> Hashable:
+    """Return the name of a suspect's probes among incidents."""
+    return ("probe", event.generation, event.partition, event.number)
 
 
 def _is_of(what: Hashable, generation: int, partition: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from daskinfer.errors import InputError, UsageError
 from daskinfer.graphs.context import make_request
@@ -21,6 +22,7 @@ from daskinfer.storage.filesystem import absolute_url, delete, join_url
 from daskinfer.storage.inputs.files import unchanged
 from daskinfer.storage.inputs.index import index_input
 from daskinfer.storage.jobs import JobStore
+from daskinfer.storage.outputs.commits import CommitDigest
 from daskinfer.storage.outputs.job import merge_round, open_supplement
 from daskinfer.storage.outputs.owner import confirm
 from daskinfer.storage.outputs.supplements import Round, next_round, note_inputs, save_round
@@ -46,21 +48,22 @@ class RoundLedger(Ledger):
         super().__init__(plan, round.rows)
         self._wanted = {part.partition: part.rows_quarantined for part in round.parts}
 
-    def add_earlier(self, record: CommitRecord) -> None:
+    def add_earlier(self, record: CommitDigest) -> None:
         """Count a partition that an earlier driver of this retry committed."""
         super().add_earlier(self._narrow(record))
 
     def add(self, record: CommitRecord) -> None:
         """Count a partition that this driver committed."""
-        super().add(self._narrow(record))
+        narrow = self._narrow(CommitDigest.of(record))
+        super().add(record.model_copy(update={"rows_in": narrow.rows_in, "rows_out": narrow.rows_out}))
 
-    def recount(self, records: Iterable[CommitRecord]) -> None:
+    def recount(self, records: Iterable[CommitDigest]) -> None:
         """Count what is committed anew."""
         super().recount(map(self._narrow, records))
 
-    def _narrow(self, record: CommitRecord) -> CommitRecord:
+    def _narrow(self, record: CommitDigest) -> CommitDigest:
         wanted = self._wanted[record.partition]
-        return record.model_copy(update={"rows_in": wanted, "rows_out": wanted - record.rows_quarantined})
+        return replace(record, rows_in=wanted, rows_out=wanted - record.rows_quarantined)
 
 
 class RetrySession(Session):
@@ -109,12 +112,12 @@ class RetrySession(Session):
         keeper = Keeper(record, self.recipe, self.epoch, number)
         sink = open_supplement(record, record.first_pin, number, self.epoch)
         for commit in sink.committed():
-            self.ledger.add_earlier(commit)
+            self.ledger.add_earlier(CommitDigest.of(commit))
 
         def compute(connection: int) -> bool:
             done = {commit.partition: commit for commit in sink.committed()}
             if connection:
-                self.ledger.find_more(done.values())
+                self.ledger.find_more(map(CommitDigest.of, done.values()))
             left = {part.partition: part.snapshot for part in self.round.parts if part.partition not in done}
             if left:
                 snapshot = min(left.values())

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from contextlib import suppress
 from dataclasses import replace
 from itertools import count
-from sys import intern
+from typing import TypeVar
 
 from distributed import Client
 
@@ -16,23 +16,31 @@ from daskinfer.errors import ClusterLost, DaskinferError, Interrupted, StorageEr
 from daskinfer.logs import logging_context
 from daskinfer.planning.sampling import choose_sample
 from daskinfer.runtime.cluster import open_cluster
-from daskinfer.runtime.core import DriverCore, Limits
+from daskinfer.runtime.core import DriverCore
 from daskinfer.runtime.driver import Driver
 from daskinfer.runtime.keeper import Keeper
 from daskinfer.runtime.ledger import Ledger
+from daskinfer.runtime.limits import Limits
 from daskinfer.runtime.messages import Note, Recovered
 from daskinfer.runtime.opening import OpenedJob
 from daskinfer.runtime.pinning import Pinning
+from daskinfer.runtime.posts import Staffing
+from daskinfer.runtime.snapshotmap import SnapshotMap
 from daskinfer.runtime.trial import Trial
+from daskinfer.spec.control import WorkerState
 from daskinfer.spec.generation import Pin
 from daskinfer.spec.job import Phase, Progress
 from daskinfer.spec.recipe import Recipe
 from daskinfer.spec.rows import PartitionTable
+from daskinfer.storage.control import ControlLog
 from daskinfer.storage.filesystem import absolute_url, delete, join_url
 from daskinfer.storage.journal import Event, Journal
 from daskinfer.storage.lease import Lease
 from daskinfer.storage.outputs.owner import confirm
 from daskinfer.storage.outputs.sink import WholeOutput
+from daskinfer.storage.retries import outlast
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -75,6 +83,7 @@ class Session:
         self.error: DaskinferError | None = None
         self.running_since: float | None = None
         self.running_until: float | None = None
+        self.workers: tuple[WorkerState, ...] = ()
         self._watch = watch
         self._began = began
         self._phase: Phase = "starting"
@@ -105,7 +114,8 @@ class Session:
                     self.error = error
                 self._tell_end()
             self._enter(_final_phase(self.error))
-            self._journal.flush()
+            with suppress(StorageRefused):  # the job has ended as it has, written down or not
+                self._journal.flush()
         finally:
             self._lease.release()
 
@@ -140,6 +150,7 @@ class Session:
             total_bytes=ledger.loads.total_bytes,
             loaded_shards=ledger.loads.loaded_shards,
             total_shards=ledger.loads.total_shards,
+            workers=self.workers,
             message=message,
         )
 
@@ -148,16 +159,18 @@ class Session:
         self._enter("starting")
         self._tell(f"precision: {record.precision}")
         if self.job.resumed:
-            self._note("resumed", f"epoch {self.epoch} goes on where an earlier one stopped")
+            self._note("resumed", f"epoch {self.epoch} goes on where an earlier one stopped{self._explain_stop()}")
         keeper = Keeper(record, self.recipe, self.epoch)
-        pin = keeper.begin()
-        sink = self._open_output(keeper)
-        for commit in sink.committed():
-            self.ledger.add_earlier(commit)
+        pin = self._outlast(keeper.begin)
+        sink = self._outlast(lambda: self._open_output(keeper))
         self._compute_all(keeper, pin, sink)
         self._enter("sealing")
-        self._seal(keeper, sink)
-        keeper.release()
+        self._outlast(lambda: self._seal(keeper, sink))
+        self._outlast(keeper.release)
+
+    def _outlast(self, call: Callable[[], T]) -> T:
+        """Do something in storage that may be repeated, though the store refuses for a while."""
+        return outlast(call, self.recipe.recovery.storage, lambda error: self._note("storage-refused", error.message))
 
     def _compute_all(self, keeper: Keeper, first: Pin, sink: WholeOutput) -> None:
         """Compute what is left."""
@@ -165,12 +178,16 @@ class Session:
 
         def compute(connection: int) -> bool:
             if connection:
-                self.ledger.find_more(sink.committed())
-            pin = keeper.begin() if connection else first
-            committed = {commit.partition: intern(commit.snapshot) for commit in sink.committed()}
+                self.ledger.find_more(self._outlast(lambda: list(keeper.standing.digests())))
+            pin = self._outlast(keeper.begin) if connection else first
+            committed = SnapshotMap(record.partitions)
+            for commit in self._outlast(lambda: list(keeper.standing.digests(keep=True))):
+                committed[commit.partition] = commit.snapshot
+                if connection == 0:
+                    self.ledger.add_earlier(commit)
             # An output that is to converge may have to be computed again where it is whole.
             is_open = record.recipe.consistency.converge and not keeper.log.known.sealed
-            trial = self._open_trial(keeper, sink)
+            trial = self._outlast(lambda: self._open_trial(keeper, sink))
             if len(committed) < record.partitions or is_open or trial is not None:
                 self._compute(keeper, pin, committed, trial, connection)
             return True
@@ -218,15 +235,16 @@ class Session:
         current = keeper.log.known.current.generation
         committed = {
             generation: {commit.partition: commit for commit in commits if commit.partition in sample}
-            for generation, commits in ((current, sink.committed()), (pin.generation, keeper.committed_on(pin)))
+            for generation, commits in ((current, sink.committed(sample)), (pin.generation, keeper.committed_on(pin)))
         }
         return Trial(pin, sample, rules.canary is not None, committed, current)
 
     def _compute(
-        self, keeper: Keeper, pin: Pin, committed: dict[int, str], trial: Trial | None, connection: int
+        self, keeper: Keeper, pin: Pin, committed: MutableMapping[int, str], trial: Trial | None, connection: int
     ) -> None:
         record, plan, rules = self.job.record, self.job.plan, self.rules
-        keeper.prepare_places(pin)
+        self._outlast(lambda: keeper.prepare_places(pin))
+        poison = self._outlast(keeper.convictions.all)
         core = DriverCore(
             plan=plan,
             pinning=Pinning(pin, rules, len(keeper.log.known.pins)),
@@ -236,13 +254,18 @@ class Session:
             partitions=record.partitions,
             committed=committed,
             rejects=self.ledger.rows_quarantined,
-            requires=self.recipe.placement.requires,
+            staffing=self._staffing(),
             limits=Limits(
                 rejects=self.recipe.errors.limit(record.rows),
+                seconds=self.recipe.errors.microbatch_seconds,
+                frozen=self.recipe.recovery.frozen,
+                missing=self.recipe.recovery.missing,
+                patience=self.recipe.recovery.patience,
                 paused=self.recipe.recovery.paused,
                 storage=self.recipe.recovery.storage,
             ),
             trial=trial,
+            poison=poison,
         )
         with open_cluster(self.recipe.cluster, PATIENCE_SECONDS if connection else 0) as client:
             self._enter("loading")
@@ -255,9 +278,11 @@ class Session:
                 keeper=keeper,
                 table=self._table(),
                 requires=self.recipe.placement.requires,
-                frozen=self.recipe.recovery.frozen,
+                recovery=self.recipe.recovery,
                 note=self._record,
+                say=self._tell,
                 pulse=lambda: self._pulse(driver, keeper),
+                poison=poison,
             )
             try:
                 driver.run()
@@ -266,6 +291,21 @@ class Session:
                 self.counters = dict(core.counters)
                 self.pins = keeper.log.known.pins
                 self._leave(driver, client)
+
+    def _staffing(self) -> Staffing:
+        consistency, placement = self.job.record.recipe.consistency, self.recipe.placement
+        return Staffing(
+            stages=self.job.plan.stages,
+            replicas=self.job.plan.replicas,
+            requires=placement.requires,
+            standby=placement.standby,
+            copies=consistency.copies,
+            drained=ControlLog(self.job.store.url).drained(),
+        )
+
+    def _explain_stop(self) -> str:
+        cancel = ControlLog(self.job.store.url).cancelled(self.epoch - 1)
+        return "" if cancel is None else f": it was cancelled by {cancel.by} at {cancel.at}"
 
     def _table(self) -> PartitionTable:
         return self.job.store.table()
@@ -284,6 +324,7 @@ class Session:
             self._record(Recovered(self._lost[0], now - self._lost[1]))
             self._lost = None
         if self._is_due("progress", now, PROGRESS_SECONDS):
+            self.workers = driver.workers
             self._tell()
         if self._is_due("check", now, CHECK_SECONDS):
             # A store that is away for a minute must not end hours of work.

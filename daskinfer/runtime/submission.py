@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,15 +15,19 @@ from distributed import Client, Future
 from daskinfer.errors import ClusterLost, DaskinferError, JobFailed
 from daskinfer.graphs.build import (
     Key,
+    StageTask,
     TaskGraph,
     commit_graph,
     compare_graph,
     forget_graph,
+    free_graph,
+    inspect_graph,
     load_graph,
     microbatch_graph,
     prepare_graph,
 )
 from daskinfer.graphs.handoff import JobHandle
+from daskinfer.runtime.cluster import worker_shapes
 from daskinfer.runtime.messages import (
     Committed,
     Compared,
@@ -36,9 +41,12 @@ from daskinfer.runtime.messages import (
     TaskFailed,
     describe,
 )
+from daskinfer.runtime.orders import StoodDown
+from daskinfer.runtime.probes import Inspected, ProbeDone, ProbeFailed
 from daskinfer.runtime.tokens import verify_restrictions
 from daskinfer.runtime.workload import Place
 from daskinfer.spec.job import CommitRecord
+from daskinfer.spec.poison import Conviction
 from daskinfer.storage.inputs.reading import PartitionSource
 
 _RESULT_SECONDS = 2
@@ -57,7 +65,14 @@ class _Held:
     rows: Future | None = None
     encoded: Future | None = None
     handoffs: dict[int, Future] = field(default_factory=dict)
+    seconds: dict[int, Future] = field(default_factory=dict)
+    """Second starts of microbatches."""
     others: list[Future] = field(default_factory=list)
+
+    def all(self) -> list[Future]:
+        """Return all of them."""
+        single = filter(None, (self.rows, self.encoded))
+        return [*single, *self.handoffs.values(), *self.seconds.values(), *self.others]
 
 
 class Submissions:
@@ -73,23 +88,39 @@ class Submissions:
         Tags that stage tasks ask for beside their token.
     tell
         Hears of every task that ended, in a thread of the client's.
+    poison
+        Rows that microbatches leave out.
     """
 
-    def __init__(self, client: Client, stages: int, requires: dict[str, float], tell: Tell) -> None:
+    def __init__(
+        self,
+        client: Client,
+        stages: int,
+        requires: dict[str, float],
+        tell: Tell,
+        poison: Iterable[Conviction] = (),
+    ) -> None:
         self._client = client
         self._stages = stages
         self._requires = requires
         self._tell = tell
         self._held: dict[Place, _Held] = {}
         self._loads: list[Future] = []
+        self._losers: dict[Key, Future] = {}
+        self._poison: dict[Place, dict[int, Conviction]] = {}
+        for conviction in poison:
+            self.leave_out(conviction)
         self._verified: set[int] = set()
+        self._attempts = itertools.count()
         self._lost: list[Callable[[], Event | None]] = []
         self._look_again = 0.0
+        self._serial = 0
 
-    def load(self, handle: JobHandle, stage: int, worker: str, attempt: int) -> None:
+    def load(self, handle: JobHandle, stage: int, worker: str) -> None:
         """Load a stage's shard on a worker: `ShardLoaded` or `ShardFailed`."""
         generation = handle.pin.generation
-        (future,) = self._submit(load_graph(handle, stage, worker, attempt), priority=_PRIORITY_FIRST, workers=[worker])
+        graph = load_graph(handle, stage, worker, next(self._attempts))
+        (future,) = self._submit(graph, priority=_PRIORITY_FIRST, workers=[worker])
         self._loads.append(future)
 
         def settle(future: Future) -> Event:
@@ -107,6 +138,13 @@ class Submissions:
         """Free a generation's shard on a worker; as a task, because it waits for whatever the worker is loading."""
         self._loads += self._submit(forget_graph(handle, worker), priority=_PRIORITY_FIRST, workers=[worker])
 
+    def free(self, handles: Sequence[JobHandle], stage: int | None, worker: str) -> None:
+        """Free a stage's shards on a worker, or all it has of the job: `StoodDown`."""
+        graph = free_graph(handles, stage, worker, next(self._attempts))
+        (future,) = self._submit(graph, priority=_PRIORITY_FIRST, workers=[worker])
+        self._loads.append(future)
+        self._watch(future, lambda _: StoodDown(worker, stage))
+
     def prepare(self, handle: JobHandle, source: PartitionSource, attempt: int) -> None:
         """Read and tokenise a partition: `Prepared` or `TaskFailed`."""
         number, generation = source.partition.number, handle.pin.generation
@@ -115,32 +153,99 @@ class Submissions:
         self._held[generation, number] = _Held(rows, encoded)
 
         def succeed(future: Future) -> Event:
-            return Prepared(number, future.result(_RESULT_SECONDS), generation)
+            microbatches, nbytes = future.result(_RESULT_SECONDS)
+            return Prepared(number, microbatches, generation, nbytes)
 
         self._watch(count, self._settle("prepare", (generation, number), 0, succeed))
 
     def compute(self, handle: JobHandle, partition: int, numbers: Sequence[int], attempt: int) -> None:
         """Send microbatches through all stages: `MicrobatchDone` or `TaskFailed` for each."""
         place = (handle.pin.generation, partition)
+        held, found = self._held[place], self._poison.get(place, {})
+        without = {number: found[number].positions for number in numbers if number in found}
+        for number in [number for number in without if len(without[number]) == found[number].of]:
+            self._tell(partial(MicrobatchDone, partition, number, place[0]))
+            del without[number]
+        numbers = [number for number in numbers if number not in found or number in without]
+        futures = self._start(handle, partition, numbers, attempt, without) if numbers else []
+        for number, future in zip(numbers, futures, strict=True):
+            _release(held.seconds.pop(number, None))
+            held.handoffs[number] = future
+            self._watch_microbatch(place, number, future)
+
+    def compute_twice(self, handle: JobHandle, partition: int, number: int, attempt: int, slow: str) -> None:
+        """Send a microbatch through all stages once more, past a worker: the first to finish counts."""
+        place = (handle.pin.generation, partition)
+        found = self._poison.get(place, {})
+        without = {number: found[number].positions} if number in found else {}
+        others = [worker.address for worker in worker_shapes(self._client) if worker.address != slow]
+        (future,) = self._start(handle, partition, [number], attempt, without, others)
+        self._held[place].seconds[number] = future
+        self._watch_microbatch(place, number, future)
+
+    def inspect(self, handle: JobHandle, partition: int, number: int) -> None:
+        """Find out which rows a microbatch has: `Inspected`, or the end of the run."""
+        place = (handle.pin.generation, partition)
         held = self._held[place]
         assert held.encoded is not None
-        graph = microbatch_graph(handle, self._stages, self._requires, partition, numbers, held.encoded.key, attempt)
-        futures = self._submit(graph, priority=-partition)
-        if place[0] not in self._verified:
-            verify_restrictions(self._client, graph.resources, graph.wanted)
-            self._verified.add(place[0])
-        for number, future in zip(numbers, futures, strict=True):
-            held.handoffs[number] = future
-            done = MicrobatchDone(partition, number, place[0])
-            self._watch(future, self._settle("microbatch", place, number, partial(_give, done)))
+        self._serial += 1
+        graph = inspect_graph(handle, partition, number, held.encoded.key, self._serial)
+        (future,) = self._submit(graph, priority=_PRIORITY_FIRST)
+
+        def settle(future: Future) -> Event | None:
+            if place not in self._held:
+                return None
+            if future.status != "finished":
+                error = _error_of(future)
+                raise JobFailed(f"partition {partition}, microbatch {number} has no rows: {describe(error)}")
+            return Inspected(partition, number, future.result(_RESULT_SECONDS), place[0])
+
+        held.others.append(future)
+        self._watch(future, settle)
+
+    def probe(self, handle: JobHandle, partition: int, number: int, without: tuple[int, ...], attempt: int) -> None:
+        """Send a microbatch without some rows through all stages: `ProbeDone` or `ProbeFailed`."""
+        place = (handle.pin.generation, partition)
+        held = self._held[place]
+        _release(held.handoffs.pop(number, None))
+        (future,) = self._start(handle, partition, [number], attempt, {number: without})
+        held.handoffs[number] = future
+
+        def settle(future: Future) -> Event | None:
+            newest = held.handoffs.get(number)
+            if place not in self._held or newest is None or future is not newest:
+                return None
+            if future.status != "finished":
+                return ProbeFailed(partition, number, _error_of(future), place[0])
+            return ProbeDone(partition, number, place[0])
+
+        self._watch(future, settle)
+
+    def withdraw_microbatch(self, place: Place, number: int) -> None:
+        """Let go of a microbatch's attempts, so that the cluster forgets them."""
+        held = self._held[place]
+        for attempts in (held.handoffs, held.seconds):
+            _release(attempts.pop(number, None))
+
+    def leave_out(self, conviction: Conviction) -> None:
+        """Leave rows out of a microbatch from now on; where none is left, there is nothing to hand on."""
+        place = (conviction.generation, conviction.partition)
+        self._poison.setdefault(place, {})[conviction.microbatch] = conviction
+
+    def drop_loser(self, task: StageTask) -> None:
+        """Let go of an attempt that came in second and is stuck."""
+        place = (task.generation, task.partition, task.number, task.attempt)
+        for key in [key for key in self._losers if key[2:] == place]:
+            _release(self._losers.pop(key))
 
     def commit(self, handle: JobHandle, partition: int, attempt: int) -> None:
         """Put a partition's rows in order, write and commit them: `Committed` or `TaskFailed`."""
         place = (handle.pin.generation, partition)
         held = self._held[place]
         assert held.rows is not None and held.encoded is not None
-        handoffs: list[Key] = [held.handoffs[number].key for number in sorted(held.handoffs)]
-        graph = commit_graph(handle, partition, held.rows.key, held.encoded.key, handoffs, attempt)
+        handoffs: dict[int, Key] = {number: held.handoffs[number].key for number in sorted(held.handoffs)}
+        poison = list(self._poison.get(place, {}).values())
+        graph = commit_graph(handle, partition, held.rows.key, held.encoded.key, handoffs, attempt, poison)
         (future,) = self._submit(graph, priority=2 * _PRIORITY_FIRST - partition)
 
         def succeed(future: Future) -> Event:
@@ -169,13 +274,15 @@ class Submissions:
 
     def release(self, place: Place) -> None:
         """Forget everything about a partition, so that nothing of it is ever computed again."""
-        del self._held[place]
+        for future in self._held.pop(place).all():
+            _release(future)
+        self._poison.pop(place, None)
 
     def withdraw(self) -> None:
         """Take every task back from the cluster."""
-        futures = [*self._loads]
+        futures = [*self._loads, *self._losers.values()]
         for held in self._held.values():
-            futures += [*filter(None, (held.rows, held.encoded)), *held.handoffs.values(), *held.others]
+            futures += held.all()
         # Not Client.cancel: forced, it trips over tasks that no client holds and takes the connection down with it.
         for future in futures:
             future.release()
@@ -186,6 +293,50 @@ class Submissions:
             while self._lost:
                 self._tell(self._lost.pop())
             self._look_again = time.monotonic() + _LOOK_SECONDS
+
+    def _start(
+        self,
+        handle: JobHandle,
+        partition: int,
+        numbers: Sequence[int],
+        attempt: int,
+        without: dict[int, tuple[int, ...]],
+        workers: list[str] | None = None,
+    ) -> list[Future]:
+        place = (handle.pin.generation, partition)
+        encoded = self._held[place].encoded
+        assert encoded is not None
+        graph = microbatch_graph(
+            handle, self._stages, self._requires, partition, numbers, encoded.key, attempt, without
+        )
+        futures = self._submit(graph, priority=-partition, workers=workers)
+        if place[0] not in self._verified:
+            verify_restrictions(self._client, graph.resources, graph.wanted)
+            self._verified.add(place[0])
+        return futures
+
+    def _watch_microbatch(self, place: Place, number: int, future: Future) -> None:
+        """Watch one of at most two attempts: the first to finish counts, the other one is let run to its end."""
+
+        def settle(future: Future) -> Event | None:
+            self._losers.pop(future.key, None)
+            held = self._held.get(place)
+            if held is None or future not in (held.handoffs.get(number), held.seconds.get(number)):
+                return None  # committed meanwhile by another attempt, taken back, or it came in second
+            second = held.seconds.pop(number, None)
+            if future.status != "finished":
+                if future is second:
+                    return None
+                _release(second)
+                return TaskFailed("microbatch", place[1], number, _error_of(future), place[0])
+            if second is not None:
+                # Held until it ends, so that it is seen should it never end.
+                loser = held.handoffs[number] if future is second else second
+                self._losers[loser.key] = loser
+            held.handoffs[number] = future
+            return MicrobatchDone(place[1], number, place[0])
+
+        self._watch(future, settle)
 
     def _submit(self, graph: TaskGraph, priority: int, workers: list[str] | None = None) -> list[Future]:
         pins: dict[str, Any] = {"resources": partial(_look_up, graph.resources), "priority": priority}
@@ -222,8 +373,10 @@ class Submissions:
         return settle
 
 
-def _give(event: Event, _: Future) -> Event:
-    return event
+def _release(future: Future | None) -> None:
+    # Whoever waits for its end holds on to it, so it has to be told.
+    if future is not None:
+        future.release()
 
 
 def _look_up(resources: dict[Key, dict[str, float]], key: Key) -> dict[str, float]:

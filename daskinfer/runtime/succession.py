@@ -7,7 +7,7 @@ partitions that are left, so that a commit of a driver that slept through it cou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 
 from daskinfer.errors import DaskinferError
 from daskinfer.ids import shorten
@@ -47,7 +47,7 @@ class Succession:
     crew, work
         The driver's workers and partitions.
     committed
-        Partitions that earlier runs have committed -> the snapshot that they are on.
+        Partitions that earlier runs have committed -> the snapshot that they are on; kept up to date.
     partitions
         How many the input has.
     trial
@@ -60,7 +60,7 @@ class Succession:
         rules: Consistency,
         crew: Crew,
         work: Workload,
-        committed: Mapping[int, str],
+        committed: MutableMapping[int, str],
         partitions: int,
         trial: Trial | None,
     ) -> None:
@@ -74,7 +74,7 @@ class Succession:
         # A canary needs to know what is left for the current snapshot when it is refused.
         self._done = set(committed) if trial and trial.decides else set()
         # Only an output that is to converge needs to know which partition is on which snapshot.
-        self._snapshots = dict(committed) if rules.converge else {}
+        self._snapshots = committed if rules.converge else {}
         self._takes_over: tuple[int, ...] | None = None
         self._given_up: set[int] = set()
         self._switching = False

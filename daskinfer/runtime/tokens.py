@@ -32,6 +32,48 @@ def grant_tokens(client: Client, worker: str, tokens: Mapping[str, float]) -> No
     client.run_on_scheduler(_kick)
 
 
+def close_tokens(client: Client, closing: Sequence[tuple[str, Sequence[str], bool]]) -> list[bool | None]:
+    """Give workers no new tasks that ask for a token, and tell whether they have finished those that they had.
+
+    Only the scheduler is told: a worker that had its token taken would keep the tasks that it was assigned for ever.
+
+    Parameters
+    ----------
+    client
+        Any client of the cluster.
+    closing
+        (worker, tokens, whether results that only it holds count as work that is not finished).
+
+    Returns
+    -------
+    list of bool or None
+        For each, whether it has finished; None where the worker is gone.
+    """
+    found: list[bool | None] = client.run_on_scheduler(_close_tokens, list(closing))
+    return found
+
+
+async def _close_tokens(
+    closing: Sequence[tuple[str, Sequence[str], bool]], dask_scheduler: Scheduler
+) -> list[bool | None]:
+    found: list[bool | None] = []
+    for worker, tokens, with_results in closing:
+        state = dask_scheduler.workers.get(worker)
+        if state is None:
+            found.append(None)
+            continue
+        for token in tokens:
+            state.resources[token] = 0
+            dask_scheduler.resources.setdefault(token, {})[worker] = 0
+        tasks = set(state.processing)
+        if with_results:
+            tasks |= {task for task in state.has_what if len(task.who_has or ()) == 1}
+        found.append(
+            not any(task.resource_restrictions and task.resource_restrictions.keys() & tokens for task in tasks)
+        )
+    return found
+
+
 async def _set_resources(tokens: dict[str, float], dask_worker: Worker) -> None:
     await dask_worker.set_resources(**tokens)
 

@@ -1,7 +1,7 @@
-"""Watching over workers that are connected: which of them are silent, and whose memory is full.
+"""Watching over workers that are connected: which of them are silent, whose memory is full, and what they are at.
 
 The scheduler hears a heartbeat of every worker each half second (more seldom where there are many). It is asked about
-once a second, in one call that reads what it knows anyway.
+once a second, in calls that read what it knows anyway.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from distributed import Client, Scheduler
 from distributed.core import rpc
 from distributed.scheduler import heartbeat_interval
 
+from daskinfer.graphs.handoff import JobHandle
 from daskinfer.runtime.health import WorkerFrozen, WorkerPaused, WorkerResumed
 from daskinfer.runtime.messages import Event, MemoryPressure
+from daskinfer.runtime.running import look_at_tasks
 
 LOOK_SECONDS = 1.0
 PRESSURE = 0.6
@@ -60,8 +62,8 @@ class Look:
 class _Known:
     last_seen: float
     silent: float = 0.0
+    told: int = 0
     paused: bool = False
-    told: bool = False
 
 
 class Watch:
@@ -70,7 +72,7 @@ class Watch:
     Parameters
     ----------
     frozen
-        Seconds of silence after which a worker counts as frozen.
+        Seconds of silence after which a worker is told of, and again after each so many more.
     """
 
     def __init__(self, frozen: float) -> None:
@@ -89,11 +91,11 @@ class Watch:
         for sighting in look.sightings:
             known = self._known.setdefault(sighting.worker, _Known(sighting.last_seen))
             if sighting.last_seen != known.last_seen:
-                known.last_seen, known.silent, known.told = sighting.last_seen, 0.0, False
+                known.last_seen, known.silent, known.told = sighting.last_seen, 0.0, 0
             else:
                 known.silent += step
-            if known.silent >= limit and not known.told:
-                known.told = True
+            if known.silent >= limit * (known.told + 1):
+                known.told += 1
                 events.append(WorkerFrozen(sighting.worker, look.at - sighting.last_seen))
             events += self._weigh(known, sighting)
         return events
@@ -122,10 +124,12 @@ class Vigil:
     ----------
     client
         Connected to their scheduler.
+    handle
+        The job.
     requires
         Tags that a worker of interest declares.
     frozen
-        Seconds of silence after which a worker counts as frozen.
+        Seconds of silence after which a worker is told of.
     tell
         Takes a function that gives the event; it is called in this thread.
     """
@@ -133,11 +137,13 @@ class Vigil:
     def __init__(
         self,
         client: Client,
+        handle: JobHandle,
         requires: Mapping[str, float],
         frozen: float,
         tell: Callable[[Callable[[], Event | None]], None],
     ) -> None:
         self._client = client
+        self._handle = handle
         self._requires = dict(requires)
         self._watch = Watch(frozen)
         self._tell = tell
@@ -167,7 +173,7 @@ class Vigil:
                 with self._guard:
                     self._looked = time.monotonic()
                     events = self._watch.take(look)
-                for event in events:
+                for event in (*events, look_at_tasks(self._client, self._handle)):
                     self._tell(_give(event))
 
 

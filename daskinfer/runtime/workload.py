@@ -20,6 +20,10 @@ class OpenPartition:
     submitted: int = 0
     done: set[int] = field(default_factory=set)
     attempts: Counter[tuple[str, int]] = field(default_factory=Counter)
+    starts: Counter[int] = field(default_factory=Counter)
+    """Microbatch -> how often it was started again: the number of its newest attempt."""
+    withheld: set[int] = field(default_factory=set)
+    """Microbatches that were taken out of the flow."""
     excused: Counter[tuple[str, int]] = field(default_factory=Counter)
     """Attempts that failed through no fault of the task."""
     committing: bool = False
@@ -44,11 +48,13 @@ class Workload:
     """
 
     def __init__(self, window: int, waiting: Iterator[tuple[int | None, int]], left: int) -> None:
-        self._window = window
+        self.window = window
         self._waiting = waiting
         self._open: dict[Place, OpenPartition] = {}
         self._in_flight = 0
         self._typical: int | None = None
+        self.is_held = False
+        """Whether nothing new may be in flight."""
         self.left = left
 
     def __getitem__(self, place: Place) -> OpenPartition:
@@ -81,6 +87,44 @@ class Workload:
         self._in_flight -= 1
         return self._commit_if_whole(place)
 
+    @property
+    def in_flight(self) -> int:
+        """Microbatches in the normal flow."""
+        return self._in_flight
+
+    def is_flying(self, place: Place, microbatch: int) -> bool:
+        """Tell whether a microbatch is in the normal flow."""
+        partition = self._open.get(place)
+        if partition is None or microbatch >= partition.submitted:
+            return False
+        return microbatch not in partition.done and microbatch not in partition.withheld
+
+    def withhold(self, place: Place, microbatch: int) -> None:
+        """Take a microbatch out of the flow."""
+        self._open[place].withheld.add(microbatch)
+        self._in_flight -= 1
+
+    def next_attempt(self, place: Place, microbatch: int) -> int:
+        """Return a number that no attempt at a microbatch has had."""
+        starts = self._open[place].starts
+        starts[microbatch] += 1
+        return starts[microbatch]
+
+    def again(self, place: Place, microbatch: int) -> Action:
+        """Start a microbatch again in the normal flow, one that was withheld or one that is still in it."""
+        partition = self._open[place]
+        if microbatch in partition.withheld:
+            partition.withheld.remove(microbatch)
+            self._in_flight += 1
+        return Submit(place[1], (microbatch,), self.next_attempt(place, microbatch), place[0])
+
+    def computed_apart(self, place: Place, microbatch: int) -> list[Action]:
+        """Note that a microbatch is computed that was taken out of the flow."""
+        partition = self._open[place]
+        partition.withheld.remove(microbatch)
+        partition.done.add(microbatch)
+        return self._commit_if_whole(place)
+
     def committed(self, place: Place) -> Action:
         """Forget an attempt whose partition is committed."""
         del self._open[place]
@@ -90,7 +134,7 @@ class Workload:
         """Fill the window with microbatches, and prepare partitions on a generation so that it stays full."""
         actions: list[Action] = []
         for place, partition in self._open.items():
-            take = min(self._window - self._in_flight, partition.unsubmitted)
+            take = 0 if self.is_held else min(self.window - self._in_flight, partition.unsubmitted)
             if take > 0:
                 begin = partition.submitted
                 numbers = tuple(range(begin, begin + take))
@@ -101,12 +145,12 @@ class Workload:
         preparing = sum(partition.microbatches is None for partition in self._open.values())
         committing = sum(partition.committing for partition in self._open.values())
         # Until one partition has shown how many microbatches to expect, two are enough to begin with.
-        expected = self._typical or self._window
+        expected = self._typical or self.window
         while (
             may_start
-            and ahead + preparing * expected < 2 * self._window
-            and preparing < self._window
-            and committing <= self._window
+            and ahead + preparing * expected < 2 * self.window
+            and preparing < self.window
+            and committing <= self.window
         ):
             following = next(self._waiting, None)
             if following is None:

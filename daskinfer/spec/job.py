@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from daskinfer.ids import canonical_json, digest_of
+from daskinfer.spec.control import WorkerState
 from daskinfer.spec.generation import Pin
 from daskinfer.spec.outline import Outline
 from daskinfer.spec.plan import Numerics, Plan
@@ -19,7 +20,7 @@ from daskinfer.spec.snapshot import Resolution
 SNAPSHOT = "snapshot"
 """Column of outputs whose rows may be on different snapshots."""
 
-State = Literal["running", "stopped", "failed", "done"]
+State = Literal["running", "stopped", "cancelled", "failed", "done"]
 Phase = Literal["preparing", "starting", "loading", "running", "sealing", "done", "failed", "stopped"]
 
 
@@ -342,6 +343,8 @@ class Progress(Section):
     """Shards that are in place."""
     total_shards: int = 0
     """Shards that are wanted: one for each worker of a stage."""
+    workers: tuple[WorkerState, ...] = ()
+    """What every worker does."""
     message: str = ""
     """What just happened, where it is worth a line."""
 
@@ -354,7 +357,9 @@ class JobStatus(Section):
     name: str
     """The recipe's name."""
     state: State
-    """`stopped`: no live driver and not finished; the same command resumes it."""
+    """`stopped`: no live driver and not finished; the same command resumes it. `cancelled`: so, because somebody said so."""
+    message: str = ""
+    """Who cancelled it and when, where somebody did."""
     rows_total: int
     """Rows of the input."""
     rows_done: int

@@ -95,6 +95,8 @@ class WorkerShape(Section):
     """Tags that it declares."""
     device: DeviceShape = UNKNOWN_DEVICE
     """What it computes on."""
+    name: str = ""
+    """What the cluster calls it."""
 
     @property
     def shard_memory(self) -> int:
@@ -143,7 +145,7 @@ class Numerics(Section):
 
 
 class Plan(Section):
-    """How the job runs. Everything here but `window` and `replicas` decides bits and is kept by every resume."""
+    """How the job runs. Everything here but `window`, `window_bytes` and `replicas` decides bits and is kept by every resume."""
 
     stages: tuple[StagePlan, ...]
     """In order."""
@@ -160,7 +162,9 @@ class Plan(Section):
     is_text: bool = True
     """Whether rows are tokens of different number; otherwise they are arrays of one shape."""
     window: int
-    """Microbatches in flight."""
+    """Microbatches in flight, to begin with."""
+    window_bytes: int = 0
+    """Bytes that they may take together as the window adapts; 0: it stays as it is."""
     numerics: Numerics
     """What the stages compute with."""
 
@@ -177,4 +181,4 @@ class Plan(Section):
     @property
     def digest(self) -> str:
         """Digest of what decides bits."""
-        return digest_of(self.model_dump(mode="json", exclude={"window", "replicas"}))
+        return digest_of(self.model_dump(mode="json", exclude={"window", "window_bytes", "replicas"}))

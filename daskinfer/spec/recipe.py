@@ -113,6 +113,8 @@ class Placement(Section):
     """Dask resources that a worker must declare."""
     offload: Literal["none", "cpu", "disk"] = "none"
     """Where a shard that is larger than its device may keep what does not fit."""
+    standby: Annotated[int, Field(ge=0)] = 0
+    """Workers that keep shards in memory and compute nothing until a stage loses its worker."""
 
 
 class Trial(Section):
@@ -173,6 +175,11 @@ class Consistency(Section):
         return self.mode != "strong" or self.upgrade
 
     @property
+    def copies(self) -> int:
+        """Snapshots that a worker may have to hold: one that takes over, or is compared, is loaded beside the other."""
+        return 2 if self.follows or self.trial else 1
+
+    @property
     def trial(self) -> Trial | None:
         """The candidate that is compared, if any."""
         return self.canary or self.shadow
@@ -195,6 +202,9 @@ class Errors(Section):
 
     max_rows: Annotated[int, Field(ge=0)] | Fraction = 0.01
     """A number of rows, or a fraction of all rows; beyond it the job stops."""
+    microbatch_seconds: Auto | Amount | None = "auto"
+    """Seconds that a microbatch may take in a stage before its worker is restarted and its rows are looked into. `auto`:
+    20 times what is usual, at least 60 s; `null`: no limit."""
 
     @field_validator("max_rows", mode="before")
     @classmethod
@@ -209,8 +219,12 @@ class Errors(Section):
 
 
 class Recovery(Section):
-    """How long something that fails may go on before it is dealt with, in seconds."""
+    """What is done about what fails, and how long it may go on before that, in seconds."""
 
+    missing: Literal["wait", "stop"] = "wait"
+    """Where a stage has no worker and no other can take it on: wait for one without end, or stop after `patience`."""
+    patience: Amount = 60.0
+    """`missing: stop`: how long the job waits."""
     frozen: Amount = 15.0
     """A worker that has not been heard of for so long is taken for lost."""
     paused: Amount = 60.0

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal, overload
+
+from pydantic import PlainSerializer, PlainValidator
 
 from daskinfer.spec.section import Section
 
@@ -23,7 +27,8 @@ class InputFile:
     """What changes when the content does: an object's etag, or a local file's modification time."""
 
 
-class Segment(Section):
+@dataclass(frozen=True, slots=True)
+class Segment:
     """Consecutive rows of one file, images or a Zarr group that belong to a partition."""
 
     file: int
@@ -40,7 +45,8 @@ class Segment(Section):
     """Further files that the rows lie in: the other images, or the chunks of a Zarr group."""
 
 
-class Partition(Section):
+@dataclass(frozen=True, slots=True)
+class Partition:
     """A numbered row range of the input, the unit of commit and retry."""
 
     number: int
@@ -51,6 +57,94 @@ class Partition(Section):
     """Rows, the refused ones included."""
     segments: tuple[Segment, ...]
     """Where the rows lie, in order."""
+
+
+class Partitions(Sequence[Partition]):
+    """All partitions in order, kept as columns of numbers: a table has hundreds of thousands, and one is asked for at a time.
+
+    Parameters
+    ----------
+    partitions
+        Numbered from 0; none is held longer than until the next one is taken.
+    """
+
+    def __init__(self, partitions: Iterable[Partition] = ()) -> None:
+        self._columns = {name: array("q") for name in _OF_PARTITIONS + _OF_SEGMENTS + _OF_OTHERS}
+        for partition in partitions:
+            self._append(partition)
+
+    @classmethod
+    def restore(cls, columns: Mapping[str, Sequence[int]]) -> Partitions:
+        """Return the partitions that these columns were.
+
+        Raises
+        ------
+        ValueError
+            They do not belong together.
+        """
+        found = cls()
+        try:
+            found._columns = {name: array("q", columns[name]) for name in found._columns}
+        except (TypeError, KeyError, OverflowError) as error:
+            raise ValueError("not the columns of a partition table") from error
+        for names, ends in ((_OF_SEGMENTS, "segments_end"), (_OF_OTHERS, "others_end")):
+            wanted = max(found._columns[ends], default=0)
+            if any(len(found._columns[name]) != wanted for name in names):
+                raise ValueError("the columns of the partition table do not belong together")
+        return found
+
+    @property
+    def columns(self) -> dict[str, list[int]]:
+        """What `restore` takes."""
+        return {name: column.tolist() for name, column in self._columns.items()}
+
+    def __len__(self) -> int:
+        return len(self._columns["first_row"])
+
+    @overload
+    def __getitem__(self, index: int) -> Partition: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Partition, ...]: ...
+    def __getitem__(self, index: int | slice) -> Partition | tuple[Partition, ...]:
+        numbers = range(len(self))[index]
+        return tuple(map(self._make, numbers)) if isinstance(numbers, range) else self._make(numbers)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Partitions) and self._columns == other._columns
+
+    def __hash__(self) -> int:
+        return hash(self._columns["end"].tobytes())
+
+    def _append(self, partition: Partition) -> None:
+        columns = self._columns
+        for segment in partition.segments:
+            for name in ("file", "begin", "end", "rows", "line"):
+                columns[name].append(getattr(segment, name))
+            columns["others"].extend(segment.more)
+            columns["others_end"].append(len(columns["others"]))
+        columns["first_row"].append(partition.first_row)
+        columns["segments_end"].append(len(columns["file"]))
+
+    def _make(self, number: int) -> Partition:
+        ends = self._columns["segments_end"]
+        segments = tuple(map(self._make_segment, range(ends[number - 1] if number else 0, ends[number])))
+        return Partition(
+            number=number,
+            first_row=self._columns["first_row"][number],
+            rows=sum(segment.rows for segment in segments),
+            segments=segments,
+        )
+
+    def _make_segment(self, index: int) -> Segment:
+        file, begin, end, rows, line = (self._columns[name][index] for name in ("file", "begin", "end", "rows", "line"))
+        ends = self._columns["others_end"]
+        more = self._columns["others"][ends[index - 1] if index else 0 : ends[index]]
+        return Segment(file=file, begin=begin, end=end, rows=rows, line=line, more=tuple(more))
+
+
+_OF_PARTITIONS = ("first_row", "segments_end")
+_OF_SEGMENTS = ("file", "begin", "end", "rows", "line", "others_end")
+_OF_OTHERS = ("others",)
 
 
 class ArrayColumn(Section):
@@ -73,7 +167,11 @@ class PartitionTable(Section):
     """Rows of every partition but the last."""
     rows: int
     """Rows in all."""
-    partitions: tuple[Partition, ...]
+    partitions: Annotated[
+        Partitions,
+        PlainValidator(lambda found: found if isinstance(found, Partitions) else Partitions.restore(found)),
+        PlainSerializer(lambda found: found.columns),
+    ]
     """All partitions in order."""
     columns: dict[str, str]
     """Column name -> kind (string, int64, float64, bool, binary) of the columns that the job reads or keeps."""

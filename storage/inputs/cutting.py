@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from daskinfer.spec.rows import InputFile, Partition, Segment
@@ -67,7 +68,7 @@ def _scan_all(scan: Callable[[InputFile], Iterator[Rows]], files: Sequence[Input
 
 
 def _join(first: Segment, second: Segment) -> Segment:
-    return first.model_copy(update={"end": second.end, "rows": first.rows + second.rows})
+    return replace(first, end=second.end, rows=first.rows + second.rows)
 
 
 def _close(number: int, partition_rows: int, segments: list[Segment]) -> Partition:

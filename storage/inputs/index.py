@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from daskinfer.errors import InputError
 from daskinfer.spec.recipe import Input
-from daskinfer.spec.rows import PartitionTable, Want
+from daskinfer.spec.rows import Partitions, PartitionTable, Want
 from daskinfer.storage.inputs.columnar import ParquetFormat
 from daskinfer.storage.inputs.files import find_input
 from daskinfer.storage.inputs.groups import ZarrFormat
@@ -53,7 +53,7 @@ def index_input(section: Input, wants: Mapping[str, Want], keep: Sequence[str] =
     form = open_input(found.format)
     header = form.read_header(found.files)
     try:
-        partitions = tuple(form.cut(found.files, [*wants, *keep], section.partition_rows))
+        partitions = Partitions(form.cut(found.files, [*wants, *keep], section.partition_rows))
         if not partitions:
             raise InputError(
                 f"input.url: {section.url} has no rows in {len(found.files)} file{'s' * (len(found.files) > 1)}, "
@@ -73,7 +73,7 @@ def index_input(section: Input, wants: Mapping[str, Want], keep: Sequence[str] =
         format=found.format,
         files=found.files,
         partition_rows=section.partition_rows,
-        rows=sum(partition.rows for partition in partitions),
+        rows=partitions[-1].first_row + partitions[-1].rows,
         partitions=partitions,
         columns=dict(columns.kinds),
         reads=tuple(column for column in wants if column not in columns.arrays),

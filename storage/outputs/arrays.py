@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +96,9 @@ class ZarrSink:
         """Create the commit record of a part."""
         return self._ledger.commit(record)
 
-    def committed(self) -> Iterator[CommitRecord]:
-        """Return all commit records."""
-        return self._ledger.committed()
+    def committed(self, among: Container[int] | None = None) -> Iterator[CommitRecord]:
+        """Return all commit records, or those of some partitions."""
+        return self._ledger.committed(among)
 
     def seal(self, manifest: Mapping[str, Any]) -> bytes:
         """Create the manifest."""

@@ -15,6 +15,7 @@ from daskinfer.storage.outputs.ledger import Ledger
 from daskinfer.storage.outputs.reading import SealedPart, read_part
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, PartSink, WholeOutput
 from daskinfer.storage.outputs.staging import StagedOutput, StagedPartSink, staged_url
+from daskinfer.storage.outputs.standing import Standing
 from daskinfer.storage.outputs.supplements import Round, SupplementSink, close_round, supplement_url
 
 
@@ -37,6 +38,14 @@ def open_output(record: JobRecord, workspace: str, log: GenerationLog | None = N
     if log is not None:
         return StagedOutput(record.output, layout, sink, lambda: log.known)
     return StagedOutput(record.output, layout, sink, lambda: read_generations(record, workspace))
+
+
+def open_standing(record: JobRecord, workspace: str, log: GenerationLog | None = None) -> Standing:
+    """Return how far a job is; the parameters are those of `open_output`."""
+    layout = _make_layout(record, None)
+    if log is not None:
+        return Standing(absolute_url(record.output), layout, lambda: log.known)
+    return Standing(absolute_url(record.output), layout, lambda: read_generations(record, workspace))
 
 
 def read_generations(record: JobRecord, workspace: str) -> Generations:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 from pydantic import ValidationError
 
 from daskinfer.errors import IntegrityError
@@ -25,6 +27,7 @@ from daskinfer.storage.filesystem import (
     read_bytes,
     replace_bytes,
 )
+from daskinfer.storage.outputs.commits import CommitDigest, CommitIndex, tabulate, walk, write_index
 from daskinfer.storage.outputs.sink import OutputLayout
 
 MANIFEST = "_MANIFEST.json"
@@ -38,6 +41,7 @@ RETRIES = "retries"
 _PART = re.compile(r"part-\d{8}\.(parquet|jsonl)")
 _COMMIT = re.compile(r"\d{8}\.json")
 _READ_AT_ONCE = 1000
+_IN_MANIFEST = ("partition", "path", "digest", "rows_out", "rows_quarantined", "snapshot")
 
 
 class Ledger:
@@ -86,6 +90,11 @@ class Ledger:
             )
         return winner
 
+    def committed(self, among: Container[int] | None = None) -> Iterator[CommitRecord]:
+        """Read all records, or those of some partitions, after one listing."""
+        numbers = _find_numbers(list_names(self._commits))
+        return self._read(numbers if among is None else [number for number in numbers if number in among])
+
     def read(self, partition: int) -> CommitRecord:
         """Return the record of a partition that has one."""
         url = join_url(self._commits, f"{partition:08d}.json")
@@ -94,25 +103,40 @@ class Ledger:
     def replace(self, record: CommitRecord) -> None:
         """Put another record in the place of a partition's: that of its part with a retry's rows merged in."""
         self._check(record)
+        CommitIndex(self._commits, self._layout.job, list_names(self._commits)).drop()
         url = join_url(self._commits, f"{record.partition:08d}.json")
         replace_bytes(url, canonical_json(record.model_dump(mode="json")))
 
-    def committed(self) -> Iterator[CommitRecord]:
-        """Read all records after one listing."""
-        names = [name for name in list_names(self._commits) if _COMMIT.fullmatch(name)]
-        filesystem, folder = open_filesystem(self._commits)
-        for start in range(0, len(names), _READ_AT_ONCE):
-            paths = [join_url(folder, name) for name in names[start : start + _READ_AT_ONCE]]
-            with explain_errors(self._commits, "read"):
-                # Not cat(), which takes brackets in a path for a pattern.
-                found = filesystem.cat_ranges(paths, None, None, on_error="raise")
-            yield from map(_parse, paths, found)
+    def numbers(self) -> list[int]:
+        """Return the partitions that have a record, in order; none is read."""
+        return _find_numbers(list_names(self._commits))
 
-    def seal(self, manifest: Mapping[str, Any], records: Sequence[CommitRecord] | None = None) -> bytes:
+    def digests(self, keep: bool = False) -> Iterator[CommitDigest]:
+        """Return what all records say that exist, in order; what an index holds of them is not read again.
+
+        Parameters
+        ----------
+        keep
+            Whether to write an index of what had to be read, for the next one who asks.
+        """
+        names = list_names(self._commits)
+        numbers, index = _find_numbers(names), CommitIndex(self._commits, self._layout.job, names)
+        held = index.read(numbers)
+        loose = tabulate(map(self._digest, self._read(np.setdiff1d(numbers, held["partition"].to_numpy()).tolist())))
+        whole = pa.concat_tables([held, loose])
+        if keep:
+            index.save(loose, whole)
+        return walk(whole)
+
+    def keep(self, digests: Iterable[CommitDigest]) -> None:
+        """Write an index of records that exist."""
+        write_index(self._commits, self._layout.job, tabulate(digests))
+
+    def seal(self, manifest: Mapping[str, Any], records: Sequence[CommitDigest] | None = None) -> bytes:
         """Create the manifest from these records, by default all; a second sealer gets the first one's bytes."""
-        records = list(self.committed()) if records is None else records
+        records = list(self.digests()) if records is None else records
         for record in records:
-            self._check(record)
+            self._check_rows(record)
         missing = sorted(set(range(self._layout.partitions)) - {record.partition for record in records})
         if missing or len(records) != self._layout.partitions:
             raise IntegrityError(
@@ -120,10 +144,7 @@ class Ledger:
                 f"the first missing one is {missing[0] if missing else 'none'}",
                 hint="Run the same command again; it computes what is missing.",
             )
-        parts = [
-            record.model_dump(include={"partition", "path", "digest", "rows_out", "rows_quarantined", "snapshot"})
-            for record in records
-        ]
+        parts = [{key: getattr(record, key) for key in _IN_MANIFEST} for record in records]
         whole = {
             **manifest,
             "job": self._layout.job,
@@ -162,17 +183,37 @@ class Ledger:
             elif name != RECORDS and exists(join_url(url, "zarr.json")):
                 delete(url, recursive=True)
 
+    def _read(self, numbers: Sequence[int]) -> Iterator[CommitRecord]:
+        filesystem, folder = open_filesystem(self._commits)
+        for start in range(0, len(numbers), _READ_AT_ONCE):
+            paths = [join_url(folder, f"{number:08d}.json") for number in numbers[start : start + _READ_AT_ONCE]]
+            with explain_errors(self._commits, "read"):
+                # Not cat(), which takes brackets in a path for a pattern.
+                found = filesystem.cat_ranges(paths, None, None, on_error="raise")
+            yield from map(_parse, paths, found)
+
+    def _digest(self, record: CommitRecord) -> CommitDigest:
+        self._check(record)
+        return CommitDigest.of(record)
+
     def _check(self, record: CommitRecord) -> None:
         if record.job != self._layout.job or not 0 <= record.partition < self._layout.partitions:
             raise IntegrityError(
                 f"the record of partition {record.partition} of job {record.job} is not of this output"
             )
+        self._check_rows(record)
+
+    def _check_rows(self, record: CommitRecord | CommitDigest) -> None:
         expected = self._layout.rows_of(record.partition)
         if record.rows_in != expected or record.rows_out + record.rows_quarantined != expected:
             raise IntegrityError(
                 f"the rows of partition {record.partition} do not add up: it has {expected}; {record.rows_in} came in, "
                 f"{record.rows_out} went out and {record.rows_quarantined} were quarantined"
             )
+
+
+def _find_numbers(names: Iterable[str]) -> list[int]:
+    return [int(name[:8]) for name in names if _COMMIT.fullmatch(name)]
 
 
 def round_url(url: str, job: str, round: int) -> str:

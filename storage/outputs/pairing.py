@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -113,7 +114,7 @@ def _take(part: OutputPart, first: int, last: int) -> OutputPart:
     """Return the rows of a part from `first` up to `last`."""
     begin, end = np.searchsorted(part.rows, [first, last]).tolist()
     return OutputPart(
-        partition=part.partition.model_copy(update={"first_row": first, "rows": last - first}),
+        partition=replace(part.partition, first_row=first, rows=last - first),
         positions=part.positions[begin:end] - np.int32(first - part.partition.first_row),
         arrays={name: values[begin:end] for name, values in part.arrays.items()},
         kept=part.kept.slice(begin, end - begin),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -98,8 +98,8 @@ class WholeOutput(Protocol):
     def create(self) -> None:
         """Prepare the output; idempotent."""
 
-    def committed(self) -> Iterator[CommitRecord]:
-        """Return the records of all parts that exist, in order."""
+    def committed(self, among: Container[int] | None = None) -> Iterator[CommitRecord]:
+        """Return the records of all parts that exist, in order, or those of some partitions."""
 
     def seal(self, manifest: Mapping[str, Any]) -> bytes:
         """Declare the output whole by its manifest, and return the manifest's bytes.

@@ -8,15 +8,17 @@ after a record in the generation log has ruled out that anything else will.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from daskinfer.spec.generation import Generations, Pin
 from daskinfer.spec.job import CommitRecord
 from daskinfer.storage.filesystem import delete, join_url, read_bytes, replace_bytes
+from daskinfer.storage.outputs.commits import CommitDigest
 from daskinfer.storage.outputs.ledger import QUARANTINE, RECORDS, STAGED, Ledger
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, Sink, Written
+from daskinfer.storage.outputs.standing import Standing
 
 _COPIES = 8
 
@@ -87,20 +89,21 @@ class StagedOutput:
         """Prepare the output."""
         self._sink.create()
 
-    def committed(self) -> Iterator[CommitRecord]:
+    def committed(self, among: Container[int] | None = None) -> Iterator[CommitRecord]:
         """Return every partition's record that counts: the one in the scope that owns it."""
         generations = self._generations()
         found = {
             record.partition: record
             for scope in generations.scopes
-            for record in Ledger(self._url, self._layout, scope).committed()
+            for record in Ledger(self._url, self._layout, scope).committed(among)
             if generations.owner(record.partition) == scope
         }
         return iter([found[partition] for partition in sorted(found)])
 
     def seal(self, manifest: Mapping[str, Any]) -> bytes:
         """Copy what counts to its place and declare the output whole. The generation log must be sealed before."""
-        records = list(self.committed())
+        standing = Standing(self._url, self._layout, self._generations)
+        records = sorted(standing.digests(), key=lambda record: record.partition)
         with ThreadPoolExecutor(_COPIES, thread_name_prefix="seal") as pool:
             for _ in pool.map(self._adopt, records):
                 pass
@@ -115,7 +118,7 @@ class StagedOutput:
         """Delete everything but the log of owners."""
         self._sink.discard()
 
-    def _adopt(self, record: CommitRecord) -> None:
+    def _adopt(self, record: CommitDigest) -> None:
         source = staged_url(self._url, self._layout.job, record.generation)
         paths = self._sink.objects(record.partition)
         if record.rows_quarantined:

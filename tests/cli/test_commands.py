@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from daskinfer import errors
 from daskinfer.cli import main
 from daskinfer.cli.plugin import infer
+from daskinfer.spec.job import Incident
 
 if TYPE_CHECKING:
     from tests.cli.conftest import FakeApi
@@ -49,6 +50,15 @@ def test_run_says_what_happened(fake: FakeApi) -> None:
         "embed-news: job embed-news-1, 10 rows",
         "embed-news: done in 4.0 s, 9 rows out, 1 quarantined",
     ]
+
+
+def test_a_report_sums_its_incidents_up(fake: FakeApi) -> None:
+    silent = Incident(at=5, kind="worker-frozen", detail="", detect_seconds=15.4, recover_seconds=71.0)
+    incidents = (silent, Incident(at=6, kind="resumed", detail=""), silent.model_copy(update={"recover_seconds": None}))
+    fake.written = fake.make_report(incidents=incidents)
+    lines = call("report", "embed-news-1").stdout.splitlines()
+    told = "  incidents  2 worker-frozen (detected after 15.4 s, recovered after 1 min 11 s at most); resumed"
+    assert " ".join(told.split()) in [" ".join(line.split()) for line in lines]
 
 
 def test_run_prints_one_json_object(fake: FakeApi) -> None:

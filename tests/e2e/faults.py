@@ -62,7 +62,8 @@ def patched_workers(
         install(dask_worker.test_patch, *words)
 
     def leave(dask_worker: Any) -> None:
-        dask_worker.test_patch.undo()
+        if hasattr(dask_worker, "test_patch"):  # else it has come since
+            dask_worker.test_patch.undo()
 
     with Client(scheduler) as client:
         # Stages are given out in the order of addresses.
@@ -71,7 +72,8 @@ def patched_workers(
         try:
             yield
         finally:
-            client.run(leave, workers=workers)
+            there = client.scheduler_info(n_workers=-1)["workers"]
+            client.run(leave, workers=[worker for worker in workers or there if worker in there])
 
 
 def _two_workers(client: Client) -> list[str]:

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 from dask._task_spec import Task
 
-from daskinfer.graphs.build import commit_graph, crew_token, load_graph, microbatch_graph, prepare_graph, stage_token
+from daskinfer.graphs.build import (
+    StageTask,
+    commit_graph,
+    crew_token,
+    find_stage_task,
+    load_graph,
+    microbatch_graph,
+    prepare_graph,
+    stage_token,
+)
 from daskinfer.graphs.handoff import Encoded, Handoff, JobHandle
 from daskinfer.graphs.sizes import register_sizes
 from daskinfer.models.encoding import EncodedRows, Variants
@@ -48,10 +57,10 @@ def test_a_microbatch_goes_through_all_stages_on_the_workers_that_hold_them() ->
 
 
 def test_a_commit_needs_every_microbatch() -> None:
-    handoffs = [("job/stage-1", "3.0", 0, 5, number, 0) for number in range(4)]
+    handoffs = {number: ("job/stage-1", "3.0", 0, 5, number, 0) for number in range(4)}
     graph = commit_graph(HANDLE, 5, ("job/read", "3.0", 0, 5, 0), ("job/encode", "3.0", 0, 5, 0), handoffs, attempt=0)
     (task,) = graph.tasks.values()
-    assert dependencies(task) == {("job/read", "3.0", 0, 5, 0), ("job/encode", "3.0", 0, 5, 0), *handoffs}
+    assert dependencies(task) == {("job/read", "3.0", 0, 5, 0), ("job/encode", "3.0", 0, 5, 0), *handoffs.values()}
 
 
 @pytest.mark.parametrize("later", [replace(HANDLE, epoch=4), replace(HANDLE, connection=1)])
@@ -68,15 +77,40 @@ def test_another_generation_shares_no_key_and_no_stage_but_its_workers() -> None
     assert crew_token(HANDLE) == crew_token(other)
 
 
+POSITIONS = np.array([0, 2, 3], np.int32)
 TEXTS = EncodedRows(ids=np.array([1, 2, 3, 4, 5, 6], np.int32), starts=np.array([0, 1, 4, 6]), pad=9)
 
 
 def test_texts_are_padded_on_the_right_in_the_order_of_the_microbatch() -> None:
-    encoded = Encoded(TEXTS, {}, (Microbatch((1, 2), 3), Microbatch((0,), 1)))
+    encoded = Encoded(TEXTS, {}, (Microbatch((1, 2), 3), Microbatch((0,), 1)), POSITIONS)
     batch = encoded.batch(0)
     assert batch["input_ids"].tolist() == [[2, 3, 4], [5, 6, 9]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
     assert encoded.batch(1)["input_ids"].tolist() == [[1]]
+
+
+def test_rows_are_left_out_without_a_change_to_the_others() -> None:
+    encoded = Encoded(TEXTS, {}, (Microbatch((1, 2), 3), Microbatch((0,), 1)), POSITIONS)
+    assert encoded.positions_in(0) == (2, 3)
+    assert encoded.items(0, without=[3]) == (1,)
+    assert encoded.batch(0, without=[2, 0])["input_ids"].tolist() == [[5, 6, 9]]  # padded as before
+    variants = Variants(np.array([1, 1, 2], np.int32), np.array([0, 2, 1], np.int32), mask=7)
+    encoded = replace(encoded, rows=replace(TEXTS, variants=variants), microbatches=(Microbatch((2, 0, 1), 3),))
+    assert encoded.positions_in(0) == (3, 2)
+    assert encoded.items(0, without=[2]) == (2,)
+
+
+def test_a_task_tells_its_microbatch() -> None:
+    graph = microbatch_graph(HANDLE, 2, {}, 5, (7,), ("job/encode", "3.0", 0, 5, 0), attempt=4)
+    found = [find_stage_task(HANDLE, key, "tcp://w", 1.5) for key in graph.tasks]
+    assert found == [StageTask(0, 5, 7, 4, stage, "tcp://w", 1.5) for stage in (0, 1)]
+    others = [
+        ("job/encode", "3.0", 0, 5, 0),
+        ("job/stage-1", "4.0", 0, 5, 7, 0),
+        ("job2/stage-1", "3.0", 0, 5, 7, 0),
+        "x-1",
+    ]
+    assert not any(find_stage_task(HANDLE, key, "tcp://w") for key in others)
 
 
 def test_variants_mask_one_token_each() -> None:
@@ -101,14 +135,16 @@ def test_dask_sees_the_bytes_of_what_tasks_hand_on(rows: int) -> None:
     register_sizes()
     assert sizeof(Handoff({"embedding": np.zeros((rows, 384), np.float32)}, ())) >= rows * 384 * 4
     texts = EncodedRows(np.zeros(rows * 20, np.int32), np.zeros(rows + 1, np.int64), arrays={"x": np.zeros((rows, 9))})
-    assert sizeof(Encoded(texts, {}, ())) >= rows * (20 * 4 + 9 * 8)
+    assert sizeof(Encoded(texts, {}, (), np.arange(rows, dtype=np.int32))) >= rows * (20 * 4 + 9 * 8 + 4)
 
 
 def test_tasks_say_what_their_log_records_are_about() -> None:
-    graph = microbatch_graph(HANDLE, 2, {}, partition=5, numbers=(7,), encoded=("job/encode", 3, 0, 5, 0), attempt=2)
+    graph = microbatch_graph(
+        HANDLE, 2, {}, partition=5, numbers=(7,), encoded=("job/encode", "3.0", 0, 5, 0), attempt=2
+    )
     about = {"job": "job", "epoch": 3, "snapshot": HANDLE.pin.snapshot, "partition": 5, "microbatch": 7, "attempt": 2}
     assert [task.args[0] for task in graph.tasks.values()] == [about | {"stage": stage} for stage in (0, 1)]
     (load,) = load_graph(HANDLE, 1, "tcp://worker", attempt=4).tasks.values()
     assert load.args[0] == {"job": "job", "epoch": 3, "snapshot": HANDLE.pin.snapshot, "stage": 1}
-    (commit,) = commit_graph(HANDLE, 5, ("rows",), ("encoded",), [], attempt=1).tasks.values()
+    (commit,) = commit_graph(HANDLE, 5, ("rows",), ("encoded",), {}, attempt=1).tasks.values()
     assert commit.args[0] == {key: about[key] for key in ("job", "epoch", "snapshot", "partition")} | {"attempt": 1}

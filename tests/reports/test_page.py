@@ -164,6 +164,16 @@ def test_what_users_wrote_is_escaped() -> None:
     assert Page(text).text.count("alert(1)") >= 9
 
 
+def test_an_incident_says_how_long_it_took() -> None:
+    incidents = (
+        Incident(at=5, kind="worker-frozen", detail="b is silent", detect_seconds=15.4, recover_seconds=71.0),
+        Incident(at=9, kind="resumed", detail="epoch 2"),
+    )
+    words = Page(render_html(make_report(incidents=incidents))).text
+    assert "worker-frozen b is silent 15.4 s 1 min 11 s" in words
+    assert "resumed epoch 2" in words
+
+
 def test_a_job_that_never_started_still_renders() -> None:
     empty = make_report(
         verdict="failed", rows_out=0, seconds=0.0, startup_seconds=0.0, running_seconds=0.0, stages=(), tokens=0,

@@ -11,7 +11,8 @@ import random
 from dataclasses import dataclass, field
 
 from daskinfer.errors import CorruptBlob, DaskinferError, StorageError
-from daskinfer.runtime.core import DriverCore, Limits
+from daskinfer.runtime.core import DriverCore
+from daskinfer.runtime.limits import Limits
 from daskinfer.runtime.messages import (
     Action,
     Adopt,
@@ -41,6 +42,7 @@ from daskinfer.runtime.messages import (
     WorkerLost,
 )
 from daskinfer.runtime.pinning import Head, Pinning
+from daskinfer.runtime.posts import Staffing
 from daskinfer.spec.generation import Generations, Pin, Step, as_ranges, fold
 from daskinfer.spec.job import CommitRecord
 from daskinfer.spec.plan import WorkerShape
@@ -145,7 +147,7 @@ class ModesWorld:
             partitions=PARTITIONS,
             committed=committed,
             rejects=0,
-            requires={"GPU": 1},
+            staffing=Staffing(make_plan((1,)).stages, (1,), {"GPU": 1}),
             limits=Limits(rejects=0, losses=10**6, patience=10**9),
         )
         self.life = Life(self.epoch, core, {current.generation: current})

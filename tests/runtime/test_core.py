@@ -16,7 +16,8 @@ from daskinfer.errors import (
     RejectBudgetExceeded,
     SnapshotSkew,
 )
-from daskinfer.runtime.core import DriverCore, Limits
+from daskinfer.runtime.core import DriverCore
+from daskinfer.runtime.limits import Limits
 from daskinfer.runtime.messages import (
     Action,
     Commit,
@@ -41,6 +42,7 @@ from daskinfer.runtime.messages import (
     WorkerLost,
 )
 from daskinfer.runtime.pinning import Pinning
+from daskinfer.runtime.posts import Staffing
 from daskinfer.spec.generation import Pin
 from daskinfer.spec.job import CommitRecord, StageTrail
 from daskinfer.spec.plan import Numerics, Plan, StagePlan, WorkerShape
@@ -87,7 +89,7 @@ def make_core(
         partitions=partitions,
         committed=dict.fromkeys(committed, SNAPSHOT),
         rejects=0,
-        requires={"GPU": 1},
+        staffing=Staffing(make_plan(replicas).stages, replicas, {"GPU": 1}),
         limits=limits or Limits(rejects=0),
     )
 
@@ -191,13 +193,13 @@ def test_workers_without_the_tag_hold_nothing() -> None:
 
 
 def test_a_stage_without_workers_gives_up_after_its_patience() -> None:
-    core = make_core(limits=Limits(rejects=0, patience=60))
-    start(core)
-    core.handle(WorkerLost("b"), 100)
-    assert core.handle(Tick(), 159) == []
+    core = make_core(limits=Limits(rejects=0, missing="stop", patience=60))
+    core.start([])
+    assert core.handle(Tick(), 100) == []
+    (*_, said) = core.handle(Tick(), 159)
+    assert isinstance(said, Note) and said.kind == "waiting" and "stage 1 (layers 1)" in said.detail
     error = only_fail(core.handle(Tick(), 160))
-    assert "stage 1 has had no worker" in str(error)
-    assert "GPU: 1" in str(error)
+    assert "stage 0 (layers 0): no worker is left for it that declares GPU: 1" in str(error)
 
 
 def test_workers_that_keep_dying_end_the_job() -> None:
@@ -254,14 +256,21 @@ def test_a_damaged_activation_is_recomputed_and_counted() -> None:
     assert core.counters == Counter(corrupt_activations=1, microbatches_recomputed=1, workers_lost=0, task_failures=0)
 
 
-def test_a_task_that_keeps_failing_ends_the_job_and_says_where() -> None:
+@pytest.mark.parametrize(
+    ("failed", "message"),
+    [
+        (TaskFailed("prepare", 0, 0, ValueError("boom")), "partition 0: prepare failed 3 times"),
+        (TaskFailed("commit", 0, 0, ValueError("boom")), "partition 0: commit failed 3 times"),
+        (TaskFailed("microbatch", 0, 0, OSError("boom")), "partition 0, microbatch 0: microbatch failed 3 times"),
+    ],
+)
+def test_a_task_that_keeps_failing_ends_the_job_and_says_where(failed: TaskFailed, message: str) -> None:
     core = make_core()
     start(core)
     core.handle(Prepared(0, 1), 0)
     for _ in range(2):
-        assert not any(isinstance(a, Fail) for a in core.handle(TaskFailed("microbatch", 0, 0, ValueError("boom")), 0))
-    error = only_fail(core.handle(TaskFailed("microbatch", 0, 0, ValueError("boom")), 0))
-    assert "partition 0, microbatch 0: microbatch failed 3 times, at last with ValueError: boom" in str(error)
+        assert not any(isinstance(a, Fail) for a in core.handle(failed, 0))
+    assert f"{message}, at last with {type(failed.error).__name__}: boom" in str(only_fail(core.handle(failed, 0)))
 
 
 def test_the_error_budget() -> None:

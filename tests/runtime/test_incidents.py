@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from daskinfer.errors import CorruptActivation, DeviceFailed, NotAllowed, StorageRefused
-from daskinfer.runtime.core import DriverCore, Limits
+from daskinfer.runtime.core import DriverCore
 from daskinfer.runtime.health import Restart, WorkerFrozen, WorkerPaused, WorkerResumed
 from daskinfer.runtime.incidents import IncidentBook
+from daskinfer.runtime.limits import Limits
 from daskinfer.runtime.messages import (
     Action,
     Commit,
@@ -107,6 +108,14 @@ def test_a_frozen_worker_is_taken_off_and_replaced() -> None:
     assert load == LoadShard(1, "c")
     assert core.handle(WorkerLost("b"), 101) == [], "the scheduler says it, too"
     assert core.handle(acknowledge(1, "c"), 103) == [GrantToken(1, "c"), Recovered(0, 3)]
+
+
+def test_a_worker_that_loads_may_be_silent_for_longer() -> None:
+    core = make_core()
+    core.start([make_worker("a"), make_worker("b"), make_worker("c")])
+    assert core.handle(WorkerFrozen("a", silent=15), 0) == []
+    assert core.handle(WorkerFrozen("a", silent=45), 30) == []
+    assert core.handle(WorkerFrozen("a", silent=60), 45)[0] == Restart("a")
 
 
 def test_a_frozen_worker_of_somebody_else_is_left_alone() -> None:
@@ -215,7 +224,7 @@ def test_a_shard_that_a_store_refuses_is_loaded_later() -> None:
     core = make_core()
     core.start([make_worker("a"), make_worker("b")])
     assert notes(core.handle(ShardFailed(0, "a", REFUSED), 0)) == ["storage-refused"]
-    assert core.handle(Tick(), 1) == [LoadShard(0, "a", attempt=1)]
+    assert core.handle(Tick(), 1) == [LoadShard(0, "a")]
     core.handle(acknowledge(1, "b"), 2)
     assert Recovered(0, 3) in core.handle(acknowledge(0, "a"), 3)
     lost = make_core()

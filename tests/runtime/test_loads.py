@@ -36,6 +36,18 @@ def test_every_worker_counts_for_its_own_stage() -> None:
     assert totals(loads) == (80, 150, 1, 2)
 
 
+def test_a_worker_may_hold_several_shards() -> None:
+    loads = Loads([100, 50])
+    loads.begin(0, "a")
+    loads.begin(1, "a")
+    loads.finish(1, "a")
+    assert totals(loads) == (50, 150, 1, 2)
+    loads.drop("a", 1)
+    assert totals(loads) == (0, 100, 0, 1)
+    loads.drop("a")
+    assert totals(loads) == (0, 0, 0, 0)
+
+
 def count(handle: JobHandle, chunks: int) -> None:
     meter = LoadMeter(handle, 1)
     for _ in range(chunks):

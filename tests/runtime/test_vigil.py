@@ -11,22 +11,25 @@ from collections.abc import Callable
 import pytest
 from distributed import Client
 
+from daskinfer.graphs.handoff import JobHandle
 from daskinfer.runtime.health import WorkerFrozen, WorkerPaused, WorkerResumed
 from daskinfer.runtime.messages import Event, MemoryPressure
+from daskinfer.runtime.probes import Running
 from daskinfer.runtime.vigil import Look, Sighting, Vigil, Watch, _look, restart_worker
+from daskinfer.spec.generation import Pin
 
 
 def sight(worker: str, last_seen: float, *, paused: bool = False, used: int = 0, limit: int = 0) -> Sighting:
     return Sighting(worker, last_seen, paused, used, limit)
 
 
-def test_silence_is_told_once_and_again_after_a_sign_of_life() -> None:
+def test_silence_is_told_again_as_it_goes_on_and_after_a_sign_of_life() -> None:
     watch = Watch(frozen=15)
     told: list[tuple[float, Event]] = []
     for second in range(60):
-        seen = float(min(second, 10) if second < 40 else min(second, 42))
+        seen = float(min(second, 4) if second < 40 else min(second, 42))
         told += [(second, event) for event in watch.take(Look(second, 0.5, [sight("a", seen), sight("b", second)]))]
-    assert told == [(25, WorkerFrozen("a", 15.0)), (57, WorkerFrozen("a", 15.0))]
+    assert told == [(19, WorkerFrozen("a", 15.0)), (34, WorkerFrozen("a", 30.0)), (57, WorkerFrozen("a", 15.0))]
 
 
 def test_a_scheduler_that_was_busy_makes_nobody_frozen() -> None:
@@ -105,8 +108,10 @@ def test_a_stopped_worker_is_found_and_replaced(client: Client, addresses: list[
     os.kill(client.run(os.getpid, workers=[frozen])[frozen], signal.SIGSTOP)
     task = client.submit(abs, -1, workers=[frozen], allow_other_workers=True)
     heard: queue.SimpleQueue[Callable[[], Event | None]] = queue.SimpleQueue()
-    with Vigil(client, {}, 1.0, heard.put) as vigil:
-        event = heard.get(timeout=60)()
+    handle = JobHandle("memory://work", "job", epoch=1, pin=Pin(snapshot="sha256:one"))
+    with Vigil(client, handle, {}, 1.0, heard.put) as vigil:
+        while isinstance(event := heard.get(timeout=60)(), Running):
+            assert event.tasks == ()  # none of that job
         assert isinstance(event, WorkerFrozen) and event.worker == frozen and event.silent > 1
         silence = vigil.silence(frozen)
         assert silence is not None and silence >= event.silent

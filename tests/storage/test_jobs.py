@@ -15,7 +15,7 @@ from daskinfer.spec.job import JobRecord, OutputField, Progress, Report
 from daskinfer.spec.outline import Outline
 from daskinfer.spec.plan import Numerics, Plan, StagePlan
 from daskinfer.spec.recipe import Input, Model, Output, Recipe
-from daskinfer.spec.rows import InputFile, Partition, PartitionTable, Segment
+from daskinfer.spec.rows import InputFile, Partition, Partitions, PartitionTable, Segment
 from daskinfer.spec.snapshot import Resolution
 from daskinfer.storage.jobs import JobStore, create_job, find_job, list_jobs, list_records, status
 
@@ -77,7 +77,7 @@ def make_table(partitions: int = 3) -> PartitionTable:
         files=(InputFile(url="/data/a.jsonl", size=123_456, etag="1"),),
         partition_rows=100,
         rows=100 * partitions,
-        partitions=tuple(
+        partitions=Partitions(
             Partition(
                 number=number,
                 first_row=100 * number,

@@ -1,0 +1,184 @@
+"""What a microbatch costs the driver and the scheduler, at few and at many microbatches: it must not grow.
+
+Runs a model that computes next to nothing through two stages, on workers whose scheduler is a process of its own, and
+reads the CPU seconds of the driver (this process) and of the scheduler between the first partition and the last
+commit. What both use while they idle is taken off:
+
+    python benchmarks/overhead.py --microbatches 1000 20000
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import psutil
+import zarr
+from distributed import Client
+from rich.console import Console
+from rich.table import Table
+
+from daskinfer import api
+from daskinfer.spec.job import Progress
+from daskinfer.spec.recipe import Recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+ROLES = ("driver", "scheduler")
+IDLE_SECONDS = 5.0
+STAGES = 2
+FEATURES = 8
+
+
+@dataclass
+class Meter:
+    """CPU seconds of both processes, read when the job starts and stops running."""
+
+    processes: dict[str, psutil.Process]
+    readings: list[tuple[float, dict[str, float]]] = field(default_factory=list)
+
+    def read(self) -> None:
+        used = {role: sum(process.cpu_times()[:2]) for role, process in self.processes.items()}
+        self.readings.append((time.monotonic(), used))
+
+    def watch(self, progress: Progress) -> None:
+        """Read when the phase `running` begins, and when it ends."""
+        if (progress.phase == "running" and not self.readings) or (
+            progress.phase == "sealing" and len(self.readings) == 1
+        ):
+            self.read()
+
+    def used(self) -> tuple[float, dict[str, float]]:
+        """Return seconds between the readings, and CPU seconds by role."""
+        (began, before), (ended, after) = self.readings
+        return ended - began, {role: after[role] - before[role] for role in ROLES}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--microbatches", type=int, nargs=2, default=[1_000, 20_000], metavar=("FEW", "MANY"))
+    parser.add_argument("--partition", type=int, default=100, help="microbatches of a partition")
+    parser.add_argument(
+        "--limit", type=float, default=2.0, help="milliseconds that a microbatch may cost either of them"
+    )
+    parser.add_argument("--growth", type=float, default=1.25, help="largest ratio of many to few before it fails")
+    parser.add_argument("--work", type=Path, default=Path("work/bench-overhead"))
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    parser.add_argument("--write", action="store_true", help="keep it as benchmarks/results/overhead-DATE.json")
+    options = parser.parse_args()
+    shutil.rmtree(options.work, ignore_errors=True)
+    work = options.work.resolve()
+    api.publish("tiny", registry=str(work / "registry"), entry="daskinfer.testing.ownmodels:make_own", alias="prod")
+    with start_cluster() as (address, scheduler):
+        idle = measure_idle(address, scheduler)
+        measure(options.partition, options.partition, work, address, scheduler, idle)  # what only comes once
+        costs = [measure(count, options.partition, work, address, scheduler, idle) for count in options.microbatches]
+    result = {"microbatches": options.microbatches, "milliseconds": costs, "idle": idle, "stages": STAGES}
+    text = json.dumps(result)
+    if options.write:
+        target = ROOT / "benchmarks/results" / f"overhead-{datetime.now(UTC):%Y-%m-%d}.json"
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(text + "\n")
+    print(text) if options.json else show(options.microbatches, costs)
+    check(costs, options.limit, options.growth)
+
+
+@contextmanager
+def start_cluster() -> Iterator[tuple[str, psutil.Process]]:
+    """Start a scheduler and one worker for each stage, each in a process of its own."""
+    dask = Path(sys.executable).with_name("dask")
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    port = 18_786
+    address = f"tcp://127.0.0.1:{port}"
+    scheduler = subprocess.Popen(
+        [dask, "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"], **quiet
+    )
+    command = [dask, "worker", address, "--nthreads", "1", "--no-dashboard", "--resources", "GPU=1"]
+    workers = [subprocess.Popen(command, **quiet) for _ in range(STAGES)]
+    try:
+        with Client(address, timeout=60) as client:
+            client.wait_for_workers(STAGES, timeout=120)
+        yield address, psutil.Process(scheduler.pid)
+    finally:
+        for process in (*workers, scheduler):
+            process.terminate()
+        for process in (*workers, scheduler):
+            process.wait()
+
+
+def measure_idle(address: str, scheduler: psutil.Process) -> dict[str, float]:
+    """Return the CPU seconds that both use in a second of doing nothing."""
+    with Client(address):
+        meter = Meter({"driver": psutil.Process(), "scheduler": scheduler})
+        meter.read()
+        time.sleep(IDLE_SECONDS)
+        meter.read()
+    seconds, used = meter.used()
+    return {role: value / seconds for role, value in used.items()}
+
+
+def measure(
+    microbatches: int, partition: int, work: Path, address: str, scheduler: psutil.Process, idle: dict[str, float]
+) -> dict[str, float]:
+    """Return milliseconds of CPU for each microbatch, by role, over one job."""
+    name = f"overhead-{microbatches}"
+    group = zarr.open_group(work / f"{name}-in.zarr", mode="w")
+    rows = np.arange(microbatches * FEATURES, dtype=np.float32).reshape(microbatches, FEATURES) % 7
+    group.create_array("features", data=rows, chunks=(partition, FEATURES))
+    recipe = Recipe.model_validate(
+        {
+            "daskinfer": 1,
+            "name": name,
+            "workspace": str(work),
+            "model": {"checkpoint": "tiny@prod", "task": "forward"},
+            "input": {"url": str(work / f"{name}-in.zarr"), "columns": {"features": "features"}}
+            | {"partition_rows": partition},
+            "output": {"url": str(work / f"{name}-out.parquet")},
+            # One row a microbatch.
+            "pipeline": {"stages": STAGES, "microbatch_tokens": 1, "activations": {"transport": "direct"}},
+            "cluster": {"address": address},
+        }
+    )
+    meter = Meter({"driver": psutil.Process(), "scheduler": scheduler})
+    report = api.run(recipe, fresh=True, watch=meter.watch)
+    if report.rows_out != microbatches or report.stages[0].microbatches != microbatches:
+        sys.exit(f"{report.rows_out} rows in {report.stages[0].microbatches} microbatches, not {microbatches}")
+    seconds, used = meter.used()
+    print(f"{microbatches:,} microbatches in {seconds:.1f} s", file=sys.stderr)
+    return {role: 1000 * (used[role] - idle[role] * seconds) / microbatches for role in ROLES}
+
+
+def show(microbatches: list[int], costs: list[dict[str, float]]) -> None:
+    """Print the costs side by side."""
+    table = Table(title=f"milliseconds of CPU a microbatch, {STAGES} stages")
+    for column in ("", *(f"{count:,} microbatches" for count in microbatches), "ratio"):
+        table.add_column(column, justify="right" if column else "left")
+    for role in ROLES:
+        few, many = (cost[role] for cost in costs)
+        table.add_row(role, f"{few:.2f}", f"{many:.2f}", f"{many / few:.2f}")
+    Console().print(table)
+
+
+def check(costs: list[dict[str, float]], limit: float, growth: float) -> None:
+    """Fail where a microbatch costs too much, or the more the more there are."""
+    few, many = costs
+    wrong = [
+        f"{role}: {few[role]:.2f} ms, then {many[role]:.2f} ms"
+        for role in ROLES
+        if max(few[role], many[role]) > limit or many[role] > growth * few[role]
+    ]
+    if wrong:
+        sys.exit(f"more than {limit} ms a microbatch, or more by over {growth}: {'; '.join(wrong)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""When a job gives up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+# Importing a large library holds Python's lock, and with it the heartbeat.
+LOADING_SLACK = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When to give up."""
+
+    rejects: int
+    """Quarantined rows that the job may have."""
+    attempts: int = 3
+    """Tries of one task that raises."""
+    losses: int = 5
+    """Workers lost since the last commit, with no microbatch on them that could have done it."""
+    missing: Literal["wait", "stop"] = "wait"
+    """What to do where a stage has no worker and no other can take it."""
+    patience: float = 60.0
+    """Seconds until it stops for that."""
+    frozen: float = 15.0
+    """Seconds that a worker may be silent."""
+    paused: float = 60.0
+    """Seconds that a worker may be paused."""
+    storage: float = 300.0
+    """Seconds that a store may refuse."""
+    seconds: float | Literal["auto"] | None = "auto"
+    """Seconds that a microbatch may take in a stage."""
+
+    def silence(self, is_loading: bool) -> float:
+        """Return for how many seconds a worker may be silent."""
+        return self.frozen * (LOADING_SLACK if is_loading else 1)

@@ -1,0 +1,65 @@
+"""The poisonous rows of a job, in `<workspace>/jobs/<job>/poison/`: one file a microbatch, created once.
+
+Whoever computes a partition, now or after a resume, takes them as they stand, so that a partition's quarantine and its
+bytes are the same whoever finishes it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+
+from pydantic import ValidationError
+
+from daskinfer.errors import IntegrityError
+from daskinfer.ids import canonical_json
+from daskinfer.spec.poison import Conviction
+from daskinfer.storage.exclusive import create
+from daskinfer.storage.filesystem import join_url, list_names, read_bytes
+
+POISON = "poison"
+
+_READERS = 16
+_NAME = re.compile(r"g\d{4}-\d{8}-\d{6}\.json")
+
+
+class Convictions:
+    """What is stored of a job's poisonous rows.
+
+    Parameters
+    ----------
+    job
+        URL of the job's folder.
+    round
+        Number of a retry, which finds out anew; 0 for the job itself.
+    """
+
+    def __init__(self, job: str, round: int = 0) -> None:
+        self._folder = join_url(job, POISON, *([f"r{round:04d}"] if round else []))
+
+    def record(self, conviction: Conviction) -> Conviction:
+        """Write a conviction down, and return the one that counts: another driver's where that came first."""
+        name = f"g{conviction.generation:04d}-{conviction.partition:08d}-{conviction.microbatch:06d}.json"
+        url = join_url(self._folder, name)
+        # The time keeps two drivers with equal findings from writing equal bytes; either may believe that it was first.
+        stored = {"decided": datetime.now(UTC).isoformat(), **conviction.model_dump(mode="json")}
+        return conviction if create(url, canonical_json(stored)) else _read(url)
+
+    def all(self) -> list[Conviction]:
+        """Read every conviction."""
+        urls = [join_url(self._folder, name) for name in list_names(self._folder) if _NAME.fullmatch(name)]
+        with ThreadPoolExecutor(_READERS) as pool:
+            return list(pool.map(_read, urls))
+
+
+def _read(url: str) -> Conviction:
+    try:
+        stored = json.loads(read_bytes(url))
+        stored.pop("decided")
+        return Conviction.model_validate(stored)
+    except (ValueError, KeyError, AttributeError, ValidationError) as error:
+        raise IntegrityError(
+            f"{url} is not a record of poisonous rows", hint="The file was changed by hand."
+        ) from error

@@ -1,0 +1,491 @@
+"""Workers come, go, stand by, double up and leave: the crew's decisions, without a cluster."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from daskinfer.runtime.crew import Crew
+from daskinfer.runtime.messages import Action, Fail, GrantToken, LoadShard, Note
+from daskinfer.runtime.orders import Answer, Say, StandDown
+from daskinfer.runtime.patience import SAY_SECONDS, Patience
+from daskinfer.runtime.posts import Staffing
+from daskinfer.runtime.relief import RESTART_SECONDS
+from daskinfer.spec.plan import WorkerShape
+from daskinfer.testing.campaigns import campaign_size
+from tests.runtime.test_core import make_record
+from tests.runtime.test_relief import make_stages
+
+MEMORY = 100
+LATER = RESTART_SECONDS + 1
+
+
+def make_worker(address: str, memory: int = MEMORY, name: str = "") -> WorkerShape:
+    return WorkerShape(address=address, threads=1, memory=memory, resources={"GPU": 1}, name=name)
+
+
+def make_crew(*sizes: int, replicas: tuple[int, ...] | None = None, standby: int = 0, drained: str = "") -> Crew:
+    stages = make_stages(*(sizes or (30, 30)))
+    wanted = Staffing(stages, replicas or (1,) * len(stages), {"GPU": 1}, standby, drained=frozenset(drained))
+    return Crew(wanted)
+
+
+def orders(actions: list[Action]) -> list[Action]:
+    """Leave out what is only said."""
+    return [action for action in actions if not isinstance(action, Note)]
+
+
+def kinds(actions: list[Action]) -> list[str]:
+    return [action.kind for action in actions if isinstance(action, Note)]
+
+
+def begin(crew: Crew, *addresses: str) -> None:
+    """Let workers join and load whatever they are asked to."""
+    obey(crew, crew.enlist(map(make_worker, addresses)), 0)
+
+
+def obey(crew: Crew, actions: list[Action], now: float) -> list[Action]:
+    """Load and stand down as asked, until nothing more is asked; return all that was asked."""
+    asked = list(actions)
+    for action in asked:
+        match action:
+            case LoadShard(stage, worker, generation):
+                asked += crew.acknowledge(generation, stage, worker, now)
+            case StandDown(worker, stage):
+                asked += crew.stood_down(worker, stage, now)
+    return asked
+
+
+def does(crew: Crew) -> dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]]:
+    return {state.worker: (state.does, state.stages, state.warm) for state in crew.roster()}
+
+
+# Standby
+
+
+def test_a_standby_loads_what_it_can_and_gets_no_token() -> None:
+    crew = make_crew(standby=1)
+    actions = crew.enlist(map(make_worker, "abc"))
+    assert actions == [LoadShard(0, "a"), LoadShard(1, "b"), LoadShard(0, "c"), LoadShard(1, "c")]
+    granted = obey(crew, actions, 0)[4:]
+    assert granted == [GrantToken(0, "a"), GrantToken(1, "b")]
+    assert does(crew)["c"] == ("stands by", (), (0, 1))
+
+
+def test_the_job_begins_before_its_standbys_have_loaded() -> None:
+    crew = make_crew(standby=1)
+    crew.enlist(map(make_worker, "abc"))
+    crew.acknowledge(0, 0, "a", 1)
+    assert crew.acknowledge(0, 1, "b", 1) == [GrantToken(0, "a"), GrantToken(1, "b")]
+    assert crew.complete
+
+
+def test_a_standby_takes_over_at_once_and_loads_nothing() -> None:
+    crew = make_crew(standby=1)
+    begin(crew, *"abc")
+    assert crew.lose("b", 10) == (1,)
+    assert orders(crew.fill(10)) == [GrantToken(1, "c")]
+    assert does(crew)["c"] == ("computes", (1,), (0,))
+
+
+def test_a_standby_that_still_loads_takes_over_as_soon_as_it_has() -> None:
+    crew = make_crew(standby=1)
+    crew.enlist(map(make_worker, "abc"))
+    crew.acknowledge(0, 0, "a", 0)
+    crew.acknowledge(0, 1, "b", 0)
+    crew.lose("b", 10)
+    assert orders(crew.fill(10)) == []
+    assert crew.missing(10 + LATER) == {}
+    assert crew.acknowledge(0, 1, "c", 12) == [GrantToken(1, "c")]
+
+
+def test_the_next_spare_replaces_a_standby_that_was_used() -> None:
+    crew = make_crew(standby=1)
+    begin(crew, *"abc")
+    crew.lose("b", 10)
+    crew.fill(10)
+    assert crew.enlist([make_worker("d")], 20) == [LoadShard(0, "d"), LoadShard(1, "d")]
+
+
+def test_a_lost_standby_is_replaced_too() -> None:
+    crew = make_crew(standby=1)
+    begin(crew, *"abcd")
+    assert crew.lose("c", 10) == ()
+    assert crew.fill(10) == [LoadShard(0, "d"), LoadShard(1, "d")]
+
+
+def test_a_standby_with_other_shards_makes_room_for_what_is_lost() -> None:
+    crew = make_crew(60, 50, standby=1)
+    begin(crew, *"abc")
+    assert does(crew)["c"] == ("stands by", (), (0,))
+    crew.lose("b", 10)
+    actions = crew.fill(10)
+    assert actions == [StandDown("c", 0)]
+    assert crew.stood_down("c", 0, 11) == [LoadShard(1, "c")]
+    assert crew.acknowledge(0, 1, "c", 12) == [GrantToken(1, "c")]
+
+
+def test_a_standby_follows_to_the_next_generation() -> None:
+    crew = make_crew(standby=1)
+    begin(crew, *"abc")
+    crew.generations.append(1)
+    assert (1, "c") in crew.posts
+    for stage, worker in crew.posts[:2]:
+        crew.acknowledge(1, stage, worker, 5)
+    assert crew.is_loaded(1)  # partitions need not wait for it
+    crew.lose("b", 10)
+    assert orders(crew.fill(10)) == [GrantToken(1, "c", 0)]
+    assert crew.acknowledge(1, 1, "c", 11) == [GrantToken(1, "c", 1)]
+
+
+# No spare
+
+
+def test_a_stage_is_doubled_after_what_a_restart_takes() -> None:
+    crew = make_crew()
+    begin(crew, *"ab")
+    crew.lose("b", 100)
+    assert crew.fill(100) == []
+    assert crew.look(9, 100 + RESTART_SECONDS - 0.1) == []
+    actions = crew.look(9, 100 + RESTART_SECONDS)
+    assert kinds(actions) == ["stage-doubled"]
+    assert orders(actions) == [LoadShard(1, "a")]
+    assert crew.look(9, 100 + 2 * RESTART_SECONDS) == []
+    assert crew.acknowledge(0, 1, "a", 120) == [GrantToken(1, "a")]
+    assert does(crew) == {"a": ("computes", (0, 1), ())}
+
+
+def test_who_has_no_room_does_not_double() -> None:
+    crew = make_crew(30, 50)
+    begin(crew, *"ab")
+    crew.lose("b", 0)
+    assert crew.look(9, LATER) == []
+    assert crew.missing(LATER) == {1: LATER}
+    said = crew.describe_missing(1)
+    assert "stage 1 (layers 1)" in said and "GPU: 1" in said and "50 B" in said
+
+
+def test_a_joiner_takes_the_doubled_stage_over() -> None:
+    crew = make_crew()
+    begin(crew, *"ab")
+    crew.lose("b", 0)
+    obey(crew, crew.look(9, LATER), LATER)
+    assert crew.enlist([make_worker("c")], 20) == [LoadShard(1, "c")]
+    actions = crew.acknowledge(0, 1, "c", 30)
+    # First it is granted there, then taken from the doubler, whose shard is freed.
+    assert orders(actions) == [GrantToken(1, "c"), StandDown("a", 1)]
+    assert kinds(actions) == ["stage-relieved"]
+    assert does(crew) == {"a": ("computes", (0,), ()), "c": ("computes", (1,), ())}
+
+
+def test_a_lost_doubler_leaves_two_stages_to_the_others() -> None:
+    crew = make_crew(20, 20, 20)
+    begin(crew, *"abc")
+    crew.lose("c", 0)
+    obey(crew, crew.look(9, LATER), LATER)
+    assert does(crew)["a"] == ("computes", (0, 2), ())
+    assert crew.lose("a", 10) == (0, 2)
+    crew.fill(10)
+    actions = obey(crew, crew.look(9, 10 + LATER), 10 + LATER)
+    assert [action for action in actions if isinstance(action, GrantToken)] == [GrantToken(0, "b"), GrantToken(2, "b")]
+
+
+def test_a_worker_lost_before_the_job_begins_is_doubled_too() -> None:
+    crew = make_crew()
+    crew.enlist(map(make_worker, "ab"))
+    crew.acknowledge(0, 0, "a", 0)
+    crew.lose("b", 1)
+    assert orders(crew.look(9, 1 + LATER)) == [LoadShard(1, "a")]
+    assert not crew.complete
+    assert crew.acknowledge(0, 1, "a", 9) == []  # stage 1 still wants a worker of its own
+    assert crew.look(9, 30) == [GrantToken(0, "a"), GrantToken(1, "a")]
+
+
+def test_a_missing_replica_does_not_keep_the_job_from_beginning() -> None:
+    crew = make_crew(replicas=(2, 1))
+    crew.enlist(map(make_worker, "abc"))
+    crew.lose("c", 0)
+    crew.acknowledge(0, 0, "a", 1)
+    crew.acknowledge(0, 1, "b", 1)
+    assert crew.look(9, 2) == []
+    assert crew.look(9, 2 + LATER) == [GrantToken(0, "a"), GrantToken(1, "b")]
+
+
+def test_a_worker_that_cannot_load_a_double_is_not_asked_again() -> None:
+    crew = make_crew()
+    begin(crew, *"ab")
+    crew.lose("b", 0)
+    assert orders(crew.look(9, LATER)) == [LoadShard(1, "a")]
+    assert not crew.is_needed(1, "a") and crew.is_needed(0, "a")
+    assert crew.give_up(1, "a", 8) == [StandDown("a", 1)]
+    assert crew.look(9, 20) == []
+    assert crew.missing(20) == {1: 20}
+
+
+# Waiting
+
+
+def describe(stage: int) -> str:
+    return f"stage {stage} has nobody"
+
+
+def test_waiting_is_said_now_and_then_and_has_no_end() -> None:
+    patience = Patience("wait", 60)
+    assert kinds(patience.look({1: 5.0}, describe, 5)) == ["waiting"]
+    assert patience.look({1: 6.0}, describe, 6) == []
+    (said,) = patience.look({1: 5 + SAY_SECONDS}, describe, 5 + SAY_SECONDS)
+    assert said == Say("waiting for 1 min 05 s: stage 1 has nobody")
+    assert not any(isinstance(action, Fail) for action in patience.look({1: 1e6}, describe, 1e6))
+    patience.look({}, describe, 2e6)
+    assert kinds(patience.look({1: 5.0}, describe, 3e6)) == ["waiting"]
+
+
+def test_stopping_says_what_is_missing() -> None:
+    patience = Patience("stop", 60)
+    assert kinds(patience.look({1: 5.0}, describe, 5)) == ["waiting"]
+    assert patience.look({1: 59.0}, describe, 59) == []
+    (fail,) = patience.look({1: 60.0}, describe, 60)
+    assert isinstance(fail, Fail) and "stage 1 has nobody" in str(fail.error)
+
+
+# Replicas
+
+
+def work(crew: Crew, now: float, *seconds: float) -> None:
+    """Ten partitions, each of which took the stages so many seconds."""
+    crew.meter.restart(now)
+    record = make_record(0)
+    trail = tuple(
+        each.model_copy(update={"compute": spent, "receive": 0.0, "send": 0.0})
+        for each, spent in zip(record.trail, seconds, strict=True)
+    )
+    for _ in range(10):
+        crew.meter.note(record.model_copy(update={"trail": trail}))
+
+
+def test_a_joiner_that_nothing_needs_becomes_a_replica_of_the_bottleneck() -> None:
+    crew = make_crew()
+    begin(crew, *"ab")
+    assert crew.enlist([make_worker("c")], 5) == []
+    work(crew, 100, 0.2, 0.9)
+    assert crew.look(4, 110) == []  # four seconds of work are left
+    actions = crew.look(400, 110)
+    assert kinds(actions) == ["replica-added"]
+    assert orders(actions) == [LoadShard(1, "c")]
+    assert crew.acknowledge(0, 1, "c", 111) == [GrantToken(1, "c")]
+    assert crew.look(400, 120) == []  # it is watched anew
+
+
+def test_a_lost_replica_is_not_replaced_unless_that_pays_too() -> None:
+    crew = make_crew()
+    begin(crew, *"abc")
+    work(crew, 0, 0.2, 0.9)
+    obey(crew, crew.look(400, 10), 10)
+    crew.lose("c", 20)
+    assert crew.fill(20) == []
+    assert crew.enlist([make_worker("d")], 21) == []
+
+
+# Drain
+
+
+def test_a_drained_worker_waits_for_its_stage_to_be_taken_over() -> None:
+    crew = make_crew()
+    begin(crew, *"abc")  # c is spare
+    assert orders(crew.drain(7, "b", 10)) == [LoadShard(1, "c")]
+    assert does(crew)["b"][0] == "leaves"
+    actions = crew.acknowledge(0, 1, "c", 11)
+    assert orders(actions) == [GrantToken(1, "c"), StandDown("b", None)]
+    actions = crew.stood_down("b", None, 12)
+    assert kinds(actions) == ["drained"]
+    (answer,) = orders(actions)
+    assert isinstance(answer, Answer) and answer.number == 7
+    assert "b" not in does(crew)
+
+
+def test_a_standby_relieves_a_drained_worker_at_once() -> None:
+    crew = make_crew(standby=1)
+    begin(crew, *"abc")
+    assert orders(crew.drain(0, "b", 10)) == [GrantToken(1, "c"), StandDown("b", None)]
+
+
+def test_without_a_spare_another_stage_s_worker_relieves_a_drained_one() -> None:
+    crew = make_crew()
+    begin(crew, *"ab")
+    actions = crew.drain(0, "b", 10)
+    assert orders(actions) == [LoadShard(1, "a")]
+    assert orders(crew.acknowledge(0, 1, "a", 11)) == [GrantToken(1, "a"), StandDown("b", None)]
+
+
+def test_a_replica_leaves_at_once() -> None:
+    crew = make_crew(replicas=(1, 2))
+    begin(crew, *"abc")
+    assert orders(crew.drain(0, "b", 10)) == [StandDown("b", None)]
+
+
+def test_who_cannot_be_relieved_goes_on_until_somebody_joins() -> None:
+    crew = make_crew(60, 50)
+    begin(crew, *"ab")
+    assert kinds(crew.drain(0, "b", 10)) == ["drain-waits"]
+    assert crew.missing(10 + LATER) == {}
+    assert obey(crew, crew.enlist([make_worker("c")], 20), 20)[:3] == [
+        LoadShard(1, "c"),
+        GrantToken(1, "c"),
+        StandDown("b", None),
+    ]
+
+
+def test_a_doubler_is_drained_of_both_stages() -> None:
+    crew = make_crew(20, 20, 20)
+    begin(crew, *"abc")
+    crew.lose("c", 0)
+    obey(crew, crew.look(9, LATER), LATER)
+    asked = obey(crew, crew.drain(0, "a", 20), 20)
+    assert [action for action in asked if isinstance(action, GrantToken)] == [GrantToken(0, "b"), GrantToken(2, "b")]
+    assert StandDown("a", None) in asked
+    assert does(crew) == {"b": ("computes", (0, 1, 2), ())}
+
+
+def test_drained_workers_are_never_used_again() -> None:
+    crew = make_crew(replicas=(1, 2), drained="x")
+    begin(crew, *"abcx")
+    assert "x" not in does(crew)
+    obey(crew, crew.drain(0, "b", 10), 10)
+    assert crew.enlist([make_worker("b")], 20) == []
+    assert crew.enlist([make_worker("d")], 20) == [LoadShard(1, "d")]
+
+
+def test_a_restarted_worker_of_the_same_name_is_not_used_either() -> None:
+    crew = make_crew()
+    obey(crew, crew.enlist([make_worker("a", name="one"), make_worker("b", name="two"), make_worker("c", name="x")]), 0)
+    obey(crew, crew.drain(0, "b", 10), 10)
+    assert crew.enlist([make_worker("b2", name="two")], 20) == []
+
+
+def test_spares_and_standbys_leave_at_once() -> None:
+    crew = make_crew(standby=1)
+    begin(crew, *"abcd")
+    assert orders(crew.drain(0, "c", 10)) == [LoadShard(0, "d"), LoadShard(1, "d"), StandDown("c", None)]
+    crew = make_crew()
+    begin(crew, *"abc")
+    assert orders(crew.drain(0, "c", 10)) == [StandDown("c", None)]
+
+
+def test_asking_twice_is_answered_twice() -> None:
+    crew = make_crew(replicas=(1, 2))
+    begin(crew, *"abc")
+    crew.drain(3, "b", 10)
+    assert crew.drain(4, "b", 11) == []
+    answers = [action.number for action in crew.stood_down("b", None, 12) if isinstance(action, Answer)]
+    assert answers == [3, 4]
+    (answer,) = crew.drain(5, "b", 13)
+    assert isinstance(answer, Answer) and "none of the job's workers" in answer.detail
+
+
+def test_a_worker_that_dies_while_it_leaves_is_answered_for() -> None:
+    crew = make_crew(replicas=(1, 2))
+    begin(crew, *"abc")
+    crew.drain(0, "b", 10)
+    crew.lose("b", 11)
+    actions = crew.fill(11)
+    assert kinds(actions) == ["worker-lost"]
+    (answer,) = orders(actions)
+    assert isinstance(answer, Answer) and "lost" in answer.detail
+
+
+# Anything at all
+
+
+@settings(max_examples=campaign_size(40, 2000), deadline=None)
+@given(st.integers(0, 10**9))
+def test_whatever_happens_every_stage_ends_up_with_one_worker_that_stays(seed: int) -> None:
+    """Tokens are only granted for shards that are there, and never taken from a stage's last worker."""
+    source = random.Random(seed)
+    crew = make_crew(*(source.choice([20, 40]) for _ in range(source.randint(1, 3))), standby=source.randint(0, 2))
+    loaded: set[tuple[int, str]] = set()
+    granted: set[tuple[int, str]] = set()
+    alive: set[str] = set()
+    born, now = 0, 0.0
+    todo: list[Action] = []
+
+    def take(actions: list[Action]) -> None:
+        nonlocal granted
+        for action in actions:
+            match action:
+                case GrantToken(stage, worker):
+                    assert (stage, worker) in loaded
+                    assert worker in alive
+                    granted.add((stage, worker))
+                case StandDown(worker, None):
+                    own = {place for place in granted if place[1] == worker}
+                    for stage, _ in own:
+                        assert any(place[0] == stage and place[1] != worker for place in granted)
+                    granted.difference_update(own)
+                    todo.append(action)
+                case StandDown(worker, stage):
+                    if any(place == (stage, worker) for place in granted):
+                        granted = {place for place in granted if place != (stage, worker)}
+                        assert any(place[0] == stage for place in granted)
+                    todo.append(action)
+                case LoadShard():
+                    todo.append(action)
+
+    for step in range(300):
+        now += source.choice([0.0, 0.1, 2.0])
+        calm = step > 250
+        choice = source.random()
+        if (choice < 0.1 or (calm and len(alive) < 4)) and len(alive) < 6:
+            born += 1
+            alive.add(f"w{born}")
+            take(crew.enlist([make_worker(f"w{born}")], now))
+        elif choice < 0.15 and alive and not calm:
+            victim = source.choice(sorted(alive))
+            alive.remove(victim)
+            loaded = {place for place in loaded if place[1] != victim}
+            granted -= {place for place in granted if place[1] == victim}
+            todo = [action for action in todo if getattr(action, "worker", None) != victim]
+            crew.lose(victim, now)
+            take(crew.fill(now))
+        elif choice < 0.2 and alive and not calm:
+            take(crew.drain(step, source.choice(sorted(alive)), now))
+        elif choice < 0.6 and todo:
+            action = todo.pop(source.randrange(len(todo)))
+            if isinstance(action, LoadShard):
+                loaded.add((action.stage, action.worker))
+                take(crew.acknowledge(0, action.stage, action.worker, now))
+            elif isinstance(action, StandDown):
+                take(crew.stood_down(action.worker, action.stage, now))
+        else:
+            take(crew.look(5, now))
+    for _ in range(60):
+        now += 2.0
+        while todo:
+            action = todo.pop(0)
+            if isinstance(action, LoadShard):
+                loaded.add((action.stage, action.worker))
+                take(crew.acknowledge(0, action.stage, action.worker, now))
+            elif isinstance(action, StandDown):
+                take(crew.stood_down(action.worker, action.stage, now))
+        if not any(state.does in ("computes", "loads") and state.worker in alive for state in crew.roster()) or (
+            crew.missing(now)
+        ):
+            born += 1
+            alive.add(f"w{born}")
+            take(crew.enlist([make_worker(f"w{born}")], now))
+        take(crew.look(5, now))
+    assert crew.complete
+    assert not crew.missing(now)
+    computed = {stage for state in crew.roster() for stage in state.stages}
+    assert {stage for stage, _ in granted} == computed
+    assert computed == set(range(max(computed) + 1))
+
+
+@pytest.mark.parametrize("standby", [0, 1])
+def test_workers_without_the_tags_hold_nothing(standby: int) -> None:
+    crew = make_crew(standby=standby)
+    stranger = WorkerShape(address="x", threads=1, memory=MEMORY, resources={"CPU": 1})
+    crew.enlist([stranger, make_worker("a")])
+    assert set(does(crew)) == {"a"}

@@ -1,0 +1,204 @@
+"""The window: grows while that helps, shrinks when memory is short, and bounds what a failure costs."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daskinfer.runtime.flow import Flow
+from daskinfer.runtime.messages import (
+    Commit,
+    Committed,
+    Event,
+    GrantToken,
+    LoadShard,
+    MemoryPressure,
+    MicrobatchDone,
+    Prepare,
+    Prepared,
+    Seal,
+    Submit,
+    Tick,
+    WorkerJoined,
+    WorkerLost,
+)
+from daskinfer.spec.job import StageTrail
+from daskinfer.spec.plan import Plan
+from daskinfer.testing.campaigns import campaign_size
+from tests.runtime.test_core import acknowledge, make_core, make_plan, make_record, make_worker
+
+REPLICAS = (1, 2)
+BUDGET = 10_000
+
+
+def make_flow(window: int = 9, budget: int = BUDGET) -> Flow:
+    return Flow(make_plan(REPLICAS, window).model_copy(update={"window_bytes": budget}))
+
+
+def trail(busiest: float) -> tuple[StageTrail, ...]:
+    """Return what a second of a pipeline whose second stage is so busy looks like."""
+    parts = [(0, 0.1), (1, 2 * busiest)]
+    return tuple(
+        StageTrail(stage=stage, microbatches=1, compute=seconds, receive=0, send=0, workers=())
+        for stage, seconds in parts
+    )
+
+
+def run(flow: Flow, busiest: Sequence[float], is_full: bool = True, start: float = 0.0) -> list[int]:
+    """Let seconds go by; return the window after each."""
+    windows = []
+    for second, share in enumerate(busiest):
+        flow.look(trail(share), is_full, start + second)
+        windows.append(flow.window)
+    return windows
+
+
+def test_grows_while_the_busiest_stage_gets_busier() -> None:
+    flow = make_flow()
+    windows = run(flow, [0.4] * 6 + [0.5] * 5 + [0.6] * 5 + [0.95] * 30)
+    assert windows == sorted(windows) and windows[-1] > windows[0] == 9
+    assert windows[-1] == windows[-25]
+
+
+def test_gives_a_growth_up_that_does_not_help() -> None:
+    flow = make_flow()
+    windows = run(flow, [0.4] * 50)
+    assert max(windows) == 11 and windows[-1] == 9
+    assert sum(after > before for before, after in pairwise(windows)) == 1
+
+
+def test_does_not_grow_while_something_else_is_short() -> None:
+    assert run(make_flow(), [0.2] * 30, is_full=False)[-1] == 9
+
+
+def test_the_budget_is_the_most() -> None:
+    flow = make_flow()
+    flow.weigh(5_000, 10)
+    assert flow.most == 20
+    run(flow, [0.1 * 1.3**second for second in range(8) for _ in range(5)])
+    assert 9 < flow.window <= 20
+    flow.weigh(20_000, 10)
+    assert flow.window == 5
+    flow.weigh(10_000_000, 10)
+    assert flow.window == 4  # two for each stage
+
+
+def test_shrinks_on_memory_pressure_but_not_at_once_again() -> None:
+    flow = make_flow(window=40)
+    windows = []
+    for second in range(12):
+        flow.press(float(second))
+        windows.append(flow.window)
+    assert windows == [20] * 5 + [10] * 5 + [5] * 2
+    assert run(flow, [0.2] * 30, start=12)[-1] == 5
+
+
+@given(st.lists(st.tuples(st.sampled_from("wpl"), st.floats(0, 1), st.integers(0, 10**6)), max_size=60))
+def test_stays_within_its_bounds(steps: list[tuple[str, float, int]]) -> None:
+    flow = make_flow()
+    for second, (what, share, nbytes) in enumerate(steps):
+        match what:
+            case "w":
+                flow.weigh(nbytes, 10)
+            case "p":
+                flow.press(second)
+            case _:
+                flow.look(trail(share), True, second)
+        assert 4 <= flow.window <= flow.most
+
+
+def test_a_number_stays() -> None:
+    core = make_core(window=6)
+    work = core._work
+    core.handle(MemoryPressure("a", 9, 10, True), 1.0)
+    assert work.window == 6
+
+
+class World:
+    """Workers that do what the core asks for, in any order, and die at any time."""
+
+    def __init__(self, plan: Plan, partitions: int, microbatches: int, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.microbatches = microbatches
+        self.core = make_core(partitions=partitions, window=plan.window)
+        self.core._flow = Flow(plan)
+        self.now = 0.0
+        self.todo: list[Event] = []
+        self.flying: set[tuple[int, int]] = set()
+        self.computed: set[tuple[int, int]] = set()
+        self.sealed = False
+        self.most_lost = 0
+        self.obey(self.core.start([make_worker("a"), make_worker("b")]))
+
+    def tell(self, event: Event) -> None:
+        self.now += self.random.random()
+        self.obey(self.core.handle(event, self.now))
+
+    def obey(self, actions: Sequence[object]) -> None:
+        for action in actions:
+            match action:
+                case LoadShard(stage, worker):
+                    self.todo.append(acknowledge(stage, worker))
+                case Prepare(partition):
+                    nbytes = self.random.randrange(10 * BUDGET)
+                    self.todo.append(Prepared(partition, self.microbatches, nbytes=nbytes))
+                case Submit(partition, numbers):
+                    self.flying |= {(partition, number) for number in numbers}
+                    self.todo += [MicrobatchDone(partition, number) for number in numbers]
+                case Commit(partition):
+                    self.todo.append(Committed(make_record(partition, workers=())))
+                case Seal():
+                    self.sealed = True
+                case GrantToken():
+                    pass
+
+    def step(self) -> None:
+        event = self.todo.pop(self.random.randrange(len(self.todo))) if self.todo else Tick()
+        if isinstance(event, MicrobatchDone):
+            self.flying.remove((event.partition, event.number))
+            self.computed.add((event.partition, event.number))
+        elif isinstance(event, Committed):
+            self.computed -= {(event.record.partition, number) for number in range(self.microbatches)}
+        self.tell(event)
+
+    def count_lost(self) -> tuple[int, int]:
+        """Return what the death of all workers would cost: microbatches in flight, and those that wait for a commit."""
+        return len(self.flying), len(self.computed)
+
+
+@pytest.mark.parametrize("adapts", [True, False])
+def test_a_death_at_any_time_costs_no_more_than_the_window(adapts: bool) -> None:
+    for seed in range(campaign_size(15, 500)):
+        plan = make_plan((1, 1), 8).model_copy(update={"window_bytes": BUDGET if adapts else 0})
+        world = World(plan, partitions=12, microbatches=5, seed=seed)
+        steps = 0
+        largest = plan.window
+        while not world.sealed:
+            steps += 1
+            assert steps < 5_000
+            if adapts and world.random.random() < 0.1:
+                world.tell(MemoryPressure("a", 9, 10, False))
+            largest = max(largest, world.core._work.window)
+            in_flight, waiting = world.count_lost()
+            # A window that has just shrunk still holds what was let in before.
+            assert in_flight <= largest
+            # What is computed and not committed is of partitions that are under way: each has something in flight or
+            # is being committed.
+            places = Counter(partition for partition, _ in world.computed)
+            committing = {partition for partition, count in places.items() if count == world.microbatches}
+            assert waiting <= sum(places[number] for number in committing) + (world.microbatches - 1) * in_flight
+            if world.random.random() < 0.02:
+                dead = world.random.choice("ab")
+                # Dask computes again what it held: as if none of it had been done, so the events still come once.
+                world.tell(WorkerLost(dead))
+                world.todo = [
+                    event for event in world.todo if getattr(getattr(event, "ack", None), "worker", "") != dead
+                ]
+                world.tell(WorkerJoined(make_worker(dead)))
+            world.step()

@@ -1,0 +1,400 @@
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from daskinfer.errors import CorruptActivation, RejectBudgetExceeded
+from daskinfer.graphs.build import StageTask
+from daskinfer.runtime.bisection import ALONE, FANOUT, Bisection
+from daskinfer.runtime.core import DriverCore
+from daskinfer.runtime.health import Restart
+from daskinfer.runtime.limits import Limits
+from daskinfer.runtime.messages import (
+    Action,
+    Commit,
+    Committed,
+    Event,
+    Fail,
+    LoadShard,
+    MicrobatchDone,
+    Prepare,
+    Prepared,
+    Seal,
+    Submit,
+    TaskFailed,
+    WorkerJoined,
+    WorkerLost,
+)
+from daskinfer.runtime.probes import (
+    Convict,
+    Convicted,
+    Inspect,
+    Inspected,
+    Probe,
+    ProbeDone,
+    ProbeFailed,
+    Running,
+    Withdraw,
+)
+from daskinfer.spec.poison import PoisonRow
+from daskinfer.spec.rows import Fault
+from tests.runtime.test_core import acknowledge, make_core, make_record, make_worker, only_fail, start
+
+# One microbatch
+
+
+def search(
+    rows: int, poison: set[int], kind: Fault, is_seen: bool, chance: set[int] | None = None
+) -> tuple[Bisection, int]:
+    """Search as a driver would; by `chance`, probes with these numbers fail too, but a row all alone only once."""
+    found, probes, unlucky = Bisection(range(rows), kind if is_seen else None), 0, Counter[int]()
+    while not found.is_decided and not found.is_stuck:
+        part = found.part
+        assert part and sorted((*part, *found.without)) == list(range(rows))
+        fails = bool(poison & set(part))
+        if not fails and probes in (chance or set()) and (len(part) > 1 or not unlucky[part[0]]):
+            fails = True
+            unlucky[part[0]] += len(part) == 1
+        probes += 1
+        if fails:
+            found.failed(kind, "boom")
+        else:
+            found.passed()
+    return found, probes
+
+
+KINDS: st.SearchStrategy[Fault] = st.sampled_from(["raised", "hung", "killed"])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(1, 300), st.data(), KINDS, st.booleans())
+def test_exactly_the_poison_is_convicted_in_few_probes(
+    rows: int, data: st.DataObject, kind: Fault, is_seen: bool
+) -> None:
+    poison = data.draw(st.sets(st.integers(0, rows - 1), min_size=1, max_size=6))
+    found, probes = search(rows, poison, kind, is_seen)
+    assert found.convicted.keys() == poison
+    levels = math.ceil(math.log(rows, FANOUT[kind])) + 1
+    assert probes <= 2 + len(poison) * (FANOUT[kind] * levels + ALONE)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(1, 200), st.data(), KINDS)
+def test_chance_convicts_nobody(rows: int, data: st.DataObject, kind: Fault) -> None:
+    poison = data.draw(st.sets(st.integers(0, rows - 1), max_size=4))
+    chance = data.draw(st.sets(st.integers(0, 60), max_size=2))
+    found, _ = search(rows, poison, kind, False, chance)
+    assert found.is_decided
+    assert found.convicted.keys() == poison
+
+
+@pytest.mark.parametrize("kind", ["raised", "killed"])
+def test_the_last_part_is_not_tried_where_the_others_pass(kind: Fault) -> None:
+    found = Bisection(b"abcdefgh", kind)
+    tried = []
+    while not found.is_decided:
+        tried.append(bytes(found.part).decode())
+        if ord("h") in found.part:
+            found.failed(kind, "boom")
+        else:
+            found.passed()
+    parts = {"raised": ["abcd", "ef", "g"], "killed": [*"abcdefg"]}[kind]
+    assert tried == [*parts, "h", "h", "abcdefg"]
+
+
+def test_a_whole_that_fails_though_its_parts_pass_is_not_of_rows() -> None:
+    found, probes = Bisection(range(64), "killed"), 0
+    while not found.is_stuck:
+        probes += 1
+        if len(found.part) > 32:
+            found.failed("killed", "out of memory")
+        else:
+            found.passed()
+    assert not found.convicted
+    assert probes < 150
+
+
+# Through the driver's logic
+
+
+def make_failing(**limits: object) -> DriverCore:
+    """Return a core with one partition of two microbatches in flight."""
+    core = make_core(partitions=1, limits=Limits(rejects=10, **limits))  # type: ignore[arg-type]
+    start(core)
+    core.handle(Prepared(0, 2), 0)
+    return core
+
+
+def only(actions: list[Action], kind: type) -> object:
+    (found,) = [action for action in actions if isinstance(action, kind)]
+    return found
+
+
+def test_a_microbatch_that_raises_twice_is_searched_beside_the_others() -> None:
+    core = make_failing()
+    boom = TaskFailed("microbatch", 0, 0, ValueError("boom at 0x7f00"))
+    assert core.handle(boom, 0)[1:] == [Submit(0, (0,), 1)]
+    actions = core.handle(boom, 0)
+    assert (only(actions, Withdraw), only(actions, Inspect)) == (Withdraw(0, 0), Inspect(0, 0))
+    # Microbatch 1 is in flight meanwhile.
+    assert core.handle(Inspected(0, 0, (7, 3)), 0) == [Probe(0, 0, without=(3,), attempt=2)]
+    for attempt in (3, 4):
+        actions = core.handle(ProbeFailed(0, 0, ValueError("boom at 0x7f01")), attempt)
+    # Row 7 is convicted, row 3 passes: what is left of the microbatch is computed by that.
+    assert only(actions, Probe) == Probe(0, 0, without=(7,), attempt=4)
+    found = only(core.handle(ProbeDone(0, 0), 5), Convict)
+    assert isinstance(found, Convict)
+    assert found.conviction.rows == (PoisonRow(row=7, kind="raised", error="the model raised ValueError: boom at ..."),)
+    assert [(attempt.rows, attempt.before) for attempt in found.conviction.attempts] == [(0, 5), (0, 5), (1, 2), (1, 1)]
+    assert core.handle(MicrobatchDone(0, 1), 5) == []  # not before the conviction is written down
+    assert core.handle(Convicted(found.conviction), 6)[0] == Commit(0, 0)
+
+
+def test_errors_that_are_not_of_the_rows_are_tried_again() -> None:
+    core = make_failing()
+    for _ in range(2):
+        core.handle(TaskFailed("microbatch", 0, 0, ValueError("boom")), 0)
+    core.handle(Inspected(0, 0, (0, 1)), 0)
+    again = core.handle(ProbeFailed(0, 0, CorruptActivation("edge")), 0)
+    assert again == [Probe(0, 0, without=(1,), attempt=3)]
+    core.handle(ProbeFailed(0, 0, OSError("no route")), 0)
+    error = only_fail(core.handle(ProbeFailed(0, 0, OSError("no route")), 0))
+    assert "it failed 3 times, at last with OSError: no route" in str(error)
+
+
+def test_a_suspect_of_killing_is_probed_alone_and_whole() -> None:
+    core = make_failing()
+    tasks = tuple(StageTask(0, 0, number, 0, stage=1, worker="b") for number in (0, 1))
+    for worker in ("c", "d"):
+        core.handle(WorkerJoined(make_worker(worker)), 0)
+    core.handle(WorkerLost("b", tasks=tasks), 0)
+    core.handle(acknowledge(1, "c"), 0)
+    actions = core.handle(WorkerLost("c", tasks=tasks[:1]), 0)  # Dask had tried it again
+    assert only(actions, Withdraw) == Withdraw(0, 0)
+    assert core.handle(Inspected(0, 0, (0, 1, 2)), 0) == []  # microbatch 1 may yet do it
+    actions = core.handle(MicrobatchDone(0, 1), 0)
+    assert actions == [Probe(0, 0, without=(), attempt=1)]
+    # It went through: chance had killed both workers.
+    assert core.handle(ProbeDone(0, 0), 0)[1:] == [Commit(0, 0)]
+
+
+def test_deaths_that_are_being_looked_into_do_not_end_the_job() -> None:
+    core = make_failing(losses=2)
+    for death in range(4):
+        worker = "b" if death == 0 else f"b{death}"
+        actions = core.handle(WorkerLost(worker, tasks=(StageTask(0, 0, death % 2, 0, 1, worker),)), 0)
+        assert not any(isinstance(action, Fail) for action in actions)
+        core.handle(WorkerJoined(make_worker(f"b{death + 1}")), 0)
+        core.handle(acknowledge(1, f"b{death + 1}"), 0)
+
+
+@pytest.mark.parametrize("limit", [5.0, "auto", None])
+def test_a_task_that_runs_too_long_costs_its_worker_and_is_searched(limit: float | None) -> None:
+    core = make_failing(seconds=limit)
+    task = StageTask(0, 0, 0, 0, stage=1, worker="b", seconds=6.0)
+    actions = core.handle(Running((task, StageTask(0, 0, 1, 0, stage=1, worker="b"))), 0)
+    if limit != 5.0:
+        assert actions == []
+        return
+    assert (only(actions, Withdraw), only(actions, Restart)) == (Withdraw(0, 0), Restart("b"))
+    # The death that follows blames nobody, and the other microbatch goes on.
+    actions = core.handle(WorkerLost("b", tasks=(StageTask(0, 0, 1, 0, stage=1, worker="b"),)), 1)
+    assert not any(isinstance(action, Withdraw) for action in actions)
+    assert core.handle(Inspected(0, 0, (0, 1)), 1) == [Probe(0, 0, without=(1,), attempt=1)]
+
+
+def test_convictions_count_against_the_budget_before_the_partition_is_committed() -> None:
+    core = make_core(partitions=1, limits=Limits(rejects=1))
+    start(core)
+    core.handle(Prepared(0, 2), 0)
+    core.handle(MicrobatchDone(0, 1), 0)
+    for _ in range(2):
+        core.handle(TaskFailed("microbatch", 0, 0, ValueError("boom")), 0)
+    core.handle(Inspected(0, 0, (0, 1)), 0)
+    for _ in range(3):
+        core.handle(ProbeFailed(0, 0, ValueError("boom")), 0)
+    error = only_fail(core.handle(ProbeFailed(0, 0, ValueError("boom")), 0))
+    assert isinstance(error, RejectBudgetExceeded)
+    assert str(error).startswith("2 rows are quarantined; errors.max_rows allows 1")
+
+
+def test_a_model_that_fails_for_every_row_ends_the_job_soon() -> None:
+    core = make_core(partitions=1, limits=Limits(rejects=10**6))
+    start(core)
+    core.handle(Prepared(0, 1), 0)
+    for _ in range(2):
+        core.handle(TaskFailed("microbatch", 0, 0, ValueError("no such layer")), 0)
+    actions, probes = core.handle(Inspected(0, 0, tuple(range(1000))), 0), 0
+    while not any(isinstance(action, Fail) for action in actions):
+        probes += len([action for action in actions if isinstance(action, Probe)])
+        actions = core.handle(ProbeFailed(0, 0, ValueError("no such layer")), 0)
+    assert probes < 40
+    assert "each of the first 8 rows that were tried raised, at last with: ValueError: no such layer" in str(
+        only_fail(actions)
+    )
+
+
+def test_what_another_driver_has_found_counts() -> None:
+    core = make_failing()
+    for _ in range(2):
+        core.handle(TaskFailed("microbatch", 0, 0, ValueError("boom")), 0)
+    core.handle(Inspected(0, 0, (0, 1)), 0)
+    core.handle(ProbeFailed(0, 0, ValueError("boom")), 0)
+    core.handle(ProbeFailed(0, 0, ValueError("boom")), 0)
+    found = only(core.handle(ProbeDone(0, 0), 0), Convict)
+    assert isinstance(found, Convict)
+    theirs = found.conviction.model_copy(update={"rows": (PoisonRow(row=1, kind="raised", error="boom"),)})
+    assert only(core.handle(Convicted(theirs), 0), Submit) == Submit(0, (0,), 5)
+    for _ in range(2):
+        actions = core.handle(TaskFailed("microbatch", 0, 0, ValueError("boom")), 0)
+    assert "although 1 of its rows are left out" in str(only_fail(actions))
+
+
+# Any number of faults, in any order
+
+
+@dataclass
+class _World:
+    """A make-believe cluster on which some rows raise, hang or kill, and workers die by chance."""
+
+    random: random.Random
+    sizes: list[list[int]]
+    """Partition -> rows of each of its microbatches."""
+    poison: dict[tuple[int, int, int], Fault]
+    """(partition, microbatch, row) -> what it does."""
+    mercy: int
+    """Deaths by chance that are still to come; never of a row that is all alone."""
+    todo: list[Event] = field(default_factory=list)
+    flying: dict[tuple[int, int], tuple[int, tuple[int, ...], bool]] = field(default_factory=dict)
+    """(partition, microbatch) -> attempt, rows, whether it is a probe."""
+    computed: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
+    committed: Counter[int] = field(default_factory=Counter)
+    probes: int = 0
+    born: int = 2
+    sealed: bool = False
+
+    def obey(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case LoadShard(stage, worker):
+                    self.todo.append(acknowledge(stage, worker))
+                case Prepare(partition, _):
+                    self.todo.append(Prepared(partition, len(self.sizes[partition])))
+                case Submit(partition, numbers, attempt):
+                    for number in numbers:
+                        self.flying[partition, number] = (attempt, self.rows(partition, number), False)
+                case Withdraw(partition, number):
+                    self.flying.pop((partition, number), None)
+                case Inspect(partition, number):
+                    self.todo.append(Inspected(partition, number, self.rows(partition, number)))
+                case Probe(partition, number, without, attempt):
+                    self.probes += 1
+                    rows = tuple(row for row in self.rows(partition, number) if row not in without)
+                    self.flying[partition, number] = (attempt, rows, True)
+                case Convict(conviction):
+                    place = (conviction.partition, conviction.microbatch)
+                    assert set(conviction.positions) == self.bad(*place)
+                    self.todo.append(Convicted(conviction))
+                case Commit(partition, _):
+                    for number in range(len(self.sizes[partition])):
+                        left = tuple(set(self.rows(partition, number)) - self.bad(partition, number))
+                        assert self.computed.get((partition, number), ()) == left
+                    self.todo.append(Committed(make_record(partition, workers=())))
+                case Seal():
+                    self.sealed = True
+                case Fail(error):
+                    raise error
+
+    def rows(self, partition: int, number: int) -> tuple[int, ...]:
+        return tuple(range(self.sizes[partition][number]))
+
+    def bad(self, partition: int, number: int) -> set[int]:
+        return {row for *place, row in self.poison if place == [partition, number]}
+
+    def fault(self, place: tuple[int, int]) -> Fault | None:
+        found = [self.poison.get((*place, row)) for row in self.flying[place][1]]
+        return next(filter(None, found), None)
+
+    def step(self, core: DriverCore) -> None:
+        """Let something happen: an answer, the end of a microbatch, or a death."""
+        if self.todo and (not self.flying or self.random.random() < 0.5):
+            event = self.todo.pop(self.random.randrange(len(self.todo)))
+            if isinstance(event, Committed):
+                self.committed[event.record.partition] += 1
+            self.obey(core.handle(event, 0))
+            return
+        place = self.random.choice(sorted(self.flying))
+        attempt, rows, is_probe = self.flying[place]
+        fault = self.fault(place)
+        if self.mercy and fault is None and not (len(rows) == 1 and is_probe) and self.random.random() < 0.2:
+            self.mercy -= 1
+            fault = "killed"
+        match fault:
+            case "killed":
+                self.kill(core, place)
+            case "hung":
+                task = StageTask(0, *place, attempt, 0, f"w{self.born}", 10.0)
+                self.obey(core.handle(Running((task,)), 0))
+                self.replace(core, WorkerLost(f"w{self.born}"))
+            case "raised":
+                error = ValueError("boom")
+                if is_probe:
+                    self.obey(core.handle(ProbeFailed(*place, error), 0))
+                else:
+                    self.obey(core.handle(TaskFailed("microbatch", *place, error), 0))
+            case None:
+                self.computed[place] = rows
+                del self.flying[place]
+                self.obey(core.handle(ProbeDone(*place) if is_probe else MicrobatchDone(*place), 0))
+
+    def kill(self, core: DriverCore, place: tuple[int, int]) -> None:
+        """Let a worker die, with the microbatch and others that were assigned to it."""
+        assigned = {place, *self.random.sample(sorted(self.flying), self.random.randint(0, len(self.flying)))}
+        worker = f"w{self.born}"
+        tasks = tuple(StageTask(0, *other, self.flying[other][0], 0, worker) for other in sorted(assigned))
+        self.replace(core, WorkerLost(worker, tasks=tasks))
+
+    def replace(self, core: DriverCore, lost: WorkerLost) -> None:
+        self.obey(core.handle(lost, 0))
+        self.born += 1
+        self.obey(core.handle(WorkerJoined(make_worker(f"w{self.born}")), 0))
+        while loaded := [event for event in self.todo if type(event).__name__ == "ShardLoaded"]:
+            self.todo.remove(loaded[0])
+            self.obey(core.handle(loaded[0], 0))
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> _World:
+    sizes = draw(st.lists(st.lists(st.integers(2, 40), min_size=1, max_size=4), min_size=1, max_size=4))
+    rows = [
+        (partition, number, row)
+        for partition, microbatches in enumerate(sizes)
+        for number, size in enumerate(microbatches)
+        for row in range(size)
+    ]
+    poison = draw(st.dictionaries(st.sampled_from(rows), KINDS, max_size=5))
+    return _World(random.Random(draw(st.integers(0, 10**6))), sizes, poison, draw(st.integers(0, 4)))
+
+
+@settings(max_examples=150, deadline=None)
+@given(worlds(), st.integers(1, 6))
+def test_any_poison_and_any_deaths_leave_every_other_row_computed(world: _World, window: int) -> None:
+    limits = Limits(rejects=5, losses=0, seconds=5.0)
+    core = make_core(len(world.sizes), window=window, limits=limits)
+    deaths = world.mercy
+    world.obey(core.start([make_worker("w1"), make_worker("w2")]))
+    for _ in range(5000):
+        if world.sealed:
+            break
+        world.step(core)
+    assert world.sealed
+    assert world.committed == Counter(range(len(world.sizes)))
+    # Whatever was in flight when a worker died may be probed, and is acquitted at once.
+    suspects = len(world.poison) + deaths * window
+    assert world.probes <= 2 * suspects + (len(world.poison) + deaths) * (3 * FANOUT["killed"] + ALONE)
