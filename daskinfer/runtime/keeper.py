@@ -65,7 +65,7 @@ class Keeper:
         self._guard = threading.RLock()
         self.log = GenerationLog(self._folder, record.first_pin, epoch)
         self.standing = open_standing(record, self._workspace, self.log)
-        self.convictions = Convictions(self._folder, round)
+        self.convictions = Convictions(self._folder, round, epoch)
 
     def begin(self) -> Pin:
         """Lock what the job is on, and let go of what an earlier driver held besides; return the pin to start on."""

@@ -85,11 +85,11 @@ def merge_round(record: JobRecord, generations: Generations, round: Round, check
     """Merge a retry whose parts are all committed into the output; see `close_round`."""
     layout, url = _make_layout(record, record.first_pin), absolute_url(record.output)
 
-    def ledger_of(partition: int) -> Ledger:
-        return Ledger(url, layout, generations.owner(partition) if record.is_staged else 0)
-
+    scopes = {part.partition: generations.owner(part.partition) if record.is_staged else 0 for part in round.parts}
+    opened = {scope: Ledger(url, layout, scope) for scope in {*scopes.values()}}
+    ledgers = {partition: opened[scope] for partition, scope in scopes.items()}
     records = list(Ledger(url, layout, round=round.number).committed())
-    return close_round(url, make_sink(url, _format_of(record), layout), round, records, ledger_of, check)
+    return close_round(url, make_sink(url, _format_of(record), layout), round, records, ledgers, check)
 
 
 def read_staged(record: JobRecord, pin: Pin, commit: CommitRecord) -> OutputPart:

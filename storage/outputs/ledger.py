@@ -104,10 +104,13 @@ class Ledger:
         url = join_url(self._commits, f"{partition:08d}.json")
         return _parse(url, read_bytes(url))
 
+    def drop_index(self) -> None:
+        """Delete what was kept of these records for whoever reads them next: some are about to be replaced."""
+        CommitIndex(self._commits, self._layout.job, list_names(self._commits)).drop()
+
     def replace(self, record: CommitRecord) -> None:
         """Put another record in the place of a partition's: that of its part with a retry's rows merged in."""
         self._check(record)
-        CommitIndex(self._commits, self._layout.job, list_names(self._commits)).drop()
         url = join_url(self._commits, f"{record.partition:08d}.json")
         replace_bytes(url, canonical_json(record.model_dump(mode="json")))
 
