@@ -194,9 +194,9 @@ def join(url: str, beat: float = BEAT, ttl: float = TTL) -> Membership:
             membership.check()
             return membership
         except (Conflict, JobBusy):  # another was quicker: look again what it made of the job
-            membership.release()
+            membership.withdraw()
         except BaseException:
-            membership.release()
+            membership.withdraw()
             raise
 
 

@@ -19,7 +19,7 @@ from daskinfer.ids import make_nonce
 from daskinfer.spec.job import Progress
 from daskinfer.spec.section import Section
 from daskinfer.storage.drivers import BEAT, TTL, Driver, describe_driver, look_for, refuse
-from daskinfer.storage.filesystem import join_url, list_names, read_bytes, replace_bytes
+from daskinfer.storage.filesystem import delete, join_url, list_names, read_bytes, replace_bytes
 from daskinfer.storage.slotlog import SlotLog
 
 _LOOKS = 10
@@ -99,6 +99,11 @@ class Membership:
             self._stopping.set()
             self._thread.join()
             self._beat(released=True)
+
+    def withdraw(self) -> None:
+        """Leave as if it had never come."""
+        self.release()
+        delete(self._place)
 
     def _keep_beating(self, beat: float) -> None:
         while not self._stopping.wait(beat):

@@ -88,6 +88,7 @@ def test_of_many_newcomers_all_join_one_life(url: str) -> None:
         thread.join(20)
     assert {membership.epoch for membership in found} == {1}
     assert len(SlotLog(f"{url}/epochs").read()) == 1
+    assert len(list_members(url)) == 6, "who was not the first to come has left something behind"
     for membership in found:
         membership.release()
     assert not is_held(url)
