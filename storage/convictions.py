@@ -32,12 +32,13 @@ class Convictions:
     ----------
     job
         URL of the job's folder.
-    round
-        Number of a retry, which finds out anew; 0 for the job itself.
+    round, epoch
+        Number of a retry and life of its driver, which finds out anew: what was wrong may have been mended since the
+        last one. 0 for the job itself.
     """
 
-    def __init__(self, job: str, round: int = 0) -> None:
-        self._folder = join_url(job, POISON, *([f"r{round:04d}"] if round else []))
+    def __init__(self, job: str, round: int = 0, epoch: int = 0) -> None:
+        self._folder = join_url(job, POISON, *([f"r{round:04d}-e{epoch:04d}"] if round else []))
 
     def record(self, conviction: Conviction) -> Conviction:
         """Write a conviction down, and return the one that counts: another driver's where that came first."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from daskinfer.spec.recipe import Recipe
+
 # Importing a large library holds Python's lock, and with it the heartbeat.
 LOADING_SLACK = 4
 
@@ -35,3 +37,12 @@ class Limits:
     def silence(self, is_loading: bool) -> float:
         """Return for how many seconds a worker may be silent."""
         return self.frozen * (LOADING_SLACK if is_loading else 1)
+
+    @classmethod
+    def of(cls, recipe: Recipe, rows: int) -> Limits:
+        """Return what a recipe allows a job with so many rows."""
+        return cls(
+            rejects=recipe.errors.limit(rows),
+            seconds=recipe.errors.microbatch_seconds,
+            **recipe.recovery.model_dump(),
+        )

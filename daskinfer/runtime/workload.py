@@ -45,7 +45,8 @@ class Workload:
     window
         Microbatches in flight.
     waiting
-        What is to be computed, in order: (generation, partition); None for whatever generation is current by then.
+        What is to be computed, in order: (generation, partition); None for whatever generation is current by then. More
+        may follow its end.
     left
         How much that is.
     """
@@ -131,6 +132,12 @@ class Workload:
     def committed(self, place: Place) -> Action:
         """Forget an attempt whose partition is committed."""
         del self._open[place]
+        return Release(place[1], place[0])
+
+    def abandon(self, place: Place) -> Action:
+        """Forget an attempt that is of no use any more, whatever of it is in flight."""
+        partition = self._open.pop(place)
+        self._in_flight -= partition.submitted - len(partition.done) - len(partition.withheld)
         return Release(place[1], place[0])
 
     def pump(self, generation: int, may_start: bool) -> list[Action]:

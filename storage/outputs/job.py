@@ -85,11 +85,11 @@ def merge_round(record: JobRecord, generations: Generations, round: Round, check
     """Merge a retry whose parts are all committed into the output; see `close_round`."""
     layout, url = _make_layout(record, record.first_pin), absolute_url(record.output)
 
-    def ledger_of(partition: int) -> Ledger:
-        return Ledger(url, layout, generations.owner(partition) if record.is_staged else 0)
-
+    scopes = {part.partition: generations.owner(part.partition) if record.is_staged else 0 for part in round.parts}
+    opened = {scope: Ledger(url, layout, scope) for scope in {*scopes.values()}}
+    ledgers = {partition: opened[scope] for partition, scope in scopes.items()}
     records = list(Ledger(url, layout, round=round.number).committed())
-    return close_round(url, make_sink(url, _format_of(record), layout), round, records, ledger_of, check)
+    return close_round(url, make_sink(url, _format_of(record), layout), round, records, ledgers, check)
 
 
 def read_staged(record: JobRecord, pin: Pin, commit: CommitRecord) -> OutputPart:
@@ -97,6 +97,20 @@ def read_staged(record: JobRecord, pin: Pin, commit: CommitRecord) -> OutputPart
     place = staged_url(record.output, record.job, pin.generation)
     url = place if record.is_staged or pin.generation else absolute_url(record.output)
     return read_part(url, _make_layout(record, pin), commit.partition, commit.path, commit.digest)
+
+
+def describe_result(record: JobRecord, snapshot: str) -> dict[str, str]:
+    """Return what the manifest of a job's output says of the job."""
+    return {
+        "job": record.job,
+        "key": record.key,
+        "checkpoint": record.resolution.reference,
+        "snapshot": snapshot,
+        "recipe": record.recipe.digest,
+        "inputs": record.inputs,
+        "code": record.code,
+        "plan": record.plan.digest,
+    }
 
 
 def _format_of(record: JobRecord) -> str:

@@ -76,7 +76,7 @@ class Ledger:
     def commit(self, record: CommitRecord) -> CommitRecord:
         """Create the record of a part; return the one that is there."""
         self._check(record)
-        url = join_url(self._commits, f"{record.partition:08d}.json")
+        url = self._record_url(record.partition)
         if create(url, canonical_json(record.model_dump(mode="json"))):
             return record
         winner = _parse(url, read_bytes(url))
@@ -90,6 +90,10 @@ class Ledger:
             )
         return winner
 
+    def has(self, partition: int) -> bool:
+        """Say whether a partition is committed."""
+        return exists(self._record_url(partition))
+
     def committed(self, among: Container[int] | None = None) -> Iterator[CommitRecord]:
         """Read all records, or those of some partitions, after one listing."""
         numbers = _find_numbers(list_names(self._commits))
@@ -100,10 +104,13 @@ class Ledger:
         url = join_url(self._commits, f"{partition:08d}.json")
         return _parse(url, read_bytes(url))
 
+    def drop_index(self) -> None:
+        """Delete what was kept of these records for whoever reads them next: some are about to be replaced."""
+        CommitIndex(self._commits, self._layout.job, list_names(self._commits)).drop()
+
     def replace(self, record: CommitRecord) -> None:
         """Put another record in the place of a partition's: that of its part with a retry's rows merged in."""
         self._check(record)
-        CommitIndex(self._commits, self._layout.job, list_names(self._commits)).drop()
         url = join_url(self._commits, f"{record.partition:08d}.json")
         replace_bytes(url, canonical_json(record.model_dump(mode="json")))
 
@@ -182,6 +189,9 @@ class Ledger:
                 delete(url)
             elif name != RECORDS and exists(join_url(url, "zarr.json")):
                 delete(url, recursive=True)
+
+    def _record_url(self, partition: int) -> str:
+        return join_url(self._commits, f"{partition:08d}.json")
 
     def _read(self, numbers: Sequence[int]) -> Iterator[CommitRecord]:
         filesystem, folder = open_filesystem(self._commits)

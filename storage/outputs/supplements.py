@@ -16,7 +16,7 @@ the way leaves everything that the next one needs to do the same again. The mani
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -151,7 +151,7 @@ def close_round(
     sink: Sink,
     round: Round,
     records: Sequence[CommitRecord],
-    ledger_of: Callable[[int], Ledger],
+    ledgers: Mapping[int, Ledger],
     check: Callable[[], None],
 ) -> dict[str, Any]:
     """Put the merged parts of a round in their places and the manifest that names them in its; return the manifest.
@@ -166,8 +166,8 @@ def close_round(
         What was retried.
     records
         The round's commit record of every part.
-    ledger_of
-        Returns the records among which a partition's counts.
+    ledgers
+        Partition -> the records among which its own counts.
     check
         Raises where this driver must not go on; called before each part.
 
@@ -183,9 +183,13 @@ def close_round(
     before = read_bytes(join_url(url, MANIFEST))
     create_same(join_url(place, "before.json"), before)
 
+    check()
+    for ledger in {ledgers[record.partition] for record in records}:
+        ledger.drop_index()
+
     def adopt(record: CommitRecord) -> None:
         check()
-        _adopt(url, sink, round, record, ledger_of(record.partition))
+        _adopt(url, sink, round, record, ledgers[record.partition])
 
     with ThreadPoolExecutor(_COPIES, thread_name_prefix="merge") as pool:
         for _ in pool.map(adopt, records):

@@ -13,7 +13,7 @@ import pytest
 
 from daskinfer.logs import FIELDS
 from tests.e2e.command import call
-from tests.e2e.conftest import Bench
+from tests.e2e.conftest import Bench, daskinfer
 
 TALKATIVE = """
 import logging
@@ -71,6 +71,7 @@ def test_what_cannot_be_logged_to_is_said(warm: Bench) -> None:
 
 @pytest.mark.late
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_every_record_of_a_task_has_the_fields(tmp_path: Path) -> None:
     (tmp_path / "talkative.py").write_text(TALKATIVE)
     values = np.random.default_rng(0).standard_normal((48, 8), dtype=np.float32)
@@ -89,14 +90,16 @@ def test_every_record_of_a_task_has_the_fields(tmp_path: Path) -> None:
     publish = ("checkpoint", "publish", "talk", "--entry", "talkative:build", "--alias", "prod")
     assert call(*publish, cwd=tmp_path, env=env).code == 0
     words = ("run", "recipe.yaml", "--json", "--log-file", "log", "--log-format", "json", "--log-level", "debug")
-    ended = call(*words, cwd=tmp_path, env=env)
-    assert ended.code == 0, ended.err
+    job = daskinfer(*words, cwd=tmp_path, env=env)  # with workers of its own, which take their time
+    out, err = job.communicate(timeout=170)
+    assert job.returncode == 0, err
+    printed = json.loads(out)
     records = read(tmp_path / "log")
     spoken = [record for record in records if record["logger"] == "talkative" and "partition" in record]
     computed = [record for record in records if record["message"] == "microbatch computed"]
     assert len(spoken) >= len(computed) > 6
     for record in (*spoken, *computed):
         assert all(name in record for name in FIELDS), record
-        assert (record["job"], record["snapshot"]) == (ended.json["job"], ended.json["snapshot"])
+        assert (record["job"], record["snapshot"]) == (printed["job"], printed["snapshot"])
     assert {record["stage"] for record in spoken} == {0, 1}
     assert len({record["process"] for record in computed}) == 2

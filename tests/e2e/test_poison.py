@@ -22,7 +22,7 @@ from daskinfer.testing.minefield import FEATURES, HANGS, KILLS, RAISES, make_min
 from tests.e2e.conftest import data_bytes, run
 from tests.e2e.outputs import read_columns
 
-SECONDS = 3
+SECONDS = 5
 
 
 def lay(folder: Path, rows: int, mines: dict[int, tuple[float, int]]) -> NDArray[np.float32]:
@@ -50,7 +50,6 @@ def make_recipe(folder: Path, **changes: Any) -> Recipe:
         "input": {"url": str(folder / "rows.parquet"), "columns": {"features": "features"}, "partition_rows": 1000},
         "output": {"url": str(folder / "out.parquet"), "keep": ["id"]},
         "pipeline": {"stages": 2, "microbatch_tokens": 100},
-        "errors": {"microbatch_seconds": SECONDS},
         "cluster": {"local": {"workers": 2}},
     }
     for path, value in changes.items():
@@ -102,12 +101,13 @@ def test_rows_that_raise_are_found_and_stay_found(tmp_path: Path, scheduler: str
     stages = {attempt["stage"] for file in files.values() for attempt in file["attempts"]}
     assert stages == {0, 1}
     # Whoever looks for them finds the same, and computes the same.
-    run(make_recipe(tmp_path, output__url=str(tmp_path / "again.parquet")), scheduler, workers=3)
+    run(make_recipe(tmp_path, output__url=str(tmp_path / "again.parquet")), scheduler)
     assert data_bytes(tmp_path / "again.parquet") == data_bytes(tmp_path / "out.parquet")
     assert report.rejects[0].endswith(":1235: the model raised ValueError: row of 1 cannot be computed, at ...")
 
 
 @pytest.mark.late
+@pytest.mark.timeout(1800)
 def test_a_row_that_kills_every_worker(tmp_path: Path) -> None:
     values = lay(tmp_path, 3000, {2345: (KILLS, 1)})
     report = api.run(make_recipe(tmp_path))
@@ -121,9 +121,13 @@ def test_a_row_that_kills_every_worker(tmp_path: Path) -> None:
 
 
 @pytest.mark.late
+@pytest.mark.timeout(1800)
 def test_one_of_each_among_a_hundred_thousand(tmp_path: Path) -> None:
     values = lay(tmp_path, 100_000, {12_345: (RAISES, 1), 45_678: (HANGS, 0), 78_901: (KILLS, 1)})
-    report = api.run(make_recipe(tmp_path, input__partition_rows=5000, pipeline__microbatch_tokens=250))
+    recipe = make_recipe(
+        tmp_path, input__partition_rows=5000, pipeline__microbatch_tokens=250, errors__microbatch_seconds=SECONDS
+    )
+    report = api.run(recipe)
     check(tmp_path, report, values, {12_345: "raised", 45_678: "hung", 78_901: "killed"})
     assert report.counters["probes"] < 150
 

@@ -88,7 +88,8 @@ def compute(url: Path, format: str, recovered: dict[int, tuple[int, ...]], epoch
 def close(url: Path, format: str, check: Any = lambda: None) -> dict[str, Any]:
     round = next_round(str(url), JOB)
     records = list(Ledger(str(url), LAYOUT, round=round.number).committed())
-    return close_round(str(url), open_format(url, format), round, records, lambda _: Ledger(str(url), LAYOUT), check)
+    ledgers = dict.fromkeys(range(3), Ledger(str(url), LAYOUT))
+    return close_round(str(url), open_format(url, format), round, records, ledgers, check)
 
 
 def contents(url: Path, *skipped: str) -> dict[str, bytes]:
@@ -187,6 +188,16 @@ def test_a_driver_that_was_taken_over_merges_nothing(tmp_path: Path) -> None:
     with pytest.raises(JobBusy):
         close(tmp_path, "parquet", check)
     assert contents(tmp_path) == before
+
+
+def test_an_index_of_the_old_records_is_not_believed(tmp_path: Path) -> None:
+    fill(tmp_path, "parquet", REFUSED)
+    ledger = Ledger(str(tmp_path), LAYOUT)
+    ledger.keep(ledger.digests())
+    assert sum(digest.rows_quarantined for digest in ledger.digests()) == 3
+    compute(tmp_path, "parquet", {0: (0, 3), 1: ()})
+    close(tmp_path, "parquet")
+    assert [digest.rows_quarantined for digest in ledger.digests()] == [0, 1, 0]
 
 
 def test_the_attempt_that_commits_first_counts(tmp_path: Path) -> None:

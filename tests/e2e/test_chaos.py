@@ -1,0 +1,63 @@
+"""Chaos: whatever is killed, frozen, lost or damaged in mid-run, the output is that of an undisturbed run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+from daskinfer import api
+from daskinfer.testing.campaigns import campaign_size
+from daskinfer.testing.tinymodels import make_tiny_bert
+from tests.e2e.chaos import PARTITION, ROWS, STAGES, Cluster, Outcome, Storm, draw_faults, open_processes
+from tests.e2e.conftest import Bench, make_bench
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(campaign_size(600, 4 * 3600))]
+
+SCHEDULES = campaign_size(12, 200)
+REJECTED = 2
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with open_processes(tmp_path_factory.mktemp("chaos"), seed=5) as processes:
+        yield processes
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, cluster: Cluster) -> Bench:
+    """A job of three stages, two bad rows, two versions, and `calm.zarr`: what it writes when nothing disturbs it."""
+    bench = make_bench(tmp_path_factory.mktemp("storm"), tiny_model, ROWS - REJECTED)
+    rows = (bench.folder / "in.jsonl").read_text().splitlines(keepends=True)
+    for place in (100, 700):
+        rows.insert(place, '{"id": "bad", "text": null}\n')
+    (bench.folder / "in.jsonl").write_text("".join(rows))
+    other = make_tiny_bert(bench.folder / "other", layers=4, seed=1)
+    api.publish("tiny", str(other), registry=str(bench.folder / "work/registry"))
+    words = {"input__partition_rows": PARTITION, "pipeline__stages": STAGES, "errors__max_rows": REJECTED}
+    api.run(bench.recipe("calm.zarr", **words, cluster__local={"workers": STAGES}))
+    bench.write_recipe(**words, cluster__address=cluster.address, pipeline__activations={"transport": "zarr"})
+    return bench
+
+
+def test_output_is_the_same_whatever_happens(bench: Bench, cluster: Cluster) -> None:
+    total = Outcome()
+    shares = []
+    for seed in range(SCHEDULES):
+        faults = draw_faults(seed, campaign_size(2, 4))
+        storm = Storm(bench, cluster, f"storm-{seed}.zarr")
+        outcome = storm.rage(faults)
+        storm.check(bench.folder / "calm.zarr", REJECTED)
+        print(seed, outcome)
+        total.faults += outcome.faults
+        total.incidents += outcome.incidents
+        total.recovery_seconds += outcome.recovery_seconds
+        shares.append(outcome.recomputed)
+    print(
+        f"{SCHEDULES} schedules: {total.faults.total()} faults {dict(total.faults)}; incidents {dict(total.incidents)}; "
+        f"recomputed {sum(shares) / len(shares):.1%}, at most {max(shares):.1%}; "
+        f"recovery {median(total.recovery_seconds):.1f} s, at most {max(total.recovery_seconds):.1f} s"
+    )
+    assert len(total.faults) >= 4
