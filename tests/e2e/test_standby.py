@@ -79,11 +79,10 @@ def workers(tmp_path: Path) -> Iterator[Workers]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, scheduler: str) -> Bench:
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Bench:
     """A job of 60 partitions, and `calm.zarr`: what it writes when nothing disturbs it."""
     bench = make_bench(tmp_path_factory.mktemp("standby"), tiny_model, ROWS)
-    settings = {"cluster__address": scheduler, "placement__requires": {"TWO": 1}}
-    api.run(bench.recipe("calm.zarr", input__partition_rows=PARTITION, **settings))
+    api.run(bench.recipe("calm.zarr", input__partition_rows=PARTITION))
     return bench
 
 
@@ -135,7 +134,7 @@ def holder(progress: Progress, stage: int) -> str:
 
 
 def run(folder: Bench, workers: Workers, name: str, play: Play, **changes: Any) -> Report:
-    changes = {"input__partition_rows": PARTITION, "cluster__address": workers.scheduler, "name": name[:-5], **changes}
+    changes = {"input__partition_rows": PARTITION, "cluster__address": workers.scheduler, **changes}
     report = api.run(folder.recipe(name, **changes), watch=play)
     assert play.is_over
     assert data_bytes(folder.folder / name) == data_bytes(folder.folder / "calm.zarr")
