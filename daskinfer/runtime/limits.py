@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from daskinfer.spec.recipe import Recipe
+
 # Importing a large library holds Python's lock, and with it the heartbeat.
 LOADING_SLACK = 4
 
@@ -31,7 +33,23 @@ class Limits:
     """Seconds that a store may refuse."""
     seconds: float | Literal["auto"] | None = "auto"
     """Seconds that a microbatch may take in a stage."""
+    hopeless: bool = True
+    """Whether a model that breaks on every row that it is given first ends the job."""
 
     def silence(self, is_loading: bool) -> float:
         """Return for how many seconds a worker may be silent."""
         return self.frozen * (LOADING_SLACK if is_loading else 1)
+
+
+def limits_of(recipe: Recipe, rows: int) -> Limits:
+    """Return what a recipe says for an input of so many rows."""
+    recovery = recipe.recovery
+    return Limits(
+        rejects=recipe.errors.limit(rows),
+        seconds=recipe.errors.microbatch_seconds,
+        frozen=recovery.frozen,
+        missing=recovery.missing,
+        patience=recovery.patience,
+        paused=recovery.paused,
+        storage=recovery.storage,
+    )

@@ -20,8 +20,9 @@ from daskinfer.runtime.core import DriverCore
 from daskinfer.runtime.driver import Driver
 from daskinfer.runtime.keeper import Keeper
 from daskinfer.runtime.ledger import Ledger
-from daskinfer.runtime.limits import Limits
+from daskinfer.runtime.limits import Limits, limits_of
 from daskinfer.runtime.messages import Note, Recovered
+from daskinfer.runtime.narration import narrate_end
 from daskinfer.runtime.opening import OpenedJob
 from daskinfer.runtime.pinning import Pinning
 from daskinfer.runtime.posts import Staffing
@@ -112,7 +113,7 @@ class Session:
                     self.error = Interrupted("interrupted; everything committed so far stays")
                 except DaskinferError as error:
                     self.error = error
-                self._tell_end()
+                narrate_end(self.error, self.ledger.rows_out, self.ledger.rows_quarantined)
             self._enter(_final_phase(self.error))
             with suppress(StorageRefused):  # the job has ended as it has, written down or not
                 self._journal.flush()
@@ -255,15 +256,7 @@ class Session:
             committed=committed,
             rejects=self.ledger.rows_quarantined,
             staffing=self._staffing(),
-            limits=Limits(
-                rejects=self.recipe.errors.limit(record.rows),
-                seconds=self.recipe.errors.microbatch_seconds,
-                frozen=self.recipe.recovery.frozen,
-                missing=self.recipe.recovery.missing,
-                patience=self.recipe.recovery.patience,
-                paused=self.recipe.recovery.paused,
-                storage=self.recipe.recovery.storage,
-            ),
+            limits=self._limits(),
             trial=trial,
             poison=poison,
         )
@@ -291,6 +284,9 @@ class Session:
                 self.counters = dict(core.counters)
                 self.pins = keeper.log.known.pins
                 self._leave(driver, client)
+
+    def _limits(self) -> Limits:
+        return limits_of(self.recipe, self.job.record.rows)
 
     def _staffing(self) -> Staffing:
         consistency, placement = self.job.record.recipe.consistency, self.recipe.placement
@@ -364,13 +360,6 @@ class Session:
         )
         _log.info("output sealed", extra={"output": record.output})
         delete(join_url(absolute_url(self.recipe.workspace), "activations", record.job), recursive=True)
-
-    def _tell_end(self) -> None:
-        facts = {"rows_out": self.ledger.rows_out, "rows_quarantined": self.ledger.rows_quarantined}
-        if self.error is None:
-            _log.info("job done", extra=facts)
-        else:
-            _log.error("job ended: %s", self.error.message, extra=facts)
 
     def _enter(self, phase: Phase) -> None:
         self._phase = phase
