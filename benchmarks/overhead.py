@@ -95,14 +95,14 @@ def main() -> None:
 @contextmanager
 def start_cluster() -> Iterator[tuple[str, psutil.Process]]:
     """Start a scheduler and one worker for each stage, each in a process of its own."""
-    dask = Path(sys.executable).with_name("dask")
+    dask = [sys.executable, "-m", "dask"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     port = 18_786
     address = f"tcp://127.0.0.1:{port}"
     scheduler = subprocess.Popen(
-        [dask, "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"], **quiet
+        [*dask, "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"], **quiet
     )
-    command = [dask, "worker", address, "--nthreads", "1", "--no-dashboard", "--resources", "GPU=1"]
+    command = [*dask, "worker", address, "--nthreads", "1", "--no-dashboard", "--resources", "GPU=1"]
     workers = [subprocess.Popen(command, **quiet) for _ in range(STAGES)]
     try:
         with Client(address, timeout=60) as client:

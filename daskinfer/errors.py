@@ -25,6 +25,7 @@
     ├── SnapshotGone              1  the locked snapshot was taken away
     ├── DeviceFailed              1  a worker's device failed, and the worker is of no more use
     ├── JobBusy                   1  another live driver runs this job
+    ├── ClaimLost                 1  another member of the job computes these partitions by now
     └── JobFailed                 1  the work itself failed
 """
 
@@ -152,6 +153,10 @@ class DeviceFailed(DaskinferError):
 
 class JobBusy(DaskinferError):
     """A live driver already runs this job."""
+
+
+class ClaimLost(DaskinferError):
+    """Another member of the job has taken partitions over; what was computed of them is not to be written."""
 
 
 class JobFailed(DaskinferError):

@@ -171,7 +171,7 @@ class _ShardCache:
 
 
 # What a retry writes lies in a folder of its epoch.
-_ContextKey = tuple[str, str, int, int, int]
+_ContextKey = tuple[str, str, str, int, int, int]
 _SHARDS = _ShardCache()
 _CONTEXTS: dict[_ContextKey, JobContext] = {}
 _CONTEXTS_LOCK = threading.Lock()
@@ -188,7 +188,7 @@ def open_context(handle: JobHandle) -> JobContext:
 
 def _key_of(handle: JobHandle) -> _ContextKey:
     epoch = handle.epoch if handle.round else 0
-    return (handle.workspace, handle.job, handle.pin.generation, handle.round, epoch)
+    return (handle.workspace, handle.job, handle.member, handle.pin.generation, handle.round, epoch)
 
 
 def forget_job(handle: JobHandle) -> None:
@@ -219,13 +219,15 @@ def forget_shards(handles: Sequence[JobHandle], stage: int | None) -> None:
 def open_transports(record: JobRecord, handle: JobHandle) -> tuple[Transport[Any], ...]:
     """Return the transport of every edge of a job's plan, for one generation."""
     plan, pin = record.plan, handle.pin
+    # Members that share a job must never read or delete each other's.
+    folder = join_url(handle.workspace, "activations", record.job, *([handle.member] if handle.member else []))
     opened: list[Transport[Any]] = []
     for index, (kind, tensors) in enumerate(zip(plan.transports, plan.edges, strict=True)):
         edge = Edge(job=record.job, snapshot=pin.snapshot, name=f"{index}-{index + 1}")
         if kind == "direct":
             opened.append(DirectTransport(edge, tensors))
             continue
-        url = join_url(handle.workspace, "activations", record.job, f"g{pin.generation:04d}", edge.name)
+        url = join_url(folder, f"g{pin.generation:04d}", edge.name)
         # Numbering chunks by partition and microbatch is unique and stays the same for every retry; chunks that are
         # never written cost nothing.
         opened.append(ZarrTransport(url, edge, tensors, *plan.largest, record.partitions * record.slots))

@@ -29,13 +29,15 @@ class JobHandle:
     """The snapshot that it computes on. A worker never maps a name to weights by itself."""
     round: int = 0
     """Number of the retry that it belongs to; 0 for the run."""
+    member: str = ""
+    """Id of the driver among the members of the job; empty where it runs the job alone."""
     connection: int = 0
     """Connection to a scheduler that the driver submitted it over; what one left behind means nothing to the next."""
 
     @property
     def driver(self) -> str:
         """Who submitted the task, and over which connection."""
-        return f"{self.epoch}.{self.connection}"
+        return ".".join(filter(None, (str(self.epoch), self.member, str(self.connection))))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

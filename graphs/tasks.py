@@ -17,6 +17,7 @@ from daskinfer.graphs.handoff import Encoded, Handoff, Hop, JobHandle
 from daskinfer.graphs.identity import get_identity
 from daskinfer.logs import logging_context
 from daskinfer.models.tasks.finish import finish_rows
+from daskinfer.planning.blocks import cut_blocks
 from daskinfer.planning.comparison import compare_parts
 from daskinfer.planning.microbatches import pack_microbatches
 from daskinfer.source import digest_source
@@ -25,6 +26,7 @@ from daskinfer.spec.comparison import PartComparison
 from daskinfer.spec.job import SNAPSHOT, CommitRecord, StageTrail
 from daskinfer.spec.poison import Conviction
 from daskinfer.storage.activations import DirectActivation
+from daskinfer.storage.claims import ClaimLog
 from daskinfer.storage.inputs.reading import PartitionSource, read_partition
 from daskinfer.storage.outputs.job import read_staged
 from daskinfer.storage.outputs.owner import confirm
@@ -164,6 +166,8 @@ def commit_partition(
         A microbatch was computed on another snapshot than the job's.
     JobBusy
         A newer driver has taken the job over.
+    ClaimLost
+        Another member of the job has taken the partition over.
     OutputOwned
         Another job has taken the output over.
     """
@@ -193,8 +197,7 @@ def commit_partition(
         rejects=rows.rejects,
     )
     part = context.complete(part)
-    if context.store.current_epoch() != handle.epoch:
-        raise JobBusy(f"job {handle.job} was taken over by a newer driver; this one stops")
+    confirm_driver(context, handle, rows.partition.number)
     confirm(context.record.output, handle.job)
     began = time.perf_counter()
     written = context.sink.write(part)
@@ -206,6 +209,7 @@ def commit_partition(
         partition=rows.partition.number,
         epoch=handle.epoch,
         round=handle.round,
+        member=handle.member,
         rows_in=rows.partition.rows,
         rows_out=len(part.positions),
         rows_quarantined=len(part.rejects),
@@ -225,6 +229,23 @@ def commit_partition(
     for transport in context.transports:
         transport.delete(base + number for number in range(len(encoded.microbatches)))
     return committed
+
+
+def confirm_driver(context: JobContext, handle: JobHandle, partition: int) -> None:
+    """Make sure that the driver which asked for a partition may still commit it.
+
+    Raises
+    ------
+    JobBusy
+        A newer driver has taken the job over.
+    ClaimLost
+        Another member of the job has taken the partition over.
+    """
+    if context.store.current_epoch() != handle.epoch:
+        raise JobBusy(f"job {handle.job} was taken over by a newer driver; this one stops")
+    if handle.member:
+        blocks = cut_blocks(context.record)
+        ClaimLog(context.store.url, handle.epoch).confirm(blocks.find(partition), handle.member)
 
 
 def compare_partition(

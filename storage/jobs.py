@@ -6,6 +6,8 @@
     inputs.json.gz    its partition table; created once
     epochs/           slot log: every driver it has had
     lease.json        heartbeat and progress of the last one
+    members/          heartbeat and progress of everyone who ran it together with others
+    claims/           slot logs: which of them has which partitions
     journal/          what happened
     control/          slot log: what people ask of the driver, and its answers
     generations/      slot log: the snapshots it took up, and what each switch gave them
@@ -13,6 +15,7 @@
     gate.json .html   what the gate of a canary or a shadow found
     report.json .html what the last run did
     retries/          what every retry of quarantined rows did: 0001.json, 0001.html ...
+    reports/          what each of its members did
     cleared.json      created once, when the output holds nothing of its former owner
     done.json         created once, when the output is sealed
 """
@@ -34,11 +37,14 @@ from daskinfer.errors import Conflict, IntegrityError, UsageError
 from daskinfer.ids import canonical_json, make_nonce
 from daskinfer.spec.control import ControlRecord
 from daskinfer.spec.job import JobRecord, JobStatus, Report, State
+from daskinfer.spec.membership import MemberStatus
 from daskinfer.spec.rows import PartitionTable
 from daskinfer.storage import lease
 from daskinfer.storage.control import ControlLog
+from daskinfer.storage.drivers import BEAT, TTL, Mode
 from daskinfer.storage.exclusive import create
 from daskinfer.storage.filesystem import absolute_url, exists, join_url, list_names, read_bytes, replace_bytes
+from daskinfer.storage.members import Member, Membership, list_members, seems_alive
 
 _READERS = 16
 
@@ -98,9 +104,13 @@ class JobStore:
         except (ValueError, OSError, EOFError, zlib.error) as error:
             raise _unreadable(place, "partition table") from error
 
-    def acquire(self, beat: float = lease.BEAT, ttl: float = lease.TTL) -> lease.Lease:
+    def acquire(self, beat: float = BEAT, ttl: float = TTL, mode: Mode = "alone") -> lease.Lease:
         """Become the job's driver; see `daskinfer.storage.lease.acquire`."""
-        return lease.acquire(self.url, beat, ttl)
+        return lease.acquire(self.url, beat, ttl, mode)
+
+    def join(self, beat: float = BEAT, ttl: float = TTL) -> Membership:
+        """Become one of the job's members; see `daskinfer.storage.lease.join`."""
+        return lease.join(self.url, beat, ttl)
 
     def current_epoch(self) -> int:
         """Return how many drivers the job has had."""
@@ -115,11 +125,15 @@ class JobStore:
         """Note that the output holds nothing of its former owner."""
         create(self._place("cleared.json"), canonical_json({"job": self.job}))
 
-    def save_report(self, report: Report, html: str) -> str:
-        """Store what the last run did, and return the URL of the HTML page."""
-        page = self._place("report.html")
+    def report_url(self, member: str = "") -> str:
+        """Return where the page of the last run, or of one member's, is."""
+        return self._place(f"reports/{member}.html" if member else "report.html")
+
+    def save_report(self, report: Report, html: str, member: str = "") -> str:
+        """Store what the last run, or one member, did, and return the URL of the HTML page."""
+        page = self.report_url(member)
         replace_bytes(page, html.encode())
-        replace_bytes(self._place("report.json"), report.model_dump_json(indent=2).encode())
+        replace_bytes(f"{page.removesuffix('.html')}.json", report.model_dump_json(indent=2).encode())
         return page
 
     def save_retry_report(self, round: int, report: Report, html: str) -> None:
@@ -139,9 +153,9 @@ class JobStore:
         """Store the page of what a gate said of a canary or a shadow."""
         replace_bytes(self._place("gate.html"), html.encode())
 
-    def report(self) -> Report | None:
-        """Return what the last run did, if one ended."""
-        return self._read_report("report.json")
+    def report(self, member: str = "") -> Report | None:
+        """Return what the last run, or one member, did, if it ended."""
+        return self._read_report(f"reports/{member}.json" if member else "report.json")
 
     def _read_report(self, name: str) -> Report | None:
         place = self._place(name)
@@ -151,6 +165,11 @@ class JobStore:
             return None
         except ValidationError as error:
             raise _unreadable(place, "report") from error
+
+    def others(self, member: str) -> list[Member]:
+        """Return the other members of the job's present life that seem to live."""
+        found = list_members(self.url, self.current_epoch())
+        return [other for other in found if other.member != member and seems_alive(other)]
 
     def finish(self) -> None:
         """Note that the output is sealed and nothing is left to do. A second call changes nothing."""
@@ -246,7 +265,13 @@ def status(workspace: str, job: str, committed: Callable[[JobRecord], Collection
     store = find_job(workspace, job)
     record, newest, heartbeat = store.record(), lease.read_driver(store.url), lease.read_heartbeat(store.url)
     size, done = record.recipe.input.partition_rows, committed(record)
+    members = [] if newest is None else list_members(store.url, newest[0])
+    living = [member for member in members if seems_alive(member)]
     progress = None if heartbeat is None else heartbeat.progress
+    at = None if heartbeat is None else heartbeat.at
+    if members:  # the one that was heard of last knows best how the whole stands
+        last = max(living or members, key=lambda member: member.at)
+        progress, at = last.progress, last.at
     state = store.state()
     cancel = store.cancelled() if state == "cancelled" else None
     return JobStatus(
@@ -264,8 +289,18 @@ def status(workspace: str, job: str, committed: Callable[[JobRecord], Collection
         output=record.output,
         created=record.created,
         driver="" if newest is None else str(newest[1]),
-        heartbeat_age=None if heartbeat is None else max(0.0, time.time() - heartbeat.at),
+        heartbeat_age=None if at is None else max(0.0, time.time() - at),
         progress=progress,
+        members=tuple(
+            MemberStatus(
+                member=member.member,
+                driver=str(member.driver),
+                is_alive=member in living,
+                heartbeat_age=max(0.0, time.time() - member.at),
+                rows_done=0 if member.progress is None else member.progress.rows_this_run,
+            )
+            for member in members
+        ),
     )
 
 

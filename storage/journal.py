@@ -13,7 +13,7 @@ from daskinfer.ids import canonical_json
 from daskinfer.storage.exclusive import create
 from daskinfer.storage.filesystem import join_url, list_names, read_bytes
 
-_NAME = re.compile(r"(\d{4,})-(\d{6,})\.jsonl")
+_NAME = re.compile(r"(\d{4,})-(?:(\w+)-)?(\d{6,})\.jsonl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,21 +33,25 @@ class Event:
 class Journal:
     """The journal of one epoch, in numbered objects `journal/<epoch>-<number>.jsonl`, each created exclusively.
 
+    Members that share an epoch write `<epoch>-<member>-<number>.jsonl`.
+
     Parameters
     ----------
     url
         Folder of the job.
     epoch
         Life of the driver that writes.
+    member
+        Its id, where others share that life.
     events
         How many events are held back at most.
     seconds
         For how long, in the time that the events carry.
     """
 
-    def __init__(self, url: str, epoch: int, events: int = 512, seconds: float = 5.0) -> None:
+    def __init__(self, url: str, epoch: int, member: str = "", events: int = 512, seconds: float = 5.0) -> None:
         self._folder = join_url(url, "journal")
-        self._epoch = epoch
+        self._prefix = f"{epoch:04d}-{f'{member}-' if member else ''}"
         self._events = events
         self._seconds = seconds
         self._number = 0
@@ -70,7 +74,7 @@ class Journal:
         if not self._held:
             return
         lines = [canonical_json({"at": event.at, "kind": event.kind, **event.detail}) for event in self._held]
-        url = join_url(self._folder, f"{self._epoch:04d}-{self._number:06d}.jsonl")
+        url = join_url(self._folder, f"{self._prefix}{self._number:06d}.jsonl")
         if not create(url, b"\n".join(lines) + b"\n"):
             raise Conflict(f"{url} was written by another process", hint="Two drivers run this job; stop one of them.")
         self._number += 1
@@ -78,7 +82,7 @@ class Journal:
 
 
 def read_journal(url: str) -> Iterator[Event]:
-    """Yield the events of the job in the folder `url`, oldest first, all epochs after one another.
+    """Yield the events of the job in the folder `url`, oldest first, all epochs, and members, after one another.
 
     Raises
     ------
@@ -87,7 +91,7 @@ def read_journal(url: str) -> Iterator[Event]:
     """
     folder = join_url(url, "journal")
     matches = [match for name in list_names(folder) if (match := _NAME.fullmatch(name))]
-    for match in sorted(matches, key=lambda match: (int(match[1]), int(match[2]))):
+    for match in sorted(matches, key=lambda match: (int(match[1]), match[2] or "", int(match[3]))):
         place = join_url(folder, match[0])
         for number, line in enumerate(read_bytes(place).splitlines(), start=1):
             try:

@@ -4,51 +4,28 @@ Every life of a driver is an *epoch*: a record in a slot log, appended by compar
 wins. While it lives it rewrites a heartbeat whose counter grows. A newcomer on the same machine looks for the holder's
 process; on another machine it watches the counter for a while on its own monotonic clock. Where it errs (a holder
 paused for long), the holder finds a newer epoch and stops.
+
+A life may also be *joined*: its drivers are members that share the epoch and divide the work by claims (`members`).
 """
 
 from __future__ import annotations
 
-import os
-import socket
 import threading
 import time
 from contextlib import suppress
-from datetime import UTC, datetime
-from functools import cache
-from pathlib import Path
-from typing import Literal
 
-import psutil
 from pydantic import ValidationError
 
 from daskinfer.errors import Conflict, DaskinferError, IntegrityError, JobBusy
 from daskinfer.spec.job import Progress
 from daskinfer.spec.section import Section
+from daskinfer.storage.drivers import BEAT, TTL, Driver, Mode, describe_driver, look_for, refuse
 from daskinfer.storage.filesystem import join_url, read_bytes, replace_bytes
+from daskinfer.storage.members import Membership, find_living, list_members, seems_alive
 from daskinfer.storage.slotlog import Slot, SlotLog
 
-BEAT = 2.0
-"""Seconds between two heartbeats."""
-TTL = 15.0
-"""Seconds without a heartbeat after which a driver that cannot be looked at counts as dead."""
-
-
-class Driver(Section):
-    """The process that runs a job."""
-
-    host: str
-    """Name of the machine."""
-    machine: str
-    """Boot id and process-id namespace: processes with the same value see each other by id."""
-    pid: int
-    """Process id."""
-    started: float
-    """When the process started, seconds since 1970 by its machine's clock; tells reused process ids apart."""
-    since: str
-    """When it took the job, ISO 8601, UTC; for people only."""
-
-    def __str__(self) -> str:
-        return f"{self.host}:{self.pid}"
+# How long whoever joins waits before it looks again whether another has prepared the job.
+_OPENING_SECONDS = 0.2
 
 
 class Heartbeat(Section):
@@ -78,6 +55,9 @@ class Lease:
     beat
         Seconds between heartbeats.
     """
+
+    member = ""
+    """It runs the job alone."""
 
     def __init__(self, url: str, epoch: int, beat: float) -> None:
         self.epoch = epoch
@@ -146,8 +126,41 @@ class Lease:
             self._failure = error
 
 
-def acquire(url: str, beat: float = BEAT, ttl: float = TTL) -> Lease:
+def acquire(url: str, beat: float = BEAT, ttl: float = TTL, mode: Mode = "alone") -> Lease:
     """Take the job in the folder `url`, or find out who has it.
+
+    Parameters
+    ----------
+    url
+        Folder of the job.
+    beat
+        Seconds between our heartbeats.
+    ttl
+        Seconds to watch a holder on another machine before it counts as dead.
+    mode
+        `alone`, or `opening` where others are to join afterwards.
+
+    Raises
+    ------
+    JobBusy
+        A live driver has it, or members have, or another newcomer was quicker.
+    """
+    epochs = SlotLog(join_url(url, "epochs"))
+    head = epochs.head()
+    if head is not None and _is_alive(url, head, ttl):
+        raise _busy(url, head, "is being run by")
+    try:
+        taken = epochs.append(describe_driver(mode).model_dump(mode="json"), expect=head.sequence + 1 if head else 0)
+    except Conflict as conflict:
+        winner = epochs.head()
+        if winner is None:
+            raise
+        raise _busy(url, winner, "was taken a moment ago by") from conflict
+    return Lease(url, _epoch_of(taken), beat)
+
+
+def join(url: str, beat: float = BEAT, ttl: float = TTL) -> Membership:
+    """Become a member of the job in the folder `url`: of the life that others have joined, or as the first of a new one.
 
     Parameters
     ----------
@@ -161,20 +174,30 @@ def acquire(url: str, beat: float = BEAT, ttl: float = TTL) -> Lease:
     Raises
     ------
     JobBusy
-        A live driver has it, or another newcomer was quicker.
+        A live driver runs it alone.
     """
     epochs = SlotLog(join_url(url, "epochs"))
-    head = epochs.head()
-    if head is not None and _is_alive(url, head, ttl):
-        raise _busy(url, head, "is being run by")
-    try:
-        taken = epochs.append(describe_driver().model_dump(mode="json"), expect=head.sequence + 1 if head else 0)
-    except Conflict as conflict:
-        winner = epochs.head()
-        if winner is None:
+    while True:
+        head = epochs.head()
+        is_joined = head is not None and Driver.model_validate(head.record).mode == "joined"
+        if head is not None and not is_joined and _is_alive(url, head, ttl):
+            if Driver.model_validate(head.record).mode == "alone":
+                raise _busy(url, head, "is being run by", "It runs alone: wait until it ends, or start it with --join.")
+            time.sleep(_OPENING_SECONDS)
+            continue
+        following = 0 if head is None else head.sequence + 1
+        # Seen before it is counted on: whoever wants the job alone must find the member that makes it a joined one.
+        membership = Membership(url, following if is_joined else following + 1, beat)
+        try:
+            if not is_joined:
+                epochs.append(membership.driver.model_dump(mode="json"), expect=following)
+            membership.check()
+            return membership
+        except (Conflict, JobBusy):  # another was quicker: look again what it made of the job
+            membership.withdraw()
+        except BaseException:
+            membership.withdraw()
             raise
-        raise _busy(url, winner, "was taken a moment ago by") from conflict
-    return Lease(url, _epoch_of(taken), beat)
 
 
 def is_held(url: str) -> bool:
@@ -182,10 +205,13 @@ def is_held(url: str) -> bool:
     head = SlotLog(join_url(url, "epochs")).head()
     if head is None:
         return False
+    driver = Driver.model_validate(head.record)
+    if driver.mode == "joined":
+        return any(map(seems_alive, list_members(url, _epoch_of(head))))
     heartbeat = _heartbeat_of(url, head)
     if heartbeat is not None and heartbeat.released:
         return False
-    found = _look_for(Driver.model_validate(head.record))
+    found = look_for(driver)
     if found == "unknown":
         return heartbeat is not None and time.time() - heartbeat.at < TTL
     return found == "alive"
@@ -213,45 +239,15 @@ def write_heartbeat(url: str, heartbeat: Heartbeat) -> None:
     replace_bytes(join_url(url, "lease.json"), heartbeat.model_dump_json().encode())
 
 
-def describe_driver() -> Driver:
-    """Return this process as the driver that it becomes."""
-    return Driver(
-        host=socket.gethostname(),
-        machine=_machine(),
-        pid=os.getpid(),
-        started=psutil.Process().create_time(),
-        since=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-
-
-@cache
-def _machine() -> str:
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    if not boot.exists():  # not Linux
-        return f"{socket.gethostname()}/{psutil.boot_time():.0f}"
-    return f"{boot.read_text().strip()}/{Path('/proc/self/ns/pid').readlink()}"
-
-
-def _look_for(driver: Driver) -> Literal["alive", "dead", "unknown"]:
-    if driver.machine != _machine():
-        return "unknown"
-    try:
-        process = psutil.Process(driver.pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return "dead"
-        started = process.create_time()
-    except psutil.NoSuchProcess:
-        return "dead"
-    # Start times are counted from the boot time, and setting the clock moves that: another one proves nothing.
-    return "alive" if abs(started - driver.started) < 1 else "unknown"
-
-
 def _is_alive(url: str, head: Slot, ttl: float) -> bool:
-    """Watch the holder for as long as it takes to be sure."""
+    """Watch the holder, or the members, for as long as it takes to be sure."""
+    driver = Driver.model_validate(head.record)
+    if driver.mode == "joined":
+        return bool(find_living(url, _epoch_of(head), ttl))
     first = _heartbeat_of(url, head)
     if first is not None and first.released:
         return False
-    found = _look_for(Driver.model_validate(head.record))
+    found = look_for(driver)
     if found != "unknown":
         return found == "alive"
     deadline = time.monotonic() + ttl
@@ -273,9 +269,10 @@ def _epoch_of(slot: Slot) -> int:
     return slot.sequence + 1
 
 
-def _busy(url: str, head: Slot, how: str) -> JobBusy:
+def _busy(url: str, head: Slot, how: str, hint: str = "Wait until it ends, or stop it there.") -> JobBusy:
     driver = Driver.model_validate(head.record)
-    return JobBusy(
-        f"job {url.rstrip('/').rpartition('/')[2]} {how} process {driver.pid} on {driver.host}, since {driver.since}",
-        hint="Wait until it ends, or stop it there.",
-    )
+    if driver.mode == "joined":
+        living = [member.driver for member in list_members(url, _epoch_of(head)) if seems_alive(member)] or [driver]
+        among = f"{how} {len(living)} member(s), among them"
+        return refuse(url, living[0], among, "Add --join to run it with them, or wait until it ends.")
+    return refuse(url, driver, how, hint)

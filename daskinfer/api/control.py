@@ -10,6 +10,7 @@ from daskinfer.spec.control import Outcome, WorkerState
 from daskinfer.storage.control import ControlLog
 from daskinfer.storage.jobs import JobStore, find_job
 from daskinfer.storage.lease import read_heartbeat
+from daskinfer.storage.members import list_members
 from daskinfer.storage.naming import suggest
 
 LOOK_SECONDS = 0.5
@@ -108,9 +109,9 @@ def _find_running(job: str, workspace: str) -> JobStore:
 
 
 def _roster(store: JobStore) -> tuple[WorkerState, ...]:
-    heartbeat = read_heartbeat(store.url)
-    progress = None if heartbeat is None else heartbeat.progress
-    return () if progress is None else progress.workers
+    beats = [*list_members(store.url, store.current_epoch()), read_heartbeat(store.url)]
+    latest = [beat.progress for beat in beats if beat is not None and beat.progress is not None]
+    return tuple(worker for progress in latest for worker in progress.workers)
 
 
 def _await_answer(store: JobStore, asked: Outcome, watch: Callable[[float, str], None] | None) -> Outcome:

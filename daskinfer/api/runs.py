@@ -11,18 +11,25 @@ from daskinfer.reports.gate import render_gate
 from daskinfer.reports.page import render_html
 from daskinfer.runtime.cluster import find_workers
 from daskinfer.runtime.gates import read_gate
+from daskinfer.runtime.joining import refuse_changes
 from daskinfer.runtime.opening import draft_job, find_owner, open_job
 from daskinfer.runtime.session import Session
 from daskinfer.runtime.summary import make_report
 from daskinfer.spec.job import JobRecord, JobStatus, Progress, Report
 from daskinfer.spec.recipe import Recipe
 from daskinfer.storage import jobs as job_store
+from daskinfer.storage.jobs import JobStore
 from daskinfer.storage.outputs.job import open_standing
 from daskinfer.storage.outputs.owner import current_owner
 
 
 def run(
-    recipe: Recipe, *, fresh: bool = False, watch: Callable[[Progress], None] | None = None, command: str = ""
+    recipe: Recipe,
+    *,
+    fresh: bool = False,
+    join: bool = False,
+    watch: Callable[[Progress], None] | None = None,
+    command: str = "",
 ) -> Report:
     """Run a recipe to its end, going on with an unfinished job where there is one.
 
@@ -32,6 +39,8 @@ def run(
         What to run.
     fresh
         Start over, whatever the output holds.
+    join
+        Run it together with whoever else does, each on a cluster of its own.
     watch
         Called with the progress, a few times a second.
     command
@@ -51,19 +60,30 @@ def run(
     began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     tell = watch or (lambda progress: None)
     tell(Progress(phase="preparing"))
+    if join:
+        refuse_changes(recipe)
     job = open_job(recipe, find_workers(recipe.cluster), fresh)
     if job.done and (report := job.store.report()) is not None:
         return report
-    session = Session(job, recipe, tell, began)
+    session = Session(job, recipe, tell, began, join)
     session.run()
     report = make_report(session, command, time.monotonic() - began, started)
-    job.store.save_report(report, render_html(report))
+    _save_report(job.store, session, report)
     if (gate := read_gate(job.store.url)) is not None:
         job.store.save_gate_page(render_gate(gate))
     if session.error is not None:
         raise session.error
     job.store.finish()
     return report
+
+
+def _save_report(store: JobStore, session: Session, report: Report) -> None:
+    """Store what a run did; a member stores the job's report too where it is the first to end it, or the last to leave."""
+    page, member = render_html(report), session.member
+    if member:
+        store.save_report(report, page, member)
+    if not member or (store.state() != "done" if session.error is None else not store.others(member)):
+        store.save_report(report, page)
 
 
 def validate(recipe: Recipe) -> list[str]:
@@ -113,8 +133,8 @@ def jobs(workspace: str) -> list[JobStatus]:
     return [status(name, workspace) for name in job_store.list_jobs(workspace)]
 
 
-def report(job: str, workspace: str) -> Report:
-    """Return what a job's last run did.
+def report(job: str, workspace: str, member: str = "") -> Report:
+    """Return what a job's last run did, or one of several drivers that ran it together.
 
     Raises
     ------
@@ -122,7 +142,7 @@ def report(job: str, workspace: str) -> Report:
         No run of it has ended yet.
     """
     store = job_store.find_job(workspace, job)
-    found = store.report()
+    found = store.report(member)
     if found is None:
         raise JobFailed(
             f"no run of job {store.job} has ended, so there is no report", hint=f"Look: daskinfer status {store.job}"

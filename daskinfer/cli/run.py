@@ -28,9 +28,10 @@ _FIELDS = ("job", "snapshot", "rows_in", "rows_out", "rows_quarantined", "second
 @set_option
 @click.option("--fresh", is_flag=True, help="Start over: discard what an earlier run of this job committed.")
 @log_options
+@click.option("--join", is_flag=True, help="Run it together with whoever else does, each on a cluster of its own.")
 @json_option
 @click.pass_context
-def run(ctx: click.Context, recipe: str, overrides: tuple[str, ...], fresh: bool, as_json: bool) -> None:
+def run(ctx: click.Context, recipe: str, overrides: tuple[str, ...], fresh: bool, join: bool, as_json: bool) -> None:
     """Run RECIPE, or go on where its last run stopped.
 
     An unfinished job of the same recipe, inputs and code is resumed on the checkpoint version that it is locked
@@ -40,6 +41,7 @@ def run(ctx: click.Context, recipe: str, overrides: tuple[str, ...], fresh: bool
     Examples:
       daskinfer run recipe.yaml
       daskinfer run recipe.yaml --set pipeline.stages=3 --set output.url=results/three.zarr
+      daskinfer run recipe.yaml --join
       daskinfer run recipe.yaml --json | tail -n 1 | jq .rows_out
     """
     told = circumstances(ctx)
@@ -48,7 +50,7 @@ def run(ctx: click.Context, recipe: str, overrides: tuple[str, ...], fresh: bool
 
     parsed = load_recipe(recipe, overrides)
     start_logging(ctx)
-    told.resume = command = _command(ctx, recipe, overrides, as_json)
+    told.resume = command = _command(ctx, recipe, overrides, join, as_json)
     latest: list[Progress] = []
     told.facts = lambda: _describe_failure(parsed, latest)
     from daskinfer import api
@@ -64,7 +66,7 @@ def run(ctx: click.Context, recipe: str, overrides: tuple[str, ...], fresh: bool
             latest[:] = [progress]
             display(progress)
 
-        result = api.run(parsed, fresh=fresh, watch=watch, command=command)
+        result = api.run(parsed, fresh=fresh, join=join, watch=watch, command=command)
     earlier = not any(progress.job for progress in latest)  # a run that finds its job done never names it
     display.end(result, earlier)
     if as_json:
@@ -86,19 +88,19 @@ def _describe_failure(recipe: Recipe, latest: list[Progress]) -> dict[str, Any]:
     facts |= {"rows_out": progress.rows_done - progress.rows_quarantined, "seconds": progress.seconds}
     # A second failure on the way out must not hide the first.
     with contextlib.suppress(Exception):
-        report = api.report(progress.job, recipe.workspace)
+        report = api.report(progress.job, recipe.workspace, progress.member)
         # A driver that could not write its own report leaves that of an earlier run.
         if report.verdict != "done":
             facts |= {name: getattr(report, name) for name in (*_FIELDS, "verdict")}
     return facts
 
 
-def _command(ctx: click.Context, recipe: str, overrides: tuple[str, ...], as_json: bool) -> str:
+def _command(ctx: click.Context, recipe: str, overrides: tuple[str, ...], join: bool, as_json: bool) -> str:
     """Return the command that resumes this one, ready for a shell."""
     words = [*tell_program(ctx), recipe]
     for override in overrides:
         words += ["--set", override]
-    return shlex.join([*words, "--json"] if as_json else words)
+    return shlex.join([*words, *(["--join"] if join else []), *(["--json"] if as_json else [])])
 
 
 def tell_program(ctx: click.Context) -> list[str]:

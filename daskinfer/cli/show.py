@@ -14,6 +14,7 @@ from daskinfer.spec.control import WorkerState
 from daskinfer.spec.job import Incident, JobStatus, Report, SnapshotShare
 from daskinfer.spec.listing import AliasRow, CheckpointDetail, CheckpointRow, VersionRow
 from daskinfer.spec.measured import CheckpointProfile, LayerCost, MeasuredLayer
+from daskinfer.spec.membership import MemberStatus
 from daskinfer.spec.snapshot import Resolution
 from daskinfer.units import format_bytes, format_count, format_duration
 
@@ -51,6 +52,9 @@ def print_report(report: Report, remark: str | None = None) -> None:
     if report.retries:
         recovered = sum(share.rows_recovered for share in report.retries)
         lines["retried"] = f"{recovered:,} rows were recovered by {len(report.retries)} retry(s)"
+    if report.members:
+        shares = (f"{share.rows:,} by {share.driver}" for share in report.members)
+        lines["members"] = f"rows: {', '.join(shares)}"
     if report.partitions_resumed:
         kept = f"{report.partitions_resumed:,} of {report.partitions:,} partitions"
         lines["resumed"] = f"{kept} were committed by an earlier run"
@@ -127,8 +131,17 @@ def print_status(status: JobStatus) -> None:
     if progress is not None and status.state == "running":
         lines |= _list_workers(progress.workers)
     lines |= {"output": status.output, "created": status.created, "driver": driver}
+    if status.members:
+        lines.pop("driver")
+        lines |= {f"member {number}": _tell_member(member) for number, member in enumerate(status.members, start=1)}
     _print_verdict(status.state, status.name, remark)
     print_lines(lines)
+
+
+def _tell_member(member: MemberStatus) -> str:
+    state = "live" if member.is_alive else "gone"
+    heard = format_duration(member.heartbeat_age)
+    return f"{member.driver}, {state}, {member.rows_done:,} rows, last heard of {heard} ago"
 
 
 def _list_workers(workers: Sequence[WorkerState]) -> dict[str, str]:

@@ -7,14 +7,15 @@ from collections.abc import Iterable, MutableMapping, Sequence
 
 from daskinfer.errors import (
     Cancelled,
+    ClaimLost,
     CorruptActivation,
     DaskinferError,
     DeviceFailed,
     JobFailed,
-    RejectBudgetExceeded,
     StorageRefused,
 )
 from daskinfer.runtime.acceptance import find_mismatch, find_stranger
+from daskinfer.runtime.claims import Claimed, Claims
 from daskinfer.runtime.crew import Crew
 from daskinfer.runtime.flow import Flow
 from daskinfer.runtime.health import Restart, WorkerFrozen, WorkerPaused, WorkerResumed
@@ -51,13 +52,15 @@ from daskinfer.runtime.pinning import Pinning
 from daskinfer.runtime.posts import Staffing
 from daskinfer.runtime.probes import Probe, ProbeFailed, Running, SecondStart, SuspectEvent
 from daskinfer.runtime.recovery import Recovery, probe_of, repeat, task_of
+from daskinfer.runtime.refusals import refuse_load, refuse_losses, refuse_rejects
 from daskinfer.runtime.stragglers import Stragglers
 from daskinfer.runtime.succession import Succession
 from daskinfer.runtime.suspicion import Suspicion, blames_rows
 from daskinfer.runtime.tempo import Tempo
 from daskinfer.runtime.trial import Trial
-from daskinfer.runtime.workload import Workload
+from daskinfer.runtime.workload import Place, Workload
 from daskinfer.spec.generation import Pin
+from daskinfer.spec.job import CommitRecord
 from daskinfer.spec.plan import Plan, WorkerShape
 from daskinfer.spec.poison import Conviction
 from daskinfer.spec.recipe import Consistency
@@ -94,6 +97,8 @@ class DriverCore:
         The candidate that is compared, if any.
     poison
         What earlier runs know of rows that break whoever computes them.
+    claims
+        Where it is one of several that run the job: what it claims.
     """
 
     def __init__(
@@ -110,6 +115,7 @@ class DriverCore:
         limits: Limits,
         trial: Trial | None = None,
         poison: Iterable[Conviction] = (),
+        claims: Claims | None = None,
     ) -> None:
         pins = [pinning.current, *([trial.pin] if trial else [])]
         self._crew = Crew(staffing, [pin.generation for pin in pins])
@@ -117,12 +123,13 @@ class DriverCore:
         if trial is None:
             self._work = Workload(
                 plan.window,
-                ((None, number) for number in range(partitions) if number not in committed),
+                claims or ((None, number) for number in range(partitions) if number not in committed),
                 partitions - len(committed),
             )
         else:
             self._work = Workload(plan.window, *trial.places(partitions, committed))
         self._trial = trial
+        self.claims = claims
         self._succession = Succession(pinning, rules, self._crew, self._work, committed, partitions, trial)
         self._flow = Flow(plan)
         self._recovery = Recovery(self._crew, self._work, limits.paused, limits.storage)
@@ -156,6 +163,10 @@ class DriverCore:
     def is_on_trial(self, generation: int) -> bool:
         """Tell whether what is computed on a generation is only compared."""
         return self._succession.is_on_trial(generation)
+
+    def is_ours(self, record: CommitRecord) -> bool:
+        """Tell whether this driver asked for a commit."""
+        return record.epoch == self._epoch and record.member == (self.claims.member if self.claims else "")
 
     def start(self, workers: Sequence[WorkerShape]) -> list[Action]:
         """Begin with these workers."""
@@ -208,6 +219,8 @@ class DriverCore:
             case Switched():
                 self._rejects = event.rejects
                 actions = self._succession.on_switched(event.partitions)
+            case Claimed():
+                actions = self._on_claimed(event, now)
             case CancelAsked(number, by, at):
                 actions = [Answer(number, "the run stops"), Fail(Cancelled(f"cancelled by {by} at {at}"))]
             case DrainAsked(number, worker, by):
@@ -218,11 +231,11 @@ class DriverCore:
                 actions = self._on_tick(now)
             case _:
                 actions = self._on_suspect(event, now)
-        if convicted := self._convicted:
-            actions += self._check_budget(convicted)
+        actions += self._check_budget() if self._convicted else []
         if self.running and not any(isinstance(action, Fail) for action in actions):
-            probes = self._suspicion.go_on()
-            actions += [*probes, *self._succession.go_on(now)]
+            actions += [*self._suspicion.go_on(), *self._succession.go_on(now)]
+        if self.claims is not None:
+            actions += self.claims.go_on(now, self.running, bool(self._work.open))
         self.counters.update(_COUNTED[type(action)] for action in actions if type(action) in _COUNTED)
         actions = [*over, *actions, *self._recovery.close(actions, now)]
         self._ended = any(isinstance(action, Fail | Seal) for action in actions)
@@ -253,17 +266,7 @@ class DriverCore:
         detail = f"{event.worker}, which held stage {' and '.join(map(str, stages))}, {why}"
         note = self._recovery.book.begin(stages[0], kind, detail, now, event.silent)
         if self._losses > self._limits.losses:
-            work = ", ".join(str(number) for number in sorted({number for _, number in self._work.open})) or "none"
-            return [
-                note,
-                Fail(
-                    JobFailed(
-                        f"{self._losses} workers died without one partition being committed in between "
-                        f"(partitions in work: {work})",
-                        hint="A row may crash the model or exhaust memory; look at the workers' logs, then run again.",
-                    )
-                ),
-            ]
+            return [note, Fail(refuse_losses(self._losses, {number for _, number in self._work.open}))]
         return [note, *(blame or []), *self._crew.fill(now)]
 
     def _on_running(self, event: Running, now: float) -> list[Action]:
@@ -290,14 +293,7 @@ class DriverCore:
             load = ("load", event.generation, event.stage, event.worker)
             again = LoadShard(event.stage, event.worker, event.generation)
             return self._recovery.refuse(load, again, event.error, now)
-        where = f"stage {event.stage} could not be loaded on {event.worker}"
-        if not self._crew.is_needed(event.stage, event.worker):
-            note = Note("load-failed", f"{where}: {describe(event.error)}; the job does without")
-            return [note, *self._crew.give_up(event.stage, event.worker, now)]
-        if isinstance(event.error, DaskinferError):
-            error = type(event.error)(f"{where}: {event.error.message}", hint=event.error.hint)
-        else:
-            error = JobFailed(f"{where}: {describe(event.error)}")
+        error = refuse_load(event)
         return self._succession.give_up(error) if self._succession.is_candidate(event.generation) else [Fail(error)]
 
     def _on_tick(self, now: float) -> list[Action]:
@@ -309,6 +305,18 @@ class DriverCore:
         return actions + self._patience.look(self._crew.missing(now), self._crew.describe_missing, now)
 
     # Partitions
+
+    def _on_claimed(self, event: Claimed, now: float) -> list[Action]:
+        assert self.claims is not None
+        actions, rejects = self.claims.take(event, self._work, self._abandon)
+        self._rejects += rejects
+        if not self._work.left and not self.running:
+            actions.append(Seal())  # nobody needs what is being loaded
+        return [
+            *self._recovery.note_store("claims", event.trouble, now),
+            *actions,
+            *self._check_budget(),
+        ]
 
     def _on_computed(self, event: MicrobatchDone) -> list[Action]:
         place = (event.generation, event.partition)
@@ -327,6 +335,8 @@ class DriverCore:
 
     def _on_committed(self, event: Committed) -> list[Action]:
         record = event.record
+        if self.claims is not None:
+            self.claims.note(record.partition)
         actions = [self._work.committed((event.generation, record.partition))]
         self._suspicion.forget((event.generation, record.partition))
         self._work.left -= 1
@@ -336,10 +346,10 @@ class DriverCore:
         if not self._succession.is_on_trial(event.generation):
             self._rejects += record.rows_quarantined
         actions += self._succession.note_committed(event.generation, record)
-        # A record of another epoch comes from a driver that died between its commit and our listing.
-        if record.epoch == self._epoch and (error := find_stranger(record, self._crew.acknowledged)) is not None:
+        # A record of another driver's comes from one that died between its commit and our listing, or from a member.
+        if self.is_ours(record) and (error := find_stranger(record, self._crew.acknowledged)) is not None:
             return [*actions, Fail(error)]
-        return [*actions, *self._check_budget(self._convicted)]
+        return [*actions, *self._check_budget()]
 
     @property
     def _convicted(self) -> int:
@@ -347,20 +357,22 @@ class DriverCore:
         generations = {pin.generation for pin in self.pins if not self.is_on_trial(pin.generation)}
         return self._suspicion.convicted_in(generations)
 
-    def _check_budget(self, convicted: int) -> list[Action]:
-        rejects = self._rejects + convicted
+    def _check_budget(self) -> list[Action]:
+        rejects = self._rejects + self._convicted
         if rejects <= self._limits.rejects:
             return []
-        error = RejectBudgetExceeded(
-            f"{rejects} rows are quarantined; errors.max_rows allows {self._limits.rejects}",
-            hint="Look at the quarantine, mend the input or raise errors.max_rows, then run again.",
-        )
-        return [Fail(error)]
+        return [Fail(refuse_rejects(rejects, self._limits.rejects))]
+
+    def _abandon(self, place: Place) -> Action:
+        self._suspicion.forget(place)
+        return self._work.abandon(place)
 
     def _on_failure(self, event: TaskFailed, now: float) -> list[Action]:
         place = (event.generation, event.partition)
         partition = self._work[place]
         error = event.error
+        if isinstance(error, ClaimLost):  # another member computes it, for it took us for dead
+            return [Note("claim-lost", describe(error)), self._abandon(place)]
         damaged = isinstance(error, CorruptActivation)
         partition.attempts[event.step, event.number] += 1
         attempt = partition.attempts[event.step, event.number]

@@ -190,7 +190,8 @@ class Crew:
     def drain(self, number: int, worker: str, now: float) -> list[Action]:
         """Let a worker go, for the request of this number."""
         if worker not in self._workers:
-            return [Answer(number, f"{worker} is none of the job's workers any more")]
+            gone = Answer(number, f"{worker} is none of the job's workers any more")
+            return [] if self._wants.is_shared else [gone]
         self._leaving.setdefault(worker, []).append(number)
         self._barred |= {worker, self._workers[worker].name} - {""}
         if worker in self._spares:

@@ -26,13 +26,23 @@ class Desk:
         Life of the driver: what was asked of an earlier one is not for this one.
     tell
         Takes a function that gives the event.
+    is_shared
+        Whether other drivers share that life: each of them obeys, and only what is asked from now on.
     """
 
-    def __init__(self, log: ControlLog, epoch: int, tell: Callable[[Callable[[], Event | None]], None]) -> None:
+    def __init__(
+        self,
+        log: ControlLog,
+        epoch: int,
+        tell: Callable[[Callable[[], Event | None]], None],
+        is_shared: bool = False,
+    ) -> None:
+        self._is_shared = is_shared
         self._log = log
         self._epoch = epoch
         self._tell = tell
         self._next = 0
+        self._is_new = is_shared
         self._owed: list[tuple[int, str]] = []
         self._looking: Future[None] | None = None
         self._due = 0.0
@@ -59,7 +69,9 @@ class Desk:
         try:
             found = list(self._log.read(self._next))
             # A driver that has lost its cluster reads from the start again.
-            answered = {record.request for _, record in found if record.op == "done"}
+            answered = set() if self._is_shared else {record.request for _, record in found if record.op == "done"}
+            if self._is_new:
+                self._is_new, self._next, found = False, len(found), []
             for number, record in found:
                 self._next = number + 1
                 if number not in answered and (event := self._read(number, record)) is not None:

@@ -15,6 +15,8 @@ from daskinfer.graphs.build import crew_token, stage_token
 from daskinfer.graphs.context import forget_job
 from daskinfer.graphs.handoff import JobHandle
 from daskinfer.planning.comparison import merge_parts
+from daskinfer.runtime.claimer import Claimer
+from daskinfer.runtime.claims import Claim, Claimed
 from daskinfer.runtime.cluster import measure_workers, worker_shapes
 from daskinfer.runtime.core import DriverCore
 from daskinfer.runtime.departures import Departures
@@ -100,6 +102,8 @@ class Driver:
         Called a few times a second.
     poison
         What earlier runs know of rows that break whoever computes them.
+    claimer
+        Claims partitions, where several drivers run the job.
     """
 
     def __init__(
@@ -116,6 +120,7 @@ class Driver:
         say: Callable[[str], None],
         pulse: Callable[[], None],
         poison: Sequence[Conviction] = (),
+        claimer: Claimer | None = None,
     ) -> None:
         self._client = client
         self._connection = client.scheduler_comm
@@ -132,9 +137,9 @@ class Driver:
         self._submissions = Submissions(client, len(ledger.plan.stages), requires, self._happened.put, poison)
         self._vigil = Vigil(client, handle, requires, recovery.frozen, self._happened.put)
         self._keeper = keeper
-        self._errands = Errands(keeper, ledger, recovery.storage, self._happened.put)
+        self._errands = Errands(keeper, ledger, recovery.storage, self._happened.put, claimer)
         log = ControlLog(JobStore(handle.workspace, handle.job).url)
-        self._desk = Desk(log, handle.epoch, self._happened.put)
+        self._desk = Desk(log, handle.epoch, self._happened.put, is_shared=bool(handle.member))
         self._departures = Departures(client, self._list_tokens, self._free)
         self._used: set[str] = set()
         self._tick_due = 0.0
@@ -205,8 +210,12 @@ class Driver:
                 self._ledger.add_ack(event.ack)
             elif isinstance(event, Committed):
                 if not self._core.is_on_trial(event.generation):
-                    self._ledger.add(event.record)
+                    self._ledger.add(event.record, self._core.is_ours(event.record))
                     self._errands.note(event.record)
+            elif isinstance(event, Claimed):
+                assert self._core.claims is not None
+                for record in self._core.claims.find_new(event):
+                    self._ledger.add(record, self._core.is_ours(record))
             elif isinstance(event, Compared):
                 parts = [self._comparison, event.part] if self._comparison else [event.part]
                 self._comparison = merge_parts(parts)
@@ -256,7 +265,7 @@ class Driver:
                     self._submissions.compute_twice(self._handles[generation], partition, number, attempt, slow)
                 case Abandon(task):
                     self._submissions.drop_loser(task)
-                case LookAtAlias() | OpenGeneration() | Adopt() | Switch() | Convict():
+                case LookAtAlias() | OpenGeneration() | Adopt() | Switch() | Convict() | Claim():
                     self._errands.run(action)
                 case Compare(current, candidate):
                     handles = (self._handles[current.generation], self._handles[candidate.generation])

@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from daskinfer.errors import DaskinferError, JobBusy
+from daskinfer.runtime.claimer import Claimer
+from daskinfer.runtime.claims import Claim
 from daskinfer.runtime.gates import tell_verdict
 from daskinfer.runtime.keeper import Keeper
 from daskinfer.runtime.ledger import Ledger
@@ -44,11 +46,19 @@ class Errands:
         Seconds that a store may refuse.
     answer
         Takes a function that gives the event, or raises what ends the run.
+    claimer
+        Claims partitions, where several drivers run the job.
     """
 
     def __init__(
-        self, keeper: Keeper, ledger: Ledger, patience: float, answer: Callable[[Callable[[], Event | None]], None]
+        self,
+        keeper: Keeper,
+        ledger: Ledger,
+        patience: float,
+        answer: Callable[[Callable[[], Event | None]], None],
+        claimer: Claimer | None = None,
     ) -> None:
+        self._claimer = claimer
         self._keeper = keeper
         self._ledger = ledger
         self._patience = patience
@@ -56,7 +66,7 @@ class Errands:
         self._answer = answer
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="daskinfer-storage")
 
-    def run(self, action: LookAtAlias | OpenGeneration | Adopt | Switch | Convict) -> None:
+    def run(self, action: LookAtAlias | OpenGeneration | Adopt | Switch | Convict | Claim) -> None:
         """Do what the core asks for."""
         match action:
             case LookAtAlias():
@@ -69,6 +79,9 @@ class Errands:
                 self._ask(lambda: Convicted(self._keeper.convictions.record(conviction)))
             case Switch(pin, partitions):
                 self._ask(partial(self._switch, pin, partitions))
+            case Claim():
+                assert self._claimer is not None
+                self._ask(partial(self._claimer.claim, action))
 
     def judge(self, pin: Pin, comparison: PartComparison | None) -> None:
         """Find out whether a candidate passes, and write it down."""

@@ -11,9 +11,11 @@ from daskinfer.graphs.handoff import JobHandle
 from daskinfer.ids import shorten
 from daskinfer.models.tasks.encode import row_length
 from daskinfer.models.tasks.fields import takes_text
+from daskinfer.planning.sampling import choose_sample
 from daskinfer.runtime.gates import judge_candidate, read_gate, tell_verdict
 from daskinfer.runtime.outlines import find_outline
 from daskinfer.runtime.pinning import Head
+from daskinfer.runtime.trial import Trial
 from daskinfer.spec.comparison import GateReport, PartComparison
 from daskinfer.spec.generation import Pin
 from daskinfer.spec.job import CommitRecord, JobRecord
@@ -45,14 +47,17 @@ class Keeper:
         Life of the driver.
     round
         Number of the retry; 0 for a run.
+    member
+        Its id, where it is one of several that run the job.
     """
 
-    def __init__(self, record: JobRecord, recipe: Recipe, epoch: int, round: int = 0) -> None:
+    def __init__(self, record: JobRecord, recipe: Recipe, epoch: int, round: int = 0, member: str = "") -> None:
         self._record = record
         self._signed_by = recipe.model.signed_by
         self._workspace = absolute_url(recipe.workspace)
         self._epoch = epoch
         self._round = round
+        self._member = member
         self._registry = Registry(record.registry)
         self._folder = JobStore(recipe.workspace, record.job).url
         self._held: dict[str, SnapshotLock] = {}
@@ -119,6 +124,26 @@ class Keeper:
         self.open(pin)
         return pin
 
+    def open_trial(self, sink: WholeOutput) -> Trial | None:
+        """Find out what is left of a trial: nothing where the recipe wants none, or its verdict is given.
+
+        Parameters
+        ----------
+        sink
+            The job's output.
+        """
+        record, rules = self._record, self._record.recipe.consistency
+        pin = self.begin_trial()
+        if pin is None or rules.trial is None:
+            return None
+        sample = choose_sample(record.job, record.partitions, rules.trial.salt, rules.trial.fraction)
+        current = self.log.known.current.generation
+        committed = {
+            generation: {commit.partition: commit for commit in commits if commit.partition in sample}
+            for generation, commits in ((current, sink.committed(sample)), (pin.generation, self.committed_on(pin)))
+        }
+        return Trial(pin, sample, rules.canary is not None, committed, current)
+
     def committed_on(self, pin: Pin) -> Iterator[CommitRecord]:
         """Return what is committed in the scope of a generation."""
         return open_stage(self._record, pin).committed()
@@ -184,7 +209,7 @@ class Keeper:
 
     def handle(self, pin: Pin) -> JobHandle:
         """Return what tasks on a pin are told of the job."""
-        return JobHandle(self._workspace, self._record.job, self._epoch, pin, round=self._round)
+        return JobHandle(self._workspace, self._record.job, self._epoch, pin, round=self._round, member=self._member)
 
     def output(self) -> WholeOutput:
         """Return the job's output as this driver knows it."""

@@ -39,6 +39,7 @@ class Ledger:
         self._numbered: dict[int, int] = {}
         self.loads = Loads([stage.stored_bytes for stage in plan.stages])
         self._shares: dict[str, list[int]] = {}
+        self._members: dict[str, list[int]] = {}
         self._acks: dict[int, list[ShardAck]] = defaultdict(list)
         self._microbatches = [0] * len(plan.stages)
         self._seconds = [[0.0, 0.0, 0.0] for _ in plan.stages]
@@ -50,9 +51,11 @@ class Ledger:
         self._add_rows(record)
         self.partitions_resumed += 1
 
-    def add(self, record: CommitRecord) -> None:
-        """Count a partition that this run committed."""
+    def add(self, record: CommitRecord, is_ours: bool = True) -> None:
+        """Count a partition that was committed while this run went on, by itself or by another member."""
         self._add_rows(record)
+        if not is_ours:
+            return
         self.rows_this_run += record.rows_in
         self.tokens += record.tokens
         self.padded_tokens += record.padded_tokens
@@ -67,18 +70,24 @@ class Ledger:
         """Count what is committed anew: partitions that are to be computed again no longer are."""
         self.rows_done = self.rows_out = self.rows_quarantined = self.partitions_done = 0
         self._shares.clear()
+        self._members.clear()
         for record in records:
             self._add_rows(record)
 
-    def find_more(self, records: Iterable[CommitDigest]) -> None:
-        """Count what is committed anew, after commits that nobody could tell of."""
+    def find_more(self, records: Iterable[CommitDigest], member: str = "") -> None:
+        """Count what is committed anew, after commits that nobody could tell of; of those of other members, too."""
         before = self.rows_done
         self.recount(records)
-        self.rows_this_run += max(0, self.rows_done - before)
+        new = max(0, self.rows_done - before)
+        self.rows_this_run = self._members.get(member, [0, 0])[1] if member else self.rows_this_run + new
 
     def shares(self) -> dict[str, tuple[int, int]]:
         """Return snapshot -> partitions and rows that are committed on it."""
         return {snapshot: (partitions, rows) for snapshot, (partitions, rows) in self._shares.items()}
+
+    def members(self) -> dict[str, tuple[int, int]]:
+        """Return member -> partitions and rows that it committed, of those that ran the job together."""
+        return {member: (partitions, rows) for member, (partitions, rows) in self._members.items()}
 
     def add_ack(self, ack: ShardAck) -> None:
         """Count a shard that was loaded."""
@@ -148,6 +157,9 @@ class Ledger:
         self.rows_out += record.rows_out
         self.rows_quarantined += record.rows_quarantined
         self.partitions_done += 1
-        share = self._shares.setdefault(record.snapshot, [0, 0])
-        share[0] += 1
-        share[1] += record.rows_in
+        shares = [self._shares.setdefault(record.snapshot, [0, 0])]
+        if record.member:
+            shares.append(self._members.setdefault(record.member, [0, 0]))
+        for share in shares:
+            share[0] += 1
+            share[1] += record.rows_in

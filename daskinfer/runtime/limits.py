@@ -40,16 +40,11 @@ class Limits:
         """Return for how many seconds a worker may be silent."""
         return self.frozen * (LOADING_SLACK if is_loading else 1)
 
-
-def limits_of(recipe: Recipe, rows: int) -> Limits:
-    """Return what a recipe says for an input of so many rows."""
-    recovery = recipe.recovery
-    return Limits(
-        rejects=recipe.errors.limit(rows),
-        seconds=recipe.errors.microbatch_seconds,
-        frozen=recovery.frozen,
-        missing=recovery.missing,
-        patience=recovery.patience,
-        paused=recovery.paused,
-        storage=recovery.storage,
-    )
+    @classmethod
+    def of(cls, recipe: Recipe, rows: int) -> Limits:
+        """Return what a recipe allows a job with so many rows."""
+        return cls(
+            rejects=recipe.errors.limit(rows),
+            seconds=recipe.errors.microbatch_seconds,
+            **recipe.recovery.model_dump(),
+        )

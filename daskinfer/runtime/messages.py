@@ -7,6 +7,7 @@ from typing import Literal
 
 from daskinfer.errors import DaskinferError
 from daskinfer.graphs.build import StageTask
+from daskinfer.runtime.claims import Claim, Claimed
 from daskinfer.runtime.health import Restart, WorkerFrozen, WorkerPaused, WorkerResumed
 from daskinfer.runtime.orders import Answer, CancelAsked, DrainAsked, Say, StandDown, StoodDown
 from daskinfer.runtime.pinning import Head
@@ -207,6 +208,7 @@ Event = (
     | Judged
     | SuspectEvent
     | Running
+    | Claimed
     | CancelAsked
     | DrainAsked
     | StoodDown
@@ -367,6 +369,7 @@ Action = (
     | Compare
     | Judge
     | Retire
+    | Claim
     | Seal
     | Restart
     | Fail

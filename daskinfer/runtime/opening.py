@@ -32,7 +32,7 @@ from daskinfer.spec.recipe import OPERATIONAL, Input, Recipe
 from daskinfer.spec.rows import PartitionTable
 from daskinfer.spec.snapshot import EntryPoint
 from daskinfer.storage.control import ControlLog
-from daskinfer.storage.filesystem import absolute_url
+from daskinfer.storage.filesystem import absolute_url, delete
 from daskinfer.storage.inputs.files import find_input
 from daskinfer.storage.inputs.index import index_input
 from daskinfer.storage.jobs import JobStore, create_job
@@ -199,11 +199,15 @@ def _begin(recipe: Recipe, workers: Sequence[WorkerShape], owner: Owner | None, 
     # The table is there before the job owns its output: whoever finds the owner finds everything.
     store.save_table(table)
     record = store.record()
-    claim(
-        output,
-        Owner(job=record.job, request=record.request, snapshot=record.resolution.snapshot, created=record.created),
-        owner,
-    )
+    try:
+        claim(
+            output,
+            Owner(job=record.job, request=record.request, snapshot=record.resolution.snapshot, created=record.created),
+            owner,
+        )
+    except OutputOwned:
+        delete(store.url, recursive=True)  # another began a moment ago, and nothing will ever come of this one
+        raise
     return OpenedJob(store, record, record.plan, resumed=False, done=False)
 
 

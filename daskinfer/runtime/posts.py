@@ -29,6 +29,8 @@ class Staffing:
     """Snapshots that a worker may have to hold."""
     drained: frozenset[str] = frozenset()
     """Workers that the job may not use any more."""
+    is_shared: bool = False
+    """Whether other drivers run the job too, with workers of their own."""
 
 
 @dataclass(slots=True)

@@ -125,6 +125,12 @@ class Recovery:
         refused.tries += 1
         return [] if self.book.is_open(_STORE) else [self.book.begin(_STORE, "storage-refused", error.message, now)]
 
+    def note_store(self, what: str, trouble: str, now: float) -> list[Action]:
+        """Take in that a store refuses something which is asked for again and again, or no longer does."""
+        if not trouble:
+            return list(self.book.end(what, now))
+        return [] if self.book.is_open(what) else [self.book.begin(what, "storage-refused", trouble, now)]
+
     def due(self, now: float) -> list[Action]:
         """Return what is to be done again now."""
         actions = []

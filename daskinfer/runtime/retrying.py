@@ -53,10 +53,10 @@ class RoundLedger(Ledger):
         """Count a partition that an earlier driver of this retry committed."""
         super().add_earlier(self._narrow(record))
 
-    def add(self, record: CommitRecord) -> None:
+    def add(self, record: CommitRecord, is_ours: bool = True) -> None:
         """Count a partition that this driver committed."""
         narrow = self._narrow(CommitDigest.of(record))
-        super().add(record.model_copy(update={"rows_in": narrow.rows_in, "rows_out": narrow.rows_out}))
+        super().add(record.model_copy(update={"rows_in": narrow.rows_in, "rows_out": narrow.rows_out}), is_ours)
 
     def recount(self, records: Iterable[CommitDigest]) -> None:
         """Count what is committed anew."""

@@ -14,13 +14,14 @@ from distributed import Client
 
 from daskinfer.errors import ClusterLost, DaskinferError, Interrupted, StorageError, StorageRefused
 from daskinfer.logs import logging_context
-from daskinfer.planning.sampling import choose_sample
+from daskinfer.runtime.claims import Claims
 from daskinfer.runtime.cluster import open_cluster
 from daskinfer.runtime.core import DriverCore
 from daskinfer.runtime.driver import Driver
+from daskinfer.runtime.joining import clear_activations, clear_output, join_job, make_claimer
 from daskinfer.runtime.keeper import Keeper
 from daskinfer.runtime.ledger import Ledger
-from daskinfer.runtime.limits import Limits, limits_of
+from daskinfer.runtime.limits import Limits
 from daskinfer.runtime.messages import Note, Recovered
 from daskinfer.runtime.narration import narrate_end
 from daskinfer.runtime.opening import OpenedJob
@@ -34,9 +35,10 @@ from daskinfer.spec.job import Phase, Progress
 from daskinfer.spec.recipe import Recipe
 from daskinfer.spec.rows import PartitionTable
 from daskinfer.storage.control import ControlLog
-from daskinfer.storage.filesystem import absolute_url, delete, join_url
 from daskinfer.storage.journal import Event, Journal
 from daskinfer.storage.lease import Lease
+from daskinfer.storage.members import Membership
+from daskinfer.storage.outputs.job import describe_result
 from daskinfer.storage.outputs.owner import confirm
 from daskinfer.storage.outputs.sink import WholeOutput
 from daskinfer.storage.retries import outlast
@@ -68,13 +70,18 @@ class Session:
         Called with the progress, a few times a second.
     began
         `time.monotonic()` when the run began.
+    join
+        Whether other drivers may run the job beside this one.
     """
 
-    _lease: Lease
+    _lease: Lease | Membership
     _journal: Journal
 
-    def __init__(self, job: OpenedJob, recipe: Recipe, watch: Callable[[Progress], None], began: float) -> None:
+    def __init__(
+        self, job: OpenedJob, recipe: Recipe, watch: Callable[[Progress], None], began: float, join: bool = False
+    ) -> None:
         self.job = job
+        self._join = join
         self.recipe = recipe
         self.rules = job.record.recipe.consistency
         self.ledger = Ledger(job.plan, job.record.rows)
@@ -100,10 +107,11 @@ class Session:
         JobBusy
             Another live driver runs it.
         """
-        self._lease = self.job.store.acquire()
+        store = self.job.store
+        self._lease = join_job(self.job, self.recipe.workspace) if self._join else store.acquire()
         try:
             self.epoch = self._lease.epoch
-            self._journal = Journal(self.job.store.url, self.epoch)
+            self._journal = Journal(store.url, self.epoch, self.member)
             record = self.job.record
             with logging_context(job=record.job, epoch=self.epoch, snapshot=record.resolution.snapshot):
                 try:
@@ -119,6 +127,11 @@ class Session:
                 self._journal.flush()
         finally:
             self._lease.release()
+
+    @property
+    def member(self) -> str:
+        """Its id among those who run the job together; empty where it runs it alone."""
+        return self._lease.member
 
     @property
     def startup_seconds(self) -> float:
@@ -139,9 +152,11 @@ class Session:
         return Progress(
             phase=self._phase,
             job=self.job.record.job,
+            member=self.member,
             rows_total=ledger.rows_total,
             rows_done=ledger.rows_done,
             rows_quarantined=ledger.rows_quarantined,
+            rows_this_run=ledger.rows_this_run,
             seconds=time.monotonic() - self._began,
             rows_per_second=rate,
             eta=(ledger.rows_total - ledger.rows_done) / rate if rate > 0 else None,
@@ -161,7 +176,7 @@ class Session:
         self._tell(f"precision: {record.precision}")
         if self.job.resumed:
             self._note("resumed", f"epoch {self.epoch} goes on where an earlier one stopped{self._explain_stop()}")
-        keeper = Keeper(record, self.recipe, self.epoch)
+        keeper = Keeper(record, self.recipe, self.epoch, member=self.member)
         pin = self._outlast(keeper.begin)
         sink = self._outlast(lambda: self._open_output(keeper))
         self._compute_all(keeper, pin, sink)
@@ -178,17 +193,22 @@ class Session:
         record = self.job.record
 
         def compute(connection: int) -> bool:
-            if connection:
-                self.ledger.find_more(self._outlast(lambda: list(keeper.standing.digests())))
             pin = self._outlast(keeper.begin) if connection else first
+            found = self._outlast(lambda: list(keeper.standing.digests(keep=True)))
             committed = SnapshotMap(record.partitions)
-            for commit in self._outlast(lambda: list(keeper.standing.digests(keep=True))):
+            for commit in found:
                 committed[commit.partition] = commit.snapshot
                 if connection == 0:
                     self.ledger.add_earlier(commit)
+            if connection:
+                self.ledger.find_more(found, self.member)
             # An output that is to converge may have to be computed again where it is whole.
             is_open = record.recipe.consistency.converge and not keeper.log.known.sealed
-            trial = self._outlast(lambda: self._open_trial(keeper, sink))
+            trial = self._outlast(lambda: keeper.open_trial(sink))
+            if trial is not None:
+                self._note(
+                    "trial", f"{len(trial.sample)} of {record.partitions} partitions are computed on two snapshots"
+                )
             if len(committed) < record.partitions or is_open or trial is not None:
                 self._compute(keeper, pin, committed, trial, connection)
             return True
@@ -214,36 +234,19 @@ class Session:
 
     def _open_output(self, keeper: Keeper) -> WholeOutput:
         """Prepare the output. Under the lease and before the first task, so that nothing of this job can be lost."""
-        record = self.job.record
-        confirm(record.output, record.job)
+        confirm(self.job.record.output, self.job.record.job)
         sink = keeper.output()
-        if not self.job.store.is_cleared():
-            sink.discard()
-            self.job.store.mark_cleared()
-        sink.create()
+        if not self.member:  # members have done so before they were members
+            clear_output(self.job.store, sink)
+            sink.create()
         return sink
-
-    def _open_trial(self, keeper: Keeper, sink: WholeOutput) -> Trial | None:
-        """Find out what is left of a trial: nothing where the recipe wants none, or its verdict is given."""
-        record, rules = self.job.record, self.job.record.recipe.consistency
-        pin = keeper.begin_trial()
-        if pin is None or rules.trial is None:
-            return None
-        sample = choose_sample(record.job, record.partitions, rules.trial.salt, rules.trial.fraction)
-        self._note(
-            "trial", f"{len(sample)} of {record.partitions} partitions are computed on {rules.trial.checkpoint} too"
-        )
-        current = keeper.log.known.current.generation
-        committed = {
-            generation: {commit.partition: commit for commit in commits if commit.partition in sample}
-            for generation, commits in ((current, sink.committed(sample)), (pin.generation, keeper.committed_on(pin)))
-        }
-        return Trial(pin, sample, rules.canary is not None, committed, current)
 
     def _compute(
         self, keeper: Keeper, pin: Pin, committed: MutableMapping[int, str], trial: Trial | None, connection: int
     ) -> None:
         record, plan, rules = self.job.record, self.job.plan, self.rules
+        lease, out = self._lease, keeper.output()
+        claimer = make_claimer(lease, self.job.store, record, out) if isinstance(lease, Membership) else None
         self._outlast(lambda: keeper.prepare_places(pin))
         poison = self._outlast(keeper.convictions.all)
         core = DriverCore(
@@ -259,6 +262,7 @@ class Session:
             limits=self._limits(),
             trial=trial,
             poison=poison,
+            claims=Claims(self.member, record.partitions, committed) if self.member else None,
         )
         with open_cluster(self.recipe.cluster, PATIENCE_SECONDS if connection else 0) as client:
             self._enter("loading")
@@ -276,6 +280,7 @@ class Session:
                 say=self._tell,
                 pulse=lambda: self._pulse(driver, keeper),
                 poison=poison,
+                claimer=claimer,
             )
             try:
                 driver.run()
@@ -286,7 +291,7 @@ class Session:
                 self._leave(driver, client)
 
     def _limits(self) -> Limits:
-        return limits_of(self.recipe, self.job.record.rows)
+        return Limits.of(self.recipe, self.job.record.rows)
 
     def _staffing(self) -> Staffing:
         consistency, placement = self.job.record.recipe.consistency, self.recipe.placement
@@ -297,6 +302,7 @@ class Session:
             standby=placement.standby,
             copies=consistency.copies,
             drained=ControlLog(self.job.store.url).drained(),
+            is_shared=bool(self.member),
         )
 
     def _explain_stop(self) -> str:
@@ -346,20 +352,9 @@ class Session:
         if record.is_staged:
             keeper.log.seal()
         self.pins = keeper.log.known.pins
-        sink.seal(
-            {
-                "job": record.job,
-                "key": record.key,
-                "checkpoint": record.resolution.reference,
-                "snapshot": keeper.log.known.current.snapshot,
-                "recipe": record.recipe.digest,
-                "inputs": record.inputs,
-                "code": record.code,
-                "plan": record.plan.digest,
-            }
-        )
+        sink.seal(describe_result(record, keeper.log.known.current.snapshot))
         _log.info("output sealed", extra={"output": record.output})
-        delete(join_url(absolute_url(self.recipe.workspace), "activations", record.job), recursive=True)
+        clear_activations(self.job.store, keeper.handle(keeper.log.known.current))
 
     def _enter(self, phase: Phase) -> None:
         self._phase = phase

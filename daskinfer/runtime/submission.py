@@ -75,6 +75,26 @@ class _Held:
         return [*single, *self.handoffs.values(), *self.seconds.values(), *self.others]
 
 
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """A look at a task that is done. No closure: one that puts itself back would keep the result until garbage is collected."""
+
+    future: Future
+    settle: Callable[[Future], Event | None]
+    lost: list[Callable[[], Event | None]]
+
+    def __call__(self) -> Event | None:
+        try:
+            if self.future.status in ("finished", "error", "cancelled"):
+                return self.settle(self.future)
+        except TimeoutError:
+            pass
+        # It was done, and was lost with its worker before we looked. It is computed again, perhaps on a worker that
+        # we have yet to place: look again later, and never wait for it here.
+        self.lost.append(self)
+        return None
+
+
 class Submissions:
     """Tasks of one job on one cluster.
 
@@ -347,17 +367,7 @@ class Submissions:
         return futures
 
     def _watch(self, future: Future, settle: Callable[[Future], Event | None]) -> None:
-        def look() -> Event | None:
-            try:
-                if future.status in ("finished", "error", "cancelled"):
-                    return settle(future)
-            except TimeoutError:
-                pass
-            # It was done, and was lost with its worker before we looked. It is computed again, perhaps on a worker that
-            # we have yet to place: look again later, and never wait for it here.
-            self._lost.append(look)
-            return None
-
+        look = _Look(future, settle, self._lost)
         future.add_done_callback(lambda _: self._tell(look))
 
     def _settle(

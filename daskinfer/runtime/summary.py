@@ -10,7 +10,9 @@ from daskinfer.errors import DaskinferError, Interrupted, RejectBudgetExceeded
 from daskinfer.runtime.gates import GATE, read_gate, tell_verdict
 from daskinfer.runtime.session import Session
 from daskinfer.spec.job import Report, SnapshotShare
+from daskinfer.spec.membership import MemberShare
 from daskinfer.storage.filesystem import join_url
+from daskinfer.storage.members import list_members
 from daskinfer.storage.outputs.quarantine import read_quarantine
 
 Verdict = Literal["done", "failed", "interrupted", "over budget"]
@@ -58,6 +60,7 @@ def make_report(session: Session, command: str, seconds: float, started: str) ->
         partitions=record.partitions,
         partitions_resumed=ledger.partitions_resumed,
         epoch=session.epoch,
+        members=_list_members(session),
         tokens=ledger.tokens,
         padded_tokens=ledger.padded_tokens,
         seconds=seconds,
@@ -70,7 +73,7 @@ def make_report(session: Session, command: str, seconds: float, started: str) ->
         rejects=tuple(f"{row.source}:{row.line}: {row.error}" for row in rejects),
         versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
         output=record.output,
-        report=join_url(session.job.store.url, "report.html"),
+        report=session.job.store.report_url(session.member),
         command=command,
         started=started,
     )
@@ -90,6 +93,18 @@ def _list_shares(session: Session) -> tuple[SnapshotShare, ...]:
             rows=committed.get(pin.snapshot, empty)[1],
         )
         for pin in used
+    )
+
+
+def _list_members(session: Session) -> tuple[MemberShare, ...]:
+    """Return what each of those who ran the job together committed, in the order in which they came."""
+    if not session.member:
+        return ()
+    committed = session.ledger.members()
+    return tuple(
+        MemberShare(member=member.member, driver=str(member.driver), partitions=partitions, rows=rows)
+        for member in list_members(session.job.store.url)
+        for partitions, rows in [committed.get(member.member, (0, 0))]
     )
 
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 
 from daskinfer.runtime.messages import Action, Commit, Prepare, Release, Submit
 
+_SHARES = 3
+"""The window is filled up when this part of it is free."""
+
 Place = tuple[int, int]
 """(generation, partition) of an attempt."""
 
@@ -42,7 +45,8 @@ class Workload:
     window
         Microbatches in flight.
     waiting
-        What is to be computed, in order: (generation, partition); None for whatever generation is current by then.
+        What is to be computed, in order: (generation, partition); None for whatever generation is current by then. More
+        may follow its end.
     left
         How much that is.
     """
@@ -130,11 +134,19 @@ class Workload:
         del self._open[place]
         return Release(place[1], place[0])
 
+    def abandon(self, place: Place) -> Action:
+        """Forget an attempt that is of no use any more, whatever of it is in flight."""
+        partition = self._open.pop(place)
+        self._in_flight -= partition.submitted - len(partition.done) - len(partition.withheld)
+        return Release(place[1], place[0])
+
     def pump(self, generation: int, may_start: bool) -> list[Action]:
         """Fill the window with microbatches, and prepare partitions on a generation so that it stays full."""
         actions: list[Action] = []
+        # A submission costs driver and scheduler the same, however many microbatches it has: let some gather.
+        is_due = not self.is_held and (not self._in_flight or self.window - self._in_flight >= self.window // _SHARES)
         for place, partition in self._open.items():
-            take = 0 if self.is_held else min(self.window - self._in_flight, partition.unsubmitted)
+            take = min(self.window - self._in_flight, partition.unsubmitted) if is_due else 0
             if take > 0:
                 begin = partition.submitted
                 numbers = tuple(range(begin, begin + take))

@@ -9,6 +9,7 @@ from typing import Literal
 from daskinfer.ids import canonical_json, digest_of
 from daskinfer.spec.control import WorkerState
 from daskinfer.spec.generation import Pin
+from daskinfer.spec.membership import MemberShare, MemberStatus
 from daskinfer.spec.outline import Outline
 from daskinfer.spec.plan import Numerics, Plan
 from daskinfer.spec.recipe import Recipe
@@ -142,6 +143,8 @@ class CommitRecord(Section):
     """Life of the driver that asked for it."""
     round: int = 0
     """Retry that computed some of its rows last; 0 where none has."""
+    member: str = ""
+    """Id of that driver, where it was a member of several."""
     rows_in: int
     """Rows of the partition."""
     rows_out: int
@@ -272,7 +275,9 @@ class Report(Section):
     partitions_resumed: int
     """Partitions that an earlier run had committed."""
     epoch: int
-    """How many drivers this job has had."""
+    """How many lives this job has had: drivers, and one for all members that run it together."""
+    members: tuple[MemberShare, ...] = ()
+    """Who did what, where several drivers ran it together."""
     tokens: int
     """Tokens computed by this run, padding excluded."""
     padded_tokens: int
@@ -319,12 +324,16 @@ class Progress(Section):
     """What the driver is doing."""
     job: str = ""
     """Job id, once known."""
+    member: str = ""
+    """Id of the driver, where it is one of several that run the job together."""
     rows_total: int = 0
     """Rows of the input."""
     rows_done: int = 0
     """Rows committed, quarantined ones and those of earlier runs included."""
     rows_quarantined: int = 0
     """Rows refused so far."""
+    rows_this_run: int = 0
+    """Rows that this run committed itself."""
     seconds: float = 0.0
     """Since the run began."""
     rows_per_second: float = 0.0
@@ -384,3 +393,5 @@ class JobStatus(Section):
     """Seconds since the last driver wrote its heartbeat, by this machine's clock."""
     progress: Progress | None
     """The last progress written."""
+    members: tuple[MemberStatus, ...] = ()
+    """The drivers that run it together, where several do or did."""

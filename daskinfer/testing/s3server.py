@@ -2,7 +2,7 @@
 
 ::
 
-    python -m daskinfer.testing.s3server PORT [--ignore-conditions] [--seed N] [--FAULT RATE]...
+    python -m daskinfer.testing.s3server PORT [--host ADDRESS] [--ignore-conditions] [--seed N] [--FAULT RATE]...
 
 Faults hit a share of the requests: `--busy` answers 503 and `--conflict` 409 to a conditional write, both without
 doing anything; `--drop` does what was asked and breaks the connection instead of answering; `--short` breaks it in the
@@ -103,6 +103,7 @@ def main() -> None:
     """Serve until killed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("port", type=int)
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--ignore-conditions", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     for fault in FAULTS:
@@ -113,7 +114,7 @@ def main() -> None:
     application = FaultyApplication(backend, rates, options.seed, options.ignore_conditions)
     # One request after the other: with threads, moto checks If-None-Match and stores the object in two steps, and two
     # writers can win, which S3 rules out.
-    run_simple("127.0.0.1", options.port, application, threaded=False)
+    run_simple(options.host, options.port, application, threaded=False)
 
 
 if __name__ == "__main__":

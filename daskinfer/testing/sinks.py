@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,17 @@ class SinkContract(ABC):
             assert list(sink.committed()) == [first]
         else:
             raise AssertionError("a second, different part was accepted")
+
+    def test_a_late_attempt_destroys_nothing(self, tmp_path: Path) -> None:
+        """One that was taken for dead, and computed something else, leaves what is committed as it is."""
+        sink = self.open(str(tmp_path / "out"))
+        sink.create()
+        part, other = make_part(0), make_part(0, shift=1.0)
+        sink.commit(make_record(part, sink.write(part)))
+        before = _contents(tmp_path)
+        with suppress(IntegrityError):
+            sink.write(other)
+        assert _contents(tmp_path) == before
 
     def test_a_part_without_a_record_does_not_exist(self, tmp_path: Path) -> None:
         """Writing is not committing."""

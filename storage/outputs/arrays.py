@@ -13,12 +13,13 @@ import xxhash
 import zarr
 from numpy.typing import NDArray
 from zarr.abc.store import Store
-from zarr.storage import FsspecStore, LocalStore
+from zarr.storage import FsspecStore, LocalStore, MemoryStore
 
 from daskinfer.ids import canonical_json
 from daskinfer.spec.job import CommitRecord, OutputField
 from daskinfer.spec.rows import Partition
-from daskinfer.storage.filesystem import absolute_url, explain_errors, is_local, join_url
+from daskinfer.storage.exclusive import create
+from daskinfer.storage.filesystem import absolute_url, explain_errors, is_local, join_url, replace_bytes
 from daskinfer.storage.outputs.ledger import Ledger
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, Written
 
@@ -63,34 +64,40 @@ class ZarrSink:
             group.attrs.update({"daskinfer_job": self._layout.job, **dict(sorted(self._layout.metadata.items()))})
             for column in _columns_of(self._layout):
                 if column.name not in group:
-                    group.create_array(
-                        column.name,
-                        shape=(self._layout.rows, *column.shape),
-                        chunks=(self._layout.partition_rows, *column.shape),
-                        dtype=column.kind,
-                        fill_value=_FILLS[column.kind],
-                        compressors=None,
-                    )
+                    group.create_array(column.name, **_settings_of(column, self._layout, self._layout.rows))
             zarr.consolidate_metadata(store)
 
     def write(self, part: OutputPart) -> Written:
-        """Write one chunk of every array."""
+        """Write one chunk of every array. What is committed is never written over, however late an attempt comes."""
         self._ledger.write_rejects(part.partition, part.rejects)
         digest, size = xxhash.xxh3_128(), 0
-        first, last = part.partition.first_row, part.partition.first_row + part.partition.rows
         for column in _columns_of(self._layout):
             values = _spread(column, _values_of(column.name, part), part)
             raw = _encode(column, values)
             digest.update(raw)
             size += len(raw)
-            url = join_url(self._url, column.name)
-            with explain_errors(url, "write"):
-                array = zarr.open_array(_open_store(self._url), path=column.name, mode="r+")
-                # Without it a chunk of refused rows would be left out; the setting is not stored with the array.
-                array.with_config({"write_empty_chunks": True})[first:last] = values
-                if is_local(url):
-                    _make_durable(Path(url), _chunk_path(column, part.partition.number))
+            path = [column.name, *_chunk_path(column, part.partition.number)]
+            url = join_url(self._url, *path)
+            chunk = self._make_chunk(column, values)
+            # Other bytes are of an attempt that ended before its commit, or that was made elsewhere: the record decides.
+            if not create(url, chunk) and not self._ledger.has(part.partition.number):
+                replace_bytes(url, chunk)
+            if is_local(url):
+                _make_durable(Path(absolute_url(self._url)), path)
         return Written(f"*/c/{part.partition.number}", digest.hexdigest(), size)
+
+    def _make_chunk(self, column: OutputField, values: NDArray[Any]) -> bytes:
+        """Return the bytes of a chunk as Zarr writes them."""
+        stored: dict[str, Any] = {}
+        array = zarr.create_array(
+            MemoryStore(stored),
+            # Without it a chunk of refused rows would be left out; the setting is not stored with the array.
+            config={"write_empty_chunks": True},
+            **_settings_of(column, self._layout, self._layout.partition_rows),
+        )
+        array[: len(values)] = values
+        data: bytes = stored["/".join(_chunk_path(column, 0))].to_bytes()
+        return data
 
     def commit(self, record: CommitRecord) -> CommitRecord:
         """Create the commit record of a part."""
@@ -148,6 +155,17 @@ def _columns_of(layout: OutputLayout) -> list[OutputField]:
     return sorted(columns, key=lambda column: column.name)
 
 
+def _settings_of(column: OutputField, layout: OutputLayout, rows: int) -> dict[str, Any]:
+    """Return what makes the array of a column, of so many rows."""
+    return {
+        "shape": (rows, *column.shape),
+        "chunks": (layout.partition_rows, *column.shape),
+        "dtype": column.kind,
+        "fill_value": _FILLS[column.kind],
+        "compressors": None,
+    }
+
+
 def _encode(column: OutputField, values: NDArray[Any]) -> bytes:
     """Return what the digest of a part is made of."""
     return canonical_json(values.tolist()) if column.kind == "string" else values.tobytes()
@@ -176,11 +194,11 @@ def _chunk_path(column: OutputField, partition: int) -> list[str]:
     return ["c", str(partition), *("0" for _ in column.shape)]
 
 
-def _make_durable(array: Path, chunk: list[str]) -> None:
-    """Bring a chunk and the folders that name it to the disk, so that no commit record outlives its data."""
-    place = array.joinpath(*chunk)
-    for path in (place, *place.parents[: len(chunk)]):
-        descriptor = os.open(path, os.O_RDONLY)
+def _make_durable(output: Path, path: list[str]) -> None:
+    """Bring the folders that name a chunk to the disk, so that no commit record outlives its data."""
+    place = output.joinpath(*path)
+    for folder in place.parents[: len(path) - 1]:
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:

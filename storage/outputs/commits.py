@@ -42,6 +42,7 @@ _SCHEMA = pa.schema(
         ("rows_quarantined", pa.int64()),
         ("path", pa.string()),
         ("digest", pa.string()),
+        ("member", _TEXT),
     ]
 )
 
@@ -58,6 +59,7 @@ class CommitDigest:
     rows_quarantined: int
     path: str
     digest: str
+    member: str = ""
 
     @classmethod
     def of(cls, record: CommitRecord) -> CommitDigest:

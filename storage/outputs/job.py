@@ -99,6 +99,20 @@ def read_staged(record: JobRecord, pin: Pin, commit: CommitRecord) -> OutputPart
     return read_part(url, _make_layout(record, pin), commit.partition, commit.path, commit.digest)
 
 
+def describe_result(record: JobRecord, snapshot: str) -> dict[str, str]:
+    """Return what the manifest of a job's output says of the job."""
+    return {
+        "job": record.job,
+        "key": record.key,
+        "checkpoint": record.resolution.reference,
+        "snapshot": snapshot,
+        "recipe": record.recipe.digest,
+        "inputs": record.inputs,
+        "code": record.code,
+        "plan": record.plan.digest,
+    }
+
+
 def _format_of(record: JobRecord) -> str:
     return choose_output_format(record.output, record.recipe.output.format)
 

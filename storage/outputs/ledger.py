@@ -76,7 +76,7 @@ class Ledger:
     def commit(self, record: CommitRecord) -> CommitRecord:
         """Create the record of a part; return the one that is there."""
         self._check(record)
-        url = join_url(self._commits, f"{record.partition:08d}.json")
+        url = self._record_url(record.partition)
         if create(url, canonical_json(record.model_dump(mode="json"))):
             return record
         winner = _parse(url, read_bytes(url))
@@ -89,6 +89,10 @@ class Ledger:
                 hint="Workers of one job must have equal hardware and libraries; start over with --fresh.",
             )
         return winner
+
+    def has(self, partition: int) -> bool:
+        """Say whether a partition is committed."""
+        return exists(self._record_url(partition))
 
     def committed(self, among: Container[int] | None = None) -> Iterator[CommitRecord]:
         """Read all records, or those of some partitions, after one listing."""
@@ -185,6 +189,9 @@ class Ledger:
                 delete(url)
             elif name != RECORDS and exists(join_url(url, "zarr.json")):
                 delete(url, recursive=True)
+
+    def _record_url(self, partition: int) -> str:
+        return join_url(self._commits, f"{partition:08d}.json")
 
     def _read(self, numbers: Sequence[int]) -> Iterator[CommitRecord]:
         filesystem, folder = open_filesystem(self._commits)

@@ -55,6 +55,8 @@ class Standing:
 
     def note(self, record: CommitRecord) -> Callable[[], None] | None:
         """Take in a new record; return what writes down those of late, as soon as they are many."""
+        if record.round:
+            return None  # a retry's records are beside the run's, until they are merged
         scope = self._generations().pins[record.generation].scope
         fresh = self._fresh[scope]
         fresh.append(CommitDigest.of(record))

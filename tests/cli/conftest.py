@@ -33,10 +33,11 @@ class FakeApi:
     def __init__(self) -> None:
         self.error: BaseException | None = None
         self.earlier = False
-        self.fresh = False
+        self.fresh = self.join = False
         self.command = ""
         self.recipe: Recipe | None = None
         self.states = ["done"]
+        self.members: list[dict[str, object]] = []
         self.written: Report | None = None
         self.published: tuple[str, ...] = ()
         self.options: dict[str, object] = {}
@@ -82,10 +83,11 @@ class FakeApi:
         recipe: Recipe,
         *,
         fresh: bool = False,
+        join: bool = False,
         watch: Callable[[Progress], None] | None = None,
         command: str = "",
     ) -> Report:
-        self.recipe, self.fresh, self.command = recipe, fresh, command
+        self.recipe, self.fresh, self.join, self.command = recipe, fresh, join, command
         assert watch is not None
         if not self.earlier:
             watch(Progress(phase="preparing"))
@@ -111,14 +113,14 @@ class FakeApi:
                 "job": job, "name": "embed-news", "state": state, "rows_total": 10, "rows_done": 4, "rows_quarantined": 1,
                 "partitions": 5, "partitions_done": 2, "checkpoint": "minilm@prod", "snapshot": SNAPSHOT,
                 "output": f"{workspace}/out.zarr", "created": "2026-11-21T03:40:00+00:00", "driver": "host:12",
-                "heartbeat_age": 2.0, "progress": None,
+                "heartbeat_age": 2.0, "progress": None, "members": self.members,
             }
         )  # fmt: skip
 
     def jobs(self, workspace: str) -> list[JobStatus]:
         return [] if workspace == "empty" else [self.status("embed-news-1", workspace)]
 
-    def report(self, job: str, workspace: str) -> Report:
+    def report(self, job: str, workspace: str, member: str = "") -> Report:
         if self.written is None:
             raise CheckpointError(f"no report of {job} in {workspace}")
         return self.written

@@ -13,6 +13,7 @@ from daskinfer import errors
 from daskinfer.cli import main
 from daskinfer.cli.plugin import infer
 from daskinfer.spec.job import Incident
+from daskinfer.spec.membership import MemberShare
 
 if TYPE_CHECKING:
     from tests.cli.conftest import FakeApi
@@ -208,6 +209,21 @@ def test_status_and_jobs(fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None
     assert call("jobs").stdout.splitlines()[1].endswith("w/out.zarr")
     assert call("jobs", "--workspace", "empty").stdout == "no jobs in empty\n"
     assert last_json(call("jobs", "--workspace", "empty", "--json")) == {"workspace": "empty", "jobs": []}
+
+
+def test_drivers_that_run_a_job_together(fake: FakeApi) -> None:
+    assert call("run", "recipe.yaml", "--join").exit_code == 0
+    assert fake.join
+    assert fake.command.endswith("run recipe.yaml --join")
+    member = {"member": "a1", "driver": "host:12", "is_alive": True, "heartbeat_age": 1.5, "rows_done": 3}
+    fake.states, fake.members = ["running"], [member, {**member, "driver": "host:13", "is_alive": False}]
+    text = call("status", "embed-news-1").stdout
+    assert "member 1    host:12, live, 3 rows, last heard of 1.5 s ago" in text
+    assert "member 2    host:13, gone, 3 rows" in text
+    assert "driver" not in text
+    share = MemberShare(member="a1", driver="host:12", partitions=1, rows=4)
+    fake.written = fake.make_report(members=(share, share.model_copy(update={"driver": "host:13", "rows": 6})))
+    assert "members   rows: 4 by host:12, 6 by host:13" in call("report", "embed-news-1").stdout
 
 
 def test_status_follows_until_the_end(fake: FakeApi) -> None:

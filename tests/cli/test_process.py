@@ -21,7 +21,7 @@ WAITING = """
 import sys, time
 from daskinfer import api
 from daskinfer.spec.job import Progress
-def run(recipe, *, fresh, watch, command):
+def run(recipe, *, fresh, join, watch, command):
     watch(Progress(phase="running", job="j", rows_total=10, rows_done=4, busy=(0.5,)))
     if "quick" not in recipe.name:
         time.sleep(60)

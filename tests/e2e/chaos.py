@@ -239,7 +239,7 @@ class Storm:
         return err
 
     def _do(self, fault: Fault, driver: subprocess.Popen[str]) -> None:
-        acts: dict[str, Callable[[], None]] = {
+        acts: dict[str, Callable[[], object]] = {
             "kill-worker": lambda: self._signal(fault.choice, signal.SIGKILL),
             "freeze-worker": lambda: self._freeze(fault.choice),
             "kill-driver": driver.kill,

@@ -26,4 +26,4 @@ def dask_setup(worker: Any) -> None:
             file.write(f"{partition}-{number}-{stage}\n")
         return result
 
-    tasks.run_stage = run_and_note
+    tasks.run_stage = run_and_note  # type: ignore[assignment]

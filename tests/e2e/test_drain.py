@@ -17,15 +17,16 @@ from daskinfer.errors import Cancelled, JobFailed, UsageError
 from daskinfer.spec.control import WorkerState
 from daskinfer.spec.job import Progress
 from daskinfer.storage.jobs import JobStore
+from daskinfer.storage.lease import read_heartbeat
 from tests.e2e.command import call
-from tests.e2e.conftest import Bench, data_bytes, run
+from tests.e2e.conftest import Bench, data_bytes, run, write_rows
 from tests.e2e.faults import commits, once, patched_workers
 from tests.e2e.outputs import read_microbatches
 
 # Workers need not be able to import the tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-ROWS = 300
+ROWS = 600
 
 
 def count_and_slow_down(patch: pytest.MonkeyPatch, folder: str) -> None:
@@ -41,7 +42,7 @@ def count_and_slow_down(patch: pytest.MonkeyPatch, folder: str) -> None:
         place = worker.get_current_task()
         Path(folder, f"{time.monotonic_ns()} {worker.address.rpartition(':')[2]} {hash(place)}").touch()
         if not Path(folder, "go").exists():
-            time.sleep(0.1)
+            time.sleep(0.2)
         return real(stage, *words)
 
     patch.setattr(Stage, "run", run)
@@ -51,6 +52,12 @@ def passes(folder: Path) -> list[tuple[str, str]]:
     """Return (worker's port, task) of every pass through a stage, in order."""
     found = sorted(path.name.split() for path in folder.iterdir() if path.name != "go")
     return [(port, task) for _, port, task in found]
+
+
+@pytest.fixture
+def bench(bench: Bench) -> Bench:
+    write_rows(bench.folder / "in.jsonl", ROWS)
+    return bench
 
 
 @pytest.fixture
@@ -80,7 +87,7 @@ class Drained:
         self.seen: list[tuple[WorkerState, ...]] = []
 
     def __call__(self, progress: Progress) -> None:
-        if not self.worker and progress.phase == "running" and progress.rows_done >= 32:
+        if not self.worker and progress.rows_done >= 32 and self._is_shown(progress):
             self.worker = self._choose(progress.workers)
             api.drain(progress.job, self.worker.rpartition("//")[2], self._workspace, wait=False)
         if self.worker:
@@ -88,6 +95,12 @@ class Drained:
         if progress.message.startswith("drained"):
             self.before = len(passes(self._go.parent))
             self._go.touch()
+
+    def _is_shown(self, progress: Progress) -> bool:
+        """Tell whether `daskinfer status` would show that all workers compute."""
+        heartbeat = read_heartbeat(JobStore(self._workspace, progress.job).url)
+        shown = heartbeat.progress if heartbeat else None
+        return shown is not None and bool(shown.workers) and all(one.does == "computes" for one in shown.workers)
 
 
 def the_only_one(workers: tuple[WorkerState, ...]) -> str:
@@ -167,6 +180,9 @@ def test_who_asks_for_what_is_not_there_is_told(bench: Bench, scheduler: str) ->
 
     def ask() -> None:
         (job,) = api.jobs(workspace)
+        while not (job.progress and job.progress.workers):
+            time.sleep(0.2)
+            (job,) = api.jobs(workspace)
         for wanted in ("nobody:1", "tcp://"):
             with pytest.raises(UsageError) as refused:
                 api.drain(job.job, wanted, workspace)

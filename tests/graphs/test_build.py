@@ -63,8 +63,10 @@ def test_a_commit_needs_every_microbatch() -> None:
     assert dependencies(task) == {("job/read", "3.0", 0, 5, 0), ("job/encode", "3.0", 0, 5, 0), *handoffs.values()}
 
 
-@pytest.mark.parametrize("later", [replace(HANDLE, epoch=4), replace(HANDLE, connection=1)])
-def test_another_epoch_or_connection_shares_no_key_and_no_token(later: JobHandle) -> None:
+@pytest.mark.parametrize(
+    "later", [replace(HANDLE, epoch=4), replace(HANDLE, connection=1), replace(HANDLE, member="a")]
+)
+def test_another_driver_or_connection_shares_no_key_and_no_token(later: JobHandle) -> None:
     assert load_graph(HANDLE, 0, "a").wanted != load_graph(later, 0, "a").wanted
     assert stage_token(HANDLE, 0) != stage_token(later, 0)
     assert crew_token(HANDLE) != crew_token(later)

@@ -8,6 +8,7 @@ import pytest
 
 from daskinfer.reports.page import divide_run, divide_stage, mark_axis, render_html
 from daskinfer.spec.job import Incident, Report, StageReport
+from daskinfer.spec.membership import MemberShare
 
 STAGES = (
     StageReport(
@@ -209,3 +210,11 @@ def test_the_axis_has_a_handful_of_round_times() -> None:
 def test_json_is_the_whole_report() -> None:
     report = make_report()
     assert Report.model_validate(json.loads(report.model_dump_json())) == report
+
+
+def test_who_did_what_is_told() -> None:
+    shares = tuple(MemberShare(member=f"m{n}", driver=f"host:{n}", partitions=n, rows=1_000 * n) for n in (2, 3))
+    page = render_html(make_report(members=shares))
+    assert "<code>host:2</code>: 2" in page
+    assert "<code>host:3</code>: 3" in page
+    assert "Rows by" not in render_html(make_report())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -14,12 +15,18 @@ from distributed import Client, Future, get_worker
 
 from daskinfer.errors import JobFailed
 from daskinfer.runtime import tokens
-from daskinfer.runtime.tokens import grant_tokens, verify_restrictions
+from daskinfer.runtime.tokens import close_tokens, grant_tokens, verify_restrictions
 
 # Workers need not be able to import the tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 TOKEN = "job-0123456789/stage-0"
+
+
+def wait_for(path: str) -> str:
+    while not Path(path).exists():
+        time.sleep(0.02)
+    return where()
 
 
 def where() -> str:
@@ -83,6 +90,37 @@ def test_a_token_taken_back_lets_nothing_new_start(
     await_state(client, "drained", "no-worker")
     grant_tokens(client, addresses[0], {TOKEN: 1})
     assert waiting.result(timeout=20) == addresses[0]
+
+
+def test_a_closed_token_lets_what_is_assigned_finish_and_nothing_new_begin(
+    client: Client, addresses: list[str], submit: Callable[[str], Future], tmp_path: Path
+) -> None:
+    leaving, staying = addresses
+    grant_tokens(client, leaving, {TOKEN: 1})
+    go = tmp_path / "go"
+    # The first one runs; the second is assigned, and waits for its turn. Taking the token would leave it there for ever.
+    assigned = [
+        client.submit(wait_for, str(go), key=f"assigned-{number}", resources={TOKEN: 1}, pure=False)
+        for number in (0, 1)
+    ]
+    for number in (0, 1):
+        await_state(client, f"assigned-{number}", "processing")
+    closing = (leaving, [TOKEN], False)
+    assert close_tokens(client, [closing]) == [False]
+    later = submit("later")
+    await_state(client, "later", "no-worker")
+    go.touch()
+    assert [future.result(timeout=20) for future in assigned] == [leaving] * 2
+    # Results that only it holds are not finished with before they are let go.
+    assert close_tokens(client, [closing, (leaving, [TOKEN], True)]) == [True, False]
+    grant_tokens(client, staying, {TOKEN: 1})
+    assert later.result(timeout=20) == staying
+    del assigned
+    deadline = time.monotonic() + 20
+    while close_tokens(client, [(leaving, [TOKEN], True)]) != [True]:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert close_tokens(client, [("tcp://127.0.0.1:1", [TOKEN], True)]) == [None]
 
 
 def test_a_worker_that_is_gone_gets_no_token(client: Client) -> None:

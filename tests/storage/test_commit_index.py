@@ -181,6 +181,7 @@ def test_new_records_are_written_down_as_they_come(url: str) -> None:
         if (keep := ours.note(record)) is not None:
             writes.append(keep)
     assert len(writes) == 2
+    assert not any(ours.note(make_record(number).model_copy(update={"round": 1})) for number in range(8))
     for keep in writes:
         keep()
     damage(url, range(4))

@@ -98,7 +98,7 @@ def make_report(epoch: int, verdict: str) -> Report:
         )
     )
     values.update(dict.fromkeys(("output", "report", "command", "started"), ""))
-    values.update(snapshots=(), stages=(), counters={}, incidents=(), rejects=(), versions={}, version=None)
+    values.update(snapshots=(), members=(), stages=(), counters={}, incidents=(), rejects=(), versions={}, version=None)
     return Report.model_validate({**values, "epoch": epoch, "verdict": verdict})
 
 

@@ -13,17 +13,18 @@ import pytest
 from daskinfer.errors import IntegrityError, JobBusy
 from daskinfer.ids import make_nonce
 from daskinfer.spec.job import Progress
-from daskinfer.storage.lease import Driver, acquire, describe_driver, is_held, read_driver, read_heartbeat
+from daskinfer.storage.drivers import Driver, describe_driver
+from daskinfer.storage.lease import acquire, is_held, read_driver, read_heartbeat
 from daskinfer.storage.slotlog import SlotLog
 
 DRIVER = """
 import sys
 from daskinfer.errors import JobBusy
-from daskinfer.storage import lease
+from daskinfer.storage import drivers, lease
 
 url, machine = sys.argv[1:]
 if machine != "here":
-    lease._machine = lambda: machine
+    drivers._machine = lambda: machine
 for _ in sys.stdin:  # each line asks once
     try:
         held.check()

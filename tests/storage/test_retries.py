@@ -5,7 +5,7 @@ import threading
 import time
 
 import pytest
-from botocore.exceptions import EndpointConnectionError, NoCredentialsError  # type: ignore[import-untyped]
+from botocore.exceptions import EndpointConnectionError, NoCredentialsError
 
 from daskinfer.errors import NotAllowed, StorageError, StorageRefused
 from daskinfer.storage.filesystem import explain_errors

@@ -1,0 +1,92 @@
+"""Several drivers on one job: how one of them comes and goes."""
+
+from __future__ import annotations
+
+import time
+
+from daskinfer.errors import JobBusy, UsageError
+from daskinfer.graphs.handoff import JobHandle
+from daskinfer.planning.blocks import cut_blocks
+from daskinfer.runtime.claimer import Claimer
+from daskinfer.runtime.opening import OpenedJob
+from daskinfer.spec.job import JobRecord
+from daskinfer.spec.recipe import Recipe
+from daskinfer.storage.claims import ClaimLog
+from daskinfer.storage.filesystem import delete, join_url, list_names
+from daskinfer.storage.jobs import JobStore
+from daskinfer.storage.lease import read_driver
+from daskinfer.storage.members import Membership, Watch, list_members, seems_alive
+from daskinfer.storage.outputs.job import open_output
+from daskinfer.storage.outputs.sink import WholeOutput
+
+_LOOK_SECONDS = 0.2
+
+
+def refuse_changes(recipe: Recipe) -> None:
+    """Refuse a recipe whose job several drivers cannot share.
+
+    Raises
+    ------
+    UsageError
+        Its snapshot may change, or is compared with another, which one driver has to decide.
+    """
+    rules = recipe.consistency
+    if rules.may_change or rules.trial is not None:
+        what = next(name for name in ("upgrade", "canary", "shadow", "mode") if getattr(rules, name))
+        value = rules.mode if what == "mode" else what
+        raise UsageError(
+            f"--join cannot be had with consistency {value}: members of a job share one snapshot from its first row to "
+            "its last",
+            hint="Run it without --join, or leave consistency on strong.",
+        )
+
+
+def join_job(job: OpenedJob, workspace: str) -> Membership:
+    """Become a member of a job, once its output holds nothing of a former owner.
+
+    Raises
+    ------
+    JobBusy
+        A driver runs it alone.
+    """
+    store = job.store
+    while not store.is_cleared():
+        try:
+            lease = store.acquire(mode="opening")
+        except JobBusy:
+            newest = read_driver(store.url)
+            if newest is not None and newest[1].mode == "alone":
+                raise
+            time.sleep(_LOOK_SECONDS)  # another is about to do it
+            continue
+        try:
+            clear_output(store, open_output(job.record, workspace))
+        finally:
+            lease.release()
+    return store.join()
+
+
+def clear_output(store: JobStore, sink: WholeOutput) -> None:
+    """Discard what a job's output holds of its former owner, and create it, while nobody else runs the job."""
+    if not store.is_cleared():
+        sink.discard()
+        sink.create()
+        store.mark_cleared()
+
+
+def make_claimer(membership: Membership, store: JobStore, record: JobRecord, sink: WholeOutput) -> Claimer:
+    """Return a member's hand in storage."""
+    log = ClaimLog(store.url, membership.epoch)
+    return Claimer(membership.member, log, cut_blocks(record), sink, Watch(store.url))
+
+
+def clear_activations(store: JobStore, handle: JobHandle) -> None:
+    """Delete what activations a job has left, but those of other members that live: they do so themselves."""
+    whole = join_url(handle.workspace, "activations", handle.job)
+    living = {member.member for member in list_members(store.url) if seems_alive(member)} - {handle.member}
+    if not living:
+        delete(whole, recursive=True)
+        return
+    for name in list_names(whole):
+        if name not in living:
+            delete(join_url(whole, name), recursive=True)

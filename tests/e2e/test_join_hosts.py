@@ -1,0 +1,157 @@
+"""Two hosts on one job that share nothing but an object store, one of them cut off from it for a while.
+
+Each host is a network namespace and a process-id namespace of its own: neither can see the other's processes, so what is
+known of the other is what it writes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from daskinfer import api
+from daskinfer.ids import make_nonce
+from daskinfer.storage.drivers import TTL
+from daskinfer.storage.filesystem import read_bytes
+from daskinfer.storage.jobs import JobStore, list_jobs
+from daskinfer.storage.outputs.job import open_output
+from daskinfer.testing.servers import S3_BUCKET, environment, serve_s3
+from tests.e2e.conftest import Bench, write_rows
+
+ROWS, PARTITION = 640, 16
+
+
+def is_allowed() -> bool:
+    """Say whether this user may make namespaces."""
+    if os.name != "posix" or os.geteuid() != 0 or not all(map(shutil.which, ("ip", "unshare"))):
+        return False
+    probe = f"di{make_nonce(6)}"
+    if subprocess.run(["ip", "netns", "add", probe], check=False, capture_output=True).returncode:
+        return False
+    subprocess.run(["ip", "netns", "del", probe], check=True)
+    own_processes = ["unshare", "--pid", "--fork", "--mount-proc", "true"]
+    return not subprocess.run(own_processes, check=False, capture_output=True).returncode
+
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.late,
+    pytest.mark.s3,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not is_allowed(), reason="needs the right to make network namespaces"),
+]
+
+
+@dataclass(frozen=True)
+class Host:
+    """A namespace with one link, to us."""
+
+    name: str
+    gateway: str
+    """Our address, as the host sees it."""
+
+    def start(self, recipe: Path, variables: Mapping[str, str]) -> subprocess.Popen[str]:
+        endpoint = variables["AWS_ENDPOINT_URL"].replace("127.0.0.1", self.gateway)
+        proxy = {"NO_PROXY": f"127.0.0.1,{self.gateway}", "AWS_ENDPOINT_URL": endpoint}
+        inside = ["ip", "netns", "exec", self.name, "unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        return subprocess.Popen(
+            [*inside, sys.executable, "-m", "daskinfer", "run", str(recipe), "--join", "--json"],
+            cwd=recipe.parent,
+            env={**os.environ, **variables, **proxy, "PYTHONPATH": str(Path(__file__).parents[2])},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def switch(self, state: str) -> None:
+        """Cut the link, `down`, or mend it, `up`."""
+        call("ip", "link", "set", f"{self.name}-o", state)
+
+
+def call(*words: str) -> None:
+    subprocess.run(words, check=True, capture_output=True)
+
+
+@pytest.fixture
+def hosts() -> Iterator[list[Host]]:
+    made = []
+    try:
+        for number in (1, 2):
+            host = Host(f"di{make_nonce(6)}", f"10.213.{number}.1")
+            call("ip", "netns", "add", host.name)
+            made.append(host)
+            inner, outer = f"{host.name}-i", f"{host.name}-o"
+            call("ip", "link", "add", outer, "type", "veth", "peer", "name", inner, "netns", host.name)
+            call("ip", "address", "add", f"{host.gateway}/24", "dev", outer)
+            host.switch("up")
+            inside = ("ip", "-n", host.name)
+            call(*inside, "address", "add", f"10.213.{number}.2/24", "dev", inner)
+            for link in (inner, "lo"):
+                call(*inside, "link", "set", link, "up")
+        yield made
+    finally:
+        for host in made:
+            call("ip", "netns", "del", host.name)
+
+
+def test_a_host_that_is_cut_off_harms_nothing(
+    tmp_path: Path, tiny_model: Path, hosts: list[Host], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serve_s3("--host", "0.0.0.0") as variables, environment(variables):
+        place = f"s3://{S3_BUCKET}/{make_nonce()}"
+        write_rows(tmp_path / "in.jsonl", ROWS)
+        api.publish("tiny", str(tiny_model), registry=f"{place}/work/registry", alias="prod")
+        bench = Bench(tmp_path, tiny_model)
+        recipe = bench.write_recipe(input__partition_rows=PARTITION, workspace=f"{place}/work")
+        text = json.loads(recipe.read_text())
+        text["output"]["url"] = f"{place}/out.parquet"
+        recipe.write_text(json.dumps(text))
+        cut_off, other = (host.start(recipe, variables) for host in hosts)
+
+        def count_commits() -> dict[str, int]:
+            found: dict[str, int] = {}
+            for job in list_jobs(f"{place}/work"):
+                record = JobStore(f"{place}/work", job).record()
+                for commit in open_output(record, f"{place}/work").committed():
+                    found[commit.member] = found.get(commit.member, 0) + 1
+            return found
+
+        deadline = time.monotonic() + 240
+        while len(count_commits()) < 2:
+            assert cut_off.poll() is None, cut_off.communicate()
+            assert other.poll() is None, other.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        hosts[0].switch("down")
+        began, then = time.monotonic(), count_commits()
+        out, err = other.communicate(timeout=300)
+        assert other.returncode == 0, err
+        seconds = time.monotonic() - began
+        printed = json.loads(out.splitlines()[-1])
+        assert (printed["rows_out"], printed["verdict"]) == (ROWS, "done")
+        parts = [f"part-{number:08d}.parquet" for number in range(ROWS // PARTITION)]
+        written = [read_bytes(f"{place}/out.parquet/{part}") for part in parts]
+        commits = count_commits()
+        assert cut_off.poll() is None or cut_off.returncode == 1
+
+        hosts[0].switch("up")
+        out, err = cut_off.communicate(timeout=300)
+        assert cut_off.returncode in (0, 1), err
+        assert "Traceback" not in err
+        assert count_commits() == commits, "whoever was cut off has committed what was done"
+        assert sum(commits.values()) == len(parts)
+        assert [read_bytes(f"{place}/out.parquet/{part}") for part in parts] == written
+
+        api.run(bench.recipe("calm.parquet", input__partition_rows=PARTITION, workspace=f"{place}/work"))
+        assert [(tmp_path / "calm.parquet" / part).read_bytes() for part in parts] == written
+    with capsys.disabled():
+        print(f"\ncut off after {then}; the other ended {seconds:.1f} s later (ttl {TTL:.0f} s)")
