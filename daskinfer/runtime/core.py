@@ -133,7 +133,7 @@ class DriverCore:
         self._succession = Succession(pinning, rules, self._crew, self._work, committed, partitions, trial)
         self._flow = Flow(plan)
         self._recovery = Recovery(self._crew, self._work, limits.paused, limits.storage)
-        self._suspicion = Suspicion(self._work, poison)
+        self._suspicion = Suspicion(self._work, poison, limits.hopeless)
         self._stragglers = Stragglers(self._crew, self._work, self._suspicion, Tempo(limits.seconds))
         self._source = source
         self._epoch = epoch

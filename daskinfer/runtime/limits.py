@@ -33,6 +33,8 @@ class Limits:
     """Seconds that a store may refuse."""
     seconds: float | Literal["auto"] | None = "auto"
     """Seconds that a microbatch may take in a stage."""
+    hopeless: bool = True
+    """Whether a model that breaks on every row that it is given first ends the job."""
 
     def silence(self, is_loading: bool) -> float:
         """Return for how many seconds a worker may be silent."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from daskinfer.errors import DaskinferError
 from daskinfer.logs import logging_context
 from daskinfer.runtime.messages import Committed, Event, MicrobatchDone, ShardLoaded
 
@@ -24,3 +25,12 @@ def narrate(event: Event) -> None:
         case MicrobatchDone(partition, number):
             with logging_context(partition=partition, microbatch=number):
                 _log.debug("microbatch done")
+
+
+def narrate_end(error: DaskinferError | None, rows_out: int, rows_quarantined: int) -> None:
+    """Log how a run ended."""
+    facts = {"rows_out": rows_out, "rows_quarantined": rows_quarantined}
+    if error is None:
+        _log.info("job done", extra=facts)
+    else:
+        _log.error("job ended: %s", error.message, extra=facts)

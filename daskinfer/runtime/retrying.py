@@ -11,6 +11,7 @@ from daskinfer.graphs.context import make_request
 from daskinfer.planning.plan import place_plan
 from daskinfer.runtime.keeper import Keeper
 from daskinfer.runtime.ledger import Ledger
+from daskinfer.runtime.limits import Limits
 from daskinfer.runtime.opening import OpenedJob, absolute_input, current_numerics, find_wants
 from daskinfer.runtime.session import Session
 from daskinfer.source import digest_source
@@ -95,6 +96,10 @@ class RetrySession(Session):
         table = read_input(self.job.store, self.job.record, [part.partition for part in self.round.parts])
         note_inputs(absolute_url(self.job.record.output), self.round, digest_files(table.files))
         return table
+
+    def _limits(self) -> Limits:
+        # All that is left to a retry may be rows that break the model: they stay where they are.
+        return replace(super()._limits(), hopeless=False)
 
     def _take_up(self, round: Round) -> None:
         self.round = round

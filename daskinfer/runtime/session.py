@@ -23,6 +23,7 @@ from daskinfer.runtime.keeper import Keeper
 from daskinfer.runtime.ledger import Ledger
 from daskinfer.runtime.limits import Limits
 from daskinfer.runtime.messages import Note, Recovered
+from daskinfer.runtime.narration import narrate_end
 from daskinfer.runtime.opening import OpenedJob
 from daskinfer.runtime.pinning import Pinning
 from daskinfer.runtime.posts import Staffing
@@ -120,7 +121,7 @@ class Session:
                     self.error = Interrupted("interrupted; everything committed so far stays")
                 except DaskinferError as error:
                     self.error = error
-                self._tell_end()
+                narrate_end(self.error, self.ledger.rows_out, self.ledger.rows_quarantined)
             self._enter(_final_phase(self.error))
             with suppress(StorageRefused):  # the job has ended as it has, written down or not
                 self._journal.flush()
@@ -258,7 +259,7 @@ class Session:
             committed=committed,
             rejects=self.ledger.rows_quarantined,
             staffing=self._staffing(),
-            limits=Limits.of(self.recipe, record.rows),
+            limits=self._limits(),
             trial=trial,
             poison=poison,
             claims=Claims(self.member, record.partitions, committed) if self.member else None,
@@ -288,6 +289,9 @@ class Session:
                 self.counters = dict(core.counters)
                 self.pins = keeper.log.known.pins
                 self._leave(driver, client)
+
+    def _limits(self) -> Limits:
+        return Limits.of(self.recipe, self.job.record.rows)
 
     def _staffing(self) -> Staffing:
         consistency, placement = self.job.record.recipe.consistency, self.recipe.placement
@@ -351,13 +355,6 @@ class Session:
         sink.seal(describe_result(record, keeper.log.known.current.snapshot))
         _log.info("output sealed", extra={"output": record.output})
         clear_activations(self.job.store, keeper.handle(keeper.log.known.current))
-
-    def _tell_end(self) -> None:
-        facts = {"rows_out": self.ledger.rows_out, "rows_quarantined": self.ledger.rows_quarantined}
-        if self.error is None:
-            _log.info("job done", extra=facts)
-        else:
-            _log.error("job ended: %s", self.error.message, extra=facts)
 
     def _enter(self, phase: Phase) -> None:
         self._phase = phase

@@ -97,10 +97,13 @@ class Suspicion:
         The driver's partitions.
     known
         Convictions of earlier runs.
+    gives_up
+        Whether a model that breaks on every row that it is given first ends the job.
     """
 
-    def __init__(self, work: Workload, known: Iterable[Conviction] = ()) -> None:
+    def __init__(self, work: Workload, known: Iterable[Conviction] = (), gives_up: bool = True) -> None:
         self._work = work
+        self._gives_up = gives_up
         self._known = {
             ((found.generation, found.partition), found.microbatch): frozenset(found.positions) for found in known
         }
@@ -294,7 +297,7 @@ class Suspicion:
         self._convicted[case[0]] += 1
         self._barren_rows += 1
         actions: list[Action] = [Note("poison", f"{_name(case)}, row {verdict.row} of the partition: {verdict.error}")]
-        if not self._has_passed and self._barren_rows >= HOPELESS_ROWS:
+        if self._gives_up and not self._has_passed and self._barren_rows >= HOPELESS_ROWS:
             actions.append(Fail(_hopeless(f"each of the first {self._barren_rows} rows that were tried", failure)))
         return actions
 
@@ -310,7 +313,7 @@ class Suspicion:
             return [note, *self._work.computed_apart(*case)]
         if len(search.convicted) == len(search.rows):
             self._barren_microbatches += 1
-            if self._barren_microbatches >= HOPELESS_MICROBATCHES:
+            if self._gives_up and self._barren_microbatches >= HOPELESS_MICROBATCHES:
                 what = f"every row of {self._barren_microbatches} microbatches, one after the other,"
                 return [Fail(_hopeless(what, record.failures[-1]))]
         (generation, partition), number = case

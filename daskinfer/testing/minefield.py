@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ FEATURES = 4
 RAISES, HANGS, KILLS, NAPS = 1000.0, 2000.0, 3000.0, 4000.0
 """What a row has in its first place to do it, in the layer of the number in its second place."""
 NAP_SECONDS = 1.0
+CLEARED = "DASKINFER_MINES_CLEARED"
+"""Environment variable that names a file: once it is there, no row raises any more."""
 
 
 class _Layer(nn.Module):
@@ -30,7 +33,7 @@ class _Layer(nn.Module):
             here = marks[marks[:, 1] == self.number, 0]
             if (here == NAPS).any():
                 time.sleep(NAP_SECONDS)
-            if (here == RAISES).any():
+            if (here == RAISES).any() and not _is_cleared():
                 raise ValueError(f"row of {x.shape[0]} cannot be computed, at {hex(id(x))}")
             if (here == KILLS).any():
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -38,6 +41,11 @@ class _Layer(nn.Module):
                 time.sleep(0.1)
         y: Tensor = x + torch.tanh(self.linear(x))
         return y
+
+
+def _is_cleared() -> bool:
+    place = os.environ.get(CLEARED)
+    return place is not None and Path(place).exists()
 
 
 class Minefield(nn.Module):

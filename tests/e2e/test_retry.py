@@ -12,18 +12,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from daskinfer import api
 from daskinfer.errors import InputError, JobBusy, OutputOwned, RecipeError, RejectBudgetExceeded, UsageError
 from daskinfer.spec.job import Report
 from daskinfer.spec.recipe import Recipe
 from daskinfer.storage.jobs import JobStore
+from daskinfer.storage.outputs.quarantine import read_quarantine as list_rejects
 from daskinfer.storage.outputs.reading import SealedOutput, open_output
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
+from daskinfer.testing.minefield import CLEARED, RAISES, make_minefield
 from tests.e2e.command import call
 from tests.e2e.conftest import Bench, data_bytes, make_bench, run
-from tests.e2e.outputs import read_quarantine
+from tests.e2e.faults import patched_workers
+from tests.e2e.outputs import read_columns, read_quarantine
+from tests.e2e.test_poison import lay
+from tests.e2e.test_poison import make_recipe as make_mines
 
 BAD = {3: '{"id": "row-3", "text": ', 70: '{"id": "row-70", "text": 7}', 71: '{"id": "row-71"}', 299: "[]"}
 
@@ -139,6 +145,33 @@ def test_an_output_whose_rows_name_their_snapshot(bench: Bench, scheduler: str) 
     assert done is not None and (done.rows_quarantined, done.snapshot) == (0, report.snapshot)
     rows = read_rows(open_output(str(bench.folder / "out.parquet")))
     assert set(rows["snapshot"]) == {report.snapshot} and rows["row"].tolist() == list(range(300))
+
+
+def clear_mines(patch: pytest.MonkeyPatch, variable: str, place: str) -> None:
+    patch.setenv(variable, place)
+
+
+def test_rows_that_broke_the_model(tmp_path: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Four microbatches of a retry that hold nothing else.
+    mines = {5: (RAISES, 0), 20: (RAISES, 1), 33: (RAISES, 1), 50: (RAISES, 0)}
+    values = lay(tmp_path, 64, mines)
+    recipe = make_mines(tmp_path, input__partition_rows=16, errors__max_rows=5)
+    with patched_workers(scheduler, clear_mines, CLEARED, str(tmp_path / "cleared")):
+        report = run(recipe, scheduler)
+        assert (report.rows_out, report.rows_quarantined) == (60, 4)
+        again = retry(report, recipe, scheduler)
+        assert again is not None and again.retries[0].rows_recovered == 0
+        kinds = {reject.row: reject.kind for reject in list_rejects(recipe.output.url, 9)}
+        assert kinds == dict.fromkeys(mines, "raised")
+        (tmp_path / "cleared").touch()
+        done = retry(report, recipe, scheduler)
+    assert done is not None and (done.rows_out, done.rows_quarantined) == (64, 0)
+    written = read_columns(tmp_path / "out.parquet")
+    assert written["row"].tolist() == written["id"].tolist() == list(range(64))
+    monkeypatch.setenv(CLEARED, str(tmp_path))
+    with torch.inference_mode():
+        expected = make_minefield()(torch.as_tensor(values))["sums"].numpy()
+    assert np.allclose(written["sums"], expected, atol=1e-6)
 
 
 def test_what_cannot_be_retried_is_said(bench: Bench, scheduler: str) -> None:
