@@ -185,6 +185,7 @@ class SinkContract(ABC):
             "line": 2,
             "error": "bad",
             "excerpt": "{",
+            "kind": "unreadable",
         }
 
     def test_only_a_whole_output_is_sealed(self, tmp_path: Path) -> None:

@@ -214,7 +214,9 @@ class Storm:
     def check(self, calm: Path, rejected: int) -> None:
         """Assert that the output is what an undisturbed run would have written, and nothing else is left."""
         manifest = json.loads((self.output / "_MANIFEST.json").read_text())
-        assert data_bytes(self.output) == data_bytes(calm)
+        found, wanted = data_bytes(self.output), data_bytes(calm)
+        differing = [name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name)]
+        assert not differing, f"{self.output}: {sorted(differing)}"
         assert (manifest["rows_out"], manifest["rows_quarantined"]) == (ROWS - rejected, rejected)
         records = [json.loads(path.read_text()) for path in self.output.glob("_daskinfer/commits/*/*.json")]
         assert sorted(record["partition"] for record in records) == list(range(ROWS // PARTITION))
@@ -269,7 +271,7 @@ class Storm:
                 self._frozen.pop().send_signal(signal.SIGCONT)
 
     def _damage(self, choice: int) -> None:
-        chunks = sorted(self._bench.folder.glob("work/activations/*/*/*/c/*"))
+        chunks = sorted(path for path in self._bench.folder.glob("work/activations/**/c/**/*") if path.is_file())
         if chunks:
             chunk = chunks[choice % len(chunks)]
             with suppress(FileNotFoundError):

@@ -253,7 +253,7 @@ def test_lost_restrictions_would_show_in_the_trails(
     bench: Bench, scheduler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drop_resources(monkeypatch)
-    monkeypatch.setattr("daskinfer.runtime.driver.verify_restrictions", lambda *_: None)
+    monkeypatch.setattr("daskinfer.runtime.submission.verify_restrictions", lambda *_: None)
     with pytest.raises(SnapshotSkew, match="which never acknowledged the snapshot"):
         run(small(bench), scheduler)
 
