@@ -121,6 +121,7 @@ def test_a_row_that_kills_every_worker(tmp_path: Path) -> None:
 
 
 @pytest.mark.late
+@pytest.mark.campaign
 @pytest.mark.timeout(1800)
 def test_one_of_each_among_a_hundred_thousand(tmp_path: Path) -> None:
     values = lay(tmp_path, 100_000, {12_345: (RAISES, 1), 45_678: (HANGS, 0), 78_901: (KILLS, 1)})

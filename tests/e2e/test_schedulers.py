@@ -75,6 +75,11 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
         cluster.stop()
 
 
+def own_clusters() -> list[LocalCluster]:
+    """Return the clusters that jobs of this process have started."""
+    return [cluster for cluster in LocalCluster._instances if type(cluster) is LocalCluster]
+
+
 def calm(bench: Bench, report: Report) -> None:
     """Assert that a report tells of a lost scheduler, and its output of none."""
     assert [incident.kind for incident in report.incidents].count("scheduler-lost") == 1
@@ -87,7 +92,7 @@ def calm(bench: Bench, report: Report) -> None:
 
 def test_a_local_cluster_is_started_again(bench: Bench) -> None:
     def lose() -> None:
-        (cluster,) = LocalCluster._instances
+        (cluster,) = own_clusters()
         cluster.sync(cluster.scheduler.close)
 
     calm(bench, api.run(bench.recipe(**SMALL), watch=once(32, lose)))
@@ -112,7 +117,7 @@ def test_schedulers_that_are_lost_again_and_again(bench: Bench, monkeypatch: pyt
     monkeypatch.setattr(session, "MOST_LOSSES", 1)
 
     def lose(progress: Any) -> None:
-        for cluster in list(LocalCluster._instances):
+        for cluster in own_clusters():
             if progress.phase == "loading" and cluster.scheduler.status.name == "running":
                 cluster.sync(cluster.scheduler.close)
 
