@@ -166,6 +166,16 @@ def modified_at(url: str) -> datetime | None:
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
+def clear_halves(url: str) -> None:
+    """Delete what writers that were killed left half written below a local folder; object stores have no such things.
+
+    Whoever is still writing there fails: for when nothing more is to be written.
+    """
+    if is_local(url):
+        for path in Path(absolute_url(url)).rglob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
+
 def delete(url: str, recursive: bool = False) -> None:
     """Delete an object, or a whole folder; a missing one is fine."""
     with explain_errors(url, "delete"):

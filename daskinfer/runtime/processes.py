@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from distributed import Client, Scheduler, Worker
 from distributed.diagnostics.plugin import WorkerPlugin
+from distributed.gc import disable_gc_diagnosis
 
 from daskinfer.graphs.identity import set_identity
 from daskinfer.graphs.reporting import set_sender
@@ -35,6 +36,8 @@ class ProcessSetup(WorkerPlugin):
 def set_up_processes(client: Client, logs: LogSettings | None = None) -> None:
     """Prepare this process, the scheduler's and all workers', now and in future; these log as `logs` says."""
     register_serializers()
+    # It calls Python in the middle of everything, and an interrupt that comes there is ignored.
+    disable_gc_diagnosis(force=True)
     client.register_plugin(ProcessSetup(logs))
     client.run_on_scheduler(_set_up_scheduler)
 

@@ -202,7 +202,9 @@ class SinkContract(ABC):
             assert "2 of 3" in str(error) and "missing one is 1" in str(error)
         else:
             raise AssertionError("an output with a hole was sealed")
+        (tmp_path / "out" / ".of-a-writer-that-was-killed.tmp").write_bytes(b"half")
         sealed = self._fill(url)
+        assert not [*(tmp_path / "out").rglob(".*.tmp")]
         manifest = json.loads(sealed)
         assert (manifest["rows_in"], manifest["rows_out"], manifest["rows_quarantined"]) == (10, 9, 1)
         assert [part["partition"] for part in manifest["parts"]] == [0, 1, 2]

@@ -18,6 +18,7 @@ from daskinfer.spec.job import CommitRecord
 from daskinfer.spec.rows import Partition, Reject
 from daskinfer.storage.exclusive import create
 from daskinfer.storage.filesystem import (
+    clear_halves,
     delete,
     exists,
     explain_errors,
@@ -164,6 +165,7 @@ class Ledger:
             "keep": [*map(list, self._layout.keep.items())],
             "parts": parts,
         }
+        clear_halves(self._url)
         url, data = join_url(self._url, MANIFEST), canonical_json(whole)
         if create(url, data):
             return data
