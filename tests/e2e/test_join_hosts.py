@@ -45,6 +45,7 @@ def is_allowed() -> bool:
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.late,
+    pytest.mark.campaign,
     pytest.mark.s3,
     pytest.mark.timeout(600),
     pytest.mark.skipif(not is_allowed(), reason="needs the right to make network namespaces"),

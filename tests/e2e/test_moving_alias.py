@@ -16,7 +16,7 @@ from daskinfer.testing.tinymodels import make_tiny_bert
 from tests.e2e.conftest import Bench, data_bytes, make_bench, read_output, run
 from tests.e2e.faults import commits, interrupt
 
-pytestmark = [pytest.mark.slow, pytest.mark.late]
+pytestmark = [pytest.mark.slow, pytest.mark.late, pytest.mark.campaign]
 
 ROWS, PARTITION = 4_800, 32
 MOVER = """

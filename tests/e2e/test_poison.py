@@ -107,6 +107,7 @@ def test_rows_that_raise_are_found_and_stay_found(tmp_path: Path, scheduler: str
 
 
 @pytest.mark.late
+@pytest.mark.campaign
 @pytest.mark.timeout(1800)
 def test_a_row_that_kills_every_worker(tmp_path: Path) -> None:
     values = lay(tmp_path, 3000, {2345: (KILLS, 1)})

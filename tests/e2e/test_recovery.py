@@ -20,7 +20,7 @@ from daskinfer.spec.job import Incident, Progress, Report
 from tests.e2e.conftest import Bench, data_bytes, make_bench, run
 from tests.e2e.faults import commits, interrupt, once, patched_workers
 
-pytestmark = [pytest.mark.late, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.late, pytest.mark.campaign, pytest.mark.timeout(600)]
 
 # Workers need not be able to import the tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

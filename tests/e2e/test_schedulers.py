@@ -113,6 +113,7 @@ def test_a_scheduler_that_stays_away(bench: Bench, processes: Processes, monkeyp
     assert api.run(recipe).partitions_resumed >= 2
 
 
+@pytest.mark.campaign
 def test_schedulers_that_are_lost_again_and_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "MOST_LOSSES", 1)
 

@@ -22,7 +22,7 @@ from tests.e2e.conftest import Bench, data_bytes, make_bench
 # Workers need not be able to import the tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-pytestmark = [pytest.mark.slow, pytest.mark.late, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.late, pytest.mark.campaign, pytest.mark.timeout(600)]
 
 ROWS, PARTITION = 960, 16
 
