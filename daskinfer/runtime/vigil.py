@@ -6,6 +6,7 @@ once a second, in calls that read what it knows anyway.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,8 @@ from daskinfer.graphs.handoff import JobHandle
 from daskinfer.runtime.health import WorkerFrozen, WorkerPaused, WorkerResumed
 from daskinfer.runtime.messages import Event, MemoryPressure
 from daskinfer.runtime.running import look_at_tasks
+
+_log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
 PRESSURE = 0.6
@@ -168,13 +171,15 @@ class Vigil:
     def _keep_looking(self) -> None:
         while not self._stopping.wait(LOOK_SECONDS):
             # Without a connection there is nothing to see; the driver finds that out by itself.
-            with suppress(Exception):
+            try:
                 look = self._client.run_on_scheduler(_look, self._requires)
                 with self._guard:
                     self._looked = time.monotonic()
                     events = self._watch.take(look)
                 for event in (*events, look_at_tasks(self._client, self._handle)):
                     self._tell(_give(event))
+            except Exception:  # noqa: BLE001 - a watch that ends would be worse than a look that failed
+                _log.debug("a look at the workers failed", exc_info=True)
 
 
 def _give(event: Event) -> Callable[[], Event]:
