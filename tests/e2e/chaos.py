@@ -188,7 +188,7 @@ class Storm:
         driver = self._start()
         try:
             while True:
-                assert time.monotonic() < deadline, f"still running after {SECONDS:.0f} s: {self._outcome}"
+                assert time.monotonic() < deadline, f"still running after {SECONDS:.0f} s: {self._tell()}"
                 committed = self._count()
                 if hit is not None and committed > hit[1]:
                     self._outcome.recovery_seconds.append(time.monotonic() - hit[0])
@@ -236,6 +236,11 @@ class Storm:
 
     def _count(self) -> int:
         return sum(1 for _ in self.output.glob("_daskinfer/commits/*/*.json"))
+
+    def _tell(self) -> str:
+        """Return what has happened so far, and what the job's drivers wrote down of it."""
+        journals = sorted(self._bench.folder.glob(f"work/jobs/{self.output.stem}-*/journal/**/*.jsonl"))
+        return "\n".join([str(self._outcome), *(path.read_text() for path in journals)])
 
     def _read_report(self, driver: subprocess.Popen[str]) -> Any:
         out, err = driver.communicate()
