@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from distributed import Client
 
@@ -55,8 +54,12 @@ class Departures:
         for (stage, worker), finished in zip(leaving, close_tokens(self._client, closing), strict=True):
             if finished is False:
                 continue
-            self._leaving.discard((stage, worker))
             if finished:
-                with suppress(OSError):  # it died meanwhile: the scheduler's event follows
+                try:
                     grant_tokens(self._client, worker, dict.fromkeys(self._tokens_of(stage), 0))
                     self._free(stage, worker)
+                except TimeoutError:
+                    continue  # it is asked again
+                except OSError:
+                    pass  # it died meanwhile: the scheduler's event follows
+            self._leaving.discard((stage, worker))

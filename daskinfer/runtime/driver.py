@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 from distributed import Client
+from distributed.comm import CommClosedError
 
 from daskinfer.errors import ClusterLost, DaskinferError, Interrupted
 from daskinfer.graphs.build import crew_token, stage_token
@@ -58,7 +60,7 @@ from daskinfer.runtime.narration import narrate
 from daskinfer.runtime.orders import Answer, Say, StandDown, StoodDown
 from daskinfer.runtime.probes import Abandon, Convict, Convicted, Inspect, Probe, SecondStart, Withdraw
 from daskinfer.runtime.submission import Submissions
-from daskinfer.runtime.tokens import grant_tokens
+from daskinfer.runtime.tokens import ANSWER_SECONDS, grant_tokens
 from daskinfer.runtime.vigil import Vigil, restart_worker
 from daskinfer.spec.comparison import PartComparison
 from daskinfer.spec.control import WorkerState
@@ -71,6 +73,7 @@ from daskinfer.storage.inputs.reading import partition_source
 from daskinfer.storage.jobs import JobStore
 
 TICK_SECONDS = 0.25
+_LOST = "the connection to the Dask scheduler is lost"
 
 
 class Driver:
@@ -170,6 +173,8 @@ class Driver:
         except Exception as error:
             # Whatever a client says in its last moments, what it means is that the scheduler is gone.
             self._check_connection(error)
+            if isinstance(error, CommClosedError):  # the client has yet to find out
+                raise ClusterLost(_LOST) from error
             raise
         finally:
             self._errands.close()
@@ -186,14 +191,15 @@ class Driver:
         tokens = self._list_tokens(None)
         workers = self._used & {worker.address for worker in worker_shapes(self._client)}
         for worker in workers:
-            grant_tokens(self._client, worker, dict.fromkeys(tokens, 0))
-        for handle in self._handles.values():
-            self._client.run(forget_job, handle, workers=list(workers))
+            with suppress(OSError):  # it is gone, or frozen: then it hears of this should it wake
+                grant_tokens(self._client, worker, dict.fromkeys(tokens, 0))
+                for handle in self._handles.values():
+                    self._client.run(forget_job, handle, workers=[worker], callback_timeout=ANSWER_SECONDS)
 
     def _check_connection(self, cause: Exception | None = None) -> None:
         # A client that finds its scheduler again has a new connection, and has lost all futures.
         if self._client.status != "running" or self._client.scheduler_comm is not self._connection:
-            raise ClusterLost("the connection to the Dask scheduler is lost") from cause
+            raise ClusterLost(_LOST) from cause
 
     def _step(self) -> None:
         self._check_connection()
@@ -294,8 +300,14 @@ class Driver:
     # Actions
 
     def _grant(self, handle: JobHandle, stage: int, worker: str) -> None:
-        with suppress(OSError):  # it died meanwhile: the scheduler's event follows
+        if worker not in self._core.crew.ready(handle.pin.generation, stage):
+            return
+        try:
             grant_tokens(self._client, worker, {stage_token(handle, stage): 1, crew_token(handle): 1})
+        except TimeoutError:  # later again, behind all that has happened: it may be told by then that it is frozen
+            self._happened.put(partial(self._grant, handle, stage, worker))
+        except OSError:  # it died meanwhile: the scheduler's event follows
+            pass
 
     def _retire(self, handle: JobHandle, given_up: bool) -> None:
         """Take a generation's shards and tokens off the workers, and give its lock back."""

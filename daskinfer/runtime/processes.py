@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from distributed import Client, Scheduler, Worker
 from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.gc import disable_gc_diagnosis
@@ -14,6 +16,7 @@ from daskinfer.runtime.serialization import register_serializers
 # Every death of a worker is counted against all tasks assigned to it, innocent ones included; the driver counts
 # attempts itself.
 ALLOWED_FAILURES = 1_000
+_SET_UP_SECONDS = 15.0
 
 
 class ProcessSetup(WorkerPlugin):
@@ -38,7 +41,13 @@ def set_up_processes(client: Client, logs: LogSettings | None = None) -> None:
     register_serializers()
     # It calls Python in the middle of everything, and an interrupt that comes there is ignored.
     disable_gc_diagnosis(force=True)
-    client.register_plugin(ProcessSetup(logs))
+    plugin = ProcessSetup(logs)
+    # What `register_plugin` does, but that it would wait for ever for a worker that is frozen. Such a one is set up
+    # should it wake, before it takes a task; that it is frozen is found out later.
+    with suppress(TimeoutError):
+        client.sync(
+            client._register_worker_plugin, plugin, plugin.name, idempotent=False, callback_timeout=_SET_UP_SECONDS
+        )
     client.run_on_scheduler(_set_up_scheduler)
 
 

@@ -18,6 +18,8 @@ from daskinfer.errors import JobFailed
 from daskinfer.graphs.build import Key
 
 _INTAKE_SECONDS = 30.0
+ANSWER_SECONDS = 2.0
+"""How long a worker may take to answer: one that is frozen never does, and must not keep the driver waiting."""
 
 
 def grant_tokens(client: Client, worker: str, tokens: Mapping[str, float]) -> None:
@@ -25,10 +27,12 @@ def grant_tokens(client: Client, worker: str, tokens: Mapping[str, float]) -> No
 
     Raises
     ------
+    TimeoutError
+        The worker does not answer. It hears of the resources should it wake, and the tasks are not woken.
     OSError
         The worker cannot be reached.
     """
-    client.run(_set_resources, dict(tokens), workers=[worker], on_error="raise")
+    client.run(_set_resources, dict(tokens), workers=[worker], on_error="raise", callback_timeout=ANSWER_SECONDS)
     client.run_on_scheduler(_kick)
 
 

@@ -14,7 +14,7 @@ from daskinfer.testing.tinymodels import make_tiny_bert
 from tests.e2e.chaos import PARTITION, ROWS, STAGES, Cluster, Outcome, Storm, draw_faults, open_processes
 from tests.e2e.conftest import Bench, make_bench
 
-pytestmark = [pytest.mark.slow, pytest.mark.late, pytest.mark.timeout(campaign_size(900, 4 * 3600))]
+pytestmark = [pytest.mark.slow, pytest.mark.late, pytest.mark.timeout(campaign_size(1200, 4 * 3600))]
 
 SCHEDULES = campaign_size(12, 200)
 REJECTED = 2

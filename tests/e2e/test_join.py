@@ -118,7 +118,8 @@ def assert_calm(bench: Bench, name: str) -> None:
     ("name", "stop"),
     [
         ("killed.zarr", lambda job: job.kill()),
-        ("interrupted.zarr", lambda job: os.killpg(job.pid, signal.SIGINT)),  # as Ctrl-C does in a terminal
+        # As Ctrl-C does in a terminal.
+        pytest.param("interrupted.zarr", lambda job: os.killpg(job.pid, signal.SIGINT), marks=pytest.mark.campaign),
     ],
 )
 def test_the_others_finish(folder: Bench, name: str, stop: Any) -> None:

@@ -98,6 +98,7 @@ def test_a_local_cluster_is_started_again(bench: Bench) -> None:
     calm(bench, api.run(bench.recipe(**SMALL), watch=once(32, lose)))
 
 
+@pytest.mark.campaign  # the chaos test does the same
 def test_a_scheduler_that_comes_back_is_connected_to(bench: Bench, processes: Processes) -> None:
     recipe = bench.recipe(**SMALL, cluster__address=processes.address, cluster__local=None)
     calm(bench, api.run(recipe, watch=once(32, processes.restart)))

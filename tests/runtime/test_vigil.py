@@ -6,12 +6,14 @@ import os
 import queue
 import random
 import signal
+import time
 from collections.abc import Callable
 
 import pytest
 from distributed import Client
 
 from daskinfer.graphs.handoff import JobHandle
+from daskinfer.runtime import processes, tokens
 from daskinfer.runtime.health import WorkerFrozen, WorkerPaused, WorkerResumed
 from daskinfer.runtime.messages import Event, MemoryPressure
 from daskinfer.runtime.probes import Running
@@ -122,3 +124,25 @@ def test_a_stopped_worker_is_found_and_replaced(client: Client, addresses: list[
     client.wait_for_workers(2, timeout=60)
     assert frozen not in client.run(os.getpid)
     restart_worker(client, frozen)  # it is gone: nothing happens
+
+
+def test_a_stopped_worker_keeps_nobody_waiting(
+    client: Client, addresses: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver that waited for it would be deaf to the news that it is frozen."""
+    monkeypatch.setattr(tokens, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(processes, "_SET_UP_SECONDS", 0.3)
+    frozen = addresses[0]
+    process = client.run(os.getpid, workers=[frozen])[frozen]
+    os.kill(process, signal.SIGSTOP)
+    try:
+        with pytest.raises(TimeoutError):
+            tokens.grant_tokens(client, frozen, {"token": 1})
+        processes.set_up_processes(client)
+    finally:
+        os.kill(process, signal.SIGCONT)
+    deadline = time.monotonic() + 20
+    while client.scheduler_info(n_workers=-1)["workers"][frozen]["resources"].get("token") != 1:
+        assert time.monotonic() < deadline, "it hears of the token as soon as it wakes"
+        time.sleep(0.02)
+    tokens.grant_tokens(client, frozen, {"token": 0})
