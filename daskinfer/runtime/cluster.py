@@ -93,7 +93,10 @@ def measure_workers(client: Client, workers: list[str] | None = None) -> list[Wo
 
 def worker_shapes(client: Client) -> list[WorkerShape]:
     """Return the workers that are connected now."""
-    return [shape_worker(address, worker) for address, worker in client.scheduler_info(n_workers=-1)["workers"].items()]
+    # Not `Client.scheduler_info`: it returns what the client last heard, and that is without workers whenever the client
+    # has asked for itself in this moment, which it does every two seconds.
+    found = client.sync(client.scheduler.identity, n_workers=-1)
+    return [shape_worker(address, worker) for address, worker in found["workers"].items()]
 
 
 def shape_worker(address: str, identity: dict[str, Any]) -> WorkerShape:

@@ -19,7 +19,7 @@ from tests.e2e.faults import interrupt
 
 pytestmark = pytest.mark.late
 
-ROWS = 120
+ROWS = 480
 
 
 @pytest.fixture
