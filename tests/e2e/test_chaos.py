@@ -16,7 +16,7 @@ from tests.e2e.conftest import Bench, make_bench
 
 pytestmark = [pytest.mark.slow, pytest.mark.late, pytest.mark.timeout(campaign_size(1200, 4 * 3600))]
 
-SCHEDULES = campaign_size(12, 200)
+SCHEDULES = campaign_size(8, 200)
 REJECTED = 2
 
 

@@ -90,12 +90,13 @@ def test_killed_workers_are_replaced(folder: Bench) -> None:
     attempt.assert_calm()
 
 
+@pytest.mark.campaign  # the chaos test kills drivers too, and test_identity interrupts them
 @pytest.mark.parametrize(
     ("name", "stop", "code"),
     [
         ("killed.zarr", lambda job: job.kill(), -signal.SIGKILL),
         ("interrupted.zarr", lambda job: os.killpg(job.pid, signal.SIGINT), 130),  # as Ctrl-C does in a terminal
-        pytest.param("terminated.zarr", lambda job: job.terminate(), 130, marks=pytest.mark.campaign),
+        ("terminated.zarr", lambda job: job.terminate(), 130),
     ],
 )
 def test_a_stopped_driver_is_resumed(

@@ -104,6 +104,7 @@ def test_a_scheduler_that_comes_back_is_connected_to(bench: Bench, processes: Pr
     calm(bench, api.run(recipe, watch=once(32, processes.restart)))
 
 
+@pytest.mark.campaign
 def test_a_scheduler_that_stays_away(bench: Bench, processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "PATIENCE_SECONDS", 1.0)
     recipe = bench.recipe(**SMALL, cluster__address=processes.address, cluster__local=None)
