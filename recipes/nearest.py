@@ -39,7 +39,9 @@ def main() -> None:
     vectors = np.asarray(rows["embedding"])
     texts, names = np.asarray(rows["text"]), np.asarray(rows["id"])
     console = Console(highlight=False)
-    for query, scores in zip(queries, embed(queries, options.recipe, result["snapshot"]) @ vectors.T, strict=True):
+    for query, scores in zip(
+        queries, embed(queries, options.recipe, result["snapshot"], result["job"]) @ vectors.T, strict=True
+    ):
         table = Table(title=f"nearest to “{query}”", title_justify="left", show_header=False, box=None)
         table.add_column(justify="right", width=4)
         table.add_column(style="bold", no_wrap=True, width=22)
@@ -50,9 +52,10 @@ def main() -> None:
     console.print(summarise(result), soft_wrap=True)
 
 
-def embed(queries: list[str], recipe: Path, snapshot: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+def embed(queries: list[str], recipe: Path, snapshot: str, job: str) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Return the queries' vectors of length 1, shape (queries, dim); asked twice, the finished job is used again."""
-    name = "queries-" + hashlib.sha256("\n".join([snapshot, *queries]).encode()).hexdigest()[:12]
+    # The job's id stands for the code too: a later version of it may not go on with what an earlier one has written.
+    name = "queries-" + hashlib.sha256("\n".join([job, *queries]).encode()).hexdigest()[:12]
     source = Path("data") / f"{name}.jsonl"
     if not source.exists():
         source.parent.mkdir(parents=True, exist_ok=True)

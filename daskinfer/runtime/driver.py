@@ -191,9 +191,11 @@ class Driver:
         tokens = self._list_tokens(None)
         workers = self._used & {worker.address for worker in worker_shapes(self._client)}
         for worker in workers:
-            with suppress(OSError):  # it is gone, or frozen: then it hears of this should it wake
+            # It may be gone, or frozen: then it hears of each of these should it wake.
+            with suppress(OSError):
                 grant_tokens(self._client, worker, dict.fromkeys(tokens, 0))
-                for handle in self._handles.values():
+            for handle in self._handles.values():
+                with suppress(OSError):
                     self._client.run(forget_job, handle, workers=[worker], callback_timeout=ANSWER_SECONDS)
 
     def _check_connection(self, cause: Exception | None = None) -> None:
