@@ -6,6 +6,7 @@ once a second, in calls that read what it knows anyway.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
@@ -32,6 +33,7 @@ PRESSURE = 0.6
 # heartbeats may be waiting to be heard.
 _LONGEST_STEP = 2 * LOOK_SECONDS
 _HEARTBEATS = 5
+_HEARING_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +221,11 @@ async def _restart(worker: str, dask_scheduler: Scheduler) -> None:
     if state is None:
         return
     nanny = state.nanny
-    # Its tasks go elsewhere first. It is not told to close where there is a nanny: that would close the nanny too.
+    if nanny is not None:
+        # A worker that finds out by a heartbeat that nobody knows it closes its nanny too: it has to hear this before.
+        dask_scheduler.worker_send(worker, {"op": "close", "nanny": False, "reason": "daskinfer-restart"})
+        await asyncio.sleep(_HEARING_SECONDS)
+    # Its tasks go elsewhere first.
     await dask_scheduler.remove_worker(worker, stimulus_id="daskinfer-restart", expected=True, close=nanny is None)
     if nanny is not None:
         dask_scheduler._ongoing_background_tasks.call_soon(_kill, nanny, dask_scheduler.connection_args)
