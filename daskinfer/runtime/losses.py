@@ -16,6 +16,9 @@ from daskinfer.runtime.suspicion import Suspicion
 from daskinfer.runtime.workload import Workload
 from daskinfer.spec.plan import WorkerShape
 
+# A hung microbatch is blamed itself; a link that is cut is one loss, however many workers it takes.
+_COUNTED_APART = ("worker-hung", "network-cut")
+
 
 class Losses:
     """Strikes workers off the crew, gives what they did to others, and gives up where that goes on and on.
@@ -60,7 +63,7 @@ class Losses:
             return self._crew.fill(now)
         self._counters["workers_lost"] += 1
         blame = self._suspicion.lost(event.worker, event.tasks, now)
-        self._since_commit += blame is None and kind != "worker-hung"
+        self._since_commit += blame is None and kind not in _COUNTED_APART
         self._recovery.lose(event.worker, stages[0])
         detail = f"{event.worker}, which held stage {' and '.join(map(str, stages))}, {why}"
         note = self._recovery.book.begin(stages[0], kind, detail, now, event.silent)
@@ -102,6 +105,7 @@ class Losses:
                 if note := self._sit_out(shape, posts.keys() - off.keys()):
                     self._crew.lose(state.worker, now)
                     actions.append(note)
+        self._since_commit += bool(off)
         for worker, why in off.items():
             actions += self.take_off(worker, now, "network-cut", why, event.seconds)
         return actions

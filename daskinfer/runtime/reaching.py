@@ -53,19 +53,15 @@ def _connect_all(others: Sequence[str]) -> dict[str, bool]:
 
 
 def can_connect(worker: str) -> bool:
-    """Tell whether the host of a worker answers when this process connects to it.
+    """Tell whether a connection from this process to a worker can be made.
 
-    Its kernel does, and nothing is said over the connection: neither side need have time for it, whatever holds Python's
+    Its kernel answers, and nothing is said over the connection: neither side need have time for it, whatever holds Python's
     lock there.
     """
     try:
-        place = get_address_host_port(worker)
-    except ValueError:  # of this process, not of a network
-        return True
-    try:
-        socket.create_connection(place, TRY_SECONDS).close()
-    except ConnectionRefusedError:  # the process is gone, which is another matter
-        return True
+        socket.create_connection(get_address_host_port(worker), TRY_SECONDS).close()
     except OSError:
         return False
+    except ValueError:  # an address of this process, not of a network
+        return True
     return True

@@ -85,8 +85,10 @@ class Stalls:
         self._since = {}
         for (_, worker), stall in stalls.items():
             if stall.looks % STALLED_LOOKS == 0:
-                for link in ((worker, holder) for holder in stall.holders & seen.keys()):
-                    self._since[link] = min(stall.since, self._since.get(link, at))
+                for link in ((worker, holder) for holder in stall.holders):
+                    # Whoever has been silent all the while is frozen or gone, and would not answer.
+                    if all(seen.get(end, 0.0) > stall.since for end in link):
+                        self._since[link] = min(stall.since, self._since.get(link, at))
         tries = ((_stand_in(told, seen), told) for told in self._cut.values() if self._looks % MENDING_LOOKS == 0)
         self._again = {link: told for link, told in tries if link is not None}
         return self._confirm(at, seen)

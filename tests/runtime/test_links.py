@@ -14,6 +14,7 @@ from daskinfer.runtime.limits import Limits
 from daskinfer.runtime.links import Link, Links
 from daskinfer.runtime.messages import (
     Action,
+    Fail,
     GrantToken,
     LoadShard,
     Note,
@@ -148,6 +149,18 @@ def test_a_job_that_nobody_is_left_for_says_why() -> None:
     (waits,) = core.handle(Tick(), 106)
     assert isinstance(waits, Note) and waits.kind == "waiting" and f"; {B_LATER} cannot reach {A}" in waits.detail
     assert f"{B_LATER} cannot reach {A}; waited" in str(only_fail(core.handle(Tick(), 160)))
+
+
+def test_a_cut_is_one_loss_however_many_workers_it_takes() -> None:
+    core = make_core(replicas=(3, 3), limits=Limits(rejects=0, losses=1))
+    ones, twos = ([f"tcp://{host}:{port}" for port in range(3)] for host in ("one", "two"))
+    core.start([make_worker(worker) for worker in (*ones, *twos)])
+    for stage, workers in enumerate((ones, twos)):
+        for worker in workers:
+            core.handle(acknowledge(stage, worker), 0)
+    actions = core.handle(NetworkCut(tuple((two, one) for two in twos for one in ones), 8), 100)
+    assert notes(actions) == ["network-cut"] * 3
+    assert not any(isinstance(action, Fail) for action in actions)
 
 
 def test_cuts_between_others_are_nobodys_affair() -> None:

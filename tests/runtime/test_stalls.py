@@ -83,6 +83,12 @@ def test_a_host_that_is_down_is_not_cut_off() -> None:
     assert not any(watched.look()[0] for _ in range(10)), "it is another one now"
 
 
+def test_a_worker_that_is_frozen_is_not_asked() -> None:
+    watched = Watched()
+    watched.silent[B] = 1
+    assert not any(watched.look(wait())[1] for _ in range(30))
+
+
 def test_a_link_that_comes_back_before_it_was_told_of_is_not_told_of() -> None:
     watched = Watched()
     watched.silent[A] = 2
@@ -145,8 +151,8 @@ def test_workers_say_whom_they_reach(client: Client, addresses: list[str], monke
     one, other = addresses
     nobody = "tcp://127.0.0.1:1"
     links = [(one, other), (other, one), (one, nobody), (nobody, one)]
-    # A host that refuses answers; a worker that is not there does not.
-    assert try_links(client, links) == dict.fromkeys(links[:3], True)
+    # Of a worker that is not there, nothing is known.
+    assert try_links(client, links) == {(one, other): True, (other, one): True, (one, nobody): False}
 
 
 def test_a_connection_that_nobody_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
