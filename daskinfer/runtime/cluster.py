@@ -20,6 +20,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 from daskinfer.errors import JobFailed, RecipeError
 from daskinfer.logs import log_settings
 from daskinfer.models.devices import find_device
+from daskinfer.runtime.forking import fork_workers
 from daskinfer.runtime.processes import set_up_processes
 from daskinfer.spec import recipe as recipes
 from daskinfer.spec.plan import DeviceShape, WorkerShape
@@ -76,7 +77,7 @@ def open_cluster(cluster: recipes.Cluster, patience: float = 0) -> Iterator[Clie
         return
     local = cluster.workers
     # What a nanny gives its workers is read when it is made, restarts included, so the settings outlive the start.
-    with dask.config.set(_local_settings(local)), _start(local) as workers, Client(workers) as client:
+    with dask.config.set(_local_settings(local) | fork_workers()), _start(local) as workers, Client(workers) as client:
         set_up_processes(client, logs)
         yield client
 
@@ -145,6 +146,8 @@ def _start(local: recipes.LocalCluster) -> Iterator[LocalCluster]:
             processes=True,
             host="127.0.0.1",
             resources=local.resources,
+            # What workers are forked from may be older than this job, and know nothing of what was set since.
+            env={**os.environ, **dask.config.get("distributed.nanny.pre-spawn-environ")},
             memory_limit=int(psutil.virtual_memory().total / local.workers),
             dashboard_address="127.0.0.1:0",
             silence_logs=logging.CRITICAL,

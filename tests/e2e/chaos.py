@@ -21,6 +21,7 @@ from distributed import Client
 from distributed.utils import open_port
 
 from daskinfer import api
+from daskinfer.testing.workers import find_workers
 from tests.e2e.conftest import Bench, daskinfer, data_bytes
 
 WORKERS, STAGES, ROWS, PARTITION = 4, 3, 960, 32
@@ -91,6 +92,7 @@ class Cluster:
         workers = (
             *("worker", self.address, "--host", "127.0.0.1", "--nworkers", str(WORKERS), "--nthreads", "1"),
             *("--resources", "GPU=1", "--memory-limit", "0", "--no-dashboard"),
+            *("--preload-nanny", "daskinfer.runtime.forking"),
             *("--preload", str(Path(__file__).with_name("chaosworker.py"))),
         )
         for words in (scheduler, workers):
@@ -111,8 +113,7 @@ class Cluster:
             client.wait_for_workers(WORKERS, timeout=60)
 
     def workers(self) -> list[psutil.Process]:
-        found = psutil.Process(self._processes[1].pid).children(recursive=True)
-        return [process for process in found if "spawn_main" in " ".join(process.cmdline())]
+        return find_workers(self._processes[1].pid)
 
     def restart(self) -> None:
         """Lose the scheduler; whatever runs the cluster starts it again, and the workers that ended with it."""
