@@ -22,6 +22,7 @@ from distributed.utils import open_port
 
 from daskinfer import api
 from daskinfer.testing.workers import find_workers
+from tests.e2e.chaosworker import BREAK_DEVICE, PAUSE
 from tests.e2e.conftest import Bench, daskinfer, data_bytes
 
 WORKERS, STAGES, ROWS, PARTITION = 4, 3, 960, 32
@@ -32,6 +33,8 @@ KINDS = (
     "kill-worker",
     "kill-worker",
     "freeze-worker",
+    "pause-worker",
+    "break-device",
     "kill-driver",
     "lose-scheduler",
     "damage-activation",
@@ -258,6 +261,8 @@ class Storm:
         acts: dict[str, Callable[[], object]] = {
             "kill-worker": lambda: self._signal(fault.choice, signal.SIGKILL),
             "freeze-worker": lambda: self._freeze(fault.choice),
+            "pause-worker": lambda: self._signal(fault.choice, PAUSE),
+            "break-device": lambda: self._signal(fault.choice, BREAK_DEVICE),
             "kill-driver": driver.kill,
             "lose-scheduler": self._cluster.restart,
             "damage-activation": lambda: self._damage(fault.choice),
