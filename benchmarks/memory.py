@@ -30,6 +30,7 @@ from rich.table import Table
 from separate import Cluster, start_cluster
 
 from daskinfer.testing.tinymodels import make_tiny_bert
+from daskinfer.testing.workers import find_workers
 from daskinfer.units import format_bytes
 
 DASKINFER = Path(sys.executable).with_name("daskinfer")
@@ -106,7 +107,7 @@ def sample(driver: psutil.Process, cluster: Cluster | None) -> dict[str, int]:
         sizes["driver"] = driver.memory_info().rss
         if cluster is not None:
             sizes["scheduler"] = cluster.scheduler.memory_info().rss
-        for process in (child for parent in parents for child in parent.children()):
+        for process in (worker for parent in parents for worker in find_workers(parent.pid)):
             try:
                 sizes["worker"] = max(sizes["worker"], process.memory_info().rss)
             except psutil.Error:  # it ended between the two calls

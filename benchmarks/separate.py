@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,12 @@ from pathlib import Path
 
 import psutil
 from distributed import Client
+
+SETTINGS = {
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
+    "DASK_DISTRIBUTED__ADMIN__LOW_LEVEL_LOG_LENGTH": "20",
+}
+"""Of docs/howto/cluster.md."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,7 @@ class Cluster:
 def start_cluster(workers: int) -> Iterator[Cluster]:
     """Start a scheduler and workers of one thread that declare a GPU."""
     dask = [sys.executable, "-m", "dask"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": {**os.environ, **SETTINGS}}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "scheduler.json"
         options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", place]

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
 import dask
@@ -20,6 +20,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 from daskinfer.errors import JobFailed, RecipeError
 from daskinfer.logs import log_settings
 from daskinfer.models.devices import find_device
+from daskinfer.runtime.forking import fork_workers
 from daskinfer.runtime.processes import set_up_processes
 from daskinfer.spec import recipe as recipes
 from daskinfer.spec.plan import DeviceShape, WorkerShape
@@ -43,6 +44,15 @@ def find_workers(cluster: recipes.Cluster) -> list[WorkerShape]:
         )
         for index in range(local.workers)
     ]
+
+
+def start_imports(cluster: recipes.Cluster) -> None:
+    """Let what a local cluster's workers need be imported from now on, while the driver does other things."""
+    if cluster.address is None and fork_workers():
+        # Dask does so itself as it starts a worker.
+        os.environ.update(_environment(cluster.workers))
+        with _deaf():
+            forkserver.ensure_running()
 
 
 @contextmanager
@@ -76,7 +86,7 @@ def open_cluster(cluster: recipes.Cluster, patience: float = 0) -> Iterator[Clie
         return
     local = cluster.workers
     # What a nanny gives its workers is read when it is made, restarts included, so the settings outlive the start.
-    with dask.config.set(_local_settings(local)), _start(local) as workers, Client(workers) as client:
+    with dask.config.set(_local_settings(local) | fork_workers()), _start(local) as workers, Client(workers) as client:
         set_up_processes(client, logs)
         yield client
 
@@ -132,27 +142,38 @@ def _connect_patiently(address: str, patience: float) -> Client:
 
 
 @contextmanager
-def _start(local: recipes.LocalCluster) -> Iterator[LocalCluster]:
-    # Ctrl-C in a terminal reaches every process of the group. Threads and processes inherit what is blocked here, so
-    # that only the driver hears it and stops the workers in good order. The tracker is started first, for its start
-    # would lift the block again.
+def _deaf() -> Iterator[None]:
+    """Let no process or thread that is started in here hear Ctrl-C.
+
+    In a terminal it reaches every process of the group, and the driver is to stop the workers in good order. Threads and
+    processes inherit what is blocked here. The tracker is started first, for its start would lift the block again.
+    """
     resource_tracker.ensure_running()
     heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        workers = LocalCluster(
-            n_workers=local.workers,
-            threads_per_worker=local.threads,
-            processes=True,
-            host="127.0.0.1",
-            resources=local.resources,
-            memory_limit=int(psutil.virtual_memory().total / local.workers),
-            dashboard_address="127.0.0.1:0",
-            silence_logs=logging.CRITICAL,
-        )
-    except RuntimeError as error:
-        raise JobFailed(f"the local workers did not start: {error}") from error
+        yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, heard)
+
+
+@contextmanager
+def _start(local: recipes.LocalCluster) -> Iterator[LocalCluster]:
+    try:
+        with _deaf():
+            workers = LocalCluster(
+                n_workers=local.workers,
+                threads_per_worker=local.threads,
+                processes=True,
+                host="127.0.0.1",
+                resources=local.resources,
+                # What workers are forked from may be older than this job, and know nothing of what was set since.
+                env={**os.environ, **_environment(local)},
+                memory_limit=int(psutil.virtual_memory().total / local.workers),
+                dashboard_address="127.0.0.1:0",
+                silence_logs=logging.CRITICAL,
+            )
+    except RuntimeError as error:
+        raise JobFailed(f"the local workers did not start: {error}") from error
     with workers:
         try:
             yield workers
@@ -163,22 +184,27 @@ def _start(local: recipes.LocalCluster) -> Iterator[LocalCluster]:
                     workers.close()
 
 
+def _environment(local: recipes.LocalCluster) -> dict[str, str]:
+    """Return the variables of worker processes, without the defaults that slow inference."""
+    threads = str(local.threads)
+    return {
+        # Freed activations go back to the kernel and are faulted in again under the nanny's own setting, which costs a
+        # quarter of CPU inference.
+        "MALLOC_TRIM_THRESHOLD_": str(2**30),
+        "MALLOC_MMAP_THRESHOLD_": str(2**30),
+        "MALLOC_ARENA_MAX": "1",
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": threads,
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+    }
+
+
 def _local_settings(local: recipes.LocalCluster) -> dict[str, Any]:
     """Return Dask settings without the defaults that slow or break inference."""
-    threads = str(local.threads)
     return _QUIET | {
-        "distributed.nanny.pre-spawn-environ": {
-            # Freed activations go back to the kernel and are faulted in again under the nanny's own setting, which
-            # costs a quarter of CPU inference.
-            "MALLOC_TRIM_THRESHOLD_": str(2**30),
-            "MALLOC_MMAP_THRESHOLD_": str(2**30),
-            "MALLOC_ARENA_MAX": "1",
-            "OMP_NUM_THREADS": threads,
-            "MKL_NUM_THREADS": threads,
-            "OPENBLAS_NUM_THREADS": threads,
-            "TOKENIZERS_PARALLELISM": "false",
-            "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
-        },
+        "distributed.nanny.pre-spawn-environ": _environment(local),
         "distributed.worker.daemon": False,
         # After 15 s by default the cluster gives a dead worker up for good, while its nanny still restarts it: on a busy
         # machine that takes longer.

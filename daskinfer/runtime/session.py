@@ -15,7 +15,7 @@ from distributed import Client
 from daskinfer.errors import ClusterLost, DaskinferError, Interrupted, StorageError, StorageRefused
 from daskinfer.logs import logging_context
 from daskinfer.runtime.claims import Claims
-from daskinfer.runtime.cluster import open_cluster
+from daskinfer.runtime.cluster import open_cluster, start_imports
 from daskinfer.runtime.core import DriverCore
 from daskinfer.runtime.driver import Driver
 from daskinfer.runtime.joining import clear_activations, clear_output, join_job, make_claimer
@@ -193,6 +193,7 @@ class Session:
         record = self.job.record
 
         def compute(connection: int) -> bool:
+            start_imports(self.recipe.cluster)
             pin = self._outlast(keeper.begin) if connection else first
             found = self._outlast(lambda: list(keeper.standing.digests(keep=True)))
             committed = SnapshotMap(record.partitions)

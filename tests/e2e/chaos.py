@@ -21,6 +21,8 @@ from distributed import Client
 from distributed.utils import open_port
 
 from daskinfer import api
+from daskinfer.testing.workers import find_workers
+from tests.e2e.chaosworker import BREAK_DEVICE, PAUSE
 from tests.e2e.conftest import Bench, daskinfer, data_bytes
 
 WORKERS, STAGES, ROWS, PARTITION = 4, 3, 960, 32
@@ -31,6 +33,8 @@ KINDS = (
     "kill-worker",
     "kill-worker",
     "freeze-worker",
+    "pause-worker",
+    "break-device",
     "kill-driver",
     "lose-scheduler",
     "damage-activation",
@@ -91,6 +95,7 @@ class Cluster:
         workers = (
             *("worker", self.address, "--host", "127.0.0.1", "--nworkers", str(WORKERS), "--nthreads", "1"),
             *("--resources", "GPU=1", "--memory-limit", "0", "--no-dashboard"),
+            *("--preload-nanny", "daskinfer.runtime.forking"),
             *("--preload", str(Path(__file__).with_name("chaosworker.py"))),
         )
         for words in (scheduler, workers):
@@ -111,8 +116,7 @@ class Cluster:
             client.wait_for_workers(WORKERS, timeout=60)
 
     def workers(self) -> list[psutil.Process]:
-        found = psutil.Process(self._processes[1].pid).children(recursive=True)
-        return [process for process in found if "spawn_main" in " ".join(process.cmdline())]
+        return find_workers(self._processes[1].pid)
 
     def restart(self) -> None:
         """Lose the scheduler; whatever runs the cluster starts it again, and the workers that ended with it."""
@@ -257,6 +261,8 @@ class Storm:
         acts: dict[str, Callable[[], object]] = {
             "kill-worker": lambda: self._signal(fault.choice, signal.SIGKILL),
             "freeze-worker": lambda: self._freeze(fault.choice),
+            "pause-worker": lambda: self._signal(fault.choice, PAUSE),
+            "break-device": lambda: self._signal(fault.choice, BREAK_DEVICE),
             "kill-driver": driver.kill,
             "lose-scheduler": self._cluster.restart,
             "damage-activation": lambda: self._damage(fault.choice),

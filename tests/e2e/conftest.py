@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import pytest
 import zarr
@@ -19,6 +20,7 @@ from distributed import Nanny, Scheduler, SpecCluster
 from numpy.typing import NDArray
 
 from daskinfer import api
+from daskinfer.runtime.forking import fork_workers
 from daskinfer.spec.job import Report
 from daskinfer.spec.recipe import Recipe
 from daskinfer.testing.tinymodels import make_tiny_bert
@@ -124,7 +126,10 @@ def scheduler() -> Iterator[str]:
         for number in range(len(SIZES))
     }
     options = {"dashboard_address": "127.0.0.1:0", "host": "127.0.0.1"}
-    with SpecCluster(workers=workers, scheduler={"cls": Scheduler, "options": options}, silence_logs=50) as cluster:
+    with (
+        dask.config.set(fork_workers()),
+        SpecCluster(workers=workers, scheduler={"cls": Scheduler, "options": options}, silence_logs=50) as cluster,
+    ):
         yield cluster.scheduler_address
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from daskinfer.testing.workers import find_workers
 from tests.e2e.conftest import Bench, daskinfer, data_bytes, make_bench, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.late]
@@ -60,12 +61,6 @@ class Attempt:
         assert not any((self.bench.folder / "work").glob("activations/*"))
 
 
-def workers_of(job: subprocess.Popen[str]) -> list[psutil.Process]:
-    """Return the worker processes of a driver."""
-    found = psutil.Process(job.pid).children(recursive=True)
-    return [process for process in found if "spawn_main" in " ".join(process.cmdline())]
-
-
 def finish(job: subprocess.Popen[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Wait for a run to succeed; return what it printed and its report."""
     out, err = job.communicate(timeout=170)
@@ -78,10 +73,10 @@ def test_killed_workers_are_replaced(folder: Bench) -> None:
     attempt = Attempt(folder, "workers.zarr")
     job = attempt.start()
     attempt.await_commits(job, 3)
-    workers_of(job)[0].send_signal(signal.SIGKILL)
+    find_workers(job.pid)[0].send_signal(signal.SIGKILL)
     attempt.await_commits(job, 20)
     # Both at once: results that nobody has looked at are lost while no worker may compute them again.
-    for worker in workers_of(job):
+    for worker in find_workers(job.pid):
         worker.send_signal(signal.SIGKILL)
     printed, report = finish(job)
     assert printed["rows_out"] == ROWS
@@ -105,7 +100,7 @@ def test_a_stopped_driver_is_resumed(
     attempt = Attempt(folder, name)
     job = attempt.start()
     attempt.await_commits(job, 10)
-    workers = workers_of(job)
+    workers = find_workers(job.pid)
     stop(job)
     out, err = job.communicate(timeout=60)
     assert job.returncode == code, err

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import dask
 import pytest
 from distributed import Client, Nanny, Scheduler, SpecCluster
 
 from daskinfer.errors import StorageError, StorageRefused
+from daskinfer.runtime.forking import fork_workers
 from daskinfer.spec.job import Incident, Progress, Report
 from tests.e2e.conftest import Bench, data_bytes, make_bench, run
 from tests.e2e.faults import commits, interrupt, once, patched_workers
@@ -42,7 +44,7 @@ def fleet() -> Iterator[str]:
         for number, tags in enumerate(tags)
     }
     scheduler = {"cls": Scheduler, "options": {"dashboard_address": "127.0.0.1:0", "host": "127.0.0.1"}}
-    with SpecCluster(workers=workers, scheduler=scheduler, silence_logs=50) as cluster:
+    with dask.config.set(fork_workers()), SpecCluster(workers=workers, scheduler=scheduler, silence_logs=50) as cluster:
         yield cluster.scheduler_address
 
 

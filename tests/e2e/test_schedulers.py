@@ -38,7 +38,7 @@ class Processes:
         for _ in range(2):
             self._begin(
                 *("worker", self.address, "--nthreads", "1", "--resources", "GPU=1", "--memory-limit", "0"),
-                "--no-dashboard",
+                *("--no-dashboard", "--preload-nanny", "daskinfer.runtime.forking"),
             )
 
     def await_workers(self) -> None:

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import dask
 import pytest
 from distributed import Client, Scheduler, SpecCluster
 
 from daskinfer import api
+from daskinfer.runtime.forking import fork_workers
 from daskinfer.spec.job import Progress, Report
 from tests.e2e.conftest import Bench, data_bytes, make_bench
 
@@ -70,7 +72,10 @@ class Workers:
 @pytest.fixture
 def workers(tmp_path: Path) -> Iterator[Workers]:
     options = {"dashboard_address": "127.0.0.1:0", "host": "127.0.0.1"}
-    with SpecCluster(workers={}, scheduler={"cls": Scheduler, "options": options}, silence_logs=50) as cluster:
+    with (
+        dask.config.set(fork_workers()),
+        SpecCluster(workers={}, scheduler={"cls": Scheduler, "options": options}, silence_logs=50) as cluster,
+    ):
         found = Workers(cluster.scheduler_address, tmp_path)
         try:
             yield found

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import dask
 import pytest
 from distributed import Client, Nanny, Scheduler, SpecCluster
 
+from daskinfer.runtime.forking import fork_workers
 from daskinfer.runtime.processes import set_up_processes
 
 
@@ -16,6 +18,7 @@ def client() -> Iterator[Client]:
     workers = {number: {"cls": Nanny, "options": {"nthreads": 1, "memory_limit": 0}} for number in range(2)}
     options = {"dashboard_address": "127.0.0.1:0", "host": "127.0.0.1"}
     with (
+        dask.config.set(fork_workers()),
         SpecCluster(workers=workers, scheduler={"cls": Scheduler, "options": options}, silence_logs=50) as cluster,
         Client(cluster) as client,
     ):
