@@ -71,7 +71,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 def start_worker(scheduler: str, host: Host, tags: str, folder: Path) -> Iterator[None]:
     words = (
         f"-m distributed.cli.dask_worker {scheduler} --nthreads 1 --no-dashboard --memory-limit 0 "
-        f"--host {host.address} --local-directory {folder / host.name}"
+        f"--host {host.address} --local-directory {folder / host.name} --preload-nanny daskinfer.runtime.forking"
     )
     environment = os.environ | {
         "PYTHONPATH": str(Path(__file__).parents[2]),
