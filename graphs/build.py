@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
+from dask._expr import LLGExpr
 from dask._task_spec import List, Task, TaskRef
 
 from daskinfer.graphs.context import forget_job, forget_shards
@@ -45,6 +47,10 @@ class TaskGraph:
     """Keys whose results are held until they are released."""
     resources: dict[Key, dict[str, float]]
     """What each task must find on its worker."""
+
+    def as_expression(self) -> LLGExpr:
+        """Return the tasks as Dask sends them; else it would hash every argument of every task for a name."""
+        return LLGExpr(self.tasks, _determ_token=uuid4().hex)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +129,7 @@ def microbatch_graph(
     `without` names rows that some of them leave out, by position in the partition.
     """
     without = without or {}
+    needs = [{**requires, stage_token(handle, stage): 1} for stage in range(stages)]
     tasks: dict[Key, Task] = {}
     resources: dict[Key, dict[str, float]] = {}
     wanted = []
@@ -134,7 +141,7 @@ def microbatch_graph(
             tasks[key] = _task(
                 handle, key, run_stage, handle, stage, partition, number, TaskRef(encoded), received, left_out
             )
-            resources[key] = {**requires, stage_token(handle, stage): 1}
+            resources[key] = needs[stage]
             received = TaskRef(key)
         wanted.append(key)
     return TaskGraph(tasks, tuple(wanted), resources)

@@ -363,7 +363,7 @@ class Submissions:
         if workers is not None:
             pins |= {"workers": workers, "allow_other_workers": False}
         with dask.annotate(**pins):
-            futures: list[Future] = self._client.get(graph.tasks, list(graph.wanted), sync=False)
+            futures: list[Future] = self._client.get(graph.as_expression(), list(graph.wanted), sync=False)
         return futures
 
     def _watch(self, future: Future, settle: Callable[[Future], Event | None]) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from typing import Any
 
@@ -54,6 +55,14 @@ def test_a_microbatch_goes_through_all_stages_on_the_workers_that_hold_them() ->
         before = {(f"job/stage-{stage - 1}", "3.0", 0, 5, 7, 0)} if stage else set()
         assert dependencies(graph.tasks[key]) == {encoded, *before}
         assert graph.resources[key] == {"GPU": 1, stage_token(HANDLE, stage): 1}
+
+
+def test_dask_is_given_the_tasks_and_a_name_of_their_own() -> None:
+    encoded = ("job/encode", "3.0", 0, 5, 0)
+    graph = microbatch_graph(HANDLE, 2, {}, partition=5, numbers=(0, 7), encoded=encoded, attempt=0)
+    one, other = (pickle.loads(pickle.dumps(graph.as_expression())) for _ in range(2))
+    assert one.__dask_graph__().keys() == graph.tasks.keys()
+    assert one._name != other._name
 
 
 def test_a_commit_needs_every_microbatch() -> None:
