@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
@@ -16,8 +17,9 @@ from tests.e2e.conftest import Bench, make_bench
 
 pytestmark = [pytest.mark.slow, pytest.mark.late, pytest.mark.timeout(campaign_size(1200, 4 * 3600))]
 
-SCHEDULES = campaign_size(8, 200)
+SCHEDULES = campaign_size(12, 200)
 REJECTED = 2
+TRANSPORTS = ("zarr", "direct")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, cluster: C
     api.publish("tiny", str(other), registry=str(bench.folder / "work/registry"))
     words = {"input__partition_rows": PARTITION, "pipeline__stages": STAGES, "errors__max_rows": REJECTED}
     api.run(bench.recipe("calm.zarr", **words, cluster__local={"workers": STAGES}))
-    bench.write_recipe(**words, cluster__address=cluster.address, pipeline__activations={"transport": "zarr"})
+    bench.write_recipe(**words, cluster__address=cluster.address)
     return bench
 
 
@@ -46,11 +48,13 @@ def test_output_is_the_same_whatever_happens(bench: Bench, cluster: Cluster) -> 
     total = Outcome()
     shares = []
     for seed in range(SCHEDULES):
-        faults = draw_faults(seed, campaign_size(2, 4))
-        storm = Storm(bench, cluster, f"storm-{seed}.zarr")
+        transport = TRANSPORTS[seed % 2]
+        faults = draw_faults(seed, campaign_size(2, 4), transport)
+        storm = Storm(bench, cluster, f"storm-{seed}.zarr", transport)
+        began = time.monotonic()
         outcome = storm.rage(faults)
         storm.check(bench.folder / "calm.zarr", REJECTED)
-        print(seed, outcome)
+        print(f"{seed}, {time.monotonic() - began:.0f} s: {outcome}")
         total.faults += outcome.faults
         total.incidents += outcome.incidents
         total.recovery_seconds += outcome.recovery_seconds
@@ -60,4 +64,4 @@ def test_output_is_the_same_whatever_happens(bench: Bench, cluster: Cluster) -> 
         f"recomputed {sum(shares) / len(shares):.1%}, at most {max(shares):.1%}; "
         f"recovery {median(total.recovery_seconds):.1f} s, at most {max(total.recovery_seconds):.1f} s"
     )
-    assert len(total.faults) >= 4
+    assert len(total.faults) >= 6
