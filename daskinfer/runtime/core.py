@@ -18,8 +18,9 @@ from daskinfer.runtime.acceptance import find_mismatch, find_stranger
 from daskinfer.runtime.claims import Claimed, Claims
 from daskinfer.runtime.crew import Crew
 from daskinfer.runtime.flow import Flow
-from daskinfer.runtime.health import Restart, WorkerFrozen, WorkerPaused, WorkerResumed
+from daskinfer.runtime.health import LinkMended, NetworkCut, WorkerFrozen, WorkerPaused, WorkerResumed
 from daskinfer.runtime.limits import Limits
+from daskinfer.runtime.losses import Losses
 from daskinfer.runtime.messages import (
     Action,
     AliasSeen,
@@ -52,7 +53,7 @@ from daskinfer.runtime.pinning import Pinning
 from daskinfer.runtime.posts import Staffing
 from daskinfer.runtime.probes import Probe, ProbeFailed, Running, SecondStart, SuspectEvent
 from daskinfer.runtime.recovery import Recovery, probe_of, repeat, task_of
-from daskinfer.runtime.refusals import refuse_load, refuse_losses, refuse_rejects
+from daskinfer.runtime.refusals import refuse_load, refuse_rejects
 from daskinfer.runtime.stragglers import Stragglers
 from daskinfer.runtime.succession import Succession
 from daskinfer.runtime.suspicion import Suspicion, blames_rows
@@ -139,11 +140,11 @@ class DriverCore:
         self._epoch = epoch
         self._limits = limits
         self._rejects = rejects
-        self._losses = 0
         self._ended = False
         self.counters: Counter[str] = Counter(
             workers_lost=0, corrupt_activations=0, task_failures=0, microbatches_recomputed=0
         )
+        self._losses = Losses(self._crew, self._work, self._suspicion, self._recovery, limits, self.counters)
 
     @property
     def running(self) -> bool:
@@ -183,11 +184,15 @@ class DriverCore:
         over = self._recovery.hear(event, now)
         match event:
             case WorkerJoined():
-                actions = self._crew.enlist([event.worker], now)
+                actions = self._losses.join(event, now)
             case WorkerLost():
-                actions = self._on_lost(event, now)
+                actions = self._losses.lost(event, now)
             case WorkerFrozen():
-                actions = self._on_frozen(event, now)
+                actions = self._losses.freeze(event, now)
+            case NetworkCut():
+                actions = self._losses.cut(event, now)
+            case LinkMended():
+                actions = self._losses.mend(event, now)
             case WorkerPaused() | WorkerResumed() | MemoryPressure():
                 actions = []
             case ShardLoaded():
@@ -243,36 +248,10 @@ class DriverCore:
 
     # Workers
 
-    def _on_frozen(self, event: WorkerFrozen, now: float) -> list[Action]:
-        if event.silent < self._limits.silence(self._crew.is_busy_loading(event.worker)):
-            return []
-        why = f"was not heard of for {event.silent:.0f} s"
-        return self._take_off(event.worker, now, "worker-frozen", why, event.silent)
-
-    def _take_off(self, worker: str, now: float, kind: str, why: str, silent: float | None = None) -> list[Action]:
-        """Deal with a worker that lives and is of no use as with one that is lost."""
-        if worker not in self._crew:
-            return []
-        return [Restart(worker), *self._on_lost(WorkerLost(worker, silent), now, kind, why)]
-
-    def _on_lost(self, event: WorkerLost, now: float, kind: str = "worker-lost", why: str = "is gone") -> list[Action]:
-        stages = self._crew.lose(event.worker, now)
-        if not stages:
-            return self._crew.fill(now)
-        self.counters["workers_lost"] += 1
-        blame = self._suspicion.lost(event.worker, event.tasks, now)
-        self._losses += blame is None and kind != "worker-hung"
-        self._recovery.lose(event.worker, stages[0])
-        detail = f"{event.worker}, which held stage {' and '.join(map(str, stages))}, {why}"
-        note = self._recovery.book.begin(stages[0], kind, detail, now, event.silent)
-        if self._losses > self._limits.losses:
-            return [note, Fail(refuse_losses(self._losses, {number for _, number in self._work.open}))]
-        return [note, *(blame or []), *self._crew.fill(now)]
-
     def _on_running(self, event: Running, now: float) -> list[Action]:
         hung, actions = self._stragglers.look(event.tasks, now)
         for worker, why in hung.items():
-            actions += self._take_off(worker, now, "worker-hung", why)
+            actions += self._losses.take_off(worker, now, "worker-hung", why)
         return actions
 
     def _on_loaded(self, event: ShardLoaded, now: float) -> list[Action]:
@@ -288,7 +267,7 @@ class DriverCore:
         if not self._crew.is_loading(event.generation, event.stage, event.worker):
             return []  # it died while loading: WorkerLost has dealt with it
         if isinstance(event.error, DeviceFailed):
-            return self._take_off(event.worker, now, "device-failed", f"lost its device: {event.error.message}")
+            return self._losses.take_off(event.worker, now, "device-failed", f"lost its device: {event.error.message}")
         if isinstance(event.error, StorageRefused) and not self._succession.is_candidate(event.generation):
             load = ("load", event.generation, event.stage, event.worker)
             again = LoadShard(event.stage, event.worker, event.generation)
@@ -298,11 +277,8 @@ class DriverCore:
 
     def _on_tick(self, now: float) -> list[Action]:
         actions = self._recovery.due(now)
-        for worker in self._recovery.overdue(now):
-            why = f"was paused for {self._limits.paused:.0f} s, its memory full"
-            actions += self._take_off(worker, now, "worker-lost", why)
-        actions += self._crew.look(self._work.left, now)
-        return actions + self._patience.look(self._crew.missing(now), self._crew.describe_missing, now)
+        actions += [*self._losses.end_pauses(now), *self._losses.admit(now), *self._crew.look(self._work.left, now)]
+        return actions + self._patience.look(self._crew.missing(now), self._losses.describe_missing, now)
 
     # Partitions
 
@@ -329,7 +305,7 @@ class DriverCore:
             case ProbeFailed(_, _, StorageRefused() as error) if (again := self._suspicion.again(event)) is not None:
                 return self._recovery.refuse(probe_of(event), again, error, now)
             case ProbeFailed(_, _, DeviceFailed() as error):
-                off = self._take_off(error.worker, now, "device-failed", f"lost its device: {error.message}")
+                off = self._losses.take_off(error.worker, now, "device-failed", f"lost its device: {error.message}")
                 return [*off, *self._suspicion.hear(event, self._limits.attempts, now)]
         return self._suspicion.hear(event, self._limits.attempts, now)
 
@@ -340,7 +316,7 @@ class DriverCore:
         actions = [self._work.committed((event.generation, record.partition))]
         self._suspicion.forget((event.generation, record.partition))
         self._work.left -= 1
-        self._losses = 0
+        self._losses.note_commit()
         self._crew.meter.note(record)
         # What only a trial refuses is the gate's affair.
         if not self._succession.is_on_trial(event.generation):
@@ -382,7 +358,7 @@ class DriverCore:
         where = f"partition {event.partition}" + (f", microbatch {event.number}" if event.step == "microbatch" else "")
         self.counters["corrupt_activations" if damaged else "task_failures"] += 1
         if isinstance(error, DeviceFailed):
-            actions = self._take_off(error.worker, now, "device-failed", f"lost its device: {error.message}")
+            actions = self._losses.take_off(error.worker, now, "device-failed", f"lost its device: {error.message}")
         else:
             kind = "corrupt-activation" if damaged else "task-failed"
             detail = f"{where}, {event.step}, attempt {attempt}: {describe(error)}"

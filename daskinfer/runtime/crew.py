@@ -105,6 +105,10 @@ class Crew:
             f"room for its {format_bytes(plan.parameter_bytes * self._wants.copies)} beside what it holds"
         )
 
+    def shape(self, worker: str) -> WorkerShape:
+        """Return what a worker is."""
+        return self._workers[worker]
+
     def roster(self) -> tuple[WorkerState, ...]:
         """Return what every worker does."""
         return tuple(self._tell(worker) for worker in sorted(self._workers))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from daskinfer.runtime.links import Link
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerFrozen:
@@ -30,6 +32,23 @@ class WorkerResumed:
     """A paused worker takes tasks again."""
 
     worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkCut:
+    """Workers that need what others hold cannot reach them; all of these are connected to the scheduler."""
+
+    links: tuple[Link, ...]
+    seconds: float
+    """Since one of them began to wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkMended:
+    """A link that was cut is there again."""
+
+    link: Link
+    """As it was told when it was cut."""
 
 
 @dataclass(frozen=True, slots=True)

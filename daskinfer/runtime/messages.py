@@ -8,7 +8,7 @@ from typing import Literal
 from daskinfer.errors import DaskinferError
 from daskinfer.graphs.build import StageTask
 from daskinfer.runtime.claims import Claim, Claimed
-from daskinfer.runtime.health import Restart, WorkerFrozen, WorkerPaused, WorkerResumed
+from daskinfer.runtime.health import LinkMended, NetworkCut, Restart, WorkerFrozen, WorkerPaused, WorkerResumed
 from daskinfer.runtime.orders import Answer, CancelAsked, DrainAsked, Say, StandDown, StoodDown
 from daskinfer.runtime.pinning import Head
 from daskinfer.runtime.probes import Running, SuspectAction, SuspectEvent
@@ -194,6 +194,8 @@ Event = (
     | WorkerFrozen
     | WorkerPaused
     | WorkerResumed
+    | NetworkCut
+    | LinkMended
     | MemoryPressure
     | ShardLoaded
     | ShardFailed

@@ -1,4 +1,4 @@
-"""Watching over workers that are connected: which of them are silent, whose memory is full, and what they are at.
+"""Watching over connected workers: which are silent, whose memory is full, what they are at, whom they do not reach.
 
 The scheduler hears a heartbeat of every worker each half second (more seldom where there are many). It is asked about
 once a second, in calls that read what it knows anyway.
@@ -6,10 +6,11 @@ once a second, in calls that read what it knows anyway.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
@@ -21,7 +22,9 @@ from distributed.scheduler import heartbeat_interval
 from daskinfer.graphs.handoff import JobHandle
 from daskinfer.runtime.health import WorkerFrozen, WorkerPaused, WorkerResumed
 from daskinfer.runtime.messages import Event, MemoryPressure
+from daskinfer.runtime.reaching import try_links
 from daskinfer.runtime.running import look_at_tasks
+from daskinfer.runtime.stalls import Stalls
 
 _log = logging.getLogger(__name__)
 
@@ -32,6 +35,7 @@ PRESSURE = 0.6
 # heartbeats may be waiting to be heard.
 _LONGEST_STEP = 2 * LOOK_SECONDS
 _HEARTBEATS = 5
+_HEARING_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +153,7 @@ class Vigil:
         self._handle = handle
         self._requires = dict(requires)
         self._watch = Watch(frozen)
+        self._stalls = Stalls()
         self._tell = tell
         self._guard = threading.Lock()
         self._looked = 0.0
@@ -176,10 +181,17 @@ class Vigil:
                 with self._guard:
                     self._looked = time.monotonic()
                     events = self._watch.take(look)
-                for event in (*events, look_at_tasks(self._client, self._handle)):
-                    self._tell(_give(event))
+                running, waits = look_at_tasks(self._client, self._handle)
+                seen = {sighting.worker: sighting.last_seen for sighting in look.sightings}
+                self._tell_all([*events, running, *self._stalls.take(look.at, seen, waits)])
+                if self._stalls.due:
+                    self._tell_all(self._stalls.hear(try_links(self._client, self._stalls.due)))
             except Exception:  # noqa: BLE001 - a watch that ends would be worse than a look that failed
                 _log.debug("a look at the workers failed", exc_info=True)
+
+    def _tell_all(self, events: Iterable[Event]) -> None:
+        for event in events:
+            self._tell(_give(event))
 
 
 def _give(event: Event) -> Callable[[], Event]:
@@ -219,7 +231,11 @@ async def _restart(worker: str, dask_scheduler: Scheduler) -> None:
     if state is None:
         return
     nanny = state.nanny
-    # Its tasks go elsewhere first. It is not told to close where there is a nanny: that would close the nanny too.
+    if nanny is not None:
+        # A worker that finds out by a heartbeat that nobody knows it closes its nanny too: it has to hear this before.
+        dask_scheduler.worker_send(worker, {"op": "close", "nanny": False, "reason": "daskinfer-restart"})
+        await asyncio.sleep(_HEARING_SECONDS)
+    # Its tasks go elsewhere first.
     await dask_scheduler.remove_worker(worker, stimulus_id="daskinfer-restart", expected=True, close=nanny is None)
     if nanny is not None:
         dask_scheduler._ongoing_background_tasks.call_soon(_kill, nanny, dask_scheduler.connection_args)

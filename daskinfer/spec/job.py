@@ -212,7 +212,7 @@ class Incident(Section):
     at: float
     """Seconds since the run began."""
     kind: str
-    """worker-lost, worker-frozen, device-failed, storage-refused, task-failed, resumed ..."""
+    """worker-lost, worker-frozen, network-cut, device-failed, storage-refused, task-failed, resumed ..."""
     detail: str
     """One sentence."""
     detect_seconds: float | None = None

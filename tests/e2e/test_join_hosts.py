@@ -1,19 +1,16 @@
 """Two hosts on one job that share nothing but an object store, one of them cut off from it for a while.
 
-Each host is a network namespace and a process-id namespace of its own: neither can see the other's processes, so what is
-known of the other is what it writes.
+Neither can see the other's processes, so what is known of the other is what it writes.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -26,20 +23,9 @@ from daskinfer.storage.jobs import JobStore, list_jobs
 from daskinfer.storage.outputs.job import open_output
 from daskinfer.testing.servers import S3_BUCKET, environment, serve_s3
 from tests.e2e.conftest import Bench, write_rows
+from tests.e2e.hosts import Host, is_allowed, open_hosts
 
 ROWS, PARTITION = 640, 16
-
-
-def is_allowed() -> bool:
-    """Say whether this user may make namespaces."""
-    if os.name != "posix" or os.geteuid() != 0 or not all(map(shutil.which, ("ip", "unshare"))):
-        return False
-    probe = f"di{make_nonce(6)}"
-    if subprocess.run(["ip", "netns", "add", probe], check=False, capture_output=True).returncode:
-        return False
-    subprocess.run(["ip", "netns", "del", probe], check=True)
-    own_processes = ["unshare", "--pid", "--fork", "--mount-proc", "true"]
-    return not subprocess.run(own_processes, check=False, capture_output=True).returncode
 
 
 pytestmark = [
@@ -52,56 +38,23 @@ pytestmark = [
 ]
 
 
-@dataclass(frozen=True)
-class Host:
-    """A namespace with one link, to us."""
-
-    name: str
-    gateway: str
-    """Our address, as the host sees it."""
-
-    def start(self, recipe: Path, variables: Mapping[str, str]) -> subprocess.Popen[str]:
-        endpoint = variables["AWS_ENDPOINT_URL"].replace("127.0.0.1", self.gateway)
-        proxy = {"NO_PROXY": f"127.0.0.1,{self.gateway}", "AWS_ENDPOINT_URL": endpoint}
-        inside = ["ip", "netns", "exec", self.name, "unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
-        return subprocess.Popen(
-            [*inside, sys.executable, "-m", "daskinfer", "run", str(recipe), "--join", "--json"],
-            cwd=recipe.parent,
-            env={**os.environ, **variables, **proxy, "PYTHONPATH": str(Path(__file__).parents[2])},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def switch(self, state: str) -> None:
-        """Cut the link, `down`, or mend it, `up`."""
-        call("ip", "link", "set", f"{self.name}-o", state)
-
-
-def call(*words: str) -> None:
-    subprocess.run(words, check=True, capture_output=True)
+def start(host: Host, recipe: Path, variables: Mapping[str, str]) -> subprocess.Popen[str]:
+    endpoint = variables["AWS_ENDPOINT_URL"].replace("127.0.0.1", host.gateway)
+    proxy = {"NO_PROXY": f"127.0.0.1,{host.gateway}", "AWS_ENDPOINT_URL": endpoint}
+    return subprocess.Popen(
+        [*host.inside, sys.executable, "-m", "daskinfer", "run", str(recipe), "--join", "--json"],
+        cwd=recipe.parent,
+        env={**os.environ, **variables, **proxy, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 @pytest.fixture
 def hosts() -> Iterator[list[Host]]:
-    made = []
-    try:
-        for number in (1, 2):
-            host = Host(f"di{make_nonce(6)}", f"10.213.{number}.1")
-            call("ip", "netns", "add", host.name)
-            made.append(host)
-            inner, outer = f"{host.name}-i", f"{host.name}-o"
-            call("ip", "link", "add", outer, "type", "veth", "peer", "name", inner, "netns", host.name)
-            call("ip", "address", "add", f"{host.gateway}/24", "dev", outer)
-            host.switch("up")
-            inside = ("ip", "-n", host.name)
-            call(*inside, "address", "add", f"10.213.{number}.2/24", "dev", inner)
-            for link in (inner, "lo"):
-                call(*inside, "link", "set", link, "up")
+    with open_hosts(2) as made:
         yield made
-    finally:
-        for host in made:
-            call("ip", "netns", "del", host.name)
 
 
 def test_a_host_that_is_cut_off_harms_nothing(
@@ -116,7 +69,7 @@ def test_a_host_that_is_cut_off_harms_nothing(
         text = json.loads(recipe.read_text())
         text["output"]["url"] = f"{place}/out.parquet"
         recipe.write_text(json.dumps(text))
-        cut_off, other = (host.start(recipe, variables) for host in hosts)
+        cut_off, other = (start(host, recipe, variables) for host in hosts)
 
         def count_commits() -> dict[str, int]:
             found: dict[str, int] = {}

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from distributed import Client
+from distributed import Client, Worker
 
 from daskinfer.graphs.handoff import JobHandle
 from daskinfer.runtime import processes, tokens
@@ -124,6 +124,19 @@ def test_a_stopped_worker_is_found_and_replaced(client: Client, addresses: list[
     client.wait_for_workers(2, timeout=60)
     assert frozen not in client.run(os.getpid)
     restart_worker(client, frozen)  # it is gone: nothing happens
+
+
+def test_a_worker_that_is_well_hears_of_it_before_it_finds_out(client: Client, addresses: list[str]) -> None:
+    """By a heartbeat: then it would close its nanny, and nobody would start another."""
+    worker = addresses[0]
+    client.run(_beat_all_the_time, workers=[worker])
+    restart_worker(client, worker)
+    client.wait_for_workers(2, timeout=60)
+    assert worker not in client.run(os.getpid)
+
+
+def _beat_all_the_time(dask_worker: Worker) -> None:
+    dask_worker.periodic_callbacks["heartbeat"].callback_time = 5
 
 
 def test_a_stopped_worker_keeps_nobody_waiting(
