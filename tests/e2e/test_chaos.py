@@ -52,7 +52,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, cluster: C
     api.publish("tiny", str(other), registry=str(bench.folder / "work/registry"))
     words = {"input__partition_rows": PARTITION, "pipeline__stages": STAGES, "errors__max_rows": REJECTED}
     api.run(bench.recipe("calm.zarr", **words, cluster__local={"workers": STAGES}))
-    bench.write_recipe(**words, cluster__address=cluster.address)
+    bench.write_recipe(**words, cluster__address=cluster.address, recovery__frozen=6)
     return bench
 
 
