@@ -217,7 +217,7 @@ class Submissions:
     def drop_loser(self, task: StageTask) -> None:
         """Let go of an attempt that came in second and is stuck."""
         place = (task.generation, task.partition, task.number, task.attempt)
-        for key in [key for key in self._losers if key[2:] == place]:
+        for key in [key for key in self._losers if key[3:] == place]:
             release(self._losers.pop(key))
 
     def commit(self, handle: JobHandle, partition: int, attempt: int) -> None:

@@ -22,7 +22,7 @@ from distributed.utils import open_port
 
 from daskinfer import api
 from daskinfer.testing.workers import find_workers
-from tests.e2e.chaosworker import BREAK_DEVICE, PAUSE
+from tests.e2e.chaosworker import BREAK_DEVICE, CUT_NETWORK, PAUSE
 from tests.e2e.conftest import Bench, daskinfer, data_bytes
 
 WORKERS, STAGES, ROWS, PARTITION = 4, 3, 960, 32
@@ -40,7 +40,7 @@ KINDS = (
     "move-alias",
 )
 """What may happen, worker deaths twice as often as the rest; stores misbehave all the time."""
-KINDS_OF = {"zarr": ("damage-activation",), "direct": ()}
+KINDS_OF = {"zarr": ("damage-activation",), "direct": ("cut-network",)}
 """What may happen besides, by the way that activations move."""
 
 
@@ -273,6 +273,7 @@ class Storm:
             "freeze-worker": lambda: self._freeze(fault.choice),
             "pause-worker": lambda: self._signal(fault.choice, PAUSE),
             "break-device": lambda: self._signal(fault.choice, BREAK_DEVICE),
+            "cut-network": lambda: self._signal(fault.choice, CUT_NETWORK),
             "kill-driver": driver.kill,
             "lose-scheduler": self._cluster.restart,
             "damage-activation": lambda: self._damage(fault.choice),
