@@ -27,7 +27,7 @@ _COVERED_SECONDS = 1.0
 """A window holds at least what is finished in this time: the more microbatches share a message between driver, scheduler
 and workers, the less each of them costs. A death costs no more than that either ..."""
 _MOST_COVERED = 64
-"""... and beyond this many there is little left to share."""
+"""... and beyond this many there is little left to share, while each of them may be blamed for a death and looked into."""
 
 
 class Flow:
