@@ -1,7 +1,8 @@
 """Plan and partitions to Dask graphs, task by task, so that no optimisation can drop an annotation.
 
 Every key carries the job, the step, the partition and an attempt: a task submitted again is a new task, never a
-redefinition of an old one.
+redefinition of an old one. The job comes first: Dask groups tasks by that, and keeps what it knows of a group for ever once
+all tasks of the group are gone, as those of a step are now and then; those that load shards stay as long as the job runs.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
+from dask._expr import LLGExpr
 from dask._task_spec import List, Task, TaskRef
 
 from daskinfer.graphs.context import forget_job, forget_shards
@@ -46,6 +49,10 @@ class TaskGraph:
     resources: dict[Key, dict[str, float]]
     """What each task must find on its worker."""
 
+    def as_expression(self) -> LLGExpr:
+        """Return the tasks as Dask sends them; else it would hash every argument of every task for a name."""
+        return LLGExpr(self.tasks, _determ_token=uuid4().hex)
+
 
 @dataclass(frozen=True, slots=True)
 class StageTask:
@@ -77,19 +84,19 @@ def crew_token(handle: JobHandle) -> str:
 
 def load_graph(handle: JobHandle, stage: int, worker: str, attempt: int = 0) -> TaskGraph:
     """Load one shard; the caller pins it to the worker, which has no token yet."""
-    key: Key = (f"{handle.job}/load-{stage}", worker, handle.driver, handle.pin.generation, attempt)
+    key: Key = (handle.job, f"load-{stage}", worker, handle.driver, handle.pin.generation, attempt)
     return TaskGraph({key: _task(handle, key, load_shard, handle, stage)}, (key,), {key: {}})
 
 
 def forget_graph(handle: JobHandle, worker: str) -> TaskGraph:
     """Let a worker forget a generation; the caller pins it to the worker."""
-    key: Key = (f"{handle.job}/forget", worker, handle.driver, handle.pin.generation)
+    key: Key = (handle.job, "forget", worker, handle.driver, handle.pin.generation)
     return TaskGraph({key: _task(handle, key, forget_job, handle)}, (key,), {key: {}})
 
 
 def free_graph(handles: Sequence[JobHandle], stage: int | None, worker: str, attempt: int) -> TaskGraph:
     """Let a worker forget a stage's shards, or everything, of several generations; the caller pins it to the worker."""
-    key: Key = (f"{handles[0].job}/free", worker, handles[0].driver, attempt)
+    key: Key = (handles[0].job, "free", worker, handles[0].driver, attempt)
     return TaskGraph({key: Task(key, forget_shards, tuple(handles), stage)}, (key,), {key: {}})
 
 
@@ -123,6 +130,7 @@ def microbatch_graph(
     `without` names rows that some of them leave out, by position in the partition.
     """
     without = without or {}
+    needs = [{**requires, stage_token(handle, stage): 1} for stage in range(stages)]
     tasks: dict[Key, Task] = {}
     resources: dict[Key, dict[str, float]] = {}
     wanted = []
@@ -134,7 +142,7 @@ def microbatch_graph(
             tasks[key] = _task(
                 handle, key, run_stage, handle, stage, partition, number, TaskRef(encoded), received, left_out
             )
-            resources[key] = {**requires, stage_token(handle, stage): 1}
+            resources[key] = needs[stage]
             received = TaskRef(key)
         wanted.append(key)
     return TaskGraph(tasks, tuple(wanted), resources)
@@ -176,17 +184,17 @@ def compare_graph(
 def find_stage_task(handle: JobHandle, key: object, worker: str, seconds: float | None = None) -> StageTask | None:
     """Tell which microbatch in which stage a task of a worker is; None for any other task, or another driver's."""
     match key:
-        case (str(name), handle.driver, int(generation), int(partition), int(number), int(attempt)):
-            job, _, stage = name.rpartition("/stage-")
-            if job == handle.job and stage.isdecimal():
+        case (handle.job, str(name), handle.driver, int(generation), int(partition), int(number), int(attempt)):
+            step, _, stage = name.partition("-")
+            if step == "stage":
                 return StageTask(generation, partition, number, attempt, int(stage), worker, seconds)
     return None
 
 
 def _task(handle: JobHandle, key: Key, function: Callable[..., Any], *arguments: Any) -> Task:
     """Return a task whose log records say what it is about: what its key says, and the snapshot."""
-    step, _, stage = str(key[0]).rpartition("/")[2].partition("-")
-    place = () if step in ("load", "forget") else key[3:]
+    step, _, stage = str(key[1]).partition("-")
+    place = () if step in ("load", "forget") else key[4:]
     names = ("partition", "microbatch", "attempt") if len(place) == 3 else ("partition", "attempt")
     about = {"job": handle.job, "epoch": handle.epoch, "snapshot": handle.pin.snapshot} | dict(
         zip(names, place, strict=False)
@@ -195,4 +203,4 @@ def _task(handle: JobHandle, key: Key, function: Callable[..., Any], *arguments:
 
 
 def _key(handle: JobHandle, step: str, *place: Any) -> Key:
-    return (f"{handle.job}/{step}", handle.driver, handle.pin.generation, *place)
+    return (handle.job, step, handle.driver, handle.pin.generation, *place)

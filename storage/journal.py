@@ -60,7 +60,11 @@ class Journal:
     def append(self, event: Event) -> None:
         """Take an event; write it with those before it when enough have come or the first is old enough."""
         self._held.append(event)
-        if len(self._held) >= self._events or event.at - self._held[0].at >= self._seconds:
+        self.keep_up(event.at)
+
+    def keep_up(self, at: float) -> None:
+        """Write what is held back if it is many events, or the first is old enough `at` seconds since the run began."""
+        if self._held and (len(self._held) >= self._events or at - self._held[0].at >= self._seconds):
             self.flush()
 
     def flush(self) -> None:

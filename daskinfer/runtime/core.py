@@ -347,6 +347,10 @@ class DriverCore:
         place = (event.generation, event.partition)
         partition = self._work[place]
         error = event.error
+        if event.lost:  # it is committed when they are computed once more
+            self._work.lose(place, [number for number, _ in event.lost])
+            failures = [TaskFailed("microbatch", place[1], number, why, place[0]) for number, why in event.lost]
+            return [action for failure in failures for action in self._on_failure(failure, now)]
         if isinstance(error, ClaimLost):  # another member computes it, for it took us for dead
             return [Note("claim-lost", describe(error)), self._abandon(place)]
         damaged = isinstance(error, CorruptActivation)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from daskinfer.runtime.messages import Committed, Event, MemoryPressure, Prepared
+from daskinfer.runtime.messages import Committed, Event, MemoryPressure, MicrobatchDone, Prepared
 from daskinfer.runtime.workload import Workload
 from daskinfer.spec.job import StageTrail
 from daskinfer.spec.outline import largest_bundle
@@ -23,6 +23,11 @@ _REST_SECONDS = 60.0
 _HOLD_SECONDS = 5.0
 """How long a window that has shrunk shows its effect before it changes again."""
 _FADE = 0.9
+_COVERED_SECONDS = 1.0
+"""A window holds at least what is finished in this time: the more microbatches share a message between driver, scheduler
+and workers, the less each of them costs. A death costs no more than that either ..."""
+_MOST_COVERED = 64
+"""... and beyond this many there is little left to share, while each of them may be blamed for a death and looked into."""
 
 
 class Flow:
@@ -46,6 +51,8 @@ class Flow:
         self._since: float | None = None
         self._full = True
         self._pressed: float | None = None
+        self._finished = 0
+        self._counted = float("-inf")
         self._rests_until = float("-inf")
         self._before: tuple[int, float] | None = None
 
@@ -63,6 +70,8 @@ class Flow:
                 self.weigh(event.nbytes, event.microbatches)
             case MemoryPressure():
                 self.press(now)
+            case MicrobatchDone():
+                self.count(now)
             case Committed():
                 self.look(event.record.trail, work.in_flight >= self.window, now)
             case _:
@@ -82,6 +91,18 @@ class Flow:
             self.window = max(self._least, int(self.window * _SHRINK))
             self._rests_until = now + _REST_SECONDS
             self._before = self._since = None
+
+    def count(self, now: float) -> None:
+        """Take in that a microbatch is finished."""
+        self._finished += 1
+        elapsed = now - self._counted
+        if elapsed < _COVERED_SECONDS:
+            return
+        covered = min(int(self._finished * _COVERED_SECONDS / elapsed), _MOST_COVERED, self.most)
+        rests = self._pressed is not None and now < self._pressed + _REST_SECONDS
+        if covered > self.window and not rests:
+            self.window, self._before = covered, None
+        self._finished, self._counted = 0, now
 
     def look(self, trail: Sequence[StageTrail], is_full: bool, now: float) -> None:
         """Take in what a partition took of every stage.

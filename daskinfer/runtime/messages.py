@@ -124,6 +124,8 @@ class TaskFailed:
     """Microbatch; 0 for the other steps."""
     error: BaseException
     generation: int = 0
+    lost: tuple[tuple[int, BaseException], ...] = ()
+    """Of a commit: microbatches whose results went with their worker and could not be computed again, and why."""
 
 
 @dataclass(frozen=True, slots=True)

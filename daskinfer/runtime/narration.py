@@ -22,7 +22,7 @@ def narrate(event: Event) -> None:
             rows = {"rows_out": record.rows_out, "rows_quarantined": record.rows_quarantined}
             with logging_context(partition=record.partition, snapshot=record.snapshot):
                 _log.info("partition committed", extra=rows)
-        case MicrobatchDone(partition, number):
+        case MicrobatchDone(partition, number) if _log.isEnabledFor(logging.DEBUG):
             with logging_context(partition=partition, microbatch=number):
                 _log.debug("microbatch done")
 

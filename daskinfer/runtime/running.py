@@ -34,7 +34,7 @@ def _read_processing(job: str, dask_scheduler: Scheduler) -> list[tuple[Any, str
         silence = max(0.0, now - worker.last_seen)
         seconds = {task.key: duration + silence for task, duration in worker.executing.items()}
         for task in worker.processing:
-            if isinstance(task.key, tuple) and str(task.key[0]).startswith(f"{job}/"):
+            if isinstance(task.key, tuple) and task.key[0] == job:
                 holders = frozenset() if task.key in seconds else _find_holders(task, worker)
                 found.append((task.key, worker.address, seconds.get(task.key), holders))
     return found

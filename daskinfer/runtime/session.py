@@ -335,6 +335,8 @@ class Session:
                 self._lease.check()
             with suppress(StorageError):
                 keeper.check()
+            with suppress(StorageRefused):
+                self._journal.keep_up(now - self._began)
             if self._lease.trouble and self._is_due("trouble", now, TROUBLE_SECONDS):
                 self._note("heartbeat-failed", self._lease.trouble)
         if self._is_due("snapshot", now, SNAPSHOT_HEARTBEAT_SECONDS):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import dask
 from distributed import Client, Future
 
-from daskinfer.errors import ClusterLost, DaskinferError, JobFailed
+from daskinfer.errors import DaskinferError, JobFailed
 from daskinfer.graphs.build import (
     Key,
     StageTask,
@@ -28,6 +27,7 @@ from daskinfer.graphs.build import (
 )
 from daskinfer.graphs.handoff import JobHandle
 from daskinfer.runtime.cluster import worker_shapes
+from daskinfer.runtime.held import RESULT_SECONDS, Held, Look, error_of, release
 from daskinfer.runtime.messages import (
     Committed,
     Compared,
@@ -49,50 +49,12 @@ from daskinfer.spec.job import CommitRecord
 from daskinfer.spec.poison import Conviction
 from daskinfer.storage.inputs.reading import PartitionSource
 
-_RESULT_SECONDS = 2
 _LOOK_SECONDS = 0.25
 # Reading ahead and committing come before computing: they are short, and computing waits for them.
 _PRIORITY_FIRST = 10**9
 
 Tell = Callable[[Callable[[], Event | None]], None]
 """Takes a function that gives the event, or raises what ends the run."""
-
-
-@dataclass(slots=True)
-class _Held:
-    """Futures of one open partition; dropping them lets the cluster forget it."""
-
-    rows: Future | None = None
-    encoded: Future | None = None
-    handoffs: dict[int, Future] = field(default_factory=dict)
-    seconds: dict[int, Future] = field(default_factory=dict)
-    """Second starts of microbatches."""
-    others: list[Future] = field(default_factory=list)
-
-    def all(self) -> list[Future]:
-        """Return all of them."""
-        single = filter(None, (self.rows, self.encoded))
-        return [*single, *self.handoffs.values(), *self.seconds.values(), *self.others]
-
-
-@dataclass(frozen=True, slots=True)
-class _Look:
-    """A look at a task that is done. No closure: one that puts itself back would keep the result until garbage is collected."""
-
-    future: Future
-    settle: Callable[[Future], Event | None]
-    lost: list[Callable[[], Event | None]]
-
-    def __call__(self) -> Event | None:
-        try:
-            if self.future.status in ("finished", "error", "cancelled"):
-                return self.settle(self.future)
-        except TimeoutError:
-            pass
-        # It was done, and was lost with its worker before we looked. It is computed again, perhaps on a worker that
-        # we have yet to place: look again later, and never wait for it here.
-        self.lost.append(self)
-        return None
 
 
 class Submissions:
@@ -124,7 +86,7 @@ class Submissions:
         self._stages = stages
         self._requires = requires
         self._tell = tell
-        self._held: dict[Place, _Held] = {}
+        self._held: dict[Place, Held] = {}
         self._loads: list[Future] = []
         self._losers: dict[Key, Future] = {}
         self._poison: dict[Place, dict[int, Conviction]] = {}
@@ -145,8 +107,8 @@ class Submissions:
 
         def settle(future: Future) -> Event:
             if future.status != "finished":
-                return ShardFailed(stage, worker, _error_of(future), generation)
-            ack = ShardAck(**future.result(_RESULT_SECONDS))
+                return ShardFailed(stage, worker, error_of(future), generation)
+            ack = ShardAck(**future.result(RESULT_SECONDS))
             if ack.worker != worker:
                 error = JobFailed(f"Dask ran the load of stage {stage} on {ack.worker}")
                 return ShardFailed(stage, worker, error, generation)
@@ -170,10 +132,10 @@ class Submissions:
         number, generation = source.partition.number, handle.pin.generation
         graph = prepare_graph(handle, source, attempt)
         rows, encoded, count = self._submit(graph, priority=_PRIORITY_FIRST - number)
-        self._held[generation, number] = _Held(rows, encoded)
+        self._held.setdefault((generation, number), Held()).prepare(rows, encoded)
 
         def succeed(future: Future) -> Event:
-            microbatches, nbytes = future.result(_RESULT_SECONDS)
+            microbatches, nbytes = future.result(RESULT_SECONDS)
             return Prepared(number, microbatches, generation, nbytes)
 
         self._watch(count, self._settle("prepare", (generation, number), 0, succeed))
@@ -189,7 +151,7 @@ class Submissions:
         numbers = [number for number in numbers if number not in found or number in without]
         futures = self._start(handle, partition, numbers, attempt, without) if numbers else []
         for number, future in zip(numbers, futures, strict=True):
-            _release(held.seconds.pop(number, None))
+            release(held.seconds.pop(number, None))
             held.handoffs[number] = future
             self._watch_microbatch(place, number, future)
 
@@ -216,9 +178,9 @@ class Submissions:
             if place not in self._held:
                 return None
             if future.status != "finished":
-                error = _error_of(future)
+                error = error_of(future)
                 raise JobFailed(f"partition {partition}, microbatch {number} has no rows: {describe(error)}")
-            return Inspected(partition, number, future.result(_RESULT_SECONDS), place[0])
+            return Inspected(partition, number, future.result(RESULT_SECONDS), place[0])
 
         held.others.append(future)
         self._watch(future, settle)
@@ -227,7 +189,7 @@ class Submissions:
         """Send a microbatch without some rows through all stages: `ProbeDone` or `ProbeFailed`."""
         place = (handle.pin.generation, partition)
         held = self._held[place]
-        _release(held.handoffs.pop(number, None))
+        release(held.handoffs.pop(number, None))
         (future,) = self._start(handle, partition, [number], attempt, {number: without})
         held.handoffs[number] = future
 
@@ -236,7 +198,7 @@ class Submissions:
             if place not in self._held or newest is None or future is not newest:
                 return None
             if future.status != "finished":
-                return ProbeFailed(partition, number, _error_of(future), place[0])
+                return ProbeFailed(partition, number, error_of(future), place[0])
             return ProbeDone(partition, number, place[0])
 
         self._watch(future, settle)
@@ -245,7 +207,7 @@ class Submissions:
         """Let go of a microbatch's attempts, so that the cluster forgets them."""
         held = self._held[place]
         for attempts in (held.handoffs, held.seconds):
-            _release(attempts.pop(number, None))
+            release(attempts.pop(number, None))
 
     def leave_out(self, conviction: Conviction) -> None:
         """Leave rows out of a microbatch from now on; where none is left, there is nothing to hand on."""
@@ -255,8 +217,8 @@ class Submissions:
     def drop_loser(self, task: StageTask) -> None:
         """Let go of an attempt that came in second and is stuck."""
         place = (task.generation, task.partition, task.number, task.attempt)
-        for key in [key for key in self._losers if key[2:] == place]:
-            _release(self._losers.pop(key))
+        for key in [key for key in self._losers if key[3:] == place]:
+            release(self._losers.pop(key))
 
     def commit(self, handle: JobHandle, partition: int, attempt: int) -> None:
         """Put a partition's rows in order, write and commit them: `Committed` or `TaskFailed`."""
@@ -269,7 +231,7 @@ class Submissions:
         (future,) = self._submit(graph, priority=2 * _PRIORITY_FIRST - partition)
 
         def succeed(future: Future) -> Event:
-            return Committed(future.result(_RESULT_SECONDS), place[0])
+            return Committed(future.result(RESULT_SECONDS), place[0])
 
         self._watch(future, self._settle("commit", place, 0, succeed))
         held.others.append(future)
@@ -284,18 +246,18 @@ class Submissions:
 
         def settle(future: Future) -> Event:
             if future.status != "finished":
-                error = _error_of(future)
+                error = error_of(future)
                 if isinstance(error, DaskinferError):
                     raise error
                 raise JobFailed(f"partition {partition} could not be compared: {describe(error)}")
-            return Compared(future.result(_RESULT_SECONDS), partition)
+            return Compared(future.result(RESULT_SECONDS), partition)
 
         self._watch(future, settle)
 
     def release(self, place: Place) -> None:
         """Forget everything about a partition, so that nothing of it is ever computed again."""
         for future in self._held.pop(place).all():
-            _release(future)
+            release(future)
         self._poison.pop(place, None)
 
     def withdraw(self) -> None:
@@ -347,8 +309,8 @@ class Submissions:
             if future.status != "finished":
                 if future is second:
                     return None
-                _release(second)
-                return TaskFailed("microbatch", place[1], number, _error_of(future), place[0])
+                release(second)
+                return self._fail("microbatch", place, number, future)
             if second is not None:
                 # Held until it ends, so that it is seen should it never end.
                 loser = held.handoffs[number] if future is second else second
@@ -363,11 +325,11 @@ class Submissions:
         if workers is not None:
             pins |= {"workers": workers, "allow_other_workers": False}
         with dask.annotate(**pins):
-            futures: list[Future] = self._client.get(graph.tasks, list(graph.wanted), sync=False)
+            futures: list[Future] = self._client.get(graph.as_expression(), list(graph.wanted), sync=False)
         return futures
 
     def _watch(self, future: Future, settle: Callable[[Future], Event | None]) -> None:
-        look = _Look(future, settle, self._lost)
+        look = Look(future, settle, self._lost)
         future.add_done_callback(lambda _: self._tell(look))
 
     def _settle(
@@ -376,25 +338,25 @@ class Submissions:
         def settle(future: Future) -> Event | None:
             if place not in self._held:
                 return None  # committed meanwhile by another attempt
-            if future.status != "finished":
-                return TaskFailed(step, place[1], number, _error_of(future), place[0])
-            return succeed(future)
+            if future.status == "finished":
+                try:
+                    return succeed(future)
+                except Exception:
+                    # Its result may have been lost just now, with its worker, and computing it again have failed.
+                    if future.status != "error":
+                        raise
+            return self._fail(step, place, number, future)
 
         return settle
 
-
-def _release(future: Future | None) -> None:
-    # Whoever waits for its end holds on to it, so it has to be told.
-    if future is not None:
-        future.release()
+    def _fail(self, step: Step, place: Place, number: int, future: Future) -> TaskFailed:
+        """Return that a task failed, with what it needed and was lost; a partition's rows are then to be read again."""
+        held = self._held[place]
+        if step != "prepare" and (rows := held.lose_rows()) is not None:
+            self._tell(partial(TaskFailed, "prepare", place[1], 0, error_of(rows), place[0]))
+        lost = tuple(held.lost_handoffs()) if step == "commit" else ()
+        return TaskFailed(step, place[1], number, error_of(future), place[0], lost)
 
 
 def _look_up(resources: dict[Key, dict[str, float]], key: Key) -> dict[str, float]:
     return resources[key]
-
-
-def _error_of(future: Future) -> BaseException:
-    if future.status == "cancelled":  # never by us: the client lost its scheduler, and all futures with it
-        raise ClusterLost(f"the Dask scheduler dropped task {future.key}")
-    error: BaseException | None = future.exception(_RESULT_SECONDS)
-    return error if error is not None else DaskinferError(f"task {future.key} ended as {future.status}")

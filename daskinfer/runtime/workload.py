@@ -91,6 +91,13 @@ class Workload:
         self._in_flight -= 1
         return self._commit_if_whole(place)
 
+    def lose(self, place: Place, microbatches: Collection[int]) -> None:
+        """Note that microbatches which were through are in flight again, so that their partition cannot be committed."""
+        partition = self._open[place]
+        partition.done.difference_update(microbatches)
+        partition.committing = False
+        self._in_flight += len(microbatches)
+
     @property
     def in_flight(self) -> int:
         """Microbatches in the normal flow."""

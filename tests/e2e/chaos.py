@@ -22,7 +22,7 @@ from distributed.utils import open_port
 
 from daskinfer import api
 from daskinfer.testing.workers import find_workers
-from tests.e2e.chaosworker import BREAK_DEVICE, PAUSE
+from tests.e2e.chaosworker import BREAK_DEVICE, CUT_NETWORK, PAUSE
 from tests.e2e.conftest import Bench, daskinfer, data_bytes
 
 WORKERS, STAGES, ROWS, PARTITION = 4, 3, 960, 32
@@ -37,10 +37,11 @@ KINDS = (
     "break-device",
     "kill-driver",
     "lose-scheduler",
-    "damage-activation",
     "move-alias",
 )
 """What may happen, worker deaths twice as often as the rest; stores misbehave all the time."""
+KINDS_OF = {"zarr": ("damage-activation",), "direct": ("cut-network",)}
+"""What may happen besides, by the way that activations move."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,12 @@ class Fault:
     """Which worker, or which file."""
 
 
-def draw_faults(seed: int, count: int) -> list[Fault]:
+def draw_faults(seed: int, count: int, transport: str) -> list[Fault]:
     """Return the faults of a schedule in the order in which they come."""
     source = random.Random(seed)
     moments = sorted(source.randrange(1, ROWS // PARTITION - 2) for _ in range(count))
-    return [Fault(source.choice(KINDS), moment, source.randrange(10**6)) for moment in moments]
+    kinds = KINDS + KINDS_OF[transport]
+    return [Fault(source.choice(kinds), moment, source.randrange(10**6)) for moment in moments]
 
 
 class Cluster:
@@ -173,10 +175,13 @@ class Storm:
         Where it runs.
     name
         Of its output.
+    transport
+        How its activations move.
     """
 
-    def __init__(self, bench: Bench, cluster: Cluster, name: str) -> None:
+    def __init__(self, bench: Bench, cluster: Cluster, name: str, transport: str) -> None:
         self.output = bench.folder / name
+        self._transport = transport
         self._bench = bench
         self._cluster = cluster
         self._outcome = Outcome()
@@ -235,7 +240,12 @@ class Storm:
 
     def _start(self) -> subprocess.Popen[str]:
         self._outcome.runs += 1
-        words = ("--set", f"output.url={self.output}", "--set", f"name={self.output.stem}")
+        settings = {
+            "name": self.output.stem,
+            "output.url": self.output,
+            "pipeline.activations.transport": self._transport,
+        }
+        words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
         return daskinfer("run", "recipe.yaml", *words, "--json", cwd=self._bench.folder)
 
     def _count(self) -> int:
@@ -263,6 +273,7 @@ class Storm:
             "freeze-worker": lambda: self._freeze(fault.choice),
             "pause-worker": lambda: self._signal(fault.choice, PAUSE),
             "break-device": lambda: self._signal(fault.choice, BREAK_DEVICE),
+            "cut-network": lambda: self._signal(fault.choice, CUT_NETWORK),
             "kill-driver": driver.kill,
             "lose-scheduler": self._cluster.restart,
             "damage-activation": lambda: self._damage(fault.choice),

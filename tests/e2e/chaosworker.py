@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from distributed import Status
+from distributed.comm.addressing import get_address_host_port
 
 from daskinfer.graphs import tasks
 from daskinfer.models.skeleton import Skeleton
 from daskinfer.testing.faultyfs import FaultSchedule
 
 RATES = {"drop": 0.01, "lose": 0.02, "delay": 0.05, "conflict": 0.01, "busy": 0.01}
-PAUSE, BREAK_DEVICE = signal.SIGUSR1, signal.SIGUSR2
+PAUSE, BREAK_DEVICE, CUT_NETWORK = signal.SIGUSR1, signal.SIGUSR2, signal.SIGRTMIN
 PAUSE_SECONDS = 3.0
 
 
@@ -29,6 +32,7 @@ def dask_setup(worker: Any) -> None:
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(PAUSE, pause, worker, loop)
     loop.add_signal_handler(BREAK_DEVICE, break_device)
+    loop.add_signal_handler(CUT_NETWORK, cut_network, worker)
 
 
 def write_diary(path: Path) -> None:
@@ -57,3 +61,20 @@ def break_device() -> None:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
     Skeleton.run = run  # type: ignore[assignment,method-assign]
+
+
+def cut_network(worker: Any) -> None:
+    """Let this process reach its scheduler and its nanny, and no other worker."""
+    known = {get_address_host_port(address) for address in (worker.scheduler.address, worker.nanny)}
+    connect = socket.socket.connect
+
+    def connect_or_not(self: socket.socket, address: Any) -> None:
+        if self.family == socket.AF_INET and address[:2] not in known:
+            raise OSError(errno.EHOSTUNREACH, "No route to host")
+        connect(self, address)
+
+    socket.socket.connect = connect_or_not  # type: ignore[assignment,method-assign]
+    for address, comms in worker.rpc.available.items():
+        if get_address_host_port(address) not in known:
+            for comm in list(comms):
+                comm.abort()

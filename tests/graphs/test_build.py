@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from typing import Any
 
@@ -38,29 +39,43 @@ def test_a_partition_is_read_encoded_and_counted() -> None:
     source = PartitionSource("jsonl", PARTITION, ((file,),), Layout({"text": "string"}, ("text",), ()))
     graph = prepare_graph(HANDLE, source, attempt=2)
     rows, encoded, count = graph.wanted
-    assert rows == ("job/read", "3.0", 0, 5, 2)
+    assert rows == ("job", "read", "3.0", 0, 5, 2)
     assert dependencies(graph.tasks[encoded]) == {rows}
     assert dependencies(graph.tasks[count]) == {encoded}
     assert all(resources.keys() == {crew_token(HANDLE)} for resources in graph.resources.values())
 
 
 def test_a_microbatch_goes_through_all_stages_on_the_workers_that_hold_them() -> None:
-    encoded = ("job/encode", "3.0", 0, 5, 0)
+    encoded = ("job", "encode", "3.0", 0, 5, 0)
     graph = microbatch_graph(HANDLE, 3, {"GPU": 1}, partition=5, numbers=(0, 7), encoded=encoded, attempt=0)
-    assert graph.wanted == (("job/stage-2", "3.0", 0, 5, 0, 0), ("job/stage-2", "3.0", 0, 5, 7, 0))
+    assert graph.wanted == (("job", "stage-2", "3.0", 0, 5, 0, 0), ("job", "stage-2", "3.0", 0, 5, 7, 0))
     assert len(graph.tasks) == 6
     for stage in range(3):
-        key = (f"job/stage-{stage}", "3.0", 0, 5, 7, 0)
-        before = {(f"job/stage-{stage - 1}", "3.0", 0, 5, 7, 0)} if stage else set()
+        key = ("job", f"stage-{stage}", "3.0", 0, 5, 7, 0)
+        before = {("job", f"stage-{stage - 1}", "3.0", 0, 5, 7, 0)} if stage else set()
         assert dependencies(graph.tasks[key]) == {encoded, *before}
         assert graph.resources[key] == {"GPU": 1, stage_token(HANDLE, stage): 1}
 
 
+def test_dask_is_given_the_tasks_and_a_name_of_their_own() -> None:
+    encoded = ("job", "encode", "3.0", 0, 5, 0)
+    graph = microbatch_graph(HANDLE, 2, {}, partition=5, numbers=(0, 7), encoded=encoded, attempt=0)
+    one, other = (pickle.loads(pickle.dumps(graph.as_expression())) for _ in range(2))
+    assert one.__dask_graph__().keys() == graph.tasks.keys()
+    assert one._name != other._name
+
+
 def test_a_commit_needs_every_microbatch() -> None:
-    handoffs = {number: ("job/stage-1", "3.0", 0, 5, number, 0) for number in range(4)}
-    graph = commit_graph(HANDLE, 5, ("job/read", "3.0", 0, 5, 0), ("job/encode", "3.0", 0, 5, 0), handoffs, attempt=0)
+    handoffs = {number: ("job", "stage-1", "3.0", 0, 5, number, 0) for number in range(4)}
+    graph = commit_graph(
+        HANDLE, 5, ("job", "read", "3.0", 0, 5, 0), ("job", "encode", "3.0", 0, 5, 0), handoffs, attempt=0
+    )
     (task,) = graph.tasks.values()
-    assert dependencies(task) == {("job/read", "3.0", 0, 5, 0), ("job/encode", "3.0", 0, 5, 0), *handoffs.values()}
+    assert dependencies(task) == {
+        ("job", "read", "3.0", 0, 5, 0),
+        ("job", "encode", "3.0", 0, 5, 0),
+        *handoffs.values(),
+    }
 
 
 @pytest.mark.parametrize(
@@ -103,13 +118,13 @@ def test_rows_are_left_out_without_a_change_to_the_others() -> None:
 
 
 def test_a_task_tells_its_microbatch() -> None:
-    graph = microbatch_graph(HANDLE, 2, {}, 5, (7,), ("job/encode", "3.0", 0, 5, 0), attempt=4)
+    graph = microbatch_graph(HANDLE, 2, {}, 5, (7,), ("job", "encode", "3.0", 0, 5, 0), attempt=4)
     found = [find_stage_task(HANDLE, key, "tcp://w", 1.5) for key in graph.tasks]
     assert found == [StageTask(0, 5, 7, 4, stage, "tcp://w", 1.5) for stage in (0, 1)]
     others = [
-        ("job/encode", "3.0", 0, 5, 0),
-        ("job/stage-1", "4.0", 0, 5, 7, 0),
-        ("job2/stage-1", "3.0", 0, 5, 7, 0),
+        ("job", "encode", "3.0", 0, 5, 0),
+        ("job", "stage-1", "4.0", 0, 5, 7, 0),
+        ("job2", "stage-1", "3.0", 0, 5, 7, 0),
         "x-1",
     ]
     assert not any(find_stage_task(HANDLE, key, "tcp://w") for key in others)
@@ -142,7 +157,7 @@ def test_dask_sees_the_bytes_of_what_tasks_hand_on(rows: int) -> None:
 
 def test_tasks_say_what_their_log_records_are_about() -> None:
     graph = microbatch_graph(
-        HANDLE, 2, {}, partition=5, numbers=(7,), encoded=("job/encode", "3.0", 0, 5, 0), attempt=2
+        HANDLE, 2, {}, partition=5, numbers=(7,), encoded=("job", "encode", "3.0", 0, 5, 0), attempt=2
     )
     about = {"job": "job", "epoch": 3, "snapshot": HANDLE.pin.snapshot, "partition": 5, "microbatch": 7, "attempt": 2}
     assert [task.args[0] for task in graph.tasks.values()] == [about | {"stage": stage} for stage in (0, 1)]

@@ -15,6 +15,7 @@ from daskinfer.errors import (
     JobFailed,
     RejectBudgetExceeded,
     SnapshotSkew,
+    StorageRefused,
 )
 from daskinfer.runtime.core import DriverCore
 from daskinfer.runtime.limits import Limits
@@ -273,6 +274,20 @@ def test_a_task_that_keeps_failing_ends_the_job_and_says_where(failed: TaskFaile
     assert f"{message}, at last with {type(failed.error).__name__}: boom" in str(only_fail(core.handle(failed, 0)))
 
 
+def test_results_that_are_lost_after_all_are_computed_again_before_the_commit() -> None:
+    core = make_core(partitions=1)
+    start(core)
+    core.handle(Prepared(0, 2), 0)
+    core.handle(MicrobatchDone(0, 0), 0)
+    assert core.handle(MicrobatchDone(0, 1), 0) == [Commit(0, 0)]
+    busy = StorageRefused("the store is busy")
+    actions = core.handle(TaskFailed("commit", 0, 0, busy, lost=((0, busy), (1, CorruptActivation("x")))), 0)
+    assert [action for action in actions if isinstance(action, Submit | Commit)] == [Submit(0, (1,), 1)]
+    assert core.handle(MicrobatchDone(0, 1), 0) == [Recovered(1, 0)]
+    assert core.handle(Tick(), 9) == [Submit(0, (0,), 1)]
+    assert core.handle(MicrobatchDone(0, 0), 9)[-1] == Commit(0, 0)
+
+
 def test_the_error_budget() -> None:
     core = make_core(limits=Limits(rejects=3))
     start(core)
@@ -294,6 +309,7 @@ class _World:
     born: int = 0
     flying: set[tuple[int, int]] = field(default_factory=set)
     commits: Counter[int] = field(default_factory=Counter)
+    lost: int = 0
     sealed: bool = False
 
     def obey(self, actions: list[Action]) -> None:
@@ -307,7 +323,7 @@ class _World:
                     for number in numbers:
                         self.flying.add((partition, number))
                         self.todo.append(MicrobatchDone(partition, number))
-                    assert len(self.flying) <= self.window
+                    assert len(self.flying) <= self.window + self.lost
                 case Commit(partition, _):
                     assert all(partition != flying for flying, _ in self.flying)
                     self.todo.append(Committed(make_record(partition, workers=())))
@@ -329,7 +345,13 @@ class _World:
                 return TaskFailed("microbatch", event.partition, event.number, CorruptActivation("injected"))
             self.flying.discard((event.partition, event.number))
         elif isinstance(event, Committed):
-            self.commits[event.record.partition] += 1
+            partition = event.record.partition
+            if self.sizes[partition] and self.random.random() < 0.1:
+                error = CorruptActivation("injected")
+                lost = self.random.sample(range(self.sizes[partition]), self.random.randint(1, self.sizes[partition]))
+                self.lost += len(lost)
+                return TaskFailed("commit", partition, 0, error, lost=tuple((number, error) for number in lost))
+            self.commits[partition] += 1
         return event
 
 

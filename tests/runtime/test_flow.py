@@ -99,7 +99,37 @@ def test_shrinks_on_memory_pressure_but_not_at_once_again() -> None:
     assert run(flow, [0.2] * 30, start=12)[-1] == 5
 
 
-@given(st.lists(st.tuples(st.sampled_from("wpl"), st.floats(0, 1), st.integers(0, 10**6)), max_size=60))
+def finish(flow: Flow, microbatches: int, seconds: float, start: float = 0.0) -> None:
+    """Let microbatches finish, one as long after the other as the next."""
+    for number in range(microbatches):
+        flow.count(start + (number + 1) * seconds / microbatches)
+
+
+def test_holds_what_is_finished_in_a_second() -> None:
+    flow = make_flow(window=6)
+    finish(flow, 50, 10)
+    assert flow.window == 6
+    finish(flow, 400, 10, start=10)
+    assert flow.window == pytest.approx(40, abs=1)
+    finish(flow, 10_000, 10, start=20)
+    assert flow.window == 64
+    finish(flow, 10, 10, start=30)
+    assert flow.window == 64
+    flow.press(40)
+    finish(flow, 1_000, 10, start=40)
+    assert flow.window == 32
+    finish(flow, 10_000, 100, start=50)
+    assert flow.window == 64
+
+
+def test_quick_microbatches_are_no_reason_to_exceed_the_budget() -> None:
+    flow = make_flow()
+    flow.weigh(5_000, 10)
+    finish(flow, 10_000, 10)
+    assert flow.window == flow.most == 20
+
+
+@given(st.lists(st.tuples(st.sampled_from("wplc"), st.floats(0, 1), st.integers(0, 10**6)), max_size=60))
 def test_stays_within_its_bounds(steps: list[tuple[str, float, int]]) -> None:
     flow = make_flow()
     for second, (what, share, nbytes) in enumerate(steps):
@@ -108,6 +138,8 @@ def test_stays_within_its_bounds(steps: list[tuple[str, float, int]]) -> None:
                 flow.weigh(nbytes, 10)
             case "p":
                 flow.press(second)
+            case "c":
+                finish(flow, nbytes % 1_000, 1.0, start=second)
             case _:
                 flow.look(trail(share), True, second)
         assert 4 <= flow.window <= flow.most

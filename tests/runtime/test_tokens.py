@@ -131,7 +131,7 @@ def test_a_worker_that_is_gone_gets_no_token(client: Client) -> None:
 def test_restrictions_are_read_from_the_scheduler(
     client: Client, addresses: list[str], submit: Callable[[str], Future]
 ) -> None:
-    key: tuple[str | int, ...] = ("job/stage-0", 1)
+    key: tuple[str | int, ...] = ("job", "stage-0", 1)
     with dask.annotate(resources={TOKEN: 1}):
         (future,) = client.get({key: (where,)}, [key], sync=False)
     # Asked at once: the scheduler may not have unpacked the graph yet.
@@ -144,4 +144,4 @@ def test_restrictions_are_read_from_the_scheduler(
 def test_a_task_that_the_scheduler_never_saw_is_no_proof(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "_INTAKE_SECONDS", 0.2)
     with pytest.raises(JobFailed, match="has not taken in task"):
-        verify_restrictions(client, {("job/stage-0", 2): {TOKEN: 1}}, [("job/stage-0", 2)])
+        verify_restrictions(client, {("job", "stage-0", 2): {TOKEN: 1}}, [("job", "stage-0", 2)])

@@ -39,6 +39,11 @@ def test_readable_while_running(tmp_path: Path) -> None:
     assert list(read_journal(str(tmp_path))) == []
     journal.append(Event(5.0, "commit"))
     assert [event.at for event in read_journal(str(tmp_path))] == [0.0, 4.9, 5.0]
+    journal.append(Event(6.0, "waiting"))
+    journal.keep_up(10.9)
+    assert len([*read_journal(str(tmp_path))]) == 3
+    journal.keep_up(11.0)  # nothing else has happened since
+    assert [event.at for event in read_journal(str(tmp_path))] == [0.0, 4.9, 5.0, 6.0]
 
 
 def test_two_writers_of_one_epoch(tmp_path: Path) -> None:
