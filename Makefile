@@ -46,6 +46,7 @@ bench: .venv/.minilm
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/load.py
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/resume.py
 
 # torch first and alone: the rest then takes the build that is there.
 .venv/.stamp: pyproject.toml constraints.txt
