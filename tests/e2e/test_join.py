@@ -22,7 +22,7 @@ from daskinfer.storage.jobs import JobStore, list_jobs
 from tests.e2e.conftest import Bench, daskinfer, data_bytes, make_bench, run
 from tests.e2e.faults import commits
 
-ROWS, PARTITION = 960, 32
+ROWS, PARTITION = 1920, 32
 
 
 def count_rows(output: Path) -> Counter[str]:
@@ -100,6 +100,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, scheduler
         input__partition_rows=PARTITION,
         pipeline__activations={"transport": "zarr"},
         cluster__local={"workers": 2, "threads": 1},
+        pipeline__window=2,  # slowly: the others are to find it running
     )
     return bench
 

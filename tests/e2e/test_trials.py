@@ -103,7 +103,7 @@ def test_a_canary_that_fails_changes_nothing(versions: Bench, scheduler: str, st
     assert_on(versions, name, "v1")
     assert gate_of(report).verdict == "failed"
     assert [share.rows for share in report.snapshots] == [ROWS]
-    assert len(tried(versions, name)) > 1, "what was refused is kept, to be looked at"
+    assert tried(versions, name), "what was refused is kept, to be looked at"
 
 
 @pytest.mark.parametrize("stop_at", [None, PARTITION])
