@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
+from dask.utils import key_split
 from distributed import Client, Scheduler
 from distributed.core import rpc
 from distributed.scheduler import heartbeat_interval
@@ -36,6 +37,7 @@ PRESSURE = 0.6
 _LONGEST_STEP = 2 * LOOK_SECONDS
 _HEARTBEATS = 5
 _HEARING_SECONDS = 0.1
+_REMEMBERED_KEYS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +210,9 @@ def restart_worker(client: Client, worker: str) -> None:
 
 
 def _look(requires: Mapping[str, float], dask_scheduler: Scheduler) -> Look:
+    # Dask remembers what the last 100,000 keys are called in short: memory that grows with the rows for hours.
+    if key_split.cache_info().currsize > _REMEMBERED_KEYS:
+        key_split.cache_clear()
     workers = dask_scheduler.workers
     return Look(
         time.time(),

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+from dask.utils import key_split
 from distributed import Client, Worker
 
 from daskinfer.graphs.handoff import JobHandle
@@ -159,3 +160,14 @@ def test_a_stopped_worker_keeps_nobody_waiting(
         assert time.monotonic() < deadline, "it hears of the token as soon as it wakes"
         time.sleep(0.02)
     tokens.grant_tokens(client, frozen, {"token": 0})
+
+
+def test_a_scheduler_remembers_few_keys(client: Client) -> None:
+    client.run_on_scheduler(_remember_keys)
+    assert len(client.run_on_scheduler(_look, {}).sightings) == 2
+    assert client.run_on_scheduler(lambda: key_split.cache_info().currsize) < 10_000
+
+
+def _remember_keys() -> None:
+    for number in range(20_000):
+        key_split(("job", number))
