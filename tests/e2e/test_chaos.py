@@ -31,6 +31,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(campaign_size(1200, 4 * 3600
 SCHEDULES = range(78, campaign_size(90, 278))
 """Seeds; the first twelve have faults of every kind."""
 REJECTED = 2
+FAULTS = 2
+"""Of a schedule, one after the other."""
 TRANSPORTS = ("zarr", "direct")
 
 
@@ -61,7 +63,7 @@ def test_output_is_the_same_whatever_happens(bench: Bench, cluster: Cluster) -> 
     shares = []
     for seed in SCHEDULES:
         transport = TRANSPORTS[seed % 2]
-        faults = draw_faults(seed, campaign_size(2, 4), transport)
+        faults = draw_faults(seed, FAULTS, transport)
         storm = Storm(bench, cluster, f"storm-{seed}.zarr", transport)
         began = time.monotonic()
         outcome = storm.rage(faults)
