@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from distributed import Future
 
-from daskinfer.errors import ClusterLost, DaskinferError
+from daskinfer.errors import ClusterLost
 from daskinfer.runtime.messages import Event
 
 RESULT_SECONDS = 2
@@ -94,4 +94,5 @@ def error_of(future: Future) -> BaseException:
     if future.status == "cancelled":  # never by us: the client lost its scheduler, and all futures with it
         raise ClusterLost(f"the Dask scheduler dropped task {future.key}")
     error: BaseException | None = future.exception(RESULT_SECONDS)
-    return error if error is not None else DaskinferError(f"task {future.key} ended as {future.status}")
+    # A scheduler that has lost workers may have forgotten by now what the task failed with: no fault of any row.
+    return error if error is not None else OSError(f"task {future.key} failed, and Dask does not say why")

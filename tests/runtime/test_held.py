@@ -1,0 +1,16 @@
+"""What a task failed with, when even Dask does not know."""
+
+from __future__ import annotations
+
+from distributed import Client, wait
+
+from daskinfer.runtime.held import error_of
+from daskinfer.runtime.suspicion import blames_rows
+
+
+def test_an_error_that_dask_has_forgotten_blames_no_row(client: Client) -> None:
+    future = client.submit(int, "not a number")
+    wait(future)
+    assert isinstance(error_of(future), ValueError)
+    future._state.exception = None
+    assert not blames_rows(error_of(future))
