@@ -40,6 +40,7 @@ from daskinfer.runtime.messages import (
     Seal,
     ShardFailed,
     ShardLoaded,
+    Submit,
     Switched,
     TaskFailed,
     Tick,
@@ -51,7 +52,7 @@ from daskinfer.runtime.orders import Answer, CancelAsked, DrainAsked, StoodDown
 from daskinfer.runtime.patience import Patience
 from daskinfer.runtime.pinning import Pinning
 from daskinfer.runtime.posts import Staffing
-from daskinfer.runtime.probes import Probe, ProbeFailed, Running, SecondStart, SuspectEvent
+from daskinfer.runtime.probes import Probe, ProbeFailed, Running, SecondStart, Stranded, SuspectEvent
 from daskinfer.runtime.recovery import Recovery, probe_of, repeat, task_of
 from daskinfer.runtime.refusals import refuse_load, refuse_rejects
 from daskinfer.runtime.stragglers import Stragglers
@@ -207,6 +208,8 @@ class DriverCore:
                 actions = self._on_committed(event)
             case TaskFailed():
                 actions = self._on_failure(event, now)
+            case Stranded():
+                actions = self._on_stranded(event)
             case Running():
                 actions = self._on_running(event, now)
             case AliasSeen():
@@ -342,6 +345,12 @@ class DriverCore:
     def _abandon(self, place: Place) -> Action:
         self._suspicion.forget(place)
         return self._work.abandon(place)
+
+    def _on_stranded(self, event: Stranded) -> list[Action]:
+        place = (event.generation, event.partition)
+        again = self._work.strand(place, event.microbatches, event.committing)
+        self.counters["microbatches_recomputed"] += sum(isinstance(action, Submit) for action in again)
+        return [*self._suspicion.strand(place, event.microbatches), *again]
 
     def _on_failure(self, event: TaskFailed, now: float) -> list[Action]:
         place = (event.generation, event.partition)

@@ -205,7 +205,8 @@ class Driver:
 
     def _step(self) -> None:
         self._check_connection()
-        self._submissions.look_again()
+        for lost in self._submissions.look_again():
+            self._perform(self._core.handle(lost, time.monotonic()))
         self._departures.look()
         self._desk.look()
         event: Event | None = None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from distributed import Future
 
 from daskinfer.errors import ClusterLost
+from daskinfer.graphs.build import Key
 from daskinfer.runtime.messages import Event
 
 RESULT_SECONDS = 2
@@ -19,35 +20,74 @@ class Held:
     """Futures of one open partition; dropping them lets the cluster forget it.
 
     A result goes with its worker, and Dask computes it again as soon as somebody needs it. Where that fails, its future
-    turns from finished to failed, and what needed it fails too.
+    turns from finished to failed. What needed it fails too, or it waits for ever: Dask lets a task whose worker has died
+    wait even for what has failed already.
     """
 
     rows: Future | None = None
     encoded: Future | None = None
+    counted: Future | None = None
     handoffs: dict[int, Future] = field(default_factory=dict)
     seconds: dict[int, Future] = field(default_factory=dict)
     """Second starts of microbatches."""
-    others: list[Future] = field(default_factory=list)
-    _reading: bool = True
+    inspections: dict[int, Future] = field(default_factory=dict)
+    commit: Future | None = None
+    _stale: set[Key] = field(default_factory=set)
+    """What is made from rows that were lost, and were read again since."""
+    _is_told: bool = False
 
     def all(self) -> list[Future]:
         """Return all of them."""
-        single = filter(None, (self.rows, self.encoded))
-        return [*single, *self.handoffs.values(), *self.seconds.values(), *self.others]
+        single = filter(None, (self.rows, self.encoded, self.counted, self.commit))
+        return [*single, *self.handoffs.values(), *self.seconds.values(), *self.inspections.values()]
 
-    def prepare(self, rows: Future, encoded: Future) -> None:
+    def prepare(self, rows: Future, encoded: Future, counted: Future) -> None:
         """Hold what a partition is made from, in the place of what was held so far."""
-        release(self.rows)
-        release(self.encoded)
-        self.rows, self.encoded, self._reading = rows, encoded, False
+        for future in (self.rows, self.encoded, self.counted):
+            release(future)
+        self.rows = self.encoded = self.counted = None
+        self._stale.update(future.key for future in self.all())
+        self.rows, self.encoded, self.counted, self._is_told = rows, encoded, counted, False
 
-    def lose_rows(self) -> Future | None:
-        """Return what the partition is made from where it is lost, once until it is prepared again."""
-        lost = [future for future in (self.rows, self.encoded) if future is not None and future.status == "error"]
-        if self._reading or not lost:
+    @property
+    def lost_rows(self) -> Future | None:
+        """What the partition is made from, where it is lost."""
+        return next((future for future in (self.rows, self.encoded) if future and future.status == "error"), None)
+
+    def lose_rows(self) -> BaseException | None:
+        """Return what the partition's rows were lost with, once until they are prepared again."""
+        if self._is_told or (lost := self.lost_rows) is None:
             return None
-        self._reading = True
-        return lost[0]
+        self._is_told = True
+        return error_of(lost)
+
+    def is_stranded(self, future: Future) -> bool:
+        """Tell whether a task that failed may have done so because the rows were lost."""
+        return self.lost_rows is not None or future.key in self._stale
+
+    def strand(self) -> tuple[tuple[int, ...], bool]:
+        """Let go of what is made from lost rows and is not finished: return the microbatches, and whether the commit is.
+
+        What is finished counts until it is lost as well, for then it cannot be computed again.
+        """
+        if self.commit is not None and self.commit.status == "finished":
+            return (), False
+        stale = [number for number, future in self.inspections.items() if future.key in self._stale]
+        for number, future in self.handoffs.items():
+            if future.key in self._stale and future.status != "finished":
+                stale.append(number)
+        is_commit = self.commit is not None and (bool(stale) or self.commit.key in self._stale)
+        for number in stale:
+            self.drop(number)
+        if is_commit:
+            release(self.commit)
+            self.commit = None
+        return tuple(sorted(stale)), is_commit
+
+    def drop(self, number: int) -> None:
+        """Let go of whatever is done about a microbatch."""
+        for futures in (self.handoffs, self.seconds, self.inspections):
+            release(futures.pop(number, None))
 
     def lost_handoffs(self) -> Iterator[tuple[int, BaseException]]:
         """Return the microbatches that were through the last stage and are lost, with what went wrong."""

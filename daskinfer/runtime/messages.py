@@ -11,7 +11,7 @@ from daskinfer.runtime.claims import Claim, Claimed
 from daskinfer.runtime.health import LinkMended, NetworkCut, Restart, WorkerFrozen, WorkerPaused, WorkerResumed
 from daskinfer.runtime.orders import Answer, CancelAsked, DrainAsked, Say, StandDown, StoodDown
 from daskinfer.runtime.pinning import Head
-from daskinfer.runtime.probes import Running, SuspectAction, SuspectEvent
+from daskinfer.runtime.probes import Running, Stranded, SuspectAction, SuspectEvent
 from daskinfer.spec.comparison import PartComparison
 from daskinfer.spec.generation import Pin
 from daskinfer.spec.job import CommitRecord
@@ -203,6 +203,7 @@ Event = (
     | MicrobatchDone
     | Committed
     | TaskFailed
+    | Stranded
     | AliasSeen
     | AliasUnseen
     | GenerationOpened

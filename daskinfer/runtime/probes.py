@@ -1,4 +1,4 @@
-"""What the driver core is told about microbatches that fail or take long (events), and what it asks for (actions)."""
+"""What the driver core is told about microbatches that fail, take long or never end (events), and what it asks for (actions)."""
 
 from __future__ import annotations
 
@@ -44,6 +44,17 @@ class Convicted:
 
     conviction: Conviction
     """As it is stored: another driver's where that came first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stranded:
+    """A partition is prepared again, and what is made from the rows that were lost never ends, or is lost with them."""
+
+    partition: int
+    microbatches: tuple[int, ...]
+    committing: bool
+    """Whether its commit is among it."""
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -183,16 +183,17 @@ class Recovery:
         if isinstance(action, LoadShard):
             return self._crew.is_loading(action.generation, action.stage, action.worker)
         assert isinstance(action, Prepare | Submit | Commit | Probe)
-        return (action.generation, action.partition) in self._work.open
+        place = (action.generation, action.partition)
+        return place in self._work.open and (not isinstance(action, Commit) or self._work[place].committing)
 
 
 def repeat(event: TaskFailed, attempt: int, work: Workload) -> Action:
-    """Return what submits a failed task again; microbatches count their attempts by themselves."""
+    """Return what submits a failed task again."""
     match event.step:
         case "prepare":
             return Prepare(event.partition, attempt, event.generation)
         case "commit":
-            return Commit(event.partition, attempt, event.generation)
+            return work.commit((event.generation, event.partition))
         case "microbatch":
             return work.again((event.generation, event.partition), event.number)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -42,7 +42,7 @@ from daskinfer.runtime.messages import (
     describe,
 )
 from daskinfer.runtime.orders import StoodDown
-from daskinfer.runtime.probes import Inspected, ProbeDone, ProbeFailed
+from daskinfer.runtime.probes import Inspected, ProbeDone, ProbeFailed, Stranded
 from daskinfer.runtime.tokens import verify_restrictions
 from daskinfer.runtime.workload import Place
 from daskinfer.spec.job import CommitRecord
@@ -131,14 +131,17 @@ class Submissions:
         """Read and tokenise a partition: `Prepared` or `TaskFailed`."""
         number, generation = source.partition.number, handle.pin.generation
         graph = prepare_graph(handle, source, attempt)
-        rows, encoded, count = self._submit(graph, priority=_PRIORITY_FIRST - number)
-        self._held.setdefault((generation, number), Held()).prepare(rows, encoded)
+        rows, encoded, counted = self._submit(graph, priority=_PRIORITY_FIRST - number)
+        held = self._held.setdefault((generation, number), Held())
+        held.prepare(rows, encoded, counted)
 
         def succeed(future: Future) -> Event:
             microbatches, nbytes = future.result(RESULT_SECONDS)
+            release(future)
+            held.counted = None
             return Prepared(number, microbatches, generation, nbytes)
 
-        self._watch(count, self._settle("prepare", (generation, number), 0, succeed))
+        self._watch(counted, self._settle((generation, number), lambda: held.counted, succeed, "prepare"))
 
     def compute(self, handle: JobHandle, partition: int, numbers: Sequence[int], attempt: int) -> None:
         """Send microbatches through all stages: `MicrobatchDone` or `TaskFailed` for each."""
@@ -151,7 +154,7 @@ class Submissions:
         numbers = [number for number in numbers if number not in found or number in without]
         futures = self._start(handle, partition, numbers, attempt, without) if numbers else []
         for number, future in zip(numbers, futures, strict=True):
-            release(held.seconds.pop(number, None))
+            held.drop(number)
             held.handoffs[number] = future
             self._watch_microbatch(place, number, future)
 
@@ -175,21 +178,26 @@ class Submissions:
         (future,) = self._submit(graph, priority=_PRIORITY_FIRST)
 
         def settle(future: Future) -> Event | None:
-            if place not in self._held:
+            newest = held.inspections.get(number)
+            if place not in self._held or newest is None or future is not newest:
                 return None
-            if future.status != "finished":
-                error = error_of(future)
-                raise JobFailed(f"partition {partition}, microbatch {number} has no rows: {describe(error)}")
-            return Inspected(partition, number, future.result(RESULT_SECONDS), place[0])
+            if future.status == "finished":
+                positions = future.result(RESULT_SECONDS)
+                release(held.inspections.pop(number))
+                return Inspected(partition, number, positions, place[0])
+            if held.is_stranded(future):
+                return self._examine(place)
+            error = error_of(future)
+            raise JobFailed(f"partition {partition}, microbatch {number} has no rows: {describe(error)}")
 
-        held.others.append(future)
+        held.inspections[number] = future
         self._watch(future, settle)
 
     def probe(self, handle: JobHandle, partition: int, number: int, without: tuple[int, ...], attempt: int) -> None:
         """Send a microbatch without some rows through all stages: `ProbeDone` or `ProbeFailed`."""
         place = (handle.pin.generation, partition)
         held = self._held[place]
-        release(held.handoffs.pop(number, None))
+        held.drop(number)
         (future,) = self._start(handle, partition, [number], attempt, {number: without})
         held.handoffs[number] = future
 
@@ -197,17 +205,17 @@ class Submissions:
             newest = held.handoffs.get(number)
             if place not in self._held or newest is None or future is not newest:
                 return None
-            if future.status != "finished":
-                return ProbeFailed(partition, number, error_of(future), place[0])
-            return ProbeDone(partition, number, place[0])
+            if future.status == "finished":
+                return ProbeDone(partition, number, place[0])
+            if held.is_stranded(future):
+                return self._examine(place)
+            return ProbeFailed(partition, number, error_of(future), place[0])
 
         self._watch(future, settle)
 
     def withdraw_microbatch(self, place: Place, number: int) -> None:
         """Let go of a microbatch's attempts, so that the cluster forgets them."""
-        held = self._held[place]
-        for attempts in (held.handoffs, held.seconds):
-            release(attempts.pop(number, None))
+        self._held[place].drop(number)
 
     def leave_out(self, conviction: Conviction) -> None:
         """Leave rows out of a microbatch from now on; where none is left, there is nothing to hand on."""
@@ -228,13 +236,13 @@ class Submissions:
         handoffs: dict[int, Key] = {number: held.handoffs[number].key for number in sorted(held.handoffs)}
         poison = list(self._poison.get(place, {}).values())
         graph = commit_graph(handle, partition, held.rows.key, held.encoded.key, handoffs, attempt, poison)
-        (future,) = self._submit(graph, priority=2 * _PRIORITY_FIRST - partition)
+        release(held.commit)
+        (held.commit,) = self._submit(graph, priority=2 * _PRIORITY_FIRST - partition)
 
         def succeed(future: Future) -> Event:
             return Committed(future.result(RESULT_SECONDS), place[0])
 
-        self._watch(future, self._settle("commit", place, 0, succeed))
-        held.others.append(future)
+        self._watch(held.commit, self._settle(place, lambda: held.commit, succeed, "commit"))
 
     def compare(
         self, handles: tuple[JobHandle, JobHandle], records: tuple[CommitRecord, CommitRecord], tolerance: float
@@ -269,12 +277,16 @@ class Submissions:
         for future in futures:
             future.release()
 
-    def look_again(self) -> None:
-        """Look again, now and then, at tasks that were done and were lost before anybody looked."""
-        if self._lost and time.monotonic() >= self._look_again:
-            while self._lost:
-                self._tell(self._lost.pop())
-            self._look_again = time.monotonic() + _LOOK_SECONDS
+    def look_again(self) -> Iterator[Event]:
+        """Look, now and then, at tasks that were done and were lost before anybody looked, and for lost rows."""
+        if time.monotonic() < self._look_again:
+            return
+        self._look_again = time.monotonic() + _LOOK_SECONDS
+        while self._lost:
+            self._tell(self._lost.pop())
+        for place in list(self._held):
+            if (event := self._examine(place)) is not None:
+                yield event
 
     def _start(
         self,
@@ -310,7 +322,9 @@ class Submissions:
                 if future is second:
                     return None
                 release(second)
-                return self._fail("microbatch", place, number, future)
+                if held.is_stranded(future):
+                    return self._examine(place)
+                return TaskFailed("microbatch", place[1], number, error_of(future), place[0])
             if second is not None:
                 # Held until it ends, so that it is seen should it never end.
                 loser = held.handoffs[number] if future is second else second
@@ -333,11 +347,12 @@ class Submissions:
         future.add_done_callback(lambda _: self._tell(look))
 
     def _settle(
-        self, step: Step, place: Place, number: int, succeed: Callable[[Future], Event]
+        self, place: Place, find_newest: Callable[[], Future | None], succeed: Callable[[Future], Event], step: Step
     ) -> Callable[[Future], Event | None]:
         def settle(future: Future) -> Event | None:
-            if place not in self._held:
-                return None  # committed meanwhile by another attempt
+            held, newest = self._held.get(place), find_newest()
+            if held is None or newest is None or future is not newest:
+                return None  # committed meanwhile by another attempt, or started again
             if future.status == "finished":
                 try:
                     return succeed(future)
@@ -345,17 +360,22 @@ class Submissions:
                     # Its result may have been lost just now, with its worker, and computing it again have failed.
                     if future.status != "error":
                         raise
-            return self._fail(step, place, number, future)
+            if held.is_stranded(future):
+                return self._examine(place)
+            lost = tuple(held.lost_handoffs()) if step == "commit" else ()
+            return TaskFailed(step, place[1], 0, error_of(future), place[0], lost)
 
         return settle
 
-    def _fail(self, step: Step, place: Place, number: int, future: Future) -> TaskFailed:
-        """Return that a task failed, with what it needed and was lost; a partition's rows are then to be read again."""
-        held = self._held[place]
-        if step != "prepare" and (rows := held.lose_rows()) is not None:
-            self._tell(partial(TaskFailed, "prepare", place[1], 0, error_of(rows), place[0]))
-        lost = tuple(held.lost_handoffs()) if step == "commit" else ()
-        return TaskFailed(step, place[1], number, error_of(future), place[0], lost)
+    def _examine(self, place: Place) -> Event | None:
+        """Find out whether what a partition is made from is lost, or what is made from rows that were lost before."""
+        held = self._held.get(place)
+        if held is None:
+            return None
+        if (error := held.lose_rows()) is not None:
+            return TaskFailed("prepare", place[1], 0, error, place[0])
+        microbatches, is_commit = held.strand()
+        return Stranded(place[1], microbatches, is_commit, place[0]) if microbatches or is_commit else None
 
 
 def _look_up(resources: dict[Key, dict[str, float]], key: Key) -> dict[str, float]:

@@ -194,6 +194,17 @@ class Suspicion:
         suspect = self._suspects.get(case)
         return None if suspect is None or suspect.search is None else self._probe(case, suspect, suspect.search)
 
+    def strand(self, place: Place, microbatches: Collection[int]) -> list[Action]:
+        """Take in that tasks of these microbatches never end: those of suspects among them are started again."""
+        actions: list[Action] = []
+        for number in microbatches:
+            suspect = self._suspects.get((place, number))
+            if suspect is not None and suspect.search is None:
+                actions.append(Inspect(place[1], number, place[0]))
+            elif suspect is not None:
+                suspect.attempt = None
+        return actions
+
     def _probe_done(self, case: Case, suspect: _Suspect, now: float) -> list[Action]:
         assert suspect.search is not None
         self._note_pass()

@@ -30,6 +30,8 @@ class OpenPartition:
     excused: Counter[tuple[str, int]] = field(default_factory=Counter)
     """Attempts that failed through no fault of the task."""
     committing: bool = False
+    commits: int = 0
+    """How often its commit was started."""
 
     @property
     def unsubmitted(self) -> int:
@@ -98,6 +100,15 @@ class Workload:
         partition.committing = False
         self._in_flight += len(microbatches)
 
+    def strand(self, place: Place, microbatches: Collection[int], committing: bool) -> list[Action]:
+        """Start microbatches again that will never end, or never be there for the commit, and the commit itself."""
+        partition = self._open[place]
+        if lost := partition.done.intersection(microbatches):
+            self.lose(place, lost)
+        elif committing:
+            return [self.commit(place)]
+        return [self.again(place, number) for number in microbatches if number not in partition.withheld]
+
     @property
     def in_flight(self) -> int:
         """Microbatches in the normal flow."""
@@ -128,6 +139,13 @@ class Workload:
             partition.withheld.remove(microbatch)
             self._in_flight += 1
         return Submit(place[1], (microbatch,), self.next_attempt(place, microbatch), place[0])
+
+    def commit(self, place: Place) -> Action:
+        """Commit a partition all of whose microbatches are done, for the first time or again."""
+        partition = self._open[place]
+        partition.committing = True
+        partition.commits += 1
+        return Commit(place[1], partition.commits - 1, place[0])
 
     def computed_apart(self, place: Place, microbatch: int) -> list[Action]:
         """Note that a microbatch is computed that was taken out of the flow."""
@@ -185,5 +203,4 @@ class Workload:
         partition = self._open[place]
         if partition.committing or len(partition.done) != partition.microbatches:
             return []
-        partition.committing = True
-        return [Commit(place[1], attempt=0, generation=place[0])]
+        return [self.commit(place)]

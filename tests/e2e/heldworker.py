@@ -17,12 +17,15 @@ VARIABLE = "HELD_FOLDER"
 def dask_setup(worker: Any) -> None:
     """Begin, in the worker's process."""
     folder = Path(os.environ[VARIABLE])
-    commit = tasks.commit_partition
 
-    def commit_later(*words: Any) -> Any:
-        while (folder / "hold").exists():
-            time.sleep(0.02)
-        return commit(*words)
+    def hold(call: Any) -> Any:
+        def call_later(*words: Any) -> Any:
+            while (folder / f"hold-{call.__name__}").exists():
+                time.sleep(0.02)
+            return call(*words)
+
+        call_later.__name__ = call.__name__
+        return call_later
 
     def refuse(call: Any) -> Any:
         def call_or_refuse(*words: Any) -> Any:
@@ -31,8 +34,9 @@ def dask_setup(worker: Any) -> None:
                     raise OSError(errno.ETIMEDOUT, "Slow down")
             return call(*words)
 
+        call_or_refuse.__name__ = call.__name__
         return call_or_refuse
 
-    tasks.commit_partition = commit_later  # type: ignore[assignment]
-    tasks.run_stage = refuse(tasks.run_stage)
+    tasks.commit_partition = hold(tasks.commit_partition)
+    tasks.run_stage = hold(refuse(tasks.run_stage))
     tasks.read_partition = refuse(tasks.read_partition)  # type: ignore[attr-defined]

@@ -44,6 +44,7 @@ from daskinfer.runtime.messages import (
 )
 from daskinfer.runtime.pinning import Pinning
 from daskinfer.runtime.posts import Staffing
+from daskinfer.runtime.probes import Stranded
 from daskinfer.spec.generation import Pin
 from daskinfer.spec.job import CommitRecord, StageTrail
 from daskinfer.spec.plan import Numerics, Plan, StagePlan, WorkerShape
@@ -285,7 +286,33 @@ def test_results_that_are_lost_after_all_are_computed_again_before_the_commit() 
     assert [action for action in actions if isinstance(action, Submit | Commit)] == [Submit(0, (1,), 1)]
     assert core.handle(MicrobatchDone(0, 1), 0) == [Recovered(1, 0)]
     assert core.handle(Tick(), 9) == [Submit(0, (0,), 1)]
-    assert core.handle(MicrobatchDone(0, 0), 9)[-1] == Commit(0, 0)
+    assert core.handle(MicrobatchDone(0, 0), 9)[-1] == Commit(0, 1)
+
+
+def test_what_never_ends_is_started_again_once_the_rows_are_there_again() -> None:
+    core = make_core(partitions=1)
+    start(core)
+    core.handle(Prepared(0, 3), 0)
+    core.handle(MicrobatchDone(0, 0), 0)
+    core.handle(MicrobatchDone(0, 1), 0)
+    assert core.handle(TaskFailed("prepare", 0, 0, OSError("lost")), 0)[-1] == Prepare(0, 1)
+    assert core.handle(Stranded(0, (1, 2), committing=False), 0) == [Submit(0, (1,), 1), Submit(0, (2,), 1)]
+    core.handle(MicrobatchDone(0, 2), 0)
+    assert Commit(0, 0) in core.handle(MicrobatchDone(0, 1), 0)
+    assert core.handle(Stranded(0, (), committing=True), 0) == [Commit(0, 1)]
+    assert core.handle(Stranded(0, (0,), committing=True), 0) == [Submit(0, (0,), 1)]
+    assert core.handle(MicrobatchDone(0, 0), 0) == [Commit(0, 2)]
+
+
+def test_a_refused_commit_is_not_tried_again_while_results_that_it_needs_are_missing() -> None:
+    core = make_core(partitions=1)
+    start(core)
+    core.handle(Prepared(0, 1), 0)
+    assert core.handle(MicrobatchDone(0, 0), 0) == [Commit(0, 0)]
+    core.handle(TaskFailed("commit", 0, 0, StorageRefused("the store is busy")), 0)
+    assert core.handle(Stranded(0, (0,), committing=True), 0) == [Submit(0, (0,), 1)]
+    assert core.handle(Tick(), 9) == []
+    assert Commit(0, 2) in core.handle(MicrobatchDone(0, 0), 9)
 
 
 def test_the_error_budget() -> None:
@@ -295,6 +322,10 @@ def test_the_error_budget() -> None:
     error = only_fail(core.handle(Committed(make_record(1, quarantined=1)), 0))
     assert isinstance(error, RejectBudgetExceeded)
     assert error.exit_code == 4
+
+
+def make_committed(partition: int) -> Committed:
+    return Committed(make_record(partition, workers=()))
 
 
 @dataclass
@@ -310,6 +341,8 @@ class _World:
     flying: set[tuple[int, int]] = field(default_factory=set)
     commits: Counter[int] = field(default_factory=Counter)
     lost: int = 0
+    through: set[tuple[int, int]] = field(default_factory=set)
+    prepared: set[int] = field(default_factory=set)
     sealed: bool = False
 
     def obey(self, actions: list[Action]) -> None:
@@ -319,6 +352,9 @@ class _World:
                     self.todo.append(acknowledge(stage, worker))
                 case Prepare(partition, _):
                     self.todo.append(Prepared(partition, self.sizes[partition]))
+                    if partition in self.prepared:
+                        self.todo.append(Stranded(partition, (), committing=False))
+                    self.prepared.add(partition)
                 case Submit(partition, numbers, _):
                     for number in numbers:
                         self.flying.add((partition, number))
@@ -326,7 +362,8 @@ class _World:
                     assert len(self.flying) <= self.window + self.lost
                 case Commit(partition, _):
                     assert all(partition != flying for flying, _ in self.flying)
-                    self.todo.append(Committed(make_record(partition, workers=())))
+                    assert make_committed(partition) not in self.todo
+                    self.todo.append(make_committed(partition))
                 case Seal():
                     self.sealed = True
                 case Fail(error):
@@ -339,20 +376,43 @@ class _World:
         return make_worker(name)
 
     def next_event(self) -> object:
+        if self.flying and self.random.random() < 0.05:
+            return TaskFailed("prepare", self.random.choice(sorted(self.flying))[0], 0, OSError("lost"))
         event = self.todo.pop(self.random.randrange(len(self.todo)))
+        if isinstance(event, Prepared | Stranded) and self.commits[event.partition]:
+            return Tick()
+        if isinstance(event, Stranded):
+            return self.strand(event.partition)
         if isinstance(event, MicrobatchDone):
             if self.random.random() < 0.05:
                 return TaskFailed("microbatch", event.partition, event.number, CorruptActivation("injected"))
             self.flying.discard((event.partition, event.number))
+            self.through.add((event.partition, event.number))
         elif isinstance(event, Committed):
             partition = event.record.partition
             if self.sizes[partition] and self.random.random() < 0.1:
                 error = CorruptActivation("injected")
                 lost = self.random.sample(range(self.sizes[partition]), self.random.randint(1, self.sizes[partition]))
                 self.lost += len(lost)
+                self.through.difference_update((partition, number) for number in lost)
                 return TaskFailed("commit", partition, 0, error, lost=tuple((number, error) for number in lost))
             self.commits[partition] += 1
         return event
+
+    def strand(self, partition: int) -> object:
+        """Let microbatches that are not through never end, and some results be lost; the commit waits for them then."""
+        flying, through = (
+            sorted(number for place, number in places if place == partition) for places in (self.flying, self.through)
+        )
+        lost = self.random.sample(through, self.random.randint(0, len(through)))
+        self.lost += len(lost)
+        self.through.difference_update((partition, number) for number in lost)
+        is_commit = make_committed(partition) in self.todo
+        gone = [make_committed(partition), *(MicrobatchDone(partition, number) for number in flying)]
+        self.todo = [event for event in self.todo if event not in gone]
+        if not lost and not flying and not is_commit:
+            return Tick()
+        return Stranded(partition, (*flying, *lost), committing=is_commit)
 
 
 @settings(max_examples=60, deadline=None)

@@ -40,6 +40,7 @@ from daskinfer.runtime.probes import (
     ProbeDone,
     ProbeFailed,
     Running,
+    Stranded,
     Withdraw,
 )
 from daskinfer.spec.poison import PoisonRow
@@ -329,6 +330,9 @@ class _World:
                 self.committed[event.record.partition] += 1
             self.obey(core.handle(event, 0))
             return
+        if self.random.random() < 0.03:
+            self.strand(core, self.random.randrange(len(self.sizes)))
+            return
         place = self.random.choice(sorted(self.flying))
         attempt, rows, is_probe = self.flying[place]
         fault = self.fault(place)
@@ -352,6 +356,17 @@ class _World:
                 self.computed[place] = rows
                 del self.flying[place]
                 self.obey(core.handle(ProbeDone(*place) if is_probe else MicrobatchDone(*place), 0))
+
+    def strand(self, core: DriverCore, partition: int) -> None:
+        """Let everything that is under way with a partition never end, because its rows were lost."""
+        looks = [event for event in self.todo if isinstance(event, Inspected) and event.partition == partition]
+        self.todo = [event for event in self.todo if event not in looks]
+        places = [place for place in self.flying if place[0] == partition]
+        for place in places:
+            self.probes -= self.flying.pop(place)[2]
+        numbers = {number for _, number in places} | {look.number for look in looks}
+        if numbers:
+            self.obey(core.handle(Stranded(partition, tuple(sorted(numbers)), committing=False), 0))
 
     def kill(self, core: DriverCore, place: tuple[int, int]) -> None:
         """Let a worker die, with the microbatch and others that were assigned to it."""
