@@ -10,15 +10,15 @@ A life may also be *joined*: its drivers are members that share the epoch and di
 
 from __future__ import annotations
 
-import threading
 import time
 from contextlib import suppress
 
 from pydantic import ValidationError
 
-from daskinfer.errors import Conflict, DaskinferError, IntegrityError, JobBusy
+from daskinfer.errors import Conflict, IntegrityError, JobBusy
 from daskinfer.spec.job import Progress
 from daskinfer.spec.section import Section
+from daskinfer.storage.beating import Beating
 from daskinfer.storage.drivers import BEAT, TTL, Driver, Mode, describe_driver, look_for, refuse
 from daskinfer.storage.filesystem import join_url, read_bytes, replace_bytes
 from daskinfer.storage.members import Membership, find_living, list_members, seems_alive
@@ -43,8 +43,8 @@ class Heartbeat(Section):
     """How the run stands."""
 
 
-class Lease:
-    """This process's hold on a job; made by `acquire`.
+class Lease(Beating):
+    """This process's hold on a job; made by `acquire`, given back by `release`.
 
     Parameters
     ----------
@@ -60,26 +60,12 @@ class Lease:
     """It runs the job alone."""
 
     def __init__(self, url: str, epoch: int, beat: float) -> None:
+        super().__init__()
         self.epoch = epoch
         self._url = url
-        self._progress: Progress | None = None
-        self._counter = 0
-        self._failure: Exception | None = None
         self._superseded = False
-        self._stopping = threading.Event()
         self._beat(released=False)
-        self._thread = threading.Thread(target=self._keep_beating, args=(beat,), name="daskinfer-lease", daemon=True)
-        self._thread.start()
-
-    @property
-    def trouble(self) -> str | None:
-        """Why the last heartbeat could not be written; None while all is well."""
-        failure = self._failure
-        return None if failure is None else f"{type(failure).__name__}: {failure}"
-
-    def show(self, progress: Progress) -> None:
-        """Let the next heartbeat carry `progress`."""
-        self._progress = progress
+        self._start("daskinfer-lease", beat)
 
     def check(self) -> None:
         """Make sure that the job is still ours.
@@ -93,37 +79,19 @@ class Lease:
         if head is not None and _epoch_of(head) > self.epoch:
             raise _busy(self._url, head, "was taken over by")
 
-    def release(self) -> None:
-        """Let go of the job, so that the next driver need not wait. A second call does nothing."""
-        if not self._stopping.is_set():
-            self._stopping.set()
-            self._thread.join()
-            self._beat(released=True)
-
-    def _keep_beating(self, beat: float) -> None:
-        while not self._stopping.wait(beat):
-            self._beat(released=False)
-
-    def _beat(self, released: bool) -> None:
-        try:
-            # A driver that wakes up after a long pause must not overwrite its successor's heartbeat.
-            latest = read_heartbeat(self._url)
-            self._superseded = self._superseded or (latest is not None and latest.epoch > self.epoch)
-            if not self._superseded:
-                self._counter += 1
-                write_heartbeat(
-                    self._url,
-                    Heartbeat(
-                        epoch=self.epoch,
-                        counter=self._counter,
-                        released=released,
-                        at=time.time(),
-                        progress=self._progress,
-                    ),
-                )
-            self._failure = None
-        except (DaskinferError, OSError) as error:  # a store that is away for a minute must not end hours of work
-            self._failure = error
+    def _write(self, released: bool) -> None:
+        # A driver that wakes up after a long pause must not overwrite its successor's heartbeat.
+        latest = read_heartbeat(self._url)
+        self._superseded = self._superseded or (latest is not None and latest.epoch > self.epoch)
+        if not self._superseded:
+            heartbeat = Heartbeat(
+                epoch=self.epoch,
+                counter=self._counter,
+                released=released,
+                at=time.time(),
+                progress=self._progress,
+            )
+            write_heartbeat(self._url, heartbeat)
 
 
 def acquire(url: str, beat: float = BEAT, ttl: float = TTL, mode: Mode = "alone") -> Lease:

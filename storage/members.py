@@ -7,17 +7,17 @@ the same machine; on another one they watch the counter, each on its own monoton
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 
 from pydantic import ValidationError
 
-from daskinfer.errors import DaskinferError, IntegrityError
+from daskinfer.errors import IntegrityError
 from daskinfer.ids import make_nonce
 from daskinfer.spec.job import Progress
 from daskinfer.spec.section import Section
+from daskinfer.storage.beating import Beating
 from daskinfer.storage.drivers import BEAT, TTL, Driver, describe_driver, look_for, refuse
 from daskinfer.storage.filesystem import delete, join_url, list_names, read_bytes, replace_bytes
 from daskinfer.storage.slotlog import SlotLog
@@ -44,8 +44,8 @@ class Member(Section):
     """How its run stands."""
 
 
-class Membership:
-    """This process as a member of a job.
+class Membership(Beating):
+    """This process as a member of a job; after `release`, what it has claimed is free.
 
     Parameters
     ----------
@@ -58,28 +58,14 @@ class Membership:
     """
 
     def __init__(self, url: str, epoch: int, beat: float = BEAT) -> None:
+        super().__init__()
         self.member = make_nonce(12)
         self.epoch = epoch
         self.driver = describe_driver("joined")
         self._url = url
         self._place = join_url(url, "members", f"{self.member}.json")
-        self._progress: Progress | None = None
-        self._counter = 0
-        self._failure: Exception | None = None
-        self._stopping = threading.Event()
         self._write(released=False)  # whoever cannot be seen must not begin
-        self._thread = threading.Thread(target=self._keep_beating, args=(beat,), name="daskinfer-member", daemon=True)
-        self._thread.start()
-
-    @property
-    def trouble(self) -> str | None:
-        """Why the last heartbeat could not be written; None while all is well."""
-        failure = self._failure
-        return None if failure is None else f"{type(failure).__name__}: {failure}"
-
-    def show(self, progress: Progress) -> None:
-        """Let the next heartbeat carry `progress`."""
-        self._progress = progress
+        self._start("daskinfer-member", beat)
 
     def check(self) -> None:
         """Make sure that the job is still its members'.
@@ -93,31 +79,12 @@ class Membership:
         if head is not None and head.sequence + 1 > self.epoch:
             raise refuse(self._url, Driver.model_validate(head.record), "was taken over by")
 
-    def release(self) -> None:
-        """Leave: what this member has claimed is free from now on. A second call does nothing."""
-        if not self._stopping.is_set():
-            self._stopping.set()
-            self._thread.join()
-            self._beat(released=True)
-
     def withdraw(self) -> None:
         """Leave as if it had never come."""
         self.release()
         delete(self._place)
 
-    def _keep_beating(self, beat: float) -> None:
-        while not self._stopping.wait(beat):
-            self._beat(released=False)
-
-    def _beat(self, released: bool) -> None:
-        try:
-            self._write(released)
-            self._failure = None
-        except (DaskinferError, OSError) as error:  # a store that is away for a minute must not end hours of work
-            self._failure = error
-
     def _write(self, released: bool) -> None:
-        self._counter += 1
         record = Member(
             member=self.member,
             epoch=self.epoch,
