@@ -96,7 +96,7 @@ def stop_worker(scheduler: str, stage: int) -> None:
 
 
 def test_a_frozen_worker_is_replaced_by_the_spare(bench: Bench, whole: str) -> None:
-    # The plan is that of two workers; the third is a spare.
+    # The plan is that of two workers; the third is a spare, or helps a stage where that pays.
     interrupt(small(bench, "frozen.zarr"), whole)
     recipe = small(bench, "frozen.zarr", recovery__frozen=8)
     report = run(recipe, whole, workers=3, watch=once(64, lambda: stop_worker(whole, stage=1)))
