@@ -23,7 +23,7 @@ from daskinfer.testing.tinymodels import make_tiny_bert
 from tests.e2e.conftest import Bench, daskinfer, data_bytes, make_bench, read_output, run
 from tests.e2e.faults import commits, once
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.late]
 
 ROWS, PARTITION = 960, 32
 PARTITIONS = ROWS // PARTITION

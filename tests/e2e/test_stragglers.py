@@ -14,6 +14,8 @@ from daskinfer.runtime import tempo
 from tests.e2e.conftest import Bench, data_bytes, run
 from tests.e2e.faults import commits, patched_workers
 
+pytestmark = [pytest.mark.slow, pytest.mark.late]
+
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 RECIPE: dict[str, Any] = {"pipeline__stages": 1, "pipeline__microbatch_tokens": 128}
