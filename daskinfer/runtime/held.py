@@ -70,7 +70,8 @@ class Held:
 
         What is finished counts until it is lost as well, for then it cannot be computed again.
         """
-        if self.commit is not None and self.commit.status == "finished":
+        is_committed = self.commit is not None and self.commit.status == "finished"
+        if is_committed or self.lost_rows is not None:  # nothing is left to do, or nothing can be done yet
             return (), False
         stale = [number for number, future in self.inspections.items() if future.key in self._stale]
         for number, future in self.handoffs.items():
