@@ -33,6 +33,9 @@ _CHATTY = frozenset(
 )  # fmt: skip
 _ORDINARY = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"})
 
+# A terminal that shows a log must not obey it.
+_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
+
 _about: ContextVar[Mapping[str, Any]] = ContextVar("daskinfer_about", default={})  # noqa: B039 - never changed in place
 
 # Else Python prints warnings of a library that nobody has set up logging for.
@@ -68,7 +71,7 @@ class TextFormatter(logging.Formatter):
         """Return the line, and a traceback below it where there is one."""
         about = " ".join(f"{name}={value}" for name, value in _facts_of(record).items())
         head = f"{_time_of(record)} {record.levelname} {record.name}"
-        return "\n".join([f"{head} [{about}] {record.getMessage()}", *_trace_of(record)])
+        return "\n".join([f"{head} [{about}] {record.getMessage().translate(_ESCAPES)}", *_trace_of(record)])
 
 
 class JsonFormatter(logging.Formatter):
@@ -105,7 +108,7 @@ class _Lines(logging.Handler):
         try:
             line = f"{self.format(record)}\n"
             if self._file is not None:
-                os.write(self._file, line.encode())
+                os.write(self._file, line.encode(errors="backslashreplace"))
             else:
                 sys.stderr.write(line)  # which a progress display may have put itself before
                 sys.stderr.flush()

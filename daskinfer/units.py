@@ -5,6 +5,13 @@ from __future__ import annotations
 _PREFIXES = ("", "K", "M", "G", "T", "P")
 
 
+def escape_controls(text: str) -> str:
+    """Return a text that a terminal shows and does not obey: control characters but newlines and tabs as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(each if each in "\n\t" or each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
 def format_amount(number: int, noun: str) -> str:
     """Return a number of things: `1 blob`, `2,000 blobs`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

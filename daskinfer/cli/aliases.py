@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from daskinfer.cli.console import print_json
 from daskinfer.cli.options import json_option, registry_option
 from daskinfer.errors import UsageError
 
@@ -57,13 +58,13 @@ def alias(
     if target is None:
         move = api.unset_alias(name, alias, registry=registry, expect=expect, reason=reason)
         if as_json:
-            click.echo(move.model_dump_json())
+            print_json(move)
         else:
             stdout().print(f"{name}@{alias} points nowhere now (move {move.sequence})")
         return
     found = api.set_alias(name, alias, target, registry=registry, expect=expect, reason=reason, gate=report)
     if as_json:
-        click.echo(found.model_dump_json())
+        print_json(found)
     else:
         print_resolution(f"{name}@{alias} is now", found)
 
@@ -116,7 +117,7 @@ def rollback(
 
     found = api.roll_back(name, alias, registry=registry, to=to, expect=expect, reason=reason)
     if as_json:
-        click.echo(found.model_dump_json())
+        print_json(found)
     else:
         print_resolution(f"{name}@{alias} is back at", found)
 
@@ -144,7 +145,7 @@ def yank(name: str, version: str, reason: str | None, undo: bool, registry: str,
 
     row = api.yank(name, version, registry=registry, reason=reason, undo=undo)
     if as_json:
-        click.echo(row.model_dump_json())
+        print_json(row)
     else:
         stdout().print(f"{name} v{row.number} {row.snapshot} {'may be used again' if undo else 'is yanked'}")
 

@@ -9,6 +9,7 @@ import click
 from daskinfer.cli.audit import audit
 from daskinfer.cli.checkpoints import checkpoint
 from daskinfer.cli.comparison import compare
+from daskinfer.cli.console import patient_streams
 from daskinfer.cli.control import cancel, drain
 from daskinfer.cli.doctor import doctor
 from daskinfer.cli.failure import EXIT_CODES, fail, told_warnings
@@ -29,12 +30,17 @@ Examples:
 
 
 class _Program(click.Group):
+    def main(self, *args: Any, **more: Any) -> Any:
+        """Run as a program whose console may be anything."""
+        with patient_streams():
+            return super().main(*args, **more)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; whatever goes wrong is said once and becomes an exit code."""
         try:
             with told_warnings():
                 return super().invoke(ctx)
-        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+        except (click.ClickException, click.Abort, click.exceptions.Exit):
             raise
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the last line of defence
             ctx.exit(fail(ctx, error))

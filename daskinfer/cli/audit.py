@@ -6,6 +6,7 @@ from datetime import datetime
 
 import click
 
+from daskinfer.cli.console import print_json
 from daskinfer.cli.failure import circumstances
 from daskinfer.cli.options import json_option, registry_option
 
@@ -52,7 +53,7 @@ def audit(
             hint="Find out who could write there; restore the object from a backup or from the bucket's versions.",
         )
     if as_json:
-        click.echo(trail.model_dump_json())
+        print_json(trail)
 
 
 def _parse(since: str) -> datetime:

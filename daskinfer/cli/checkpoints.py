@@ -8,6 +8,7 @@ import click
 
 from daskinfer.cli.aliases import alias, history, rollback, yank
 from daskinfer.cli.collection import gc, locks
+from daskinfer.cli.console import print_json
 from daskinfer.cli.options import json_option, registry_option
 from daskinfer.cli.rights import roles
 from daskinfer.cli.signing import keygen, sign, signatures
@@ -78,7 +79,7 @@ def publish(
             watch=display,
         )
     if as_json:
-        click.echo(found.model_dump_json())
+        print_json(found)
         return
     print_resolution("published", found, alias)
     if reference:
@@ -125,7 +126,7 @@ def show(reference: str, registry: str, as_json: bool) -> None:
 
     found = api.checkpoint(reference, registry)
     if as_json:
-        click.echo(found.model_dump_json())
+        print_json(found)
     else:
         print_checkpoint(found)
 

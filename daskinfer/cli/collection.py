@@ -6,6 +6,7 @@ import json
 
 import click
 
+from daskinfer.cli.console import print_json
 from daskinfer.cli.options import json_option, registry_option
 
 
@@ -92,7 +93,7 @@ def gc(
             watch=display,
         )
     if as_json:
-        click.echo(report.model_dump_json())
+        print_json(report)
         return
     print_collection(report)
     if not wait and (report.waiting or any(row.holders for row in report.kept)):

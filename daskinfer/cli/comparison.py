@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from daskinfer.cli.console import print_json
 from daskinfer.cli.options import json_option
 from daskinfer.errors import UsageError
 
@@ -80,7 +81,7 @@ def compare(
     if page is not None:
         write_page(page, render_gate(report))
     if as_json:
-        click.echo(report.model_dump_json())
+        print_json(report)
     else:
         print_gate(report)
     ctx.exit(0 if report.verdict == "passed" else 1)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from daskinfer.cli.console import print_json
 from daskinfer.cli.options import json_option, workspace_option
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def _waiting() -> Iterator[Callable[[float, str], None]]:
 
 def _print(outcome: Outcome, done: str, as_json: bool) -> None:
     if as_json:
-        click.echo(outcome.model_dump_json())
+        print_json(outcome)
     elif outcome.answered:
         click.echo(f"{done}: {outcome.detail}")
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from daskinfer.cli.console import print_json
 from daskinfer.cli.options import json_option
 
 
@@ -27,7 +28,7 @@ def doctor(ctx: click.Context, url: str, as_json: bool) -> None:
 
     report = api.examine_store(url)
     if as_json:
-        click.echo(report.model_dump_json())
+        print_json(report)
     else:
         print_examination(report)
     if not report.safe:

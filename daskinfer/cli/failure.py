@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from daskinfer.errors import DaskinferError, Interrupted, MissingEvent
+from daskinfer.units import escape_controls
 
 RESUMABLE = (1, 4, 130)
 
@@ -56,15 +57,15 @@ def fail(ctx: click.Context, error: BaseException) -> int:
     facts = told.facts()
     # click strips colours in a pipe, but does not know NO_COLOR.
     color = False if os.environ.get("NO_COLOR") else None
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {known.message}", err=True, color=color)
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {escape_controls(known.message)}", err=True, color=color)
     if known.hint:
-        click.echo(f"{click.style('hint:', fg='cyan')} {known.hint}", err=True, color=color)
+        click.echo(f"{click.style('hint:', fg='cyan')} {escape_controls(known.hint)}", err=True, color=color)
     resume = told.resume if known.exit_code in RESUMABLE else None
     if resume:
         begun = "Nothing that was committed is lost. To resume:" if facts.get("job") else "To run it again:"
         click.echo(f"{begun}\n  {resume}", err=True)
     if report := facts.get("report"):
-        click.echo(f"What it did: {report}", err=True)
+        click.echo(f"What it did: {escape_controls(report)}", err=True)
     if told.as_json:
         end = {"code": known.exit_code, "error": known.message, "hint": known.hint}
         if told.resume:
@@ -82,7 +83,9 @@ def told_warnings() -> Iterator[None]:
 
         def tell(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
             if issubclass(category, MissingEvent):
-                click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {message}", err=True)
+                click.echo(
+                    f"{click.style('warning:', fg='yellow', bold=True)} {escape_controls(str(message))}", err=True
+                )
             else:
                 show(message, category, *rest, **more)
 

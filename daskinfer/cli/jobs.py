@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from daskinfer.cli.console import print_json
 from daskinfer.cli.options import json_option, workspace_option
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def status(job: str, workspace: str, watch: bool, as_json: bool) -> None:
     if watch and found.state == "running":
         found = _follow(found, workspace)
     if as_json:
-        click.echo(found.model_dump_json())
+        print_json(found)
     else:
         print_status(found)
 
@@ -97,6 +98,6 @@ def report(job: str, workspace: str, page: str | None, as_json: bool) -> None:
     if page is not None:
         write_page(page, render_html(found))
     if as_json:
-        click.echo(found.model_dump_json())
+        print_json(found)
     elif page is None:
         print_report(found)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from daskinfer.cli.console import print_json
 from daskinfer.cli.options import json_option, registry_option
 
 if TYPE_CHECKING:
@@ -110,6 +111,6 @@ def profile(
             watch=display,
         )
     if as_json:
-        click.echo(found.model_dump_json())
+        print_json(found)
     else:
         print_profile(found)

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from daskinfer.spec.job import Progress, Report
-from daskinfer.units import format_bytes, format_duration
+from daskinfer.units import escape_controls, format_bytes, format_duration
 
 _BUSY_WIDTH = 10
 
@@ -37,7 +37,7 @@ class ProgressDisplay:
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
-            first = render_progress(self._name, Progress(phase="preparing"))
+            first = self._render(Progress(phase="preparing"))
             self._live = Live(first, console=self._console, refresh_per_second=8, transient=True)
             self._live.start()
         return self
@@ -51,9 +51,9 @@ class ProgressDisplay:
     def __call__(self, progress: Progress) -> None:
         """Show the newest progress."""
         if self._live is not None:
-            self._live.update(render_progress(self._name, progress))
+            self._live.update(self._render(progress))
             if progress.message and progress.message != self._message:
-                self._console.print(Text(progress.message, style="dim"))
+                self._console.print(Text(escape_controls(progress.message), style="dim"))
             self._message = progress.message
         elif progress.job and not self._started:
             self._started = True
@@ -66,6 +66,9 @@ class ProgressDisplay:
             rows = f"{report.rows_out:,} rows out, {report.rows_quarantined:,} quarantined"
             self._print(f"{self._name}: {how}, {rows}")
 
+    def _render(self, progress: Progress) -> RenderableType:
+        return render_progress(self._name, progress, plain=self._console.options.ascii_only)
+
     def _print(self, line: str) -> None:
         self._console.print(Text(line))
 
@@ -76,8 +79,8 @@ def describe_loading(progress: Progress) -> str:
     return f"{loaded} of {total}, {progress.loaded_shards} of {progress.total_shards} shards"
 
 
-def render_progress(name: str, progress: Progress) -> RenderableType:
-    """Return the block that a terminal shows."""
+def render_progress(name: str, progress: Progress, plain: bool = False) -> RenderableType:
+    """Return the block that a terminal shows; a plain one has no other characters than those of ASCII."""
     total, done = progress.rows_total, progress.rows_done
     head = Table.grid(padding=(0, 2), expand=True)
     for ratio in (None, None, 1, None):
@@ -103,6 +106,7 @@ def render_progress(name: str, progress: Progress) -> RenderableType:
     for number, busy in enumerate(progress.busy):
         filled = round(min(max(busy, 0.0), 1.0) * _BUSY_WIDTH)
         stages.append(f"{'   ' if number else ''}stage {number} ")
-        stages.append("━" * filled, style="not dim green").append("━" * (_BUSY_WIDTH - filled))
+        full, rest = ("#", "-") if plain else ("━", "━")
+        stages.append(full * filled, style="not dim green").append(rest * (_BUSY_WIDTH - filled))
         stages.append(f" {busy:.0%} busy")
     return Group(head, line, stages) if progress.busy else Group(head, line)

@@ -7,6 +7,7 @@ import json
 import click
 
 from daskinfer.cli.options import json_option, recipe_argument, set_option
+from daskinfer.units import escape_controls
 
 
 @click.command()
@@ -32,7 +33,7 @@ def validate(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
         click.echo(json.dumps({"recipe": recipe, "valid": True, "checks": lines}))
         return
     for line in lines:
-        click.echo(line)
+        click.echo(escape_controls(line))
     click.echo(f"{recipe} is valid")
 
 

@@ -16,7 +16,7 @@ from daskinfer.spec.listing import AliasRow, CheckpointDetail, CheckpointRow, Ve
 from daskinfer.spec.measured import CheckpointProfile, LayerCost, MeasuredLayer
 from daskinfer.spec.membership import MemberStatus
 from daskinfer.spec.snapshot import Resolution
-from daskinfer.units import format_bytes, format_count, format_duration
+from daskinfer.units import escape_controls, format_bytes, format_count, format_duration
 
 _STYLES = {
     "done": "bold green",
@@ -286,14 +286,14 @@ def _alias(row: AliasRow) -> str:
 
 def _print_verdict(verdict: str, name: str, remark: str) -> None:
     line = Text.assemble((verdict, _STYLES[verdict]), "  ", (name, "bold"))
-    stdout().print(line.append(f"  {remark}" if remark else ""))
+    stdout().print(line.append(f"  {escape_controls(remark)}" if remark else ""))
 
 
 def print_lines(lines: dict[str, str]) -> None:
     """Print named values, one a line."""
     width = max(map(len, lines))
     for name, value in lines.items():
-        stdout().print(Text.assemble((f"  {name:<{width}}  ", "dim"), value))
+        stdout().print(Text.assemble((f"  {name:<{width}}  ", "dim"), escape_controls(value)))
 
 
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[Text]], empty: str) -> None:
@@ -302,6 +302,8 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[Text]], empty: str
     for head in heads:
         table.add_column(head, no_wrap=True)
     for row in rows:
+        for cell in row:
+            cell.plain = escape_controls(cell.plain)
         table.add_row(*row)
     if not table.row_count:
         stdout().print(Text(empty))

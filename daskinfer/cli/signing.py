@@ -6,6 +6,7 @@ import json
 
 import click
 
+from daskinfer.cli.console import print_json
 from daskinfer.cli.options import json_option, registry_option
 
 
@@ -45,7 +46,7 @@ def sign(reference: str, key: str, registry: str, as_json: bool) -> None:
 
     found = api.sign(reference, key, registry=registry)
     if as_json:
-        click.echo(found.model_dump_json())
+        print_json(found)
     else:
         print_signatures(reference, [found])
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 import click
 
+from daskinfer.cli.console import print_json
 from daskinfer.cli.options import json_option, registry_option
 
 
@@ -33,7 +34,7 @@ def verify(ctx: click.Context, reference: str | None, deep: bool, registry: str,
     with TransferDisplay(reference or "registry") as display:
         found = api.verify(reference, registry=registry, deep=deep, watch=display)
     if as_json:
-        click.echo(found.model_dump_json())
+        print_json(found)
     else:
         print_verification(found)
     ctx.exit(int(found.damaged))
@@ -61,7 +62,7 @@ def diff(before: str, after: str, registry: str, as_json: bool) -> None:
     with TransferDisplay(f"{before} {after}") as display:
         found = api.diff(before, after, registry=registry, watch=display)
     if as_json:
-        click.echo(found.model_dump_json())
+        print_json(found)
     else:
         print_difference(found)
 
@@ -110,7 +111,7 @@ def sync(
     with TransferDisplay("sync") as display:
         found = api.sync(source, target, references, dry_run=dry_run, resolve=resolve, watch=display)
     if as_json:
-        click.echo(found.model_dump_json())
+        print_json(found)
     else:
         print_sync(found)
     ctx.exit(int(not found.clean))

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 import psutil
-from dask.system import cpu_count
 
+from daskinfer.models.limits import core_limit, memory_limit
 from daskinfer.spec.plan import DeviceShape
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -61,7 +61,7 @@ def describe_cpu(cpuinfo: str) -> DeviceShape:
     return DeviceShape(
         kind="cpu",
         name=fields.get("model name") or platform.processor() or platform.machine(),
-        memory=psutil.virtual_memory().total,
+        memory=memory_limit(),
         threads=_count_threads(),
         bf16=bool(flags & {"amx_bf16", "avx512_bf16"}),
         fp16=bool(flags & {"amx_fp16", "avx512_fp16"}),
@@ -108,7 +108,7 @@ def _count_threads() -> int:
     if told.isdecimal() and int(told) > 0:
         return int(told)
     # Two threads of one core share its arithmetic; affinity and cgroups may allow less than there is.
-    allowed: int = cpu_count()
+    allowed = core_limit()
     return min(allowed, psutil.cpu_count(logical=False) or allowed)
 
 

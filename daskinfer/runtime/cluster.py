@@ -12,14 +12,14 @@ from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
 import dask
-import psutil
-from distributed import Client, LocalCluster, Status
+from distributed import Client, LocalCluster, Status, system
 from distributed.utils import silence_logging_cmgr
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from daskinfer.errors import JobFailed, RecipeError
 from daskinfer.logs import log_settings
 from daskinfer.models.devices import find_device
+from daskinfer.models.limits import memory_limit
 from daskinfer.runtime.forking import fork_workers
 from daskinfer.runtime.processes import set_up_processes
 from daskinfer.spec import recipe as recipes
@@ -37,7 +37,7 @@ def find_workers(cluster: recipes.Cluster) -> list[WorkerShape]:
             return measure_workers(client)
     local = cluster.workers
     device = find_device()
-    memory = int(psutil.virtual_memory().total / local.workers)
+    memory = _memory_of(local)
     return [
         WorkerShape(
             address=f"local-{index}", threads=local.threads, memory=memory, resources=local.resources, device=device
@@ -168,7 +168,7 @@ def _start(local: recipes.LocalCluster) -> Iterator[LocalCluster]:
                 resources=local.resources,
                 # What workers are forked from may be older than this job, and know nothing of what was set since.
                 env={**os.environ, **_environment(local)},
-                memory_limit=int(psutil.virtual_memory().total / local.workers),
+                memory_limit=_memory_of(local),
                 dashboard_address="127.0.0.1:0",
                 silence_logs=logging.CRITICAL,
             )
@@ -182,6 +182,13 @@ def _start(local: recipes.LocalCluster) -> Iterator[LocalCluster]:
                 # Every worker's nanny wants to sign off from it, and would try for half a minute.
                 with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
                     workers.close()
+
+
+def _memory_of(local: recipes.LocalCluster) -> int:
+    """Return the bytes that each local worker may use."""
+    # Dask gives no worker more than it reads itself, which counts reservations and the user's own limit too.
+    allowed: int = min(memory_limit(), system.memory_limit())
+    return allowed // local.workers
 
 
 def _environment(local: recipes.LocalCluster) -> dict[str, str]:

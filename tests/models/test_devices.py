@@ -6,10 +6,10 @@ import subprocess
 import sys
 from typing import Any, Literal
 
-import psutil
 import pytest
 
 from daskinfer.models.devices import choose_dtype, describe_cpu, find_device
+from daskinfer.models.limits import memory_limit
 from daskinfer.spec.plan import DeviceShape
 
 CPU = DeviceShape(kind="cpu", name="Xeon", memory=2**34, threads=8, bf16=False, fp16=False)
@@ -80,7 +80,7 @@ def test_cpu_is_read_off_its_flags(flags: str, bf16: bool, fp16: bool) -> None:
     text = f"processor\t: 0\nmodel name\t: A CPU: fast @ 2 GHz\nflags\t\t: {flags}\n\nprocessor\t: 1\n"
     found = describe_cpu(text)
     assert (found.kind, found.name, found.bf16, found.fp16) == ("cpu", "A CPU: fast @ 2 GHz", bf16, fp16)
-    assert found.memory == psutil.virtual_memory().total
+    assert found.memory == memory_limit()
     assert describe_cpu("").name
 
 

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import TextIO
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from daskinfer import api
+from daskinfer.cli import main
+from daskinfer.cli.console import patient_streams
+from daskinfer.cli.progress import ProgressDisplay
+from daskinfer.cli.show import print_report
+from daskinfer.errors import InputError
+from daskinfer.units import escape_controls
+from tests.cli.conftest import FakeApi
+from tests.cli.test_progress import RUNNING
+
+encodings = pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+NAMES = "café 中文 \x1b[2J \udcff.jsonl"
+
+
+def open_stream(encoding: str) -> TextIO:
+    return io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict", write_through=True)
+
+
+@contextmanager
+def console(encoding: str) -> Iterator[tuple[TextIO, TextIO]]:
+    out, err = open_stream(encoding), open_stream(encoding)
+    with redirect_stdout(out), redirect_stderr(err):
+        yield out, err
+
+
+def written(stream: TextIO) -> bytes:
+    assert isinstance(stream.buffer, io.BytesIO)
+    return stream.buffer.getvalue()
+
+
+@encodings
+def test_a_report_is_printed_whatever_the_console_can_write(encoding: str, fake: FakeApi) -> None:
+    with console(encoding) as (out, _), patient_streams():
+        print_report(fake.make_report(rejects=(f"{NAMES}:3: not JSON",)))
+    assert b"not JSON" in written(out)
+    assert b"\x1b" not in written(out)
+
+
+@encodings
+def test_json_is_json_on_every_console(encoding: str, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = fake.make_report(rejects=("café 中 😀:3: not JSON",))
+    monkeypatch.setattr(api, "report", lambda job, workspace: report)
+    with console(encoding) as (out, _), pytest.raises(SystemExit) as ended:
+        main(["report", "j", "--json"])
+    assert ended.value.code == 0
+    assert json.loads(written(out).decode("ascii"))["rejects"] == list(report.rejects)
+
+
+@encodings
+def test_progress_is_shown_whatever_the_console_can_write(encoding: str) -> None:
+    with console(encoding) as (_, err), patient_streams():
+        terminal = Console(stderr=True, force_terminal=True, width=100, soft_wrap=True)
+        with ProgressDisplay("café", terminal) as display:
+            display(RUNNING.model_copy(update={"message": NAMES}))
+    assert b"busy" in written(err)
+    assert (b"#" in written(err)) == (encoding != "utf-8")
+
+
+def test_an_error_shows_control_characters_and_does_not_send_them(
+    fake: FakeApi, folder: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.error = InputError("no rows in \x1b[31mred\x07.jsonl\nnext", hint="see \x9b2J")
+    result = CliRunner().invoke(main, ["run", "recipe.yaml"])
+    assert result.exit_code == 2
+    assert "no rows in \\x1b[31mred\\x07.jsonl\nnext" in result.stderr
+    assert "see \\x9b2J" in result.stderr
+
+
+def test_only_what_controls_is_escaped() -> None:
+    assert escape_controls("plain ü\t中\n") == "plain ü\t中\n"
+    assert escape_controls("a\x00b\u202ec\udcff") == "a\\x00b\\u202ec\\udcff"
+
+
+@pytest.mark.parametrize("redirection", ["| true", "2>&1 >/dev/null | true", ">&-", "2>&-"])
+def test_a_console_that_has_gone_ends_nothing(redirection: str) -> None:
+    code = (
+        "import os, sys, click; from daskinfer.cli.console import patient_streams\n"
+        "with patient_streams():\n"
+        "    for _ in range(20000): sys.stdout.write('out\\n'); sys.stderr.write('err\\n')\n"
+        "    click.echo('x'); click.echo('x', err=True)\n"
+        "os.write(3, b'done')\n"
+    )
+    found = subprocess.run(
+        ["bash", "-c", f'exec 3>&1; "$PYTHON" -c "$CODE" {redirection}'], capture_output=True, text=True, check=False,
+        env={**os.environ, "CODE": code, "PYTHON": sys.executable},
+    )  # fmt: skip
+    assert "done" in found.stdout
+    assert "Traceback" not in found.stdout + found.stderr
+    assert "Exception ignored" not in found.stdout + found.stderr
