@@ -13,7 +13,7 @@ from pathlib import Path
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
-from daskinfer.errors import DaskinferError, NotAllowed, StorageError, StorageRefused
+from daskinfer.errors import DaskinferError, IntegrityError, NotAllowed, StorageError, StorageRefused
 from daskinfer.ids import make_nonce
 from daskinfer.storage.retries import is_away, persist
 
@@ -49,7 +49,17 @@ def absolute_url(url: str, base: Path | None = None) -> str:
 
 
 def join_url(base: str, *parts: str) -> str:
-    """Return `base/part/...` with single slashes."""
+    """Return `base/part/...` with single slashes.
+
+    Raises
+    ------
+    IntegrityError
+        A part, which may come from a record that anybody wrote, would leave `base`.
+    """
+    if any(".." in part.split("/") or "\0" in part for part in parts):
+        raise IntegrityError(
+            f"{'/'.join(parts)[:200]!r} leaves {base}", hint="The record that names it was damaged or changed by hand."
+        )
     return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts)])
 
 

@@ -18,6 +18,9 @@ import yaml
 KeyPath = tuple[str | int, ...]
 
 _LONGEST_EXCERPT = 120
+# Aliases (`*name`) can make ten lines into ten thousand million values, or characters; no recipe has as many as these.
+_MOST_VALUES = 20_000
+_MOST_CHARACTERS = 2_000_000
 _VARIABLE = re.compile(r"\$\$\{|\$\{(?:(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\})?")
 _TAG = "tag:yaml.org,2002:"
 
@@ -132,8 +135,21 @@ def read_document(source: Source, text: str, environment: Mapping[str, str], pre
         document.problems.append(Problem(source.spot(0, 0), name, "not YAML: nested too deeply"))
     else:
         if node is not None:
-            _Reader(document, environment).read(node)
+            _read_node(document, environment, node)
     return document
+
+
+def _read_node(document: Document, environment: Mapping[str, str], node: yaml.Node) -> None:
+    top = document.source.spot(0, 0)
+    try:
+        _Reader(document, environment).read(node)
+    except _TooManyValues as error:
+        message = f"it expands to more than {_MOST_VALUES:,} values, or too much text; write it without aliases (*name)"
+        document.problems[:] = [Problem(error.spot, dotted(error.path), message)]
+        document.value = None
+    except RecursionError:
+        document.problems.append(Problem(top, dotted(document.prefix), "nested too deeply"))
+        document.value = None
 
 
 def dotted(path: KeyPath) -> str:
@@ -157,6 +173,13 @@ for _tag, _pattern, _first in (
     _CoreLoader.add_implicit_resolver(_TAG + _tag, re.compile(f"^(?:{_pattern})$"), _first)
 
 
+class _TooManyValues(Exception):
+    def __init__(self, spot: Spot, path: KeyPath) -> None:
+        super().__init__(path)
+        self.spot = spot
+        self.path = path
+
+
 class _Reader:
     """Turns nodes into plain values, noting where each was written."""
 
@@ -165,6 +188,7 @@ class _Reader:
         self.source = document.source
         self.environment = environment
         self.open: set[int] = set()
+        self.characters = 0
 
     def read(self, root: yaml.Node) -> None:
         spot = self.source.spot(root.start_mark.line, root.start_mark.column)
@@ -175,6 +199,10 @@ class _Reader:
 
     def _value(self, node: yaml.Node, path: KeyPath, key: Spot) -> Any:
         spot = self.source.span(node.start_mark, node.end_mark)
+        if isinstance(node, yaml.ScalarNode):
+            self.characters += len(node.value)
+        if len(self.document.spots) >= _MOST_VALUES or self.characters > _MOST_CHARACTERS:
+            raise _TooManyValues(spot, path)
         self.document.spots[path] = Spots(key, spot)
         if id(node) in self.open:
             self._report(spot, path, "refers to itself")

@@ -21,8 +21,6 @@ from __future__ import annotations
 import json
 import re
 
-from pydantic import ValidationError
-
 from daskinfer.errors import CheckpointError, CorruptBlob, SnapshotGone
 from daskinfer.ids import canonical_json, sha256_of, shorten
 from daskinfer.spec.listing import AliasMove
@@ -33,6 +31,7 @@ from daskinfer.storage.filesystem import absolute_url, exists, is_local, join_ur
 from daskinfer.storage.naming import check_alias, check_name, suggest
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.aliases import describe_move, set_alias
+from daskinfer.storage.registry.manifests import name_manifest, parse_manifest
 from daskinfer.storage.registry.versions import Version, find_version, fold, refuse_yanked
 from daskinfer.storage.slotlog import SlotLog
 
@@ -151,12 +150,7 @@ class Registry:
                 f"manifest {url} has digest {actual}, its name says {snapshot}",
                 hint="The registry was damaged or edited by hand: restore the file, or publish the checkpoint again.",
             )
-        try:
-            return Manifest.model_validate_json(data)
-        except ValidationError as error:
-            raise CorruptBlob(
-                f"manifest {url} is not one this version of daskinfer can read: {error}", hint="Upgrade daskinfer."
-            ) from error
+        return parse_manifest(data, url)
 
     def file(self, manifest: Manifest, path: str) -> bytes:
         """Return a plain file of a snapshot, verified.
@@ -252,7 +246,7 @@ class Registry:
 
     def manifest_url(self, snapshot: str) -> str:
         """Return where a snapshot's manifest lies."""
-        return join_url(self.url, "manifests", f"{shorten(snapshot, 64)}.json")
+        return join_url(self.url, "manifests", f"{name_manifest(snapshot, self.url)}.json")
 
     def _aliases_url(self, name: str) -> str:
         return join_url(self.url, "models", check_name(name, "checkpoint"), "aliases")

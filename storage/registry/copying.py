@@ -26,6 +26,7 @@ from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.decisions import Decision
 from daskinfer.storage.registry.heartbeats import TTL_SECONDS, beat, try_beat
 from daskinfer.storage.registry.locks import SnapshotLock
+from daskinfer.storage.registry.manifests import parse_manifest
 from daskinfer.storage.registry.publications import list_publications, publish_log, pulse_url, read_publication
 from daskinfer.storage.registry.publishing import finish
 from daskinfer.storage.slotlog import SlotLog
@@ -150,8 +151,9 @@ def _is_pending(records: Sequence[Mapping[str, Any]], verdict: str) -> bool:
 
 def _recall_blobs(registry: Registry, name: str) -> set[str] | None:
     """Return the blobs of a deleted snapshot, from whatever still tells; None where nothing does."""
+    url = join_url(registry.url, "manifests", f"{name}.json")
     try:
-        data = read_bytes(join_url(registry.url, "manifests", f"{name}.json"))
+        data = read_bytes(url)
     except FileNotFoundError:
         publishes = join_url(registry.url, "publish")
         for identity in list_names(publishes):
@@ -160,7 +162,7 @@ def _recall_blobs(registry: Registry, name: str) -> set[str] | None:
             if found is not None and found.digest == f"sha256:{name}":
                 return set(found.blobs)
         return None
-    return set(Manifest.model_validate_json(data).blobs)
+    return set(parse_manifest(data, url).blobs)
 
 
 def _copy_blob(

@@ -14,6 +14,7 @@ from daskinfer.storage.registry import decisions
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.decisions import Action, Decision
 from daskinfer.storage.registry.heartbeats import TTL_SECONDS
+from daskinfer.storage.registry.manifests import parse_manifest
 from daskinfer.storage.slotlog import SlotLog
 
 State = Literal["begun", "committed", "aborted"]
@@ -70,7 +71,7 @@ def read_publication(registry: Registry, identity: str) -> Publication | None:
         since=begin["at"],
         ttl_seconds=begin.get("ttl_seconds", TTL_SECONDS),
         state=_STATES[last["op"]],
-        manifest=None if manifest is None else Manifest.model_validate(manifest),
+        manifest=None if manifest is None else parse_manifest(manifest, publish_log(registry, identity).url),
         records=records,
     )
 

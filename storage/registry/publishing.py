@@ -36,6 +36,7 @@ from daskinfer.storage.registry.bases import Bases
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.decisions import Decision
 from daskinfer.storage.registry.heartbeats import TTL_SECONDS, try_beat
+from daskinfer.storage.registry.manifests import parse_manifest
 from daskinfer.storage.registry.publications import abort, list_publications, name_job, publish_log, pulse_url
 from daskinfer.storage.registry.versions import Version, fold
 
@@ -222,7 +223,7 @@ def _find_equal(registry: Registry, name: str, source: CheckpointSource, watch: 
     versions = registry.versions(name)
     if not versions:
         return None
-    wanted = _describe(name, source, lambda digest, data: "", partial(watch, "comparing"))
+    wanted = _describe(name, source, lambda digest, data: f"blobs/{digest}", partial(watch, "comparing"))
     for version in sorted(versions, key=lambda each: (each.yanked is None, each.number), reverse=True):
         if registry.life(version.snapshot) != "live":
             continue
@@ -304,7 +305,7 @@ def _publish_new(registry: Registry, name: str, source: CheckpointSource, alias:
         return finish(registry, identity, record)
     finally:
         # Whatever the alias came to: once the manifest is there, it needs no base.
-        if exists(registry.manifest_url(Manifest.model_validate(record["manifest"]).digest)):
+        if exists(registry.manifest_url(manifest.digest)):
             bases.release()
 
 
@@ -313,7 +314,7 @@ def finish(registry: Registry, identity: str, commit: dict[str, Any]) -> Version
 
     A commit that copies a snapshot from another registry brings the records of the publishes that made it there.
     """
-    manifest = Manifest.model_validate(commit["manifest"])
+    manifest = parse_manifest(commit["manifest"], publish_log(registry, identity).url)
     snapshot = manifest.digest
     if not create(registry.manifest_url(snapshot), manifest.encode()):
         raise CorruptBlob(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fsspec import filesystem
 
-from daskinfer.errors import StorageError
+from daskinfer.errors import IntegrityError, StorageError
 from daskinfer.ids import make_nonce
 from daskinfer.storage.filesystem import (
     ShortRead,
@@ -41,6 +41,12 @@ def test_absolute_url_has_one_spelling(tmp_path: Path, monkeypatch: pytest.Monke
     assert absolute_url("s3://bucket/key/") == "s3://bucket/key"
     assert absolute_url("memory://m") == "memory://m"
     assert join_url("s3://bucket/", "/a/", "b") == "s3://bucket/a/b"
+
+
+@pytest.mark.parametrize("part", ["..", "../a", "a/../../b", "a\0b"])
+def test_no_part_of_a_url_leaves_its_base(part: str) -> None:
+    with pytest.raises(IntegrityError, match="leaves s3://bucket"):
+        join_url("s3://bucket", "a", part)
     assert [is_local(url) for url in ("a/b", "file:///a", "s3://b", "simplecache::s3://b")] == [
         True,
         True,
@@ -81,7 +87,7 @@ def test_a_full_or_forbidden_store_is_named() -> None:
 
 def test_an_unreachable_store_is_no_traceback() -> None:
     code = """
-from daskinfer.errors import StorageError
+from daskinfer.errors import IntegrityError, StorageError
 from daskinfer.storage.filesystem import read_bytes
 try:
     read_bytes("s3://nowhere/x")

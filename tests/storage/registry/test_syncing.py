@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -8,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from daskinfer.errors import CheckpointError, CorruptBlob, StorageError, UsageError
-from daskinfer.ids import make_nonce
+from daskinfer.errors import CheckpointError, CorruptBlob, IntegrityError, StorageError, UsageError
+from daskinfer.ids import canonical_json, make_nonce, sha256_of, shorten
 from daskinfer.spec.snapshot import Manifest
 from daskinfer.spec.upkeep import SyncReport
 from daskinfer.storage import exclusive
@@ -290,3 +291,28 @@ def test_what_is_damaged_is_not_copied(tmp_path: Path) -> None:
     delete(join_url(target.url, path))
     assert sync(source, target).clean
     check_registry(target)
+
+
+@pytest.mark.parametrize("blob", ["../victim", "blobs/../../victim", "/victim", "blobs/\x1b[2J"])
+def test_a_manifest_that_names_what_lies_outside_is_not_followed(tmp_path: Path, blob: str) -> None:
+    source, target = make_pair(tmp_path)
+    (tmp_path / "victim").write_bytes(b"import os\n")
+    slot = source.versions_log("mini").slot_url(0)
+    record = json.loads(Path(slot).read_bytes())
+    old = Path(source.manifest_url(record["snapshot"]))
+    changed = json.loads(old.read_bytes())
+    changed["files"][0] |= {"blob": blob, "size": 10, "sha256": shorten(sha256_of(b"import os\n"), 64)}
+    data = canonical_json(changed)
+    Path(source.manifest_url(sha256_of(data))).write_bytes(data)
+    Path(slot).write_bytes(canonical_json(record | {"snapshot": sha256_of(data)}))
+    with pytest.raises(CorruptBlob, match=r"cannot be followed: .* is not a path inside"):
+        sync(source, target)
+    assert {path.name for path in tmp_path.iterdir()} <= {"source", "target", "victim"}
+
+
+def test_a_snapshot_that_is_no_digest_is_not_followed(tmp_path: Path) -> None:
+    source, target = make_pair(tmp_path)
+    slot = Path(source.versions_log("mini").slot_url(0))
+    slot.write_bytes(canonical_json(json.loads(slot.read_bytes()) | {"snapshot": "sha256:../../../victim"}))
+    with pytest.raises(IntegrityError):
+        sync(source, target)
