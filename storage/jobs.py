@@ -43,7 +43,7 @@ from daskinfer.storage import lease
 from daskinfer.storage.control import ControlLog
 from daskinfer.storage.drivers import BEAT, TTL, Mode
 from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import absolute_url, exists, join_url, list_names, read_bytes, replace_bytes
+from daskinfer.storage.filesystem import absolute_url, delete, exists, join_url, list_names, read_bytes, replace_bytes
 from daskinfer.storage.members import Member, Membership, list_members, seems_alive
 
 _READERS = 16
@@ -174,6 +174,10 @@ class JobStore:
     def finish(self) -> None:
         """Note that the output is sealed and nothing is left to do. A second call changes nothing."""
         create(self._place("done.json"), canonical_json({"job": self.job}))
+
+    def reopen(self) -> None:
+        """Take back that the job is finished: files of its output are gone."""
+        delete(self._place("done.json"))
 
     def cancelled(self) -> ControlRecord | None:
         """Return the request that stopped the last driver, if one did."""

@@ -9,7 +9,7 @@ from daskinfer.api.control import cancel, drain
 from daskinfer.api.moves import alias_history, roll_back, set_alias, unset_alias, yank
 from daskinfer.api.retention import collect_garbage, locks
 from daskinfer.api.retries import retry
-from daskinfer.api.runs import jobs, report, run, status, validate
+from daskinfer.api.runs import jobs, report, run, status, validate, verify_output
 from daskinfer.api.stores import examine_store
 from daskinfer.api.trust import audit, bucket_policy, keygen, role_policy, roles, sign, signatures
 from daskinfer.api.upkeep import diff, sync, verify
@@ -45,5 +45,6 @@ __all__ = [
     "unset_alias",
     "validate",
     "verify",
+    "verify_output",
     "yank",
 ]

@@ -17,8 +17,10 @@ from daskinfer.runtime.session import Session
 from daskinfer.runtime.summary import make_report
 from daskinfer.spec.job import JobRecord, JobStatus, Progress, Report
 from daskinfer.spec.recipe import Recipe
+from daskinfer.spec.verification import OutputVerification
 from daskinfer.storage import jobs as job_store
 from daskinfer.storage.jobs import JobStore
+from daskinfer.storage.outputs import verification
 from daskinfer.storage.outputs.job import open_standing
 from daskinfer.storage.outputs.owner import current_owner
 
@@ -148,6 +150,37 @@ def report(job: str, workspace: str, member: str = "") -> Report:
             f"no run of job {store.job} has ended, so there is no report", hint=f"Look: daskinfer status {store.job}"
         )
     return found
+
+
+def verify_output(job: str, workspace: str, watch: Callable[[int, int], None] | None = None) -> OutputVerification:
+    """Compare a finished job's output with its manifest, byte by byte.
+
+    Parameters
+    ----------
+    job, workspace
+        The job, or the beginning of its id, and where it is recorded.
+    watch
+        Called with how many of how many parts have been read.
+
+    Returns
+    -------
+    OutputVerification
+        What is damaged; nothing where `damaged` is empty.
+
+    Raises
+    ------
+    JobFailed
+        The job is not finished.
+    IntegrityError
+        The manifest is gone, or another job's.
+    """
+    store = job_store.find_job(workspace, job)
+    if store.state() != "done":
+        raise JobFailed(
+            f"job {store.job} is not finished, so there is no whole output to verify",
+            hint=f"Look: daskinfer status {store.job}",
+        )
+    return verification.verify_output(store.record(), watch or (lambda done, total: None))
 
 
 def _committed(record: JobRecord, workspace: str) -> list[int]:

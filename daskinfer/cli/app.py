@@ -18,6 +18,7 @@ from daskinfer.cli.profile import profile
 from daskinfer.cli.recipes import schema, validate
 from daskinfer.cli.retry import retry
 from daskinfer.cli.run import run
+from daskinfer.cli.verification import verify
 
 _HELP = """Batch inference on Dask: a model checkpoint over a dataset, on one locked checkpoint version.
 
@@ -49,7 +50,7 @@ class _Program(click.Group):
 def make_group(name: str) -> click.Group:
     """Return all commands under a group of this name."""
     group = _Program(name, help=_HELP, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
-    running = (run, retry, validate, schema, status, jobs, report, cancel, drain)
+    running = (run, retry, validate, schema, status, jobs, report, verify, cancel, drain)
     for command in (*running, doctor, profile, compare, checkpoint, audit):
         group.add_command(command)
     return click.version_option(package_name="daskinfer", prog_name="daskinfer")(group)

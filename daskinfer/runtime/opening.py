@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -38,6 +38,7 @@ from daskinfer.storage.inputs.index import index_input
 from daskinfer.storage.jobs import JobStore, create_job
 from daskinfer.storage.outputs.job import open_output, read_generations
 from daskinfer.storage.outputs.owner import Owner, claim, current_owner
+from daskinfer.storage.outputs.verification import find_missing, reopen_output
 from daskinfer.storage.registry.catalog import Registry
 
 
@@ -67,7 +68,7 @@ def open_job(recipe: Recipe, workers: Sequence[WorkerShape], fresh: bool) -> Ope
         The output holds another job's work.
     """
     if not fresh and (job := find_owner(recipe, workers)) is not None:
-        return job
+        return _reopen(job, recipe, workers) if job.done else job
     output = absolute_url(recipe.output.url)
     owner = current_owner(output)
     if owner is None:
@@ -80,6 +81,20 @@ def open_job(recipe: Recipe, workers: Sequence[WorkerShape], fresh: bool) -> Ope
             raise
     with _hold_back(recipe, owner):
         return _begin(recipe, workers, owner, output)
+
+
+def _reopen(job: OpenedJob, recipe: Recipe, workers: Sequence[WorkerShape]) -> OpenedJob:
+    """Return a finished job, or where files of its output are gone, the same job with these partitions to compute again."""
+    missing = find_missing(job.record)
+    if missing == ():
+        return job
+    lease = job.store.acquire()
+    try:
+        reopen_output(job.record, missing or ())
+        job.store.reopen()
+    finally:
+        lease.release()
+    return replace(job, plan=place_plan(job.record.plan, recipe, workers), done=False)
 
 
 def find_owner(recipe: Recipe, workers: Sequence[WorkerShape]) -> OpenedJob | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import dask
 import pytest
 
 from daskinfer import api
-from daskinfer.errors import CorruptBlob, InputError, JobFailed, SnapshotSkew
+from daskinfer.errors import CorruptBlob, InputError, IntegrityError, JobFailed, SnapshotSkew
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.testing.tinymodels import make_tiny_bert
 from tests.e2e.conftest import Bench, data_bytes, run, write_rows
@@ -267,3 +269,28 @@ def test_stages_run_only_where_their_shard_was_acknowledged(bench: Bench, schedu
         for trail in record["trail"]:
             assert set(trail["workers"]) <= holders[trail["stage"]]
             assert trail["microbatches"] == len(record["microbatches"])
+
+
+# Finished outputs
+
+
+@pytest.mark.parametrize("gone", ["_MANIFEST.json", "embedding/c/3", "valid/c/0"])
+def test_what_is_gone_of_a_finished_output_is_computed_again(bench: Bench, scheduler: str, gone: str) -> None:
+    recipe, output = small(bench), bench.folder / "out.zarr"
+    job = run(recipe, scheduler).job
+    whole = data_bytes(output)
+    place = output / gone
+    shutil.rmtree(place) if place.is_dir() else place.unlink()
+    with pytest.raises(IntegrityError, match="is gone") if place.suffix else nullcontext():
+        assert api.verify_output(job, recipe.workspace).damaged
+    assert run(recipe, scheduler).job == job
+    assert data_bytes(output) == whole
+    assert api.verify_output(job, recipe.workspace).damaged == ()
+
+
+def test_a_changed_bit_of_a_finished_output_is_found(bench: Bench, scheduler: str) -> None:
+    recipe = small(bench)
+    job = run(recipe, scheduler).job
+    flip(bench.folder / "out.zarr" / "embedding" / "c" / "3" / "0")
+    (found,) = api.verify_output(job, recipe.workspace).damaged
+    assert found.partition == 3 and "is not what was committed" in found.problem
