@@ -175,6 +175,10 @@ class JobStore:
         """Note that the output is sealed and nothing is left to do. A second call changes nothing."""
         create(self._place("done.json"), canonical_json({"job": self.job}))
 
+    def mark_replaced(self, successor: str) -> None:
+        """Note that the output is another job's now, so that this one can never go on."""
+        create(self._place("replaced.json"), canonical_json({"by": successor}))
+
     def reopen(self) -> None:
         """Take back that the job is finished: files of its output are gone."""
         delete(self._place("done.json"))
@@ -185,6 +189,8 @@ class JobStore:
 
     def state(self) -> State:
         """Return how the job stands."""
+        if exists(self._place("replaced.json")):
+            return "replaced"
         if exists(self._place("done.json")):
             return "done"
         if lease.is_held(self.url):

@@ -22,6 +22,7 @@ _STYLES = {
     "done": "bold green",
     "running": "bold cyan",
     "stopped": "bold yellow",
+    "replaced": "dim",
     "cancelled": "bold yellow",
     "interrupted": "bold yellow",
     "over budget": "bold red",
@@ -117,6 +118,8 @@ def print_status(status: JobStatus) -> None:
     remark = status.message
     if status.state in ("stopped", "cancelled", "failed"):
         remark = "; ".join(filter(None, (remark, "run the same command again to resume it")))
+    if status.state == "replaced":
+        remark = "another job has taken its output (--fresh), so it can never go on"
     lines = {
         "job": status.job,
         "snapshot": f"{status.checkpoint} sha256:{shorten(status.snapshot)}",

@@ -16,8 +16,11 @@ from daskinfer.storage.filesystem import delete, join_url, list_names
 from daskinfer.storage.jobs import JobStore
 from daskinfer.storage.lease import read_driver
 from daskinfer.storage.members import Membership, Watch, list_members, seems_alive
-from daskinfer.storage.outputs.job import open_output
+from daskinfer.storage.outputs.job import open_output, read_generations
+from daskinfer.storage.outputs.owner import former_owners
 from daskinfer.storage.outputs.sink import WholeOutput
+from daskinfer.storage.registry import locks
+from daskinfer.storage.registry.catalog import Registry
 
 _LOOK_SECONDS = 0.2
 
@@ -60,18 +63,32 @@ def join_job(job: OpenedJob, workspace: str) -> Membership:
             time.sleep(_LOOK_SECONDS)  # another is about to do it
             continue
         try:
-            clear_output(store, open_output(job.record, workspace))
+            clear_output(store, job.record, open_output(job.record, workspace), workspace)
         finally:
             lease.release()
     return store.join()
 
 
-def clear_output(store: JobStore, sink: WholeOutput) -> None:
-    """Discard what a job's output holds of its former owner, and create it, while nobody else runs the job."""
+def clear_output(store: JobStore, record: JobRecord, sink: WholeOutput, workspace: str) -> None:
+    """Discard what a job's output holds of its former owners, and create it, while nobody else runs the job."""
     if not store.is_cleared():
         sink.discard()
+        for job in former_owners(record.output, record.job):
+            _retire(JobStore(workspace, job), record.job, workspace)
         sink.create()
         store.mark_cleared()
+
+
+def _retire(former: JobStore, successor: str, workspace: str) -> None:
+    """Note that a job can never go on, and release the snapshots that it holds."""
+    try:
+        record = former.record()
+    except UsageError:  # of another workspace: what it holds, garbage collection there finds dead
+        return
+    former.mark_replaced(successor)
+    registry = Registry(record.registry)
+    for snapshot in {record.resolution.snapshot, *(pin.snapshot for pin in read_generations(record, workspace).pins)}:
+        locks.remove(registry, snapshot, record.job)
 
 
 def make_claimer(membership: Membership, store: JobStore, record: JobRecord, sink: WholeOutput) -> Claimer:

@@ -238,7 +238,7 @@ class Session:
         confirm(self.job.record.output, self.job.record.job)
         sink = keeper.output()
         if not self.member:  # members have done so before they were members
-            clear_output(self.job.store, sink)
+            clear_output(self.job.store, self.job.record, sink, self.recipe.workspace)
             sink.create()
         return sink
 

@@ -21,7 +21,7 @@ from daskinfer.spec.snapshot import Resolution
 SNAPSHOT = "snapshot"
 """Column of outputs whose rows may be on different snapshots."""
 
-State = Literal["running", "stopped", "cancelled", "failed", "done"]
+State = Literal["running", "stopped", "cancelled", "failed", "done", "replaced"]
 Phase = Literal["preparing", "starting", "loading", "running", "sealing", "done", "failed", "stopped"]
 
 

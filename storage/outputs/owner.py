@@ -33,6 +33,12 @@ def current_owner(url: str) -> Owner | None:
     return _owner_of(url, _log_of(url).head())
 
 
+def former_owners(url: str, job: str) -> list[str]:
+    """Return the ids of all jobs that an output has belonged to before it was this job's, the first one first."""
+    owners = [Owner.model_validate(slot.record).job for slot in _log_of(url).read()]
+    return list(dict.fromkeys(owner for owner in owners if owner != job))
+
+
 def claim(url: str, owner: Owner, expect: Owner | None) -> Owner:
     """Make an output belong to a job; claiming it again for the same job changes nothing.
 

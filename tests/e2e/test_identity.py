@@ -17,7 +17,7 @@ import zarr
 from distributed import Client
 
 from daskinfer import api
-from daskinfer.errors import Interrupted, JobBusy, JobFailed, OutputOwned
+from daskinfer.errors import Interrupted, JobBusy, JobFailed, OutputOwned, RejectBudgetExceeded
 from daskinfer.testing.tinymodels import make_tiny_bert
 from tests.e2e.conftest import WORDS, Bench, data_bytes, read_output, run, write_rows
 from tests.e2e.faults import commits, fingerprints, interrupt, once
@@ -162,8 +162,10 @@ def test_starting_over_leaves_nothing_of_the_old_job(
     output, rows = bench.folder / f"out.{suffix}", bench.folder / "in.jsonl"
     good = rows.read_text()
     rows.write_text(good + "not json\n" + good)
-    run(small(bench, output.name, errors__max_rows=1), scheduler)
-    assert (output / "_quarantine").exists()
+    with pytest.raises(RejectBudgetExceeded):
+        run(small(bench, output.name, errors__max_rows=0), scheduler)
+    (stopped,) = api.jobs(str(bench.folder / "work"))
+    assert (output / "_quarantine").exists() and [held.job for held in api.locks(registry_of(bench))] == [stopped.job]
     rows.write_text(good)
     if cut_off:  # after the output has changed hands, before anything old is deleted
 
@@ -182,6 +184,9 @@ def test_starting_over_leaves_nothing_of_the_old_job(
         json.loads((bench.folder / name / "_MANIFEST.json").read_text()) for name in (output.name, f"calm.{suffix}")
     ]
     assert manifests[0]["rows_in"] == ROWS and manifests[0]["parts"] == manifests[1]["parts"]
+    # It can never go on, so it holds nothing either.
+    assert api.status(stopped.job, str(bench.folder / "work")).state == "replaced"
+    assert not api.locks(registry_of(bench))
 
 
 # Another job
