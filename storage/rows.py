@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from daskinfer.spec.rows import Partition, Reject, RejectKind
+from daskinfer.storage.column_types import JSON
+from daskinfer.storage.json_text import describe_row
 
 EXCERPT_LENGTH = 200
 
@@ -45,7 +48,12 @@ class RowBatch:
         """Return a column of the accepted rows: an array, strings or bytes."""
         if column in self.arrays:
             return self.arrays[column]
-        values: list[Any] = self.table.column(column).to_pylist()
+        found = self.table.column(column)
+        if found.type == JSON:
+            return [json.loads(text) for text in found.combine_chunks().storage.to_pylist()]
+        if pa.types.is_struct(found.type):  # as `datasets` writes images
+            found = pc.struct_field(found, "bytes")
+        values: list[Any] = found.to_pylist()
         return values
 
     def without(self, refused: Mapping[int, str], kinds: Mapping[int, RejectKind] | None = None) -> RowBatch:
@@ -85,19 +93,14 @@ class RowBatch:
 
     def _refuse(self, index: int, refused: Mapping[int, str], kinds: Mapping[int, RejectKind]) -> Reject:
         position = int(self.positions[index])
-        row = {name: self.table.column(name)[index].as_py() for name in self.table.column_names}
         return Reject(
             row=self.partition.first_row + position,
             source=self.sources[index],
             line=int(self.lines[index]),
             error=refused[position],
-            excerpt=make_excerpt(json.dumps(row, ensure_ascii=False, default=_describe_bytes)),
+            excerpt=make_excerpt(describe_row(self.table, index)),
             kind=kinds.get(position, "refused"),
         )
-
-
-def _describe_bytes(value: bytes) -> str:
-    return f"{len(value):,} bytes"
 
 
 def make_excerpt(text: str) -> str:

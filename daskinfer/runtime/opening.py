@@ -36,6 +36,7 @@ from daskinfer.storage.filesystem import absolute_url, delete
 from daskinfer.storage.inputs.files import find_input
 from daskinfer.storage.inputs.index import index_input
 from daskinfer.storage.jobs import JobStore, create_job
+from daskinfer.storage.outputs.choice import choose_output_format
 from daskinfer.storage.outputs.job import open_output, read_generations
 from daskinfer.storage.outputs.owner import Owner, claim, current_owner
 from daskinfer.storage.outputs.verification import find_missing, reopen_output
@@ -151,7 +152,8 @@ def draft_job(recipe: Recipe, workers: Sequence[WorkerShape]) -> tuple[JobRecord
     files = {file.path: registry.file(manifest, file.path) for file in manifest.files}
     wants = find_wants(recipe, make_request(recipe, manifest, files, ()))
     columns = {recipe.input.columns.get(role, role): want for role, want in wants.items()}
-    table = index_input(absolute_input(recipe), columns, recipe.output.keep)
+    output = choose_output_format(recipe.output.url, recipe.output.format)
+    table = index_input(absolute_input(recipe), columns, recipe.output.keep, output)
     arrays = tuple(
         InputArray(name=role, dtype=array.dtype, shape=array.shape)
         for role in wants

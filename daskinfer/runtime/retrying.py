@@ -23,6 +23,7 @@ from daskinfer.storage.filesystem import absolute_url, delete, join_url
 from daskinfer.storage.inputs.files import unchanged
 from daskinfer.storage.inputs.index import index_input
 from daskinfer.storage.jobs import JobStore
+from daskinfer.storage.outputs.choice import choose_output_format
 from daskinfer.storage.outputs.commits import CommitDigest
 from daskinfer.storage.outputs.job import merge_round, open_supplement
 from daskinfer.storage.outputs.owner import confirm
@@ -193,7 +194,8 @@ def read_input(store: JobStore, record: JobRecord, partitions: Iterable[int]) ->
     files = {file.path: registry.file(manifest, file.path) for file in manifest.files}
     wants = find_wants(record.recipe, make_request(record.recipe, manifest, files, record.outline.inputs))
     columns = {section.columns.get(role, role): want for role, want in wants.items()}
-    now = index_input(section, columns, record.recipe.output.keep)
+    output = record.recipe.output
+    now = index_input(section, columns, output.keep, choose_output_format(output.url, output.format))
     if difference := _find_difference(before, now):
         raise InputError(
             f"{difference}, so its rows no longer have the numbers by which job {record.job} knows them",

@@ -62,7 +62,7 @@ class JobRecord(Section):
     fields: tuple[OutputField, ...]
     """Columns the task writes."""
     keep: dict[str, str]
-    """Input columns copied to the output -> string, int64, float64 or bool."""
+    """Input columns copied to the output -> type, as the partition table names it."""
     output: str
     """Absolute URL of the output."""
     rows: int

@@ -68,6 +68,9 @@ class Input(Section):
     columns: dict[str, str] = {}
     """What the task reads, and the column it comes from: `text`, `image`, or for `forward` the names of the model's
     inputs. What is not named comes from the column of the same name."""
+    types: dict[str, str] = {}
+    """Column -> type of kept columns, such as `int64`, `string`, `"decimal128(10, 2)"`, `date32` or
+    `"timestamp[us, tz=UTC]"`; a row whose value does not fit is quarantined."""
     partition_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 2048
     """Rows of a partition, the unit of commit and retry."""
 
@@ -80,7 +83,15 @@ class Output(Section):
     format: Literal["auto", "zarr", "parquet", "jsonl"] = "auto"
     """Output format; `auto` goes by the suffix."""
     keep: tuple[str, ...] = ()
-    """Input columns copied to the output."""
+    """Input columns copied to the output, in this order."""
+
+    @field_validator("keep")
+    @classmethod
+    def _refuse_repetition(cls, keep: tuple[str, ...]) -> tuple[str, ...]:
+        twice = sorted({name for name in keep if keep.count(name) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(map(repr, twice))} more than once: name every column once")
+        return keep
 
 
 class Activations(Section):

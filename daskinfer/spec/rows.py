@@ -174,13 +174,16 @@ class PartitionTable(Section):
     ]
     """All partitions in order."""
     columns: dict[str, str]
-    """Column name -> kind (string, int64, float64, bool, binary) of the columns that the job reads or keeps."""
+    """Column name -> type of the columns that the job reads or keeps: string, int64, float64, bool, or text that
+    `daskinfer.storage.column_types` reads."""
     reads: tuple[str, ...] = ("text",)
     """Those of them that the task reads: strings or encoded images that must be there."""
     arrays: dict[str, ArrayColumn] = {}
     """Columns of arrays that the task reads."""
     header: tuple[str, ...] = ()
     """csv: names of all columns, in file order."""
+    output: str = ""
+    """Format of the output, jsonl, parquet or zarr, that decides which values fit; "" in tables of earlier versions."""
 
 
 Fault = Literal["raised", "hung", "killed"]

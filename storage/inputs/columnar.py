@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +16,15 @@ from numpy.typing import NDArray
 
 from daskinfer.errors import InputError
 from daskinfer.spec.rows import ArrayColumn, InputFile, Partition, Segment, Want
+from daskinfer.storage.column_types import describe_type, is_binary, is_text, unify
+from daskinfer.storage.column_values import can_convert, convert_column
 from daskinfer.storage.filesystem import open_filesystem
 from daskinfer.storage.inputs.cutting import cut_files
-from daskinfer.storage.inputs.kinds import ARROW_TYPES, check_picture, convert, convert_text
-from daskinfer.storage.inputs.lists import common_shape, describe_type, to_numpy
-from daskinfer.storage.inputs.seam import Columns, Harvest, Layout, MissingColumn
+from daskinfer.storage.inputs.kinds import check_picture
+from daskinfer.storage.inputs.lists import count_shapes, describe_array, to_numpy
+from daskinfer.storage.inputs.seam import Columns, Harvest, Layout, MissingColumn, Request
+from daskinfer.storage.inputs.survey import ARRAY_ROWS
+from daskinfer.storage.json_text import describe_row
 from daskinfer.storage.rows import make_excerpt
 
 _BATCH_ROWS = 8192
@@ -57,72 +61,66 @@ class ParquetFormat:
             yield WholeFile(parquet.metadata.num_rows)
 
     def infer(
-        self,
-        files: Sequence[InputFile],
-        segments: Sequence[Segment],
-        header: tuple[str, ...],
-        wants: Mapping[str, Want],
-        keep: Sequence[str],
+        self, files: Sequence[InputFile], partitions: Sequence[Partition], header: tuple[str, ...], request: Request
     ) -> Columns:
         """Return what the columns hold, from the schemas and null counts of all files.
 
-        The shape of an array whose type leaves it open is the most frequent one of the first partition.
+        The shape of an array whose type leaves it open is the most frequent one of the first rows.
         """
-        found: dict[str, set[str]] = {column: set() for column in [*wants, *keep]}
-        types: dict[str, list[pa.DataType]] = {column: [] for column in wants}
+        found: dict[str, list[pa.DataType]] = {column: [] for column in request.columns}
+        nulls = dict.fromkeys(request.keep, 0)
         for file in files:
             with _open(file) as parquet:
-                schema = parquet.schema_arrow
-                for column, seen in found.items():
-                    if column not in schema.names:
-                        raise MissingColumn(column, file.url, schema.names)
-                    seen.add(_kind_of(parquet, column))
-                for column, want in wants.items():
-                    own = schema.field(column).type
-                    _check_want(own, want, f"column '{column}' of {file.url}")
-                    types[column].append(own)
+                for column, own in found.items():
+                    own.append(_type_of(parquet, column, file))
+                for column in nulls:
+                    nulls[column] += _count_nulls(parquet, column)
         arrays: dict[str, ArrayColumn] = {}
-        for column, own in types.items():
-            if wants[column] == "array" or (wants[column] == "image" and not _agree_encoded(column, files, own)):
-                arrays[column] = _infer_array(files, segments, column, own)
-                if wants[column] == "image":
+        types: dict[str, pa.DataType] = {}
+        for column, want in request.wants.items():
+            _check_want(found[column], want, column, files)
+            if want == "array" or (want == "image" and not _agree_encoded(column, files, found[column])):
+                arrays[column] = _infer_array(files, column, found[column])
+                if want == "image":
                     check_picture(arrays[column], f"column '{column}' of {files[0].url}")
-        read = {"text": "string", "image": "binary"}
-        kinds = {column: read[want] for column, want in wants.items() if column not in arrays}
-        kinds |= {column: _merge(found[column]) for column in keep if column not in kinds}
-        return Columns(kinds, arrays)
+            elif column not in request.keep:
+                types[column] = pa.string() if want == "text" else pa.large_binary()
+            else:
+                types[column] = _unify(column, files, found[column], request)
+        for column in request.keep:
+            if column not in types:
+                types[column] = _unify(column, files, found[column], request)
+        return Columns(types, arrays, nulls)
 
     def read(self, files: Sequence[InputFile], segment: Segment, layout: Layout) -> Harvest:
         """Read the rows of a segment, decoding only the row groups they lie in."""
-        wanted = list(dict.fromkeys([*layout.kinds, *layout.arrays]))
+        wanted = list(dict.fromkeys([*layout.types, *layout.arrays]))
         with _open(files[0]) as parquet:
-            missing = [column for column in wanted if column not in parquet.schema_arrow.names]
-            if missing:
-                raise MissingColumn(missing[0], files[0].url, parquet.schema_arrow.names)
+            for column in wanted:
+                _type_of(parquet, column, files[0])
             table = _slice_rows(parquet, segment, wanted)
         columns: dict[str, pa.Array] = {}
         arrays: dict[str, NDArray[Any]] = {}
         errors: dict[int, str] = {}
-        for column, kind in layout.kinds.items():
+        for column, target in layout.types.items():
             values = table.column(column)
-            if kind == "binary":
-                columns[column] = _convert_encoded(values, column, errors)
-            else:
-                columns[column] = _convert(values, column, kind, column in layout.reads, errors)
+            if column in layout.reads:
+                _refuse_missing(values, column, errors)
+            columns[column] = convert_column(values, target, column, errors)
         for column, array in layout.arrays.items():
             wrong: dict[int, str] = {}
             arrays[column] = to_numpy(table.column(column), array, wrong)
             errors = {offset: f"column '{column}': {why}" for offset, why in wrong.items()} | errors
         offsets = np.setdiff1d(np.arange(segment.rows), list(errors))
         accepted = pa.array(offsets, pa.int64())
-        shown = table.select([column for column, kind in layout.kinds.items() if kind != "binary"])
+        shown = table.select(list(layout.types))
         return Harvest(
             offsets=offsets.tolist(),
             lines=(offsets + (segment.begin + 1)).tolist(),
-            columns={column: values.take(accepted) for column, values in columns.items()},
+            columns={column: values.take(accepted) if errors else values for column, values in columns.items()},
             arrays={column: values[offsets] if errors else values for column, values in arrays.items()},
             refused=[
-                (offset, segment.begin + offset + 1, errors[offset], _excerpt(shown, offset))
+                (offset, segment.begin + offset + 1, errors[offset], make_excerpt(describe_row(shown, offset)))
                 for offset in sorted(errors)
             ],
         )
@@ -161,150 +159,129 @@ def _slice_rows(parquet: pq.ParquetFile, segment: Segment, columns: list[str]) -
     return pa.Table.from_batches(pieces).select(columns)
 
 
-def _check_want(own: pa.DataType, want: Want, where: str) -> None:
-    fits, what = {
-        "text": (_is_text(own), "strings"),
-        "image": (_is_encoded(own) or describe_type(own) is not None, "images"),
-        "array": (describe_type(own) is not None, "numbers"),
-    }[want]
-    if not fits:
+def _type_of(parquet: pq.ParquetFile, column: str, file: InputFile) -> pa.DataType:
+    names = parquet.schema_arrow.names
+    if column not in names:
+        raise MissingColumn(column, file.url, names)
+    if (count := names.count(column)) > 1:
         raise InputError(
-            f"{where} holds {own}, not {what}", hint=f"Name another column under input.columns, or write it as {what}."
+            f"{file.url} has {count} columns of the name '{column}', so it cannot be told which one is meant",
+            hint="Write the file again with names of their own.",
         )
+    return parquet.schema_arrow.field(column).type
+
+
+def _unify(column: str, files: Sequence[InputFile], types: Sequence[pa.DataType], request: Request) -> pa.DataType:
+    """Return the one type of a kept column: the declared one, else what holds the values of all files exactly."""
+    if (declared := request.declared.get(column)) is not None:
+        for file, own in zip(files, types, strict=True):
+            if not can_convert(own, declared):
+                raise InputError(
+                    f"input.types.{column}: the column holds {describe_type(own)} in {file.url}, which cannot be read as "
+                    f"{describe_type(declared)}",
+                    hint="Leave it out of input.types, where its own type is kept, or name another type.",
+                )
+        return declared
+    unified, first = types[0], files[0]
+    for file, own in zip(files, types, strict=True):
+        wider = unify(unified, own)
+        if wider is None or not can_convert(own, wider) or not can_convert(unified, wider):
+            raise InputError(
+                f"output.keep: column '{column}' holds {describe_type(unified)} in {first.url} and {describe_type(own)} in "
+                f"{file.url}, and no type holds the values of both exactly",
+                hint=f"Say which type is meant, such as input.types: {{{column}: string}}, or narrow input.url.",
+            )
+        if wider != unified:
+            unified, first = wider, file
+    return unified
+
+
+def _refuse_missing(values: pa.ChunkedArray, column: str, errors: dict[int, str]) -> None:
+    """Note the rows without what the task reads."""
+    missing = values.is_null()
+    if not is_text(values.type) and not pa.types.is_null(values.type):
+        if pa.types.is_struct(values.type):
+            values = pc.struct_field(values, "bytes")
+        missing = values.is_null()
+        for offset in _find(pc.equal(pc.binary_length(values.cast(pa.large_binary())), 0)):
+            errors.setdefault(offset, f"column '{column}': is empty")
+    for offset in _find(missing):
+        errors.setdefault(offset, f"column '{column}': is null")
+
+
+def _find(mask: pa.ChunkedArray) -> list[int]:
+    return np.flatnonzero(pc.fill_null(mask, False).to_numpy()).tolist()
+
+
+def _check_want(types: Sequence[pa.DataType], want: Want, column: str, files: Sequence[InputFile]) -> None:
+    """Refuse a column that is not what the task reads; files in which all is missing may be among the others."""
+    what = {"text": "strings", "image": "images", "array": "numbers"}[want]
+    for own, file in zip(types, files, strict=True):
+        fits = {
+            "text": is_text(own),
+            "image": _is_encoded(own) or describe_array(own) is not None,
+            "array": describe_array(own) is not None,
+        }[want]
+        if not fits and (not pa.types.is_null(own) or all(map(pa.types.is_null, types))):
+            raise InputError(
+                f"column '{column}' of {file.url} holds {describe_type(own)}, not {what}",
+                hint=f"Name another column under input.columns, or write it as {what}.",
+            )
 
 
 def _agree_encoded(column: str, files: Sequence[InputFile], types: Sequence[pa.DataType]) -> bool:
-    encoded = [_is_encoded(own) for own in types]
-    if len(set(encoded)) > 1:
-        yes, no = files[encoded.index(True)].url, files[encoded.index(False)].url
+    encoded = {file.url: _is_encoded(own) for file, own in zip(files, types, strict=True) if not pa.types.is_null(own)}
+    if len(set(encoded.values())) > 1:
+        yes, no = (next(url for url, is_encoded in encoded.items() if is_encoded is wanted) for wanted in (True, False))
         raise InputError(
             f"column '{column}' holds encoded images in {yes} and arrays in {no}",
             hint="Files of one input need the same columns; narrow input.url.",
         )
-    return encoded[0]
+    return next(iter(encoded.values()))
 
 
-def _infer_array(
-    files: Sequence[InputFile], segments: Sequence[Segment], column: str, types: Sequence[pa.DataType]
-) -> ArrayColumn:
-    described = [found for found in map(describe_type, types) if found is not None]
+def _infer_array(files: Sequence[InputFile], column: str, types: Sequence[pa.DataType]) -> ArrayColumn:
+    described = [found for found in map(describe_array, types) if found is not None]
     dtype = np.result_type(*(found for found, _ in described))
-    dims = described[segments[0].file][1]
+    dims = described[0][1]
     shape = tuple(dim for dim in dims if dim is not None)
     if len(shape) < len(dims):
-        pieces = []
-        for segment in segments:
-            with _open(files[segment.file]) as parquet:
-                pieces.append(common_shape(_slice_rows(parquet, segment, [column]).column(column)))
-        known = [piece for piece in pieces if piece is not None]
-        if not known:
+        shapes: Counter[tuple[int, ...]] = Counter()
+        left = ARRAY_ROWS
+        for number, file in enumerate(files):
+            with _open(file) as parquet:
+                rows = min(left, parquet.metadata.num_rows)
+                if rows:
+                    segment = Segment(file=number, begin=0, end=rows, rows=rows, line=0)
+                    shapes += count_shapes(_slice_rows(parquet, segment, [column]).column(column))
+            left -= rows
+        if not shapes:
             raise InputError(
-                f"column '{column}' of {files[segments[0].file].url}: no row of the first partition is an array of "
-                "numbers without nulls and with lists of equal lengths",
+                f"column '{column}' of {files[0].url}: none of the first {ARRAY_ROWS:,} rows is an array of numbers "
+                "without nulls and with lists of equal lengths",
                 hint="Name another column under input.columns.",
             )
-        shape = known[0]
+        shape = shapes.most_common(1)[0][0]
     return ArrayColumn(dtype=dtype.name, shape=shape)
 
 
-def _convert_encoded(values: pa.ChunkedArray, column: str, errors: dict[int, str]) -> pa.Array:
-    if pa.types.is_struct(values.type):
-        values = pc.struct_field(values, "bytes")
-    whole = values.cast(ARROW_TYPES["binary"]).combine_chunks()
-    for offset in np.flatnonzero(pc.fill_null(pc.binary_length(whole), 0).to_numpy(zero_copy_only=False) == 0).tolist():
-        errors.setdefault(offset, f"column '{column}': {'is empty' if whole[offset].is_valid else 'is null'}")
-    return whole
-
-
-def _convert(values: pa.ChunkedArray, column: str, kind: str, required: bool, errors: dict[int, str]) -> pa.Array:
-    """Return the column in its kind; rows that do not fit are noted in `errors` and null."""
-    simple = _convert_whole(values, kind, required)
-    if simple is not None:
-        return simple
-    converted: list[Any] = []
-    for offset, scalar in enumerate(values):
-        result = None
-        try:
-            value = scalar.as_py()
-            result = convert_text(value) if required else convert(kind, value)
-        except ValueError as error:
-            reason = "not valid UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-            errors.setdefault(offset, f"column '{column}': {reason}")
-        converted.append(result)
-    return pa.array(converted, ARROW_TYPES[kind])
-
-
-def _convert_whole(values: pa.ChunkedArray, kind: str, required: bool) -> pa.Array | None:
-    """Return the column in its kind where no row of it can fail, which is nearly always and fast."""
-    own, nulls = values.type, values.null_count > 0
-    fits = {
-        "string": _is_text(own) and not (required and nulls),
-        "int64": pa.types.is_integer(own) and own != pa.uint64() and not nulls,
-        "float64": pa.types.is_floating(own),
-        "bool": pa.types.is_boolean(own) and not nulls,
-    }
-    if not fits[kind]:
-        return None
-    try:
-        array = values.cast(ARROW_TYPES[kind]).combine_chunks()
-        array.validate(full=True)
-    except pa.ArrowInvalid:
-        return None
-    if not array.null_count:
-        return array
-    return array.fill_null("" if kind == "string" else float("nan"))
-
-
-def _kind_of(parquet: pq.ParquetFile, column: str) -> str:
-    own = parquet.schema_arrow.field(column).type
-    nulls = _may_hold_nulls(parquet, column)
-    if pa.types.is_floating(own):
-        return "float64"
-    if pa.types.is_integer(own) and own != pa.uint64():
-        return "float64" if nulls else "int64"
-    if pa.types.is_boolean(own) and not nulls:
-        return "bool"
-    return "binary" if _is_encoded(own) else "string"
-
-
-def _may_hold_nulls(parquet: pq.ParquetFile, column: str) -> bool:
+def _count_nulls(parquet: pq.ParquetFile, column: str) -> int:
+    """Return how many values of a column are known to be null; of what is nested nothing is known."""
+    if pa.types.is_null(parquet.schema_arrow.field(column).type):
+        return int(parquet.metadata.num_rows)
     names = [parquet.schema.column(index).path for index in range(len(parquet.schema))]
     if column not in names:
-        return True
-    index = names.index(column)
+        return 0
+    index, count = names.index(column), 0
     for number in range(parquet.num_row_groups):
         statistics = parquet.metadata.row_group(number).column(index).statistics
-        if statistics is not None and statistics.has_null_count and statistics.null_count > 0:
-            return True
-    return False
+        if statistics is not None and statistics.has_null_count:
+            count += statistics.null_count
+    return count
 
 
 def _is_encoded(own: pa.DataType) -> bool:
-    """Say whether values are the bytes of files, or as `datasets` writes images: structs of bytes and path."""
+    """Whether values are the bytes of files, or as `datasets` writes images: structs of bytes and path."""
     if pa.types.is_struct(own) and own.get_field_index("bytes") >= 0:
         own = own.field("bytes").type
-    return bool(pa.types.is_binary(own) or pa.types.is_large_binary(own) or pa.types.is_binary_view(own))
-
-
-def _is_text(own: pa.DataType) -> bool:
-    if pa.types.is_dictionary(own):
-        own = own.value_type
-    return bool(pa.types.is_string(own) or pa.types.is_large_string(own) or pa.types.is_string_view(own))
-
-
-def _merge(kinds: set[str]) -> str:
-    if "binary" in kinds:
-        return "binary"
-    if len(kinds) == 1:
-        return next(iter(kinds))
-    return "float64" if kinds == {"int64", "float64"} else "string"
-
-
-def _excerpt(table: pa.Table, offset: int) -> str:
-    row: dict[str, Any] = {}
-    for column in table.column_names:
-        try:
-            row[column] = table.column(column)[offset].as_py()
-        except UnicodeDecodeError:
-            row[column] = table.column(column)[offset].as_buffer().to_pybytes().decode(errors="replace")
-    return make_excerpt(json.dumps(row, ensure_ascii=False, default=str))
+    return is_binary(own)

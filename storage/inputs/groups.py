@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
 
@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 from zarr.storage import FsspecStore, LocalStore
 
 from daskinfer.errors import InputError
-from daskinfer.spec.rows import ArrayColumn, InputFile, Partition, Segment, Want
+from daskinfer.spec.rows import ArrayColumn, InputFile, Partition, Segment
+from daskinfer.storage.column_types import describe_type, is_text
+from daskinfer.storage.column_values import can_convert, convert_column, convert_text
 from daskinfer.storage.filesystem import explain_errors, is_local
 from daskinfer.storage.inputs.cutting import cut_evenly
 from daskinfer.storage.inputs.files import ZARR_METADATA
-from daskinfer.storage.inputs.kinds import ARROW_TYPES, check_picture, convert_text
-from daskinfer.storage.inputs.seam import Columns, Harvest, Layout, MissingColumn
+from daskinfer.storage.inputs.kinds import check_picture
+from daskinfer.storage.inputs.seam import Columns, Harvest, Layout, MissingColumn, Request
+from daskinfer.storage.numpy_columns import to_arrow, type_of
 
 SINGLE = "array"
 """Column of an array that is in no group, unless the recipe reads it under another name."""
@@ -54,21 +57,16 @@ class ZarrFormat:
         return cut_evenly(next(iter(lengths.values()), 0), partition_rows, make_segment)
 
     def infer(
-        self,
-        files: Sequence[InputFile],
-        segments: Sequence[Segment],
-        header: tuple[str, ...],
-        wants: Mapping[str, Want],
-        keep: Sequence[str],
+        self, files: Sequence[InputFile], partitions: Sequence[Partition], header: tuple[str, ...], request: Request
     ) -> Columns:
         """Return what the columns hold, from the metadata."""
         root, _ = _root_of(files)
-        kinds: dict[str, str] = {}
+        types: dict[str, pa.DataType] = {}
         arrays: dict[str, ArrayColumn] = {}
-        for column, array in _open_arrays(root, [*wants, *keep]).items():
-            where, want = f"array '{column}' of {root}", wants.get(column)
-            kind = _kind_of(array)
-            if want == "text" and kind != "string":
+        for column, array in _open_arrays(root, request.columns).items():
+            where, want = f"array '{column}' of {root}", request.wants.get(column)
+            own = type_of(array.dtype, array.shape[1:])
+            if want == "text" and not (own is not None and is_text(own)):
                 raise InputError(
                     f"{where} holds {_describe(array)}, not one string a row",
                     hint="Name another array under input.columns, or write it as strings.",
@@ -77,20 +75,26 @@ class ZarrFormat:
                 arrays[column] = _array_column(array, where)
             if want == "image":
                 check_picture(arrays[column], where)
-            if want == "text" or column in keep:
-                if kind is None:
+            if want == "text" or column in request.keep:
+                if own is None:
                     raise InputError(
                         f"output.keep: {where} holds {_describe(array)}, which cannot be kept",
-                        hint="Strings, booleans, and numbers that fit int64 or float64 can, one a row.",
+                        hint="Strings, booleans, numbers, times in s, ms, us, ns or D, and arrays of numbers can.",
                     )
-                kinds[column] = kind
-        return Columns(kinds, arrays)
+                types[column] = request.declared.get(column, own)
+                if not can_convert(own, types[column]):
+                    raise InputError(
+                        f"input.types.{column}: {where} holds {_describe(array)}, which cannot be read as "
+                        f"{describe_type(types[column])}",
+                        hint="Leave it out of input.types, where its own type is kept, or name another type.",
+                    )
+        return Columns(types, arrays)
 
     def read(self, files: Sequence[InputFile], segment: Segment, layout: Layout) -> Harvest:
         """Read the rows of a segment."""
         root = files[0].url.rpartition("/")[0]
         found: dict[str, NDArray[Any]] = {}
-        for column, array in _open_arrays(root, [*layout.kinds, *layout.arrays]).items():
+        for column, array in _open_arrays(root, [*layout.types, *layout.arrays]).items():
             with explain_errors(root, "read"):
                 try:
                     found[column] = np.asarray(array[segment.begin : segment.end])
@@ -100,7 +104,10 @@ class ZarrFormat:
                         hint="Write their chunks again.",
                     ) from error
         errors: dict[int, str] = {}
-        columns = {column: _to_arrow(found[column], column, kind, errors) for column, kind in layout.kinds.items()}
+        columns = {
+            column: _read_column(found[column], column, target, column in layout.reads, errors)
+            for column, target in layout.types.items()
+        }
         offsets = np.setdiff1d(np.arange(segment.rows), list(errors))
         return Harvest(
             offsets=offsets.tolist(),
@@ -169,32 +176,27 @@ def _objects_of(root: str, array: zarr.Array[Any], first: int, last: int) -> Ite
         yield f"{place}/{array.metadata.encode_chunk_key(coordinates)}"
 
 
-def _kind_of(array: zarr.Array[Any]) -> str | None:
-    """Return the kind of column that an array with one value a row makes, None where there is none."""
-    if array.ndim != 1 or array.dtype == np.uint64:
-        return None
-    return {"b": "bool", "i": "int64", "u": "int64", "f": "float64", "U": "string", "T": "string", "O": "string"}.get(
-        array.dtype.kind
-    )
-
-
 def _array_column(array: zarr.Array[Any], where: str) -> ArrayColumn:
     if array.dtype.kind not in "biuf":
         raise InputError(f"{where} holds {array.dtype}, not numbers", hint="Name another array under input.columns.")
     return ArrayColumn(dtype=array.dtype.name, shape=array.shape[1:])
 
 
-def _to_arrow(values: NDArray[Any], column: str, kind: str, errors: dict[int, str]) -> pa.Array:
-    if kind != "string":
-        return pa.array(values.astype(kind), ARROW_TYPES[kind])
+def _read_column(
+    values: NDArray[Any], column: str, target: pa.DataType, is_read: bool, errors: dict[int, str]
+) -> pa.Array:
+    if values.dtype.kind not in "UTO":
+        own = type_of(values.dtype, values.shape[1:])
+        return convert_column(to_arrow(values, own), target, column, errors)
     texts: list[str | None] = []
     for offset, value in enumerate(values.tolist()):
         try:
-            texts.append(convert_text(value))
+            # An array of objects may hold None; only what is read must be there.
+            texts.append(None if value is None and not is_read else convert_text(value))
         except ValueError as error:
             errors.setdefault(offset, f"column '{column}': {error}")
             texts.append(None)
-    return pa.array(texts, ARROW_TYPES["string"])
+    return convert_column(pa.array(texts, pa.string()), target, column, errors)
 
 
 def _describe(array: zarr.Array[Any]) -> str:

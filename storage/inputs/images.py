@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
 import pyarrow as pa
 from fsspec import AbstractFileSystem
 
 from daskinfer.errors import InputError
-from daskinfer.spec.rows import InputFile, Partition, Segment, Want
+from daskinfer.spec.rows import InputFile, Partition, Segment
 from daskinfer.storage.filesystem import explain_errors
 from daskinfer.storage.inputs.cutting import cut_evenly
 from daskinfer.storage.inputs.files import map_files, path_of
-from daskinfer.storage.inputs.kinds import ARROW_TYPES
-from daskinfer.storage.inputs.seam import Columns, Harvest, Layout, MissingColumn
+from daskinfer.storage.inputs.seam import Columns, Harvest, Layout, MissingColumn, Request
 
-_KINDS = {"image": "binary", "path": "string"}
+_TYPES = {"image": pa.large_binary(), "path": pa.string()}
 _WANTED = {"image": "image", "path": "text"}
 
 
@@ -37,37 +36,32 @@ class ImageFormat:
         return cut_evenly(len(files), partition_rows, make_segment)
 
     def infer(
-        self,
-        files: Sequence[InputFile],
-        segments: Sequence[Segment],
-        header: tuple[str, ...],
-        wants: Mapping[str, Want],
-        keep: Sequence[str],
+        self, files: Sequence[InputFile], partitions: Sequence[Partition], header: tuple[str, ...], request: Request
     ) -> Columns:
-        """Return the kinds of the columns, of which there are two."""
-        for column in [*wants, *keep]:
-            if column not in _KINDS:
-                raise MissingColumn(column, files[0].url, list(_KINDS))
-        for column, want in wants.items():
+        """Return the types of the columns, of which there are two."""
+        for column in request.columns:
+            if column not in _TYPES:
+                raise MissingColumn(column, files[0].url, list(_TYPES))
+        for column, want in request.wants.items():
             if want != _WANTED[column]:
                 raise InputError(
                     f"column '{column}' of image files cannot be read as {want}",
                     hint="Image files have an image and its path; arrays and texts come from other formats.",
                 )
-        return Columns({column: _KINDS[column] for column in [*wants, *keep]})
+        return Columns({column: _TYPES[column] for column in [*request.wants, *request.keep]})
 
     def read(self, files: Sequence[InputFile], segment: Segment, layout: Layout) -> Harvest:
         """Read the files of a segment; an empty one is refused."""
         contents = map_files(_read_whole, files)
         offsets = [offset for offset, content in enumerate(contents) if content]
         columns = {
-            "image": pa.array([contents[offset] for offset in offsets], ARROW_TYPES["binary"]),
+            "image": pa.array([contents[offset] for offset in offsets], _TYPES["image"]),
             "path": [files[offset].url for offset in offsets],
         }
         return Harvest(
             offsets=offsets,
             lines=[1] * len(offsets),
-            columns={column: columns[column] for column in layout.kinds},
+            columns={column: columns[column] for column in layout.types},
             refused=[
                 (offset, 1, "the file is empty", PurePosixPath(files[offset].url).name)
                 for offset, content in enumerate(contents)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 
-from daskinfer.errors import InputError
+import pyarrow as pa
+
+from daskinfer.errors import InputError, RecipeError
 from daskinfer.spec.recipe import Input
 from daskinfer.spec.rows import Partitions, PartitionTable, Want
+from daskinfer.storage.column_types import describe_type, encode_type, is_text, parse_declared
+from daskinfer.storage.format_limits import advise, holds
 from daskinfer.storage.inputs.columnar import ParquetFormat
 from daskinfer.storage.inputs.files import find_input
 from daskinfer.storage.inputs.groups import ZarrFormat
 from daskinfer.storage.inputs.images import ImageFormat
 from daskinfer.storage.inputs.lines import LineFormat
-from daskinfer.storage.inputs.seam import InputFormat, MissingColumn
+from daskinfer.storage.inputs.seam import Columns, InputFormat, MissingColumn, Request
 
 _FORMATS: dict[str, InputFormat] = {
     "jsonl": LineFormat("jsonl"),
@@ -30,10 +34,13 @@ def open_input(name: str) -> InputFormat:
     return _FORMATS[name]
 
 
-def index_input(section: Input, wants: Mapping[str, Want], keep: Sequence[str] = ()) -> PartitionTable:
+def index_input(
+    section: Input, wants: Mapping[str, Want], keep: Sequence[str] = (), output: str = "parquet"
+) -> PartitionTable:
     """List the files of an input, count their rows and cut them into partitions.
 
-    Files of lines are read once, in flat memory; of parquet only the footers, of Zarr the metadata, of images nothing.
+    Files of lines are read once, in flat memory; jsonl a second time where columns of it are kept in another format,
+    because their types come from all rows. Of parquet only the footers are read, of Zarr the metadata, of images nothing.
 
     Parameters
     ----------
@@ -43,12 +50,17 @@ def index_input(section: Input, wants: Mapping[str, Want], keep: Sequence[str] =
         Column -> what the task reads it as.
     keep
         Columns that the output copies.
+    output
+        Format of the output: jsonl, parquet or zarr.
 
     Raises
     ------
+    RecipeError
+        Where `input.types` names what is no type.
     InputError
-        Where nothing matches, there are no rows, a column is missing or not what is wanted, or a file cannot be read.
+        Where the output cannot hold a column, nothing matches, there are no rows, a column is missing or not what is wanted, or a file cannot be read.
     """
+    request = Request(wants, tuple(keep), _declare(section, wants), output)
     found = find_input(section)
     form = open_input(found.format)
     header = form.read_header(found.files)
@@ -60,33 +72,63 @@ def index_input(section: Input, wants: Mapping[str, Want], keep: Sequence[str] =
                 f"{sum(file.size for file in found.files):,} bytes in all",
                 hint="Point it to files that have some.",
             )
-        columns = form.infer(found.files, partitions[0].segments, header, wants, keep)
+        columns = form.infer(found.files, partitions, header, request)
     except MissingColumn as missing:
-        raise _explain_missing(missing, section, wants) from missing
+        raise _explain_missing(missing, section, request) from missing
     for column in keep:
-        if columns.kinds[column] == "binary":
-            raise InputError(
-                f"output.keep: column '{column}' holds bytes, which no output keeps",
-                hint="Keep a column that names the row instead, such as an id or a path.",
-            )
+        _check_output(column, columns, output)
     return PartitionTable(
         format=found.format,
         files=found.files,
         partition_rows=section.partition_rows,
         rows=partitions[-1].first_row + partitions[-1].rows,
         partitions=partitions,
-        columns=dict(columns.kinds),
+        columns={column: encode_type(own) for column, own in columns.types.items()},
         reads=tuple(column for column in wants if column not in columns.arrays),
         arrays=dict(columns.arrays),
         header=header,
+        output=output,
     )
 
 
-def _explain_missing(missing: MissingColumn, section: Input, wants: Mapping[str, Want]) -> InputError:
+def _declare(section: Input, wants: Mapping[str, Want]) -> dict[str, pa.DataType]:
+    declared: dict[str, pa.DataType] = {}
+    for column, name in section.types.items():
+        try:
+            declared[column] = parse_declared(name)
+        except ValueError as error:
+            raise RecipeError(
+                f"input.types.{column}: {error}", hint=f"Such as {column}: string, or {column}: int64."
+            ) from error
+        if column in wants and not (wants[column] == "text" and is_text(declared[column])):
+            raise RecipeError(
+                f"input.types.{column}: the task reads this column as {wants[column]}, not as {name}",
+                hint="Leave it out of input.types: types are for columns that are only kept.",
+            )
+    return declared
+
+
+def _check_output(column: str, columns: Columns, output: str) -> None:
+    own = columns.types[column]
+    if not holds(output, own):
+        raise InputError(
+            f"output.keep: column '{column}' holds {describe_type(own)}, which a {output} output cannot hold",
+            hint=advise(output),
+        )
+    if output == "zarr" and (nulls := columns.nulls.get(column)):
+        raise InputError(
+            f"output.keep: column '{column}' has {nulls:,} null{'s' * (nulls > 1)}, which a zarr output cannot hold",
+            hint=advise(output),
+        )
+
+
+def _explain_missing(missing: MissingColumn, section: Input, request: Request) -> InputError:
     key = "output.keep"
-    if missing.column in wants:
+    if missing.column in request.wants:
         role = next((role for role, name in section.columns.items() if name == missing.column), missing.column)
         key = f"input.columns.{role}"
+    elif missing.column not in request.keep:
+        key = "input.types"
     close = difflib.get_close_matches(missing.column, missing.there, n=1)
     guess = f"did you mean '{close[0]}'? " if close else ""
     return InputError(

@@ -5,29 +5,27 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+import pyarrow as pa
+
 from daskinfer.errors import InputError
-from daskinfer.spec.rows import ArrayColumn, InputFile, Partition, Segment, Want
+from daskinfer.spec.rows import ArrayColumn, InputFile, Partition, Segment
+from daskinfer.storage.column_types import JSON, is_text
+from daskinfer.storage.column_values import convert_column, convert_text, describe, parse_json_column
 from daskinfer.storage.filesystem import is_local, read_bytes
 from daskinfer.storage.inputs.cutting import cut_files
-from daskinfer.storage.inputs.kinds import (
-    Convert,
-    convert,
-    convert_cell,
-    convert_text,
-    describe,
-    infer_kind,
-    parse_cell,
-)
+from daskinfer.storage.inputs.kinds import parse_cell
 from daskinfer.storage.inputs.nested import fit_array, infer_array
 from daskinfer.storage.inputs.records import BYTE_ORDER_MARK, RecordScanner, Spans, slice_records
-from daskinfer.storage.inputs.seam import Columns, Harvest, Layout, MissingColumn
+from daskinfer.storage.inputs.seam import Columns, Harvest, Layout, MissingColumn, Request
+from daskinfer.storage.inputs.survey import RowSurvey
+from daskinfer.storage.json_text import scan_object
 from daskinfer.storage.rows import EXCERPT_LENGTH, make_excerpt
 
 LineFormatName = Literal["jsonl", "csv", "text"]
-Make = Callable[[Mapping[str, Any]], Any]
+Make = Callable[[Mapping[str, Any], Mapping[str, str]], Any]
 
 # A request to a remote store is worth more bytes than a read from a disk.
 _LOCAL_BLOCK = 1 << 20
@@ -48,7 +46,6 @@ class LineFormat:
     def __init__(self, name: LineFormatName) -> None:
         self._name = name
         self._quoted = name == "csv"
-        self._fit: Convert = convert_cell if name == "csv" else convert
 
     def read_header(self, files: Sequence[InputFile]) -> tuple[str, ...]:
         """Return the column names of csv files, which must agree."""
@@ -86,73 +83,101 @@ class LineFormat:
         yield scanner.finish()
 
     def infer(
-        self,
-        files: Sequence[InputFile],
-        segments: Sequence[Segment],
-        header: tuple[str, ...],
-        wants: Mapping[str, Want],
-        keep: Sequence[str],
+        self, files: Sequence[InputFile], partitions: Sequence[Partition], header: tuple[str, ...], request: Request
     ) -> Columns:
-        """Return what the columns hold, from the rows of the segments."""
+        """Return what the columns hold: csv and text hold text; types in jsonl come from all rows.
+
+        To jsonl the text of its values is copied. What is read as an array is told by the first rows.
+        """
+        wants, is_json = request.wants, self._name == "jsonl"
         if "image" in wants.values():
             raise InputError(
                 f"a {self._name} file holds no images",
                 hint="Read image files, binary columns of parquet, or uint8 arrays of parquet or Zarr.",
             )
-        rows: list[Mapping[str, Any]] = []
+        plain = JSON if is_json and request.output == "jsonl" else pa.string()
+        types = {column: pa.string() for column, want in wants.items() if want == "text"}
+        types |= dict.fromkeys(request.keep, plain)
+        types |= {column: own for column, own in request.declared.items() if column in types}
+        untold = [column for column in request.keep if column not in request.declared]
+        typed = [column for column in untold if wants.get(column) != "text"] if is_json and plain != JSON else []
+        arrays = [column for column, want in wants.items() if want == "array"]
+        survey = self._survey(files, partitions, header, RowSurvey(request.columns, typed, arrays))
+        first = files[partitions[0].segments[0].file].url
+        if survey.missing:
+            raise MissingColumn(survey.missing[0], first, list(survey.names))
+        found: dict[str, ArrayColumn] = {}
+        for column in arrays:
+            try:
+                found[column] = infer_array(map(self._number, survey.values(column)))
+            except ValueError as error:
+                raise InputError(
+                    f"column '{column}' of {first}: {error}",
+                    hint="Name a column of numbers, or of lists of numbers, under input.columns.",
+                ) from error
+        return Columns(types | survey.types(), found, survey.nulls())
+
+    def _survey(
+        self,
+        files: Sequence[InputFile],
+        partitions: Sequence[Partition],
+        header: tuple[str, ...],
+        survey: RowSurvey,
+    ) -> RowSurvey:
         first_error = ""
-        for segment in segments:
+        for segment in (segment for partition in partitions for segment in partition.segments):
             file = files[segment.file]
             for record, line in self._records(file, segment):
                 try:
-                    rows.append(self._parse(record, header))
+                    row, texts = self._parse(record, header, survey.typed)
                 except ValueError as error:
                     first_error = first_error or f"{file.url}, line {line}: {error}"
-        if not rows:
+                else:
+                    survey.add(row, texts)
+                if survey.is_settled:
+                    return survey
+        if not survey.rows:
+            rows = sum(partition.rows for partition in partitions)
             raise InputError(
-                f"not one of the first {sum(segment.rows for segment in segments)} rows can be read as {self._name}; "
-                f"the first is {first_error}",
+                f"not one of {rows:,} rows can be read as {self._name}; the first is {first_error}",
                 hint="Check input.format.",
             )
-        there = list(dict.fromkeys(name for row in rows for name in row))
-        for column in [*wants, *keep]:
-            if column not in there:
-                raise MissingColumn(column, files[segments[0].file].url, there)
-        kinds = {column: "string" for column, want in wants.items() if want == "text"}
-        for column in keep:
-            if column not in kinds:
-                kinds[column] = infer_kind((row.get(column) for row in rows), self._fit)
-        arrays: dict[str, ArrayColumn] = {}
-        for column, want in wants.items():
-            if want == "array":
-                try:
-                    arrays[column] = infer_array(self._number(row[column]) for row in rows if column in row)
-                except ValueError as error:
-                    raise InputError(
-                        f"column '{column}' of {files[segments[0].file].url}: {error}",
-                        hint="Name a column of numbers, or of lists of numbers, under input.columns.",
-                    ) from error
-        return Columns(kinds, arrays)
+        return survey
 
     def read(self, files: Sequence[InputFile], segment: Segment, layout: Layout) -> Harvest:
         """Read the rows of a segment."""
-        harvest = Harvest(
-            columns={column: [] for column in layout.kinds}, arrays={column: [] for column in layout.arrays}
-        )
-        makers = [(harvest.columns[column], self._maker(column, layout)) for column in layout.kinds]
+        harvest = Harvest(arrays={column: [] for column in layout.arrays})
+        columns: dict[str, list[Any]] = {column: [] for column in layout.types}
+        makers = [(columns[column], self._maker(column, layout)) for column in layout.types]
         makers += [(harvest.arrays[column], self._array_maker(column, layout)) for column in layout.arrays]
-        for offset, (record, line) in enumerate(self._records(files[0], segment)):
+        records = self._records(files[0], segment)
+        for offset, (record, line) in enumerate(records):
             try:
-                row = self._parse(record, layout.header)
-                values = [make(row) for _, make in makers]
+                row, texts = self._parse(record, layout.header, layout.types)
+                values = [make(row, texts) for _, make in makers]
             except ValueError as error:
                 harvest.refused.append((offset, line, str(error), _excerpt(record)))
                 continue
             harvest.offsets.append(offset)
             harvest.lines.append(line)
-            for (column, _), value in zip(makers, values, strict=True):
-                column.append(value)
+            for (held, _), value in zip(makers, values, strict=True):
+                held.append(value)
+        errors: dict[int, str] = {}
+        for column, target in layout.types.items():
+            harvest.columns[column] = self._convert(columns[column], target, column, errors)
+        refused = {index: (harvest.offsets[index], harvest.lines[index], why) for index, why in errors.items()}
+        harvest.drop(
+            {index: (offset, line, why, _excerpt(records[offset][0])) for index, (offset, line, why) in refused.items()}
+        )
         return harvest
+
+    def _convert(self, values: list[Any], target: pa.DataType, column: str, errors: dict[int, str]) -> pa.Array:
+        """Return kept values in their type: fields of csv and lines of text as they are, of jsonl their JSON texts."""
+        if self._name == "jsonl":
+            return parse_json_column(values, target, column, errors)
+        if not is_text(target):
+            values = [value or None for value in values]
+        return convert_column(pa.array(values, pa.string()), target, column, errors)
 
     def _records(self, file: InputFile, segment: Segment) -> list[tuple[bytes, int]]:
         data = read_bytes(file.url, segment.begin, segment.end)
@@ -166,39 +191,42 @@ class LineFormat:
         marked = file.size >= mark and read_bytes(file.url, 0, mark) == BYTE_ORDER_MARK
         return (mark if marked else 0), 1
 
-    def _parse(self, record: bytes, header: tuple[str, ...]) -> Mapping[str, Any]:
+    def _parse(
+        self, record: bytes, header: tuple[str, ...], kept: Collection[str]
+    ) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+        """Return a row and, of jsonl, the JSON texts of some of its values."""
         text = _decode(record)
         if self._name == "text":
-            return {"text": text}
+            return {"text": text}, {}
         if self._name == "csv":
             fields = _split(text)
             if len(fields) != len(header):
                 raise ValueError(f"{len(fields)} fields where the header has {len(header)}")
-            return dict(zip(header, fields, strict=True))
-        return _parse_object(text)
+            return dict(zip(header, fields, strict=True)), {}
+        return _parse_object(text, kept)
 
     def _maker(self, column: str, layout: Layout) -> Make:
-        if column in layout.reads:
-            return _make_required(column, convert_text)
-        kind, fit = layout.kinds[column], self._fit
+        is_json = self._name == "jsonl"
+        if column not in layout.reads:
+            return (lambda row, texts: texts.get(column)) if is_json else (lambda row, texts: row[column])
+        check = _make_required(column, convert_text)
 
-        def make(row: Mapping[str, Any]) -> Any:
-            try:
-                return fit(kind, row.get(column))
-            except ValueError as error:
-                raise ValueError(f"column '{column}': {error}") from error
+        def make(row: Mapping[str, Any], texts: Mapping[str, str]) -> Any:
+            value = check(row)
+            return texts[column] if is_json else value
 
         return make
 
     def _array_maker(self, column: str, layout: Layout) -> Make:
         array = layout.arrays[column]
-        return _make_required(column, lambda value: fit_array(array, self._number(value)))
+        fit = _make_required(column, lambda value: fit_array(array, self._number(value)))
+        return lambda row, texts: fit(row)
 
     def _number(self, value: Any) -> Any:
         return parse_cell(value) if self._name == "csv" else value
 
 
-def _make_required(column: str, fit: Callable[[Any], Any]) -> Make:
+def _make_required(column: str, fit: Callable[[Any], Any]) -> Callable[[Mapping[str, Any]], Any]:
     def make(row: Mapping[str, Any]) -> Any:
         if column not in row:
             raise ValueError(f"column '{column}' is missing")
@@ -217,8 +245,10 @@ def _decode(record: bytes) -> str:
         raise ValueError(f"not valid UTF-8: byte 0x{record[error.start]:02x} at byte {error.start + 1}") from error
 
 
-def _parse_object(text: str) -> dict[str, Any]:
+def _parse_object(text: str, kept: Collection[str]) -> tuple[dict[str, Any], dict[str, str]]:
     try:
+        if kept and text.lstrip()[:1] == "{":
+            return scan_object(text, kept)
         value = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON: {error.msg} at column {error.colno}") from error
@@ -226,7 +256,7 @@ def _parse_object(text: str) -> dict[str, Any]:
         raise ValueError(f"not usable JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"a JSON object is wanted, this is {describe(value)}")
-    return value
+    return value, {}
 
 
 def _split(text: str) -> list[str]:

@@ -15,7 +15,7 @@ from daskinfer.spec.rows import ArrayColumn
 Dims = tuple[int | None, ...]
 
 
-def describe_type(own: pa.DataType) -> tuple[np.dtype[Any], Dims] | None:
+def describe_array(own: pa.DataType) -> tuple[np.dtype[Any], Dims] | None:
     """Return dtype and shape of a row of numbers, None for lengths that the type leaves open; None for other types."""
     dims: list[int | None] = []
     if isinstance(own, pa.FixedShapeTensorType) and own.permutation in (None, [*range(len(own.shape))]):
@@ -28,14 +28,16 @@ def describe_type(own: pa.DataType) -> tuple[np.dtype[Any], Dims] | None:
     return np.dtype(own.to_pandas_dtype()), tuple(dims)
 
 
-def common_shape(values: pa.ChunkedArray) -> tuple[int, ...] | None:
-    """Return the most frequent shape of the rows; None where no row has one."""
-    shapes = Counter(shape for row in _rows_of(values) if (shape := _shape_of(row)) is not None)
-    return shapes.most_common(1)[0][0] if shapes else None
+def count_shapes(values: pa.ChunkedArray) -> Counter[tuple[int, ...]]:
+    """Return how many rows have each shape; those that have none are not counted."""
+    return Counter(shape for row in _rows_of(values) if (shape := _shape_of(row)) is not None)
 
 
 def to_numpy(values: pa.ChunkedArray, column: ArrayColumn, errors: dict[int, str]) -> NDArray[Any]:
     """Return the rows as (n, ...); those of another shape, or with nulls, are noted in `errors` and zero."""
+    if pa.types.is_null(values.type):
+        errors |= dict.fromkeys(range(len(values)), "is null")
+        return np.zeros((len(values), *column.shape), column.dtype)
     whole = values.combine_chunks()
     if _has_shape(whole, column.shape):
         return _flatten(whole).astype(column.dtype, copy=False).reshape(len(whole), *column.shape)

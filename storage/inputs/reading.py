@@ -9,9 +9,10 @@ import pyarrow as pa
 
 from daskinfer.errors import InputError
 from daskinfer.spec.rows import InputFile, Partition, PartitionTable, Reject
+from daskinfer.storage.column_types import decode_type
+from daskinfer.storage.format_limits import find_misfits
 from daskinfer.storage.inputs.files import unchanged
 from daskinfer.storage.inputs.index import open_input
-from daskinfer.storage.inputs.kinds import ARROW_TYPES
 from daskinfer.storage.inputs.seam import Harvest, Layout, MissingColumn
 from daskinfer.storage.rows import RowBatch
 
@@ -27,7 +28,7 @@ class PartitionSource:
     files: tuple[tuple[InputFile, ...], ...]
     """The files of each of its segments."""
     layout: Layout
-    """Columns and their kinds."""
+    """Columns and their types."""
 
 
 def partition_source(table: PartitionTable, number: int) -> PartitionSource:
@@ -39,7 +40,13 @@ def partition_source(table: PartitionTable, number: int) -> PartitionSource:
         files=tuple(
             tuple(table.files[index] for index in (segment.file, *segment.more)) for segment in partition.segments
         ),
-        layout=Layout(table.columns, table.reads, table.header, table.arrays),
+        layout=Layout(
+            types={column: decode_type(name) for column, name in table.columns.items()},
+            reads=table.reads,
+            header=table.header,
+            arrays=table.arrays,
+            output=table.output,
+        ),
     )
 
 
@@ -57,8 +64,8 @@ def read_partition(source: PartitionSource) -> RowBatch:
         Where a file is not what it was when the table was made.
     """
     form = open_input(source.format)
-    partition, kinds = source.partition, source.layout.kinds
-    schema = pa.schema([(column, ARROW_TYPES[kind]) for column, kind in kinds.items()])
+    partition = source.partition
+    schema = pa.schema(list(source.layout.types.items()))
     positions: list[int] = []
     lines: list[int] = []
     sources: list[str] = []
@@ -86,7 +93,7 @@ def read_partition(source: PartitionSource) -> RowBatch:
             for position, line, error, excerpt in harvest.refused
         ]
         offset += segment.rows
-    return RowBatch(
+    rows = RowBatch(
         partition=partition,
         positions=np.array(positions, np.int32),
         lines=np.array(lines, np.int64),
@@ -95,6 +102,8 @@ def read_partition(source: PartitionSource) -> RowBatch:
         rejects=tuple(rejects),
         arrays={name: pieces[1] if len(pieces) == 2 else np.concatenate(pieces) for name, pieces in arrays.items()},
     )
+    misfits = {int(rows.positions[index]): why for index, why in find_misfits(rows.table, source.layout.output).items()}
+    return rows.without(misfits, dict.fromkeys(misfits, "unreadable"))
 
 
 def _check_count(harvest: Harvest, wanted: int, file: InputFile) -> None:

@@ -6,31 +6,56 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import pyarrow as pa
+
 from daskinfer.spec.rows import ArrayColumn, InputFile, Partition, Segment, Want
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Which columns a job wants of its input."""
+
+    wants: Mapping[str, Want]
+    """Column -> what the task reads it as."""
+    keep: tuple[str, ...] = ()
+    """Columns that the output copies."""
+    declared: Mapping[str, pa.DataType] = field(default_factory=dict)
+    """Column -> its type, where the recipe says it."""
+    output: str = ""
+    """Format of the output: jsonl, parquet or zarr."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All of them, each once."""
+        return tuple(dict.fromkeys([*self.wants, *self.keep, *self.declared]))
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
     """What the wanted columns hold."""
 
-    kinds: Mapping[str, str]
-    """Column -> string, int64, float64, bool or binary: texts, encoded images and what is kept."""
+    types: Mapping[str, pa.DataType]
+    """Column -> type: texts, encoded images and what is kept."""
     arrays: Mapping[str, ArrayColumn] = field(default_factory=dict)
     """Column -> what its rows are: arrays and images that are not encoded."""
+    nulls: Mapping[str, int] = field(default_factory=dict)
+    """Column -> rows that are known to be null."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
     """What a format must know of its columns to read a row."""
 
-    kinds: Mapping[str, str]
-    """Column -> string, int64, float64, bool or binary, in the order of the table."""
+    types: Mapping[str, pa.DataType]
+    """Column -> type, in the order of the table."""
     reads: tuple[str, ...]
     """Those that the task reads: strings or encoded images that must be there."""
     header: tuple[str, ...] = ()
     """csv: names of all columns of the files."""
     arrays: Mapping[str, ArrayColumn] = field(default_factory=dict)
     """Columns of arrays that the task reads."""
+    output: str = ""
+    """Format of the output, which may not hold every value; see `daskinfer.storage.format_limits`."""
 
 
 @dataclass(slots=True)
@@ -50,6 +75,18 @@ class Harvest:
     sources: Sequence[str] = ()
     """URL of every row of the segment, where that is not the URL of its first file."""
 
+    def drop(self, refused: Mapping[int, tuple[int, int, str, str]]) -> None:
+        """Refuse accepted rows after all, by their index among these; the columns must be arrow arrays."""
+        if not refused:
+            return
+        left = [index for index in range(len(self.offsets)) if index not in refused]
+        chosen = pa.array(left, pa.int64())
+        self.columns = {column: values.take(chosen) for column, values in self.columns.items()}
+        self.arrays = {column: [values[index] for index in left] for column, values in self.arrays.items()}
+        self.offsets = [self.offsets[index] for index in left]
+        self.lines = [self.lines[index] for index in left]
+        self.refused = sorted([*self.refused, *refused.values()])
+
 
 class InputFormat(Protocol):
     """How the rows of one format are found and read."""
@@ -67,14 +104,11 @@ class InputFormat(Protocol):
         """
 
     def infer(
-        self,
-        files: Sequence[InputFile],
-        segments: Sequence[Segment],
-        header: tuple[str, ...],
-        wants: Mapping[str, Want],
-        keep: Sequence[str],
+        self, files: Sequence[InputFile], partitions: Sequence[Partition], header: tuple[str, ...], request: Request
     ) -> Columns:
-        """Return what the wanted and the kept columns hold, from schemas or from the rows of the first partition.
+        """Return what the wanted and the kept columns hold, once for all rows.
+
+        Types come from the recipe, from schemas, or from all rows, however they are cut.
 
         Raises
         ------

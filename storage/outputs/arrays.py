@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +17,28 @@ from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore, MemoryStore
 
 from daskinfer.ids import canonical_json
-from daskinfer.spec.job import CommitRecord, OutputField
+from daskinfer.spec.job import CommitRecord
 from daskinfer.spec.rows import Partition
+from daskinfer.storage.column_types import decode_type
 from daskinfer.storage.exclusive import create
 from daskinfer.storage.filesystem import absolute_url, explain_errors, is_local, join_url, replace_bytes
+from daskinfer.storage.numpy_columns import Elements, elements_of, to_numpy
 from daskinfer.storage.outputs.ledger import Ledger
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, Written
 
 VALID = "valid"
 
-_FILLS: dict[str, Any] = {
-    "float32": np.nan,
-    "float64": np.nan,
-    "int64": 0,
-    "int32": 0,
-    "uint8": 0,
-    "bool": False,
-    "string": "",
-}
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """An array of the group."""
+
+    name: str
+    elements: Elements
 
 
 class ZarrSink:
-    """A Zarr v3 group. A refused row holds NaN, 0 or "" in every array and False in `valid`.
+    """A Zarr v3 group. A refused row holds NaN, NaT, 0 or "" in every array and False in `valid`.
 
     Parameters
     ----------
@@ -72,7 +73,7 @@ class ZarrSink:
         self._ledger.write_rejects(part.partition, part.rejects)
         digest, size = xxhash.xxh3_128(), 0
         for column in _columns_of(self._layout):
-            values = _spread(column, _values_of(column.name, part), part)
+            values = _spread(column, _values_of(column, part), part)
             raw = _encode(column, values)
             digest.update(raw)
             size += len(raw)
@@ -86,7 +87,7 @@ class ZarrSink:
                 _make_durable(Path(absolute_url(self._url)), path)
         return Written(f"*/c/{part.partition.number}", digest.hexdigest(), size)
 
-    def _make_chunk(self, column: OutputField, values: NDArray[Any]) -> bytes:
+    def _make_chunk(self, column: _Column, values: NDArray[Any]) -> bytes:
         """Return the bytes of a chunk as Zarr writes them."""
         stored: dict[str, Any] = {}
         array = zarr.create_array(
@@ -138,7 +139,7 @@ def read_arrays(url: str, layout: OutputLayout, partition: Partition) -> tuple[d
         group: Any = zarr.open_group(_open_store(url), mode="r")
         for column in _columns_of(layout):
             values = np.asarray(group[column.name][first:last])
-            chunks[column.name] = values.astype(object) if column.kind == "string" else values
+            chunks[column.name] = values.astype(object) if column.elements.dtype == "string" else values
             digest.update(_encode(column, values))
     return chunks, digest.hexdigest()
 
@@ -149,49 +150,54 @@ def _open_store(url: str) -> Store:
     return FsspecStore.from_url(url, storage_options={"use_listings_cache": False})
 
 
-def _columns_of(layout: OutputLayout) -> list[OutputField]:
-    kept = [OutputField.model_validate({"name": name, "kind": kind}) for name, kind in layout.keep.items()]
-    columns = [*layout.fields, *kept, OutputField(name=VALID, kind="bool")]
-    return sorted(columns, key=lambda column: column.name)
+def _columns_of(layout: OutputLayout) -> list[_Column]:
+    columns = [_Column(field.name, Elements(field.kind, field.shape)) for field in layout.fields]
+    for name, text in layout.keep.items():
+        elements = elements_of(decode_type(text))
+        if elements is None:
+            raise ValueError(f"Zarr cannot hold column {name}")
+        columns.append(_Column(name, elements))
+    return sorted([*columns, _Column(VALID, Elements("bool"))], key=lambda column: column.name)
 
 
-def _settings_of(column: OutputField, layout: OutputLayout, rows: int) -> dict[str, Any]:
+def _settings_of(column: _Column, layout: OutputLayout, rows: int) -> dict[str, Any]:
     """Return what makes the array of a column, of so many rows."""
+    shape = column.elements.shape
     return {
-        "shape": (rows, *column.shape),
-        "chunks": (layout.partition_rows, *column.shape),
-        "dtype": column.kind,
-        "fill_value": _FILLS[column.kind],
+        "shape": (rows, *shape),
+        "chunks": (layout.partition_rows, *shape),
+        "dtype": column.elements.dtype,
+        "fill_value": column.elements.fill,
         "compressors": None,
+        # Every axis but the rows is the array's own: another one of the same length is another axis.
+        "dimension_names": ["row", *(f"{column.name}_{axis}" for axis in range(1, len(shape) + 1))],
     }
 
 
-def _encode(column: OutputField, values: NDArray[Any]) -> bytes:
+def _encode(column: _Column, values: NDArray[Any]) -> bytes:
     """Return what the digest of a part is made of."""
-    return canonical_json(values.tolist()) if column.kind == "string" else values.tobytes()
+    return canonical_json(values.tolist()) if column.elements.dtype == "string" else values.tobytes()
 
 
-def _values_of(name: str, part: OutputPart) -> NDArray[Any]:
-    if name == VALID:
+def _values_of(column: _Column, part: OutputPart) -> NDArray[Any]:
+    if column.name == VALID:
         return np.ones(len(part.positions), np.bool_)
-    if name in part.arrays:
-        return part.arrays[name]
-    values: NDArray[Any] = part.kept.column(name).to_numpy()
-    return values
+    if column.name in part.arrays:
+        return part.arrays[column.name]
+    return to_numpy(part.kept.column(column.name), column.elements)
 
 
-def _spread(column: OutputField, values: NDArray[Any], part: OutputPart) -> NDArray[Any]:
+def _spread(column: _Column, values: NDArray[Any], part: OutputPart) -> NDArray[Any]:
     """Return the values with gaps for the rows that have none."""
-    if values.shape != (len(part.positions), *column.shape):
-        raise ValueError(f"{column.name} has values of shape {values.shape}, not rows of {column.shape}")
-    dtype = object if column.kind == "string" else column.kind
-    spread = np.full((part.partition.rows, *column.shape), _FILLS[column.kind], dtype)
+    if values.shape != (len(part.positions), *column.elements.shape):
+        raise ValueError(f"{column.name} has values of shape {values.shape}, not rows of {column.elements.shape}")
+    spread = column.elements.empty(part.partition.rows)
     spread[part.positions] = values
     return spread
 
 
-def _chunk_path(column: OutputField, partition: int) -> list[str]:
-    return ["c", str(partition), *("0" for _ in column.shape)]
+def _chunk_path(column: _Column, partition: int) -> list[str]:
+    return ["c", str(partition), *("0" for _ in column.elements.shape)]
 
 
 def _make_durable(output: Path, path: list[str]) -> None:

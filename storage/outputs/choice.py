@@ -7,7 +7,9 @@ from pathlib import PurePosixPath
 
 from daskinfer.errors import RecipeError
 from daskinfer.spec.job import OutputField
+from daskinfer.storage.column_types import decode_type, describe_type
 from daskinfer.storage.filesystem import absolute_url
+from daskinfer.storage.format_limits import advise, holds
 from daskinfer.storage.outputs.arrays import VALID, ZarrSink
 from daskinfer.storage.outputs.sink import OutputLayout, Sink
 from daskinfer.storage.outputs.tables import ROW, TableSink
@@ -51,7 +53,7 @@ def open_sink(
     fields
         Columns that the task writes.
     keep
-        Kept input column -> kind.
+        Kept input column -> type.
     partition_rows, rows
         Size of a partition and of the input.
     metadata
@@ -60,7 +62,7 @@ def open_sink(
     Raises
     ------
     RecipeError
-        Where the format cannot be told, or a kept column has a name that the output cannot give it.
+        Where the format cannot be told, or a kept column has a name or a type that the output cannot have.
     """
     name = choose_output_format(url, format)
     return make_sink(url, name, OutputLayout(job, tuple(fields), dict(keep), partition_rows, rows, dict(metadata)))
@@ -69,8 +71,9 @@ def open_sink(
 def make_sink(url: str, name: str, layout: OutputLayout) -> Sink:
     """Return the sink of a layout; `name` is zarr, parquet or jsonl. See `open_sink`."""
     taken = {field.name for field in layout.fields} | {VALID if name == "zarr" else ROW}
-    for column in layout.keep:
+    for column, own in layout.keep.items():
         _check_name(column, name, taken)
+        _check_type(column, name, own)
     place = absolute_url(url)
     return ZarrSink(place, layout) if name == "zarr" else TableSink(place, layout, name)
 
@@ -84,4 +87,16 @@ def _check_name(column: str, name: str, taken: set[str]) -> None:
         raise RecipeError(
             f"output.keep: the name '{column}' cannot be used: {reason}",
             hint="Rename the column in the input, or leave it out of output.keep.",
+        )
+
+
+def _check_type(column: str, name: str, text: str) -> None:
+    try:
+        own = decode_type(text)
+    except ValueError as error:
+        raise RecipeError(f"output.keep: column '{column}': {error}", hint="Start over with --fresh.") from error
+    if not holds(name, own):
+        raise RecipeError(
+            f"output.keep: column '{column}' holds {describe_type(own)}, which a {name} output cannot hold",
+            hint=advise(name),
         )

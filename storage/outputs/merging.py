@@ -10,6 +10,8 @@ import pyarrow as pa
 
 from daskinfer.errors import IntegrityError
 from daskinfer.spec.job import CommitRecord
+from daskinfer.storage.column_types import JSON
+from daskinfer.storage.json_text import to_json_texts
 from daskinfer.storage.outputs.sink import OutputPart
 
 
@@ -94,5 +96,12 @@ def merge_manifest(
 
 
 def _merge_tables(before: pa.Table, retried: pa.Table, order: np.ndarray[Any, Any]) -> pa.Table:
-    fitting = retried.replace_schema_metadata(None).cast(before.schema)
+    retried = retried.replace_schema_metadata(None)
+    for index, field in enumerate(before.schema):
+        # What was read back of jsonl is JSON texts.
+        if field.type == JSON and retried.schema.field(index).type != JSON:
+            texts = to_json_texts(retried.column(index))
+            column = pa.ExtensionArray.from_storage(JSON, pa.array(texts, pa.string()))
+            retried = retried.set_column(index, field.name, column)
+    fitting = retried.cast(before.schema)
     return pa.concat_tables([before, fitting]).combine_chunks().take(order)

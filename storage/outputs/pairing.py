@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from daskinfer.errors import Incomparable
 from daskinfer.spec.job import OutputField
+from daskinfer.storage.column_types import JSON, encode_type
+from daskinfer.storage.format_limits import holds
+from daskinfer.storage.json_text import parse_json, to_json_texts
 from daskinfer.storage.outputs.reading import SealedOutput
 from daskinfer.storage.outputs.sink import OutputPart
 
@@ -86,23 +87,40 @@ def _find_difference(one: OutputPart, other: OutputPart, name: str) -> int | Non
     """Return the first row that both have and in which a kept column differs."""
     rows, left, right = np.intersect1d(one.rows, other.rows, assume_unique=True, return_indices=True)
     mine, theirs = (part.kept.column(name).take(chosen) for part, chosen in ((one, left), (other, right)))
-    if mine.equals(theirs):
-        return None
-    for row, before, after in zip(rows.tolist(), mine.to_pylist(), theirs.to_pylist(), strict=True):
-        if before != after and not (_is_missing(before) and _is_missing(after)):
+    if mine.type == theirs.type:
+        if mine.equals(theirs):
+            return None
+        pairs = zip(mine, theirs, strict=True)
+        different = [index for index, (before, after) in enumerate(pairs) if not before.equals(after)]
+        rows, mine, theirs = rows[different], mine.take(different), theirs.take(different)
+        if not holds("jsonl", mine.type):  # bytes, which have no text
+            return int(rows[0]) if len(rows) else None
+    for row, before, after in zip(rows.tolist(), to_json_texts(mine), to_json_texts(theirs), strict=True):
+        if before != after and not _is_same(before, after):
             return int(row)
     return None
 
 
-def _is_missing(value: Any) -> bool:
-    # Where one format writes null, another has NaN.
-    return value is None or (isinstance(value, float) and math.isnan(value))
+def _is_same(before: str, after: str) -> bool:
+    """Whether two JSON texts say the same; where one format writes null, another has NaN."""
+    if {before, after} <= {"null", "NaN"}:
+        return True
+    try:
+        one, other = (parse_json(text) for text in (before, after))
+    except ValueError:
+        return False
+    return bool(one == other)
 
 
 def _shared(current: SealedOutput, candidate: SealedOutput) -> list[str]:
-    """Return the input columns that both outputs keep."""
+    """Return the input columns that both outputs keep in the same type, or as JSON."""
     keep = candidate.layout.keep
-    return [name for name, kind in current.layout.keep.items() if keep.get(name) == kind]
+    as_json = encode_type(JSON)
+    return [
+        name
+        for name, own in current.layout.keep.items()
+        if name in keep and (own == keep[name] or as_json in (own, keep[name]))
+    ]
 
 
 def _describe(fields: tuple[OutputField, ...], name: str) -> str:

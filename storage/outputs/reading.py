@@ -14,12 +14,14 @@ from daskinfer.errors import Incomparable, IntegrityError
 from daskinfer.spec.job import OutputField
 from daskinfer.spec.rows import Partition, Reject
 from daskinfer.spec.section import Section
+from daskinfer.storage.column_types import decode_type
 from daskinfer.storage.filesystem import absolute_url, join_url, read_bytes
+from daskinfer.storage.numpy_columns import to_arrow
 from daskinfer.storage.outputs.arrays import VALID, read_arrays
 from daskinfer.storage.outputs.ledger import MANIFEST, find_merged, read_manifest
 from daskinfer.storage.outputs.quarantine import read_rejects
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart
-from daskinfer.storage.outputs.tables import ARROW, ROW, decode_jsonl, decode_parquet, find_values
+from daskinfer.storage.outputs.tables import ROW, decode_jsonl, decode_parquet, find_values
 
 
 class SealedPart(Section):
@@ -119,7 +121,8 @@ def read_part(url: str, layout: OutputLayout, partition: int, path: str, digest:
     Returns
     -------
     OutputPart
-        Without the segments of the partition. jsonl writes NaN and infinities as null, which come back as NaN.
+        Without the segments of the partition. Of jsonl, kept columns are JSON texts; the task's NaN and infinities, which
+        are null there, come back as NaN.
 
     Raises
     ------
@@ -148,7 +151,7 @@ def _read_zarr(url: str, layout: OutputLayout, rows: Partition, path: str, diges
         partition=rows,
         positions=positions,
         arrays={field.name: chunks[field.name][valid] for field in layout.fields},
-        kept=pa.table({name: pa.array(chunks[name][valid], ARROW[kind]) for name, kind in layout.keep.items()}),
+        kept=pa.table({name: to_arrow(chunks[name][valid], decode_type(own)) for name, own in layout.keep.items()}),
         rejects=_find_rejects(url, rows, positions),
     )
 
@@ -156,7 +159,7 @@ def _read_zarr(url: str, layout: OutputLayout, rows: Partition, path: str, diges
 def _read_table(url: str, layout: OutputLayout, rows: Partition, path: str, digest: str) -> OutputPart:
     data = read_bytes(join_url(url, path))
     _verify(url, rows.number, xxhash.xxh3_128_hexdigest(data), digest)
-    table = decode_parquet(data) if path.endswith(".parquet") else decode_jsonl(data, layout)
+    table = decode_parquet(data, layout) if path.endswith(".parquet") else decode_jsonl(data, layout)
     numbers: NDArray[np.int64] = table.column(ROW).to_numpy()
     positions = (numbers - rows.first_row).astype(np.int32)
     return OutputPart(

@@ -56,7 +56,7 @@ class OutputLayout:
     fields: tuple[OutputField, ...]
     """Columns that the task writes."""
     keep: Mapping[str, str]
-    """Kept input column -> string, int64, float64 or bool."""
+    """Kept input column -> type, as records name it, in the order of the output."""
     partition_rows: int
     """Rows of every partition but the last."""
     rows: int

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import math
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,10 @@ import xxhash
 from numpy.typing import NDArray
 
 from daskinfer.spec.job import CommitRecord, OutputField
+from daskinfer.storage.column_types import JSON, decode_type, is_text
+from daskinfer.storage.column_values import parse_json_column
 from daskinfer.storage.filesystem import join_url
+from daskinfer.storage.json_text import scan_object, to_json_texts
 from daskinfer.storage.outputs.ledger import Ledger, create_same
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, Written
 
@@ -58,7 +60,7 @@ class TableSink:
     def write(self, part: OutputPart) -> Written:
         """Write the file of a partition."""
         table = make_table(part, self._layout)
-        data = encode_parquet(table) if self._suffix == "parquet" else encode_jsonl(table)
+        data = encode_parquet(table) if self._suffix == "parquet" else encode_jsonl(table, self._layout.keep)
         (path,) = self.objects(part.partition.number)
         self._ledger.write_rejects(part.partition, part.rejects)
         create_same(join_url(self._url, path), data)
@@ -111,35 +113,60 @@ def encode_parquet(table: pa.Table) -> bytes:
     return stream.getvalue()
 
 
-def encode_jsonl(table: pa.Table) -> bytes:
-    """Return a JSON object a row, floats with the fewest digits that give the same float again, NaN as null.
+def encode_jsonl(table: pa.Table, keep: Collection[str] = ()) -> bytes:
+    """Return a JSON object a row, floats of the task with the fewest digits that give the same float again, NaN as null.
 
-    A table without rows gives one blank line, because stores cannot create empty objects safely.
+    Kept columns are written as `to_json_texts` does. A table without rows gives one blank line, because stores cannot
+    create empty objects safely.
     """
     keys = [json.dumps(name, ensure_ascii=False) for name in table.column_names]
-    columns = [_format(column.combine_chunks()) for column in table.columns]
+    columns = [
+        (to_json_texts if name in keep else _format)(column.combine_chunks())
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    ]
     template = "{" + ",".join(f"{key.replace('%', '%%')}:%s" for key in keys) + "}\n"
     lines = [template % values for values in zip(*columns, strict=True)]
     return "".join(lines or ["\n"]).encode()
 
 
-def decode_parquet(data: bytes) -> pa.Table:
-    """Return the table of `encode_parquet`."""
-    return pq.read_table(io.BytesIO(data))
+def decode_parquet(data: bytes, layout: OutputLayout) -> pa.Table:
+    """Return the table of `encode_parquet`, kept columns in the types of the layout."""
+    table = pq.read_table(io.BytesIO(data))
+    for name, text in layout.keep.items():
+        own = decode_type(text)
+        if table.schema.field(name).type != own:  # Parquet knows no seconds, and dates only as days
+            table = table.set_column(table.column_names.index(name), name, table.column(name).cast(own))
+    return table
 
 
 def decode_jsonl(data: bytes, layout: OutputLayout) -> pa.Table:
-    """Return the table of `encode_jsonl`; what is null in a column of floats comes back as NaN."""
-    rows = [json.loads(line) for line in data.splitlines() if line]
+    """Return the table of `encode_jsonl`, kept columns of other than numbers and texts as JSON; null in the task's floats comes back as NaN."""
+    rows, kept = [], []
+    for line in data.decode().split("\n"):
+        if line:
+            row, texts = scan_object(line, layout.keep)
+            rows.append(row)
+            kept.append(texts)
     columns: dict[str, Any] = {ROW: pa.array([row[ROW] for row in rows], pa.int64())}
-    for name, kind in layout.keep.items():
-        column = pa.array([row[name] for row in rows], ARROW[kind])
-        columns[name] = column.fill_null(math.nan) if kind == "float64" else column
+    for name in layout.keep:
+        values = [None if row[name] == "null" else row[name] for row in kept]
+        columns[name] = _restore(values, decode_type(layout.keep[name]))
     for field in layout.fields:
         dtype = object if field.kind == "string" else field.kind
-        values = np.array([row[field.name] for row in rows], dtype).reshape(len(rows), *field.shape)
-        columns[field.name] = _make_column(values, field)
+        array = np.array([row[field.name] for row in rows], dtype).reshape(len(rows), *field.shape)
+        columns[field.name] = _make_column(array, field)
     return pa.table(columns)
+
+
+def _restore(texts: list[str | None], own: pa.DataType) -> pa.Array:
+    """Return values of numbers and texts in their type, of other types as JSON text."""
+    kinds = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
+    if (is_text(own) and not pa.types.is_dictionary(own)) or any(kind(own) for kind in kinds):
+        errors: dict[int, str] = {}
+        found = parse_json_column(texts, own, "", errors)
+        if not errors:
+            return found
+    return pa.ExtensionArray.from_storage(JSON, pa.array(texts, pa.string()))
 
 
 def find_values(table: pa.Table, field: OutputField) -> NDArray[Any]:

@@ -13,6 +13,7 @@ import pytest
 from daskinfer.errors import InputError
 from daskinfer.spec.recipe import Input
 from daskinfer.spec.rows import ArrayColumn, PartitionTable, Want
+from daskinfer.storage.inputs import survey
 from daskinfer.storage.inputs.index import index_input
 from daskinfer.storage.inputs.reading import partition_source, read_partition
 from daskinfer.storage.rows import RowBatch
@@ -54,7 +55,7 @@ def test_parquet_arrays_come_back_in_dtype_and_shape(tmp_path: Path, make: Any) 
         "n": ArrayColumn(dtype="int32", shape=()),
         "flag": ArrayColumn(dtype="bool", shape=()),
     }
-    assert (table.columns, table.reads) == ({"n": "int64"}, ())
+    assert (table.columns, table.reads) == ({"n": "int32"}, ())
     assert PartitionTable.model_validate_json(table.model_dump_json()) == table
     batches = pickle.loads(pickle.dumps(read_all(table)))
     assert gather(batches, "x").dtype == np.float16 and np.array_equal(gather(batches, "x"), values)
@@ -113,7 +114,8 @@ def test_parquet_holds_images_that_are_not_encoded(tmp_path: Path) -> None:
         index(tmp_path / "a.parquet", {"wide": "image"})
 
 
-def test_jsonl_arrays_take_shape_and_dtype_from_the_first_partition(tmp_path: Path) -> None:
+def test_jsonl_arrays_take_shape_and_dtype_from_the_first_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(survey, "ARRAY_ROWS", 3)
     rows: list[dict[str, Any]] = [{"x": [[i, 2], [3, 4]], "y": i / 2, "b": [True]} for i in range(3)]
     rows += [
         {**rows[0], "x": [1, 2]},
@@ -171,7 +173,7 @@ def test_accepted_arrays_can_be_refused_later(tmp_path: Path) -> None:
         (["a", "b"], "holds string, not numbers"),
         ([b"a", b"b"], "holds binary, not numbers"),
         ([["a"], ["b"]], "holds list<.*>, not numbers"),
-        (pa.array([None, None], pa.list_(pa.int8())), "no row of the first partition is an array"),
+        (pa.array([None, None], pa.list_(pa.int8())), "none of the first 2,048 rows is an array"),
     ],
 )
 def test_what_is_no_array_in_parquet_is_named(tmp_path: Path, column: Any, message: str) -> None:

@@ -1,0 +1,262 @@
+"""Types of columns: as records and manifests name them, as a recipe names them, and one type for several."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Callable
+from functools import lru_cache
+
+import pyarrow as pa
+
+JSON = pa.json_()
+"""Values as JSON text, which is written as it is."""
+
+NAMED = {
+    "string": pa.string(),
+    "int64": pa.int64(),
+    "float64": pa.float64(),
+    "bool": pa.bool_(),
+    "binary": pa.large_binary(),
+}
+"""The first names that records had for types, which keep their meaning."""
+_ENCODED = "arrow:"
+
+_UNITS = "s|ms|us|ns"
+_SIMPLE = {
+    "bool": pa.bool_(),
+    "int8": pa.int8(),
+    "int16": pa.int16(),
+    "int32": pa.int32(),
+    "int64": pa.int64(),
+    "uint8": pa.uint8(),
+    "uint16": pa.uint16(),
+    "uint32": pa.uint32(),
+    "uint64": pa.uint64(),
+    "float16": pa.float16(),
+    "float32": pa.float32(),
+    "float64": pa.float64(),
+    "string": pa.string(),
+    "large_string": pa.large_string(),
+    "date32": pa.date32(),
+    "date64": pa.date64(),
+    "json": JSON,
+}
+_DECIMAL = re.compile(r"decimal(?:128|256)?\(\s*(\d+)\s*,\s*(-?\d+)\s*\)")
+_TIME = re.compile(rf"time(32|64)\[({_UNITS})\]")
+_TIMESTAMP = re.compile(rf"timestamp\[({_UNITS})(?:,\s*tz=([A-Za-z0-9_+:/-]+))?\]")
+DECLARABLE = (
+    *_SIMPLE,
+    "decimal128(PRECISION, SCALE)",
+    "decimal256(PRECISION, SCALE)",
+    "time32[s|ms]",
+    "time64[us|ns]",
+    "timestamp[s|ms|us|ns]",
+    "timestamp[UNIT, tz=ZONE]",
+)
+"""What a recipe may write."""
+
+
+def encode_type(own: pa.DataType) -> str:
+    """Return a type as records name it: as a recipe does, else `arrow:` and a serialised schema in base64."""
+    for name, known in (NAMED | _SIMPLE).items():
+        if own == known:
+            return name
+    try:
+        if parse_declared(str(own)) == own:
+            return str(own)
+    except ValueError:
+        pass
+    # The name of the one field is empty, so that one type has one text.
+    data: bytes = pa.schema([pa.field("", own)]).serialize().to_pybytes()
+    return _ENCODED + base64.b64encode(data).decode()
+
+
+@lru_cache(1024)
+def decode_type(text: str) -> pa.DataType:
+    """Return the type that a record names.
+
+    Raises
+    ------
+    ValueError
+        Where it names none.
+    """
+    if (found := NAMED.get(text)) is not None:
+        return found
+    if not text.startswith(_ENCODED):
+        return parse_declared(text)
+    try:
+        data = base64.b64decode(text.removeprefix(_ENCODED), validate=True)
+        return pa.ipc.read_schema(pa.py_buffer(data)).field(0).type
+    except (ValueError, OSError, IndexError, pa.ArrowException) as error:
+        raise ValueError(f"'{text[:40]}' is no type of a column: {error}") from error
+
+
+def describe_type(own: pa.DataType) -> str:
+    """Return a type as messages name it."""
+    if own == JSON:
+        return "JSON"
+    return own.extension_name if isinstance(own, pa.BaseExtensionType) else str(own)
+
+
+def parse_declared(name: str) -> pa.DataType:
+    """Return the type that a recipe names.
+
+    Raises
+    ------
+    ValueError
+        Where it names none, saying why.
+    """
+    text = name.strip()
+    if text in _SIMPLE:
+        return _SIMPLE[text]
+    if match := _DECIMAL.fullmatch(text):
+        precision, scale = map(int, match.groups())
+        wide = text.startswith("decimal256") or (precision > 38 and not text.startswith("decimal128"))
+        if precision < 1 or precision > (76 if wide else 38):
+            raise ValueError(f"'{name}' has a precision that is not from 1 to {76 if wide else 38}")
+        return (pa.decimal256 if wide else pa.decimal128)(precision, scale)
+    if match := _TIME.fullmatch(text):
+        bits, unit = match.groups()
+        if (bits == "32") != (unit in ("s", "ms")):
+            raise ValueError(f"'{name}' is no type: time32 counts s or ms, time64 us or ns")
+        return pa.time32(unit) if bits == "32" else pa.time64(unit)
+    if match := _TIMESTAMP.fullmatch(text):
+        return pa.timestamp(*match.groups())
+    raise ValueError(f"'{name}' is no type that is known; known are {', '.join(DECLARABLE)}")
+
+
+def is_text(own: pa.DataType) -> bool:
+    """Whether values are texts, by themselves or by a dictionary."""
+    if pa.types.is_dictionary(own):
+        own = own.value_type
+    return bool(pa.types.is_string(own) or pa.types.is_large_string(own) or pa.types.is_string_view(own))
+
+
+def is_binary(own: pa.DataType) -> bool:
+    """Whether values are bytes of any length."""
+    return bool(pa.types.is_binary(own) or pa.types.is_large_binary(own) or pa.types.is_binary_view(own))
+
+
+def is_fixed_binary(own: pa.DataType) -> bool:
+    """Whether values are bytes of one length. Decimals are stored so, and are not meant."""
+    return bool(pa.types.is_fixed_size_binary(own))
+
+
+def unify(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """Return the type that holds every value of both exactly; None where there is none.
+
+    What is only nulls goes with anything, numbers, decimals and counts of time widen, texts and bytes of any layout go
+    together, and what is nested goes by its parts.
+    """
+    if one == other:
+        return one
+    if pa.types.is_null(one) or pa.types.is_null(other):
+        return other if pa.types.is_null(one) else one
+    for rule in _RULES:
+        if (found := rule(one, other)) is not None:
+            return found
+    return None
+
+
+def _unify_numbers(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    floats = [own for own in (one, other) if pa.types.is_floating(own)]
+    integers = [own for own in (one, other) if pa.types.is_integer(own)]
+    if len(floats) + len(integers) < 2:
+        return None
+    if not floats:
+        if pa.types.is_unsigned_integer(one) == pa.types.is_unsigned_integer(other):
+            return max(one, other, key=lambda own: own.bit_width)
+        unsigned = next(own for own in integers if pa.types.is_unsigned_integer(own))
+        signed = next(own for own in integers if pa.types.is_signed_integer(own))
+        width = max(signed.bit_width, 2 * unsigned.bit_width)
+        return {16: pa.int16(), 32: pa.int32(), 64: pa.int64()}.get(width)
+    widest = max(floats, key=lambda own: own.bit_width)
+    # A float of so many bits holds integers of half as many, roughly, exactly.
+    needed = max((2 * own.bit_width for own in integers), default=0)
+    width = max(widest.bit_width, {0: 0, 16: 16, 32: 32, 64: 64}.get(needed, 128))
+    return {16: pa.float16(), 32: pa.float32(), 64: pa.float64()}.get(width)
+
+
+def _unify_decimals(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    if not (pa.types.is_decimal(one) and pa.types.is_decimal(other)):
+        return None
+    scale = max(one.scale, other.scale)
+    precision = max(one.precision - one.scale, other.precision - other.scale) + scale
+    if precision > 76:
+        return None
+    return (pa.decimal128 if precision <= 38 else pa.decimal256)(precision, scale)
+
+
+def _unify_texts(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    if not (is_text(one) and is_text(other)):
+        return None
+    return pa.large_string() if any(map(pa.types.is_large_string, (one, other))) else pa.string()
+
+
+def _unify_bytes(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    if not all(is_binary(own) or is_fixed_binary(own) for own in (one, other)):
+        return None
+    return pa.large_binary() if any(map(pa.types.is_large_binary, (one, other))) else pa.binary()
+
+
+def _unify_times(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    def finest() -> str:
+        return str(max((one.unit, other.unit), key=("s", "ms", "us", "ns").index))
+
+    if pa.types.is_date(one) and pa.types.is_date(other):
+        return pa.date32()
+    if pa.types.is_timestamp(one) and pa.types.is_timestamp(other):
+        return pa.timestamp(finest(), one.tz) if one.tz == other.tz else None
+    if pa.types.is_duration(one) and pa.types.is_duration(other):
+        return pa.duration(finest())
+    if pa.types.is_time(one) and pa.types.is_time(other):
+        unit = finest()
+        return pa.time32(unit) if unit in ("s", "ms") else pa.time64(unit)
+    return None
+
+
+def _unify_dictionaries(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    if not (pa.types.is_dictionary(one) or pa.types.is_dictionary(other)):
+        return None
+    one, other = (own.value_type if pa.types.is_dictionary(own) else own for own in (one, other))
+    return unify(one, other)
+
+
+def _unify_nested(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    if pa.types.is_map(one) and pa.types.is_map(other):
+        key, item = unify(one.key_type, other.key_type), unify(one.item_type, other.item_type)
+        return None if key is None or item is None else pa.map_(key, item)
+    if pa.types.is_struct(one) and pa.types.is_struct(other):
+        names = [field.name for field in one]
+        if names != [field.name for field in other]:
+            return None
+        types = [unify(mine.type, theirs.type) for mine, theirs in zip(one, other, strict=True)]
+        return None if None in types else pa.struct(list(zip(names, types, strict=True)))
+    if is_list(one) and is_list(other):
+        item = unify(one.value_type, other.value_type)
+        if item is None:
+            return None
+        if pa.types.is_fixed_size_list(one) and pa.types.is_fixed_size_list(other) and one.list_size == other.list_size:
+            return pa.list_(item, one.list_size)
+        large = any(pa.types.is_large_list(own) or pa.types.is_large_list_view(own) for own in (one, other))
+        return pa.large_list(item) if large else pa.list_(item)
+    return None
+
+
+def is_list(own: pa.DataType) -> bool:
+    """Whether values are lists of any layout."""
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    views = (pa.types.is_list_view, pa.types.is_large_list_view)
+    return any(kind(own) for kind in (*kinds, *views))
+
+
+_RULES: tuple[Callable[[pa.DataType, pa.DataType], pa.DataType | None], ...] = (
+    _unify_texts,
+    _unify_dictionaries,
+    _unify_numbers,
+    _unify_decimals,
+    _unify_bytes,
+    _unify_times,
+    _unify_nested,
+)
