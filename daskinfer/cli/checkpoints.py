@@ -63,7 +63,7 @@ def publish(
       daskinfer checkpoint publish unet ./weights --entry mymodels.unet:build
     """
     from daskinfer import api
-    from daskinfer.cli.show import print_resolution
+    from daskinfer.cli.show import print_changes, print_resolution
     from daskinfer.cli.transfer import TransferDisplay
 
     with TransferDisplay(name) as display:
@@ -82,8 +82,9 @@ def publish(
         print_json(found)
         return
     print_resolution("published", found, alias)
+    provenance = api.checkpoint(f"{found.name}@{found.snapshot}", registry).provenance
+    print_changes(provenance)
     if reference:
-        provenance = api.checkpoint(f"{found.name}@{found.snapshot}", registry).provenance
         click.echo(provenance.get("reference", "it was published before, as a copy"))
 
 

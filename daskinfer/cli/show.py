@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -183,6 +183,17 @@ def print_resolution(verb: str, resolution: Resolution, alias: str | None = None
     version = f" v{resolution.version}" if resolution.version is not None else ""
     pointed = f", {resolution.name}@{alias} points at it" if alias else ""
     stdout().print(Text(f"{verb} {resolution.name}{version} {resolution.snapshot}{pointed}"))
+
+
+def print_changes(provenance: Mapping[str, str]) -> None:
+    """Print what a published version has otherwise than the checkpoint that it was made from."""
+    said = {"class": "published as", "dropped": "left out, the model has no place for it:", "missing": "missing:"}
+    for name, words in said.items():
+        if name in provenance:
+            first, *more = provenance[name].split(", ") if name != "class" else [provenance[name]]
+            stdout().print(Text(f"{words} {first}" + (f" and {len(more)} more" if more else "")))
+    if "missing" in provenance:
+        stdout().print(Text("tasks that need what is missing will be refused"))
 
 
 def print_checkpoints(checkpoints: Sequence[CheckpointRow], registry: str) -> None:

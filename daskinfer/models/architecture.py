@@ -5,8 +5,11 @@ Nothing large is ever allocated, so a 70B model is built in a fraction of a seco
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any
 
@@ -15,7 +18,9 @@ import transformers
 from accelerate import init_empty_weights
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.auto_factory import _get_model_class
 
 from daskinfer.errors import CheckpointError
 from daskinfer.models.remotecode import find_class
@@ -26,6 +31,14 @@ transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 NO_FILES: Mapping[str, bytes] = MappingProxyType({})
 """Of a model that transformers knows, nothing but config.json is needed."""
+
+
+_AUTO_CLASSES = tuple(
+    each
+    for name, each in vars(modeling_auto).items()
+    # That one lists again what others have.
+    if name.startswith("AutoModel") and name != "AutoModelForPreTraining" and hasattr(each, "_model_mapping")
+)
 
 
 class _EmptyOnMeta(TorchFunctionMode):
@@ -71,24 +84,81 @@ def build_model(
     settings = make_config(config, files)
     model_class: Any = find_class(config, files, class_name) or getattr(transformers, class_name, None)
     if model_class is None:
-        raise CheckpointError(
-            f"config.json: transformers {transformers.__version__} has no class {class_name!r}",
-            hint="Upgrade transformers, or publish the model through its own code: model.entry.",
-        )
+        raise _unknown_class(class_name)
     if hasattr(model_class, "_model_mapping"):
         try:
-            model_class = model_class._model_mapping[type(settings)]
+            model_class = _class_in(settings, model_class._model_mapping)
         except KeyError:
             raise CheckpointError(
                 f"config.json: {settings.model_type} models have no {class_name.removeprefix('Auto')}",
                 hint="Choose another task.",
             ) from None
-        model_class = model_class[0] if isinstance(model_class, tuple | list) else model_class
     _refuse_other(model_class, PreTrainedModel)
     settings._attn_implementation = ATTENTION if getattr(model_class, "_supports_sdpa", False) else "eager"
     with without_weights():
         model: nn.Module = model_class._from_config(settings, dtype=getattr(torch, dtype))
     return model.eval()
+
+
+def choose_class(config: Mapping[str, Any], files: Mapping[str, bytes] = NO_FILES) -> tuple[str, str | None]:
+    """Return the class that a checkpoint is published as, and what to say where it is not the one that it names.
+
+    Of a class that transformers has for other models, it is the one that the model type has in its place; of one that
+    transformers does not have, such as a training script's own subclass, the base model.
+
+    Raises
+    ------
+    CheckpointError
+        Where `architectures` is no list of names, or transformers has no base model for the model type either.
+    """
+    names = class_names(config)
+    if not names:
+        return "AutoModel", None
+    if any(path.endswith(".py") for path in files):
+        return names[0], None
+    settings = make_config(config)
+    for name in names:
+        found = _find_class(name)
+        if found is not None and issubclass(type(settings), found.config_class or PreTrainedConfig):
+            return name, None
+    for name in names:
+        for instead in _find_places(_find_class(name), settings):
+            return instead, f"{instead}: {settings.model_type} models have no {name}"
+    if type(settings) not in transformers.AutoModel._model_mapping:
+        raise _unknown_class(names[0])
+    return "AutoModel", f"the base model: transformers has no class {', '.join(names)}"
+
+
+def class_names(config: Mapping[str, Any]) -> list[str]:
+    """Return the classes that config.json says the checkpoint was saved from.
+
+    Raises
+    ------
+    CheckpointError
+        Where they are no list of names.
+    """
+    names = config.get("architectures") or []
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(
+            f"config.json: architectures is {names!r}, and not a list of names",
+            hint="Write the name of the model's class in brackets, or take architectures out.",
+        )
+    return list(names)
+
+
+def refuse_unknown_class(config: Mapping[str, Any], files: Mapping[str, bytes], architecture: str) -> None:
+    """Raise `CheckpointError` where a checkpoint's own class, whose forward is asked for, is not known."""
+    names = class_names(config)
+    if (
+        names
+        and architecture not in names
+        and not any(map(_find_class, names))
+        and find_class(config, files, names[0]) is None
+    ):
+        raise CheckpointError(
+            f"config.json: transformers has no class {', '.join(names)}, so its own forward is not known",
+            hint=f"Take architectures out of config.json and publish again, for the outputs of {architecture}.",
+        )
 
 
 def make_config(config: Mapping[str, Any], files: Mapping[str, bytes] = NO_FILES) -> Any:
@@ -99,23 +169,47 @@ def make_config(config: Mapping[str, Any], files: Mapping[str, bytes] = NO_FILES
     CheckpointError
         Where transformers does not know the model type.
     """
-    model_type = config.get("model_type")
-    config_class = find_class(config, files, "AutoConfig")
-    if config_class is not None:
-        _refuse_other(config_class, PreTrainedConfig)
-    elif isinstance(model_type, str) and model_type in CONFIG_MAPPING:
-        config_class = CONFIG_MAPPING[model_type]
-    else:
-        raise CheckpointError(
-            f"config.json: model_type {model_type!r} is not known to transformers {transformers.__version__}",
-            hint="Upgrade transformers, or publish the model through its own code: model.entry.",
-        )
-    settings = config_class.from_dict(dict(config))
+    settings = read_settings(config, files)
     # A checkpoint's configuration may ask for outputs that no task reads, or for tuples.
     settings.update({"output_hidden_states": False, "output_attentions": False, "return_dict": True})
     for part in (settings, *(getattr(settings, name) for name in settings.sub_configs if hasattr(settings, name))):
         if hasattr(part, "use_cache"):
             part.use_cache = False
+    return settings
+
+
+def read_settings(config: Mapping[str, Any], files: Mapping[str, bytes] = NO_FILES) -> Any:
+    """Return transformers' configuration object as `AutoConfig` reads it: special floats, old keys and all.
+
+    Raises
+    ------
+    CheckpointError
+        Where transformers does not know the model type.
+    """
+    config_class = find_class(config, files, "AutoConfig")
+    if config_class is not None:
+        _refuse_other(config_class, PreTrainedConfig)
+        return config_class.from_dict(PreTrainedConfig._decode_special_floats(dict(config)))
+    model_type = config.get("model_type")
+    if model_type is None:
+        # Early versions did not write it; the class tells.
+        kinds = (_find_class(name) for name in class_names(config))
+        model_type = next((kind.config_class.model_type for kind in kinds if kind and kind.config_class), None)
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise CheckpointError(
+            f"config.json: model_type {model_type!r} is not known to transformers {transformers.__version__}",
+            hint="Upgrade transformers, or publish the model through its own code: model.entry.",
+        )
+    if config.get("configuration_files"):
+        raise CheckpointError(
+            "config.json: configuration_files names other files, by version of transformers",
+            hint="Load the configuration with AutoConfig.from_pretrained, and save it as config.json.",
+        )
+    content = {key: value for key, value in config.items() if key != "auto_map"} | {"model_type": model_type}
+    with TemporaryDirectory(prefix="daskinfer-config-") as scratch:
+        (Path(scratch) / "config.json").write_text(json.dumps(content))
+        settings = AutoConfig.from_pretrained(scratch, local_files_only=True, trust_remote_code=False)
+    settings._name_or_path = ""
     return settings
 
 
@@ -139,6 +233,35 @@ def stored_name(name: str, prefixes: Iterable[tuple[str, str]]) -> str:
         if name.startswith(prefix):
             return stored + name[len(prefix) :]
     return name
+
+
+def _find_class(name: str) -> Any:
+    """Return a model's class of transformers; None where there is none of that name."""
+    found = getattr(transformers, name, None)
+    return found if isinstance(found, type) and issubclass(found, PreTrainedModel) else None
+
+
+def _find_places(found: Any, settings: Any) -> Iterator[str]:
+    """Return what another model type has in the place of a class: in the same Auto class."""
+    for auto in _AUTO_CLASSES if found is not None else ():
+        mapping: Any = auto._model_mapping
+        if found.config_class in mapping and type(settings) in mapping:
+            listed = mapping[found.config_class]
+            if found in (listed if isinstance(listed, tuple | list) else (listed,)):
+                yield _class_in(settings, mapping).__name__
+
+
+def _class_in(settings: Any, mapping: Any) -> Any:
+    """Return the class that an Auto class takes; of several, the one that the configuration names."""
+    return _get_model_class(settings, mapping)  # type: ignore[no-untyped-call]
+
+
+def _unknown_class(name: str) -> CheckpointError:
+    return CheckpointError(
+        f"config.json: transformers {transformers.__version__} has no class {name!r}",
+        hint="Upgrade transformers; or take architectures out of config.json, for the base model; "
+        "or publish the model through its own code: model.entry.",
+    )
 
 
 def _refuse_other(found: Any, wanted: type) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
 from daskinfer.errors import CheckpointError
-from daskinfer.models.architecture import build_model
+from daskinfer.models.architecture import build_model, choose_class
 from daskinfer.models.conversion import as_tensor, cast, map_tensors, precision_of
 from daskinfer.models.entry import find_entry, load_entry
-from daskinfer.models.grouping import group_tensors, refuse_odd_layers
+from daskinfer.models.grouping import group_tensors, refuse_missing, refuse_odd_layers
+from daskinfer.models.leftovers import refuse_changes
+from daskinfer.models.partial import find_possible_task
 from daskinfer.models.plainfiles import (
     build_tokenizer,
     list_files,
@@ -52,6 +55,8 @@ class CheckpointFiles:
     """Name of a tensor that is stored under another name -> that name."""
     entry: EntryPoint | None = None
     """The user's own code that builds the model."""
+    missing: tuple[str, ...] = ()
+    """Tensors of whole parts that the checkpoint lacks: planning refuses every task that needs one."""
     provenance: Mapping[str, str] = field(default_factory=dict)
     """Where it came from and what was changed."""
 
@@ -82,17 +87,23 @@ def inspect_checkpoint(source: Path | Folder, *, dtype: str | None = None, trust
     _refuse(folder.url, config, trust_code)
     code = read_code(folder, names, config)
     files = read_plain_files(folder, names) | code
-    model, architecture = _build(folder.url, config, files)
-    mapped = map_tensors(model, read_weights(folder))
-    refuse_odd_layers(model, mapped.unexpected.values(), folder.url)
+    class_name, note = _choose_class(folder.url, config, files)
+    model, architecture = _build(folder.url, config, class_name, files)
+    stored = read_weights(folder)
+    mapped = map_tensors(model, stored)
+    refuse_changes(model, mapped, stored, folder.url)
     grouped = group_tensors(model, mapped.tensors, folder.url)
+    if grouped.missing and find_possible_task(architecture, files, grouped.missing) is None:
+        refuse_missing(grouped.missing, folder.url, architecture)
     provenance = {"source": folder.url, "format": "transformers safetensors"}
-    if code:
-        provenance["code"] = ", ".join(code)
-    if dropped := [*mapped.ignored, *mapped.unexpected]:
-        provenance["dropped"] = ", ".join(dropped)
-    if grouped.untied:
-        provenance["untied"] = ", ".join(grouped.untied)
+    told = {
+        "class": [note] if note else [],
+        "code": list(code),
+        "dropped": [*mapped.ignored, *mapped.unexpected],
+        "missing": grouped.missing,
+        "untied": grouped.untied,
+    }
+    provenance |= {name: ", ".join(values) for name, values in told.items() if values}
     if "tokenizer.json" not in files and getattr(model, "main_input_name", "") == "input_ids":
         built = build_tokenizer(folder, names, config)
         if built is not None:
@@ -104,6 +115,7 @@ def inspect_checkpoint(source: Path | Folder, *, dtype: str | None = None, trust
         files,
         (*grouped.groups, *read_sentence_weights(folder, files)),
         grouped.tied,
+        missing=grouped.missing,
         provenance=provenance,
     )
     return found if dtype is None else _convert(found, model, dtype)
@@ -147,6 +159,7 @@ def inspect_entry(function: str, source: Path | Folder | None = None, *, dtype: 
         if dropped := sorted(stored.keys() - state.keys()):
             provenance["dropped"] = ", ".join(dropped)
     grouped = group_tensors(model, tensors, where)
+    refuse_missing(grouped.missing, where, type(model).__name__)
     if grouped.untied:
         provenance["untied"] = ", ".join(grouped.untied)
     found = CheckpointFiles(
@@ -156,7 +169,7 @@ def inspect_entry(function: str, source: Path | Folder | None = None, *, dtype: 
         grouped.groups,
         grouped.tied,
         entry,
-        provenance,
+        provenance=provenance,
     )
     return found if dtype is None else _convert(found, None, dtype)
 
@@ -192,11 +205,13 @@ def inspect_snapshot(
         tuple(groups),
         manifest.tied,
         manifest.entry,
-        {"source": f"{manifest.model} {manifest.digest}"},
+        provenance={"source": f"{manifest.model} {manifest.digest}"} | _keep(manifest.provenance),
     )
     if dtype is None:
         return found
-    model = None if manifest.entry is not None else _build(manifest.model, json.loads(files["config.json"]), files)[0]
+    model = None
+    if manifest.entry is None:
+        model, _ = _build(manifest.model, json.loads(files["config.json"]), manifest.architecture, files)
     return _convert(found, model, dtype)
 
 
@@ -225,21 +240,38 @@ def _refuse(where: str, config: Mapping[str, Any], trust_code: bool) -> None:
         )
 
 
-def _build(where: str, config: Mapping[str, Any], files: Mapping[str, bytes]) -> tuple[PreTrainedModel, str]:
+def _choose_class(where: str, config: Mapping[str, Any], files: Mapping[str, bytes]) -> tuple[str, str | None]:
+    with _explain_config(where, str((config.get("architectures") or ["AutoModel"])[0])):
+        return choose_class(config, files)
+
+
+def _build(
+    where: str, config: Mapping[str, Any], class_name: str, files: Mapping[str, bytes]
+) -> tuple[PreTrainedModel, str]:
     """Return the checkpoint's model on the meta device, its weights tied, and the name of its class."""
-    architecture = str((config.get("architectures") or ["AutoModel"])[0])
+    with _explain_config(where, class_name):
+        model: Any = build_model(config, class_name, files=files)
+    # Parameters made on the meta device lose their ties.
+    model.tie_weights()
+    return model, type(model).__name__
+
+
+@contextmanager
+def _explain_config(where: str, wanted: str) -> Iterator[None]:
     try:
-        model: Any = build_model(config, architecture, files=files)
+        yield
     except CheckpointError as error:
         raise CheckpointError(f"{where}/{error.message}", hint=error.hint) from error
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, StrictDataclassError) as error:
         raise CheckpointError(
-            f"{where}/config.json: transformers makes no {architecture} of it: {error}",
+            f"{where}/config.json: transformers makes no {wanted} of it: {error}",
             hint="Fetch the checkpoint again.",
         ) from error
-    # Parameters made on the meta device lose their ties.
-    model.tie_weights()
-    return model, type(model).__name__
+
+
+def _keep(provenance: Mapping[str, str]) -> dict[str, str]:
+    """Return what is as true of a conversion as of the version that it is made from."""
+    return {name: provenance[name] for name in ("class", "missing") if name in provenance}
 
 
 def _convert(found: CheckpointFiles, model: PreTrainedModel | None, dtype: str) -> CheckpointFiles:

@@ -37,8 +37,9 @@ class Mapped:
 
     tensors: dict[str, Tensor]
     """By name in the model's `state_dict`."""
-    ignored: tuple[str, ...]
-    """Tensors of the checkpoint that the model's class says it does not want, or computes itself."""
+    ignored: dict[str, str]
+    """Tensors of the checkpoint that the model's class says it does not want, or computes itself -> the names they
+    would have."""
     unexpected: dict[str, str]
     """All others that the model has no place for -> the names they would have."""
 
@@ -81,16 +82,20 @@ def map_tensors(model: PreTrainedModel, stored: Mapping[str, StoredTensor]) -> M
                 strange[parts[0][1].name] = target
     found: Any = SimpleNamespace(missing_keys=wanted.keys() - tensors, unexpected_keys=set(strange.values()))
     model._adjust_missing_and_unexpected_keys(found)
-    for name in wanted.keys() - tensors - found.missing_keys:
-        if not wanted[name].is_meta:
-            tensors[name] = as_tensor(wanted[name], f"{type(model).__name__}: {name}")
+    for name in wanted.keys() - tensors:
+        # A batch norm counts its batches in training alone.
+        if name not in found.missing_keys or name.endswith("num_batches_tracked"):
+            value = wanted[name] if not wanted[name].is_meta else _initial_value(model, name)
+            if value is not None:
+                tensors[name] = as_tensor(value, f"{type(model).__name__}: {name}")
     computed = {f".{name}" for name, _ in model.named_buffers()}
     unexpected = {
         key: name
         for key, name in strange.items()
         if name in found.unexpected_keys and not any(buffer.endswith(f".{name}") for buffer in computed)
     }
-    return Mapped(tensors, tuple(key for key in strange if key not in unexpected), unexpected)
+    ignored = {key: name for key, name in strange.items() if key not in unexpected}
+    return Mapped(tensors, ignored, unexpected)
 
 
 def cast(tensor: Tensor, dtype: str) -> Tensor:
@@ -151,8 +156,23 @@ class _Conversion:
     def tensor(self, target: str, example: torch.Tensor) -> Tensor:
         first = self.parts[0][1]
         return Tensor(
-            _NAMES[example.dtype], tuple(example.shape), lambda: [_bytes_of(self.run(_read)[target])], first.where
+            _NAMES[example.dtype], tuple(example.shape), lambda: [_bytes_of(self.run(read_tensor)[target])], first.where
         )
+
+
+def _initial_value(model: PreTrainedModel, name: str) -> torch.Tensor | None:
+    """Return what the class itself sets a tensor to, such as sinusoidal positions; None where that is random."""
+    owner, _, leaf = name.rpartition(".")
+    made = []
+    for seed in range(2):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = deepcopy(model.get_submodule(owner)).to_empty(device="cpu", recurse=False)
+            value: torch.Tensor = getattr(module, leaf)
+            value.data.fill_(torch.nan if value.is_floating_point() else seed)
+            model._init_weights(module)  # type: ignore[no-untyped-call]
+            made.append(getattr(module, leaf).detach())
+    return made[0] if torch.equal(*made) else None
 
 
 def _add(tensors: dict[str, Tensor], name: str, tensor: Tensor) -> None:
@@ -168,7 +188,8 @@ def _without_data(part: StoredTensor) -> torch.Tensor:
     return torch.empty(part.shape, dtype=STORED_DTYPES[part.dtype], device="meta")
 
 
-def _read(part: StoredTensor) -> torch.Tensor:
+def read_tensor(part: StoredTensor) -> torch.Tensor:
+    """Return a stored tensor's values."""
     return _tensor_of(b"".join(part.pieces()), part.dtype).reshape(part.shape)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from daskinfer.models.architecture import stored_prefix
 from daskinfer.models.tensorfiles import GroupFile, Tensor
 from daskinfer.models.units import Unit, find_units, unit_of
 
-_MISMATCH = "Take config.json and weights from the same checkpoint."
+MISMATCH = "Take config.json and weights from the same checkpoint."
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,8 @@ class Grouped:
     """Name of a tensor that is stored under another name -> that name."""
     untied: tuple[str, ...]
     """Tensors that the model ties to others, but whose values differ."""
+    missing: tuple[str, ...]
+    """Tensors of parts that are not there at all, such as a pooler or a decoder's layers."""
 
 
 def group_tensors(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> Grouped:
@@ -45,18 +47,22 @@ def group_tensors(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -
     Raises
     ------
     CheckpointError
-        Where a tensor is missing or has another shape than the model's.
+        Where a tensor has another shape than the model's, or one is missing of a part of which others are there.
     """
     prefix = stored_prefix(model)
     units = find_units(model)
     grouped: dict[str, list[tuple[str, Tensor]]] = defaultdict(list)
     tied: dict[str, str] = {}
     untied = []
-    missing = []
+    missing: list[str] = []
+    gaps = []
+    there = {_part_of(name, units) for name in tensors}
     for names, shape in _find_ties(model):
         present = [name for name in names if name in tensors]
         if not present:
-            missing.append(names[0].removeprefix(prefix))
+            missing += [name.removeprefix(prefix) for name in names]
+            if any(_part_of(name, units) in there for name in names):
+                gaps.append(names[0].removeprefix(prefix))
             continue
         main = tensors[present[0]]
         for name in names:
@@ -69,17 +75,12 @@ def group_tensors(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -
             if differs:
                 untied.append(name.removeprefix(prefix))
             grouped[_group_of(name, units, prefix)].append((name.removeprefix(prefix), tensor))
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise CheckpointError(
-            f"{where}: missing tensor {missing[0]}{more}",
-            hint=f"The weights are not those of a {type(model).__name__} of this configuration.",
-        )
+    refuse_missing(gaps, where, type(model).__name__)
     named = [name for group in grouped.values() for name, _ in group]
     if len(set(named)) < len(named):
         raise CheckpointError(f"{where}: {type(model).__name__} has tensors whose names differ only in {prefix!r}")
     groups = tuple(GroupFile(name, tuple(group)) for name, group in grouped.items())
-    return Grouped(groups, tied, tuple(untied))
+    return Grouped(groups, tied, tuple(untied), tuple(missing))
 
 
 def refuse_odd_layers(model: nn.Module, unexpected: Iterable[str], where: str) -> None:
@@ -96,12 +97,22 @@ def refuse_odd_layers(model: nn.Module, unexpected: Iterable[str], where: str) -
                 continue
             layer = f"{base}.{short.removeprefix(f'{base}.').partition('.')[0]}"
             if layer in layers:
-                raise CheckpointError(f"{where}: unexpected tensor {short} in layer {layer}", hint=_MISMATCH)
+                raise CheckpointError(f"{where}: unexpected tensor {short} in layer {layer}", hint=MISMATCH)
             count = sum(each.rpartition(".")[0] == base for each in layers)
             raise CheckpointError(
                 f"{where}: by config.json there are {count} layers in {base}, but the weights have {layer}",
-                hint=_MISMATCH,
+                hint=MISMATCH,
             )
+
+
+def refuse_missing(missing: Sequence[str], where: str, kind: str) -> None:
+    """Raise `CheckpointError` where any tensor is missing."""
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CheckpointError(
+            f"{where}: missing tensor {missing[0]}{more}",
+            hint=f"The weights are not those of a {kind} of this configuration.",
+        )
 
 
 def _find_ties(model: nn.Module) -> list[tuple[list[str], tuple[int, ...]]]:
@@ -120,11 +131,17 @@ def _group_of(name: str, units: tuple[Unit, ...], prefix: str) -> str:
     return name.removeprefix(prefix).rpartition(".")[0] or "model"
 
 
+def _part_of(name: str, units: tuple[Unit, ...]) -> str:
+    """Return what is there whole or not at all: a list of layers, or a unit beside them."""
+    owner = unit_of(name, units)
+    return owner.rpartition(".")[0] + ".*" if Unit(owner, True) in units else owner
+
+
 def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     if tensor.shape != shape:
         raise CheckpointError(
             f"{tensor.origin}: its shape is {list(tensor.shape)}, by the configuration {name} has {list(shape)}",
-            hint=_MISMATCH,
+            hint=MISMATCH,
         )
 
 

@@ -197,7 +197,8 @@ def lose_shard(directory: Path) -> None:
         ),
         (lambda path: (path / "model.safetensors").write_bytes(b"abc"), "not a whole safetensors file"),
         (lambda path: edit_config(path, model_type="nothing"), "'nothing' is not known to transformers"),
-        (lambda path: edit_config(path, architectures=["BertForPoetry"]), "no class 'BertForPoetry'"),
+        (lambda path: edit_config(path, architectures="BertModel"), "architectures is 'BertModel', and not a list"),
+        (lambda path: edit_config(path, architectures=[1]), r"architectures is \[1\], and not a list"),
         (lambda path: edit_config(path, auto_map={"AutoModel": "x.Y"}), "code of its own"),
         (lambda path: edit_config(path, quantization_config={"bits": 4}), "quantised"),
         (lambda path: edit_config(path, num_hidden_layers=5), r"missing tensor encoder\.layer\.4\."),
@@ -225,8 +226,42 @@ def lose_shard(directory: Path) -> None:
             r"are the same tensor bert\.pooler\.dense\.bias",
         ),
         (
-            lambda path: edit_tensors(path, lambda t: [t.pop("classifier.weight"), t.pop("classifier.bias")]),
-            r"missing tensor classifier\.weight and 1 more",
+            lambda path: edit_tensors(path, lambda t: t.pop("classifier.bias")),
+            r"missing tensor classifier\.bias\n",
+        ),
+        (
+            lambda path: edit_tensors(path, lambda t: [t.pop(name) for name in list(t) if "bert.embeddings" in name]),
+            r"missing tensor embeddings\.word_embeddings\.weight and 4 more",
+        ),
+        (
+            lambda path: edit_tensors(path, lambda t: [t.pop(name) for name in list(t) if name.startswith("bert.")]),
+            r"missing tensor embeddings\.word_embeddings\.weight",
+        ),
+        (
+            lambda path: edit_tensors(path, lambda t: t.update({"bert.embeddings.odd.weight": torch.ones(1)})),
+            r"unexpected tensor bert\.embeddings\.odd\.weight: bert\.embeddings of",
+        ),
+        (
+            lambda path: edit_tensors(path, lambda t: t.update({"bert.encoder.norm.weight": torch.ones(1)})),
+            r"unexpected tensor bert\.encoder\.norm\.weight",
+        ),
+        (
+            lambda path: edit_tensors(path, lambda t: t.update({"classifier.scale": torch.ones(1)})),
+            r"unexpected tensor classifier\.scale",
+        ),
+        (
+            # A model that sees both ways computes something else than one that was trained with such a mask.
+            lambda path: edit_tensors(
+                path,
+                lambda t: t.update({"bert.encoder.layer.0.attention.self.bias": torch.ones(64, 64).tril()[None, None]}),
+            ),
+            r"unexpected tensor encoder\.layer\.0\.attention\.self\.bias",
+        ),
+        (
+            lambda path: edit_tensors(
+                path, lambda t: t.update({"bert.encoder.layer.0.attention.self.query.lora_A.weight": torch.ones(2, 32)})
+            ),
+            "belongs to an adapter that was not merged",
         ),
     ],
 )

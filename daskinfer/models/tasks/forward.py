@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from daskinfer.errors import CheckpointError
-from daskinfer.models.architecture import build_model, stored_prefix
+from daskinfer.models.architecture import build_model, refuse_unknown_class, stored_prefix
 from daskinfer.models.arrays import bound_ids
 from daskinfer.models.entry import load_entry
 from daskinfer.models.tasks.module import TaskModule
@@ -42,6 +42,7 @@ def make_forward(request: TaskRequest, dtype: str) -> TaskModule:
         Where its forward does not take the arrays that the request names, or wants others.
     """
     if request.entry is None:
+        refuse_unknown_class(request.config, request.files, request.architecture)
         model = build_model(request.config, request.architecture, dtype, request.files)
     else:
         model = load_entry(request.entry).to(getattr(torch, dtype))

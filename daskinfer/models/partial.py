@@ -1,0 +1,35 @@
+"""Checkpoints that lack whole parts of their class, such as a pooler: published where a task can do without them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+
+from daskinfer.errors import DaskinferError
+from daskinfer.models.outlines import trace_task
+from daskinfer.models.tasks.request import TaskRequest
+from daskinfer.spec.recipe import ModelOptions
+
+# What needs least comes first. Planning refuses each task by its own outline.
+_TASKS = ("embed", "score", "classify")
+
+
+def find_possible_task(architecture: str, files: Mapping[str, bytes], missing: Collection[str]) -> str | None:
+    """Return a task that reads none of the missing tensors; None where there is none.
+
+    Parameters
+    ----------
+    architecture
+        Class of the checkpoint.
+    files
+        Its plain files.
+    missing
+        Names in the snapshot of the tensors that it lacks.
+    """
+    lacking = frozenset(missing)
+    for task in _TASKS:
+        with suppress(DaskinferError):
+            outline = trace_task(TaskRequest(task, ModelOptions(), architecture, files), "float32")
+            if lacking.isdisjoint({*outline.shared, *(name for layer in outline.layers for name in layer.tensors)}):
+                return task
+    return None
