@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from fsspec import AbstractFileSystem
+from fsspec import AbstractFileSystem, get_filesystem_class
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
-from daskinfer.errors import DaskinferError, IntegrityError, NotAllowed, StorageError, StorageRefused
+from daskinfer.errors import DaskinferError, IntegrityError, NotAllowed, StorageError, StorageRefused, UsageError
 from daskinfer.ids import make_nonce
 from daskinfer.storage.retries import is_away, persist
 
 _LOCAL_PREFIXES = ("file://", "local://")
+_URL = re.compile(r"([A-Za-z][\w+.-]*::)*[A-Za-z][\w+.-]*://")
+_LINK = re.compile(r"[A-Za-z][\w+.-]*::|(dir|libarchive|reference|tar|zip)://")
+_ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -27,8 +32,8 @@ class ShortRead(StorageError):
 
 
 def is_local(url: str) -> bool:
-    """Say whether the URL is a path on this machine."""
-    return url.startswith(_LOCAL_PREFIXES) or ("://" not in url and "::" not in url)
+    """Say whether the URL is a path on this machine, which may hold any characters, `::` too."""
+    return url.startswith(_LOCAL_PREFIXES) or not _URL.match(url)
 
 
 def absolute_url(url: str, base: Path | None = None) -> str:
@@ -37,15 +42,54 @@ def absolute_url(url: str, base: Path | None = None) -> str:
     Parameters
     ----------
     url
-        A path, relative or not, or any fsspec URL.
+        A path, relative or not, or any fsspec URL. A path that begins with the name of a home folder (`~`, `~anna`)
+        starts there.
     base
         Folder that relative paths start from; the working directory by default.
+
+    Raises
+    ------
+    UsageError
+        It is no name that everything which has to write it down could hold, or one that can mean two files.
     """
+    if "\0" in url or not _is_text(url):
+        raise UsageError(f"{url!r} cannot be a place: its name is no text of UTF-8", hint="Give it another name.")
     if not is_local(url):
         return url.rstrip("/")
+    path = url
     for prefix in _LOCAL_PREFIXES:
-        url = url.removeprefix(prefix)
-    return os.path.normpath((base or Path.cwd()).absolute() / Path(url).expanduser())
+        path = path.removeprefix(prefix)
+    if path != url and _ESCAPE.search(path):
+        # Some programs write %20 for a space in such URLs, others write names as they are.
+        raise UsageError(f"{url}: '%' may stand for itself or begin an escape", hint="Write the plain path instead.")
+    whole = str((base or Path.cwd()).absolute() / os.path.expanduser(path))  # noqa: PTH111 - leaves unknown users alone
+    if not _is_text(whole):
+        raise UsageError(
+            f"{url}: the folder that it starts from has a name that is no UTF-8: {whole!r}",
+            hint="Rename the folder, or start from another one.",
+        )
+    return _normalise(whole)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _normalise(path: str) -> str:
+    """Return an absolute path without dots and double slashes, where `..` leaves a link for what it points to."""
+    parts: list[str] = []
+    for part in path.split("/"):
+        if part == "..":
+            here = "/" + "/".join(parts)
+            parts = os.path.realpath(here).strip("/").split("/") if Path(here).is_symlink() else parts
+            parts = parts[:-1]
+        elif part not in ("", "."):
+            parts.append(part)
+    return "/" + "/".join(parts)
 
 
 def join_url(base: str, *parts: str) -> str:
@@ -72,7 +116,18 @@ def open_filesystem(url: str) -> tuple[AbstractFileSystem, str]:
         # Else gcsfs asks every bucket over gRPC whether it is a zonal one, which stalls for a minute behind a proxy that
         # passes HTTP only; and in zonal buckets it ignores mode="create" and shows half-written objects.
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    filesystem, path = url_to_fs(absolute_url(url), use_listings_cache=False)
+    return find_filesystem(absolute_url(url))
+
+
+def find_filesystem(url: str) -> tuple[AbstractFileSystem, str]:
+    """Do what `open_filesystem` does, for a URL that is absolute."""
+    if is_local(url):
+        return LocalFileSystem(use_listings_cache=False), url
+    if "::" in url and not _LINK.match(url):
+        # fsspec takes every such URL for a chain of filesystems, though the name of an object may hold it.
+        kind = get_filesystem_class(url.partition("://")[0])
+        return kind(**kind._get_kwargs_from_urls(url), use_listings_cache=False), kind._strip_protocol(url)
+    filesystem, path = url_to_fs(url, use_listings_cache=False)
     return filesystem, path
 
 

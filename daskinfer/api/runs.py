@@ -12,7 +12,7 @@ from daskinfer.reports.page import render_html
 from daskinfer.runtime.cluster import find_workers
 from daskinfer.runtime.gates import read_gate
 from daskinfer.runtime.joining import refuse_changes
-from daskinfer.runtime.opening import draft_job, find_owner, open_job
+from daskinfer.runtime.opening import check_places, draft_job, find_owner, open_job
 from daskinfer.runtime.session import Session
 from daskinfer.runtime.summary import make_report
 from daskinfer.spec.job import JobRecord, JobStatus, Progress, Report
@@ -101,6 +101,7 @@ def validate(recipe: Recipe) -> list[str]:
     DaskinferError
         Whatever would stop the run before it begins.
     """
+    check_places(recipe)
     workers = find_workers(recipe.cluster)
     draft, table = draft_job(recipe, workers)
     current_owner(draft.output)  # refuses files of strangers

@@ -12,6 +12,7 @@ from daskinfer.models.plainfiles import list_files, read_config
 from daskinfer.models.remotecode import check_trust
 from daskinfer.spec.recipe import Recipe
 from daskinfer.spec.snapshot import Resolution
+from daskinfer.storage.filesystem import absolute_url, is_local
 from daskinfer.storage.folder import Folder
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
@@ -130,7 +131,9 @@ def resolve_reference(
 
 
 def _is_folder(reference: str) -> bool:
-    return "://" in reference or Path(reference).is_dir() or ("/" in reference and "@" not in reference)
+    if not is_local(reference) or Path(absolute_url(reference)).is_dir():
+        return True
+    return "://" in reference or ("/" in reference and "@" not in reference)
 
 
 def _publish_again(

@@ -32,9 +32,10 @@ from daskinfer.spec.recipe import OPERATIONAL, Input, Recipe
 from daskinfer.spec.rows import PartitionTable
 from daskinfer.spec.snapshot import EntryPoint
 from daskinfer.storage.control import ControlLog
-from daskinfer.storage.filesystem import absolute_url, delete
+from daskinfer.storage.filesystem import absolute_url, delete, join_url
 from daskinfer.storage.inputs.files import find_input
 from daskinfer.storage.inputs.index import index_input
+from daskinfer.storage.inputs.overlap import refuse_overlap
 from daskinfer.storage.jobs import JobStore, create_job
 from daskinfer.storage.outputs.choice import choose_output_format
 from daskinfer.storage.outputs.job import open_output, read_generations
@@ -68,6 +69,7 @@ def open_job(recipe: Recipe, workers: Sequence[WorkerShape], fresh: bool) -> Ope
     OutputOwned
         The output holds another job's work.
     """
+    check_places(recipe)
     if not fresh and (job := find_owner(recipe, workers)) is not None:
         return _reopen(job, recipe, workers) if job.done else job
     output = absolute_url(recipe.output.url)
@@ -230,7 +232,22 @@ def _begin(recipe: Recipe, workers: Sequence[WorkerShape], owner: Owner | None, 
 
 def absolute_input(recipe: Recipe) -> Input:
     """Return the recipe's input as every worker must see it, whatever folder it runs in."""
-    return recipe.input.model_copy(update={"url": absolute_url(recipe.input.url)})
+    url = recipe.input.url
+    absolute = absolute_url(url) if isinstance(url, str) else tuple(map(absolute_url, url))
+    return recipe.input.model_copy(update={"url": absolute})
+
+
+def check_places(recipe: Recipe) -> None:
+    """Refuse an input that can match what the job writes, before anything is written or deleted.
+
+    Raises
+    ------
+    InputError
+        It can.
+    """
+    workspace = absolute_url(recipe.workspace)
+    written = {f"workspace ({name}/)": join_url(workspace, name) for name in ("activations", "jobs", "registry")}
+    refuse_overlap(recipe.input, {"output.url": recipe.output.url, **written})
 
 
 def _provenance_fields(recipe: Recipe) -> tuple[OutputField, ...]:

@@ -17,6 +17,7 @@ from daskinfer.spec.section import Section
 Auto = Literal["auto"]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Amount = Annotated[float, Field(gt=0)]
+Place = Annotated[str, Field(min_length=1)]
 
 
 class ModelOptions(Section):
@@ -61,8 +62,8 @@ class Model(Section):
 class Input(Section):
     """Where the rows come from."""
 
-    url: str
-    """Any fsspec URL or glob."""
+    url: Place | Annotated[tuple[Place, ...], Field(min_length=1)]
+    """Any fsspec URL or glob, or a list of them, which are read in this order."""
     format: Literal["auto", "jsonl", "csv", "text", "parquet", "images", "zarr"] = "auto"
     """File format; `auto` goes by the suffix. `images`: every file is a row."""
     columns: dict[str, str] = {}
@@ -74,11 +75,16 @@ class Input(Section):
     partition_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 2048
     """Rows of a partition, the unit of commit and retry."""
 
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """All of `url`."""
+        return (self.url,) if isinstance(self.url, str) else self.url
+
 
 class Output(Section):
     """Where the results go."""
 
-    url: str
+    url: Place
     """fsspec URL of a directory; the suffix .zarr, .parquet or .jsonl names the format."""
     format: Literal["auto", "zarr", "parquet", "jsonl"] = "auto"
     """Output format; `auto` goes by the suffix."""

@@ -14,11 +14,10 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
-from fsspec.core import url_to_fs
 from pytest import MonkeyPatch
 
 from daskinfer.storage import filesystem
-from daskinfer.storage.filesystem import open_filesystem
+from daskinfer.storage.filesystem import find_filesystem, open_filesystem
 
 Call = Callable[[], Any]
 Fault = Callable[[Call], Any]
@@ -166,11 +165,11 @@ class FaultSchedule:
         patch = MonkeyPatch()
         link, replace = os.link, os.replace
 
-        def find_faulty(*args: Any, **kwargs: Any) -> tuple[Any, str]:
-            found, path = url_to_fs(*args, **kwargs)
+        def find_faulty(url: str) -> tuple[Any, str]:
+            found, path = find_filesystem(url)
             return _FaultyFilesystem(found, self), path
 
-        patch.setattr(filesystem, "url_to_fs", find_faulty)
+        patch.setattr(filesystem, "find_filesystem", find_faulty)
         patch.setattr(os, "link", lambda *args, **kwargs: self.apply("link", lambda: link(*args, **kwargs)))
         patch.setattr(os, "replace", lambda *args, **kwargs: self.apply("replace", lambda: replace(*args, **kwargs)))
         return patch.undo

@@ -18,6 +18,7 @@ from daskinfer.errors import InputError
 from daskinfer.spec.recipe import Input
 from daskinfer.spec.rows import InputFile
 from daskinfer.storage.filesystem import absolute_url, explain_errors, is_local, open_filesystem
+from daskinfer.storage.inputs.patterns import read_pattern
 
 Found = TypeVar("Found")
 
@@ -26,6 +27,7 @@ FORMATS = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".csv": "csv",
+    ".tsv": "csv",
     ".txt": "text",
     ".text": "text",
     ".parquet": "parquet",
@@ -53,24 +55,30 @@ def find_input(section: Input) -> FoundInput:
     Parameters
     ----------
     section
-        The recipe's `input`: a file, a glob, a folder, whose direct files are taken except those that begin with `_`
-        or a dot, or a Zarr group or array. Its url is taken as it is, so make a relative one absolute first.
+        The recipe's `input`: files, globs, or folders, whose direct files are taken except those that begin with `_`
+        or a dot, each in its turn; or a Zarr group or array. Its urls are taken as they are, so make relative ones
+        absolute first.
 
     Raises
     ------
     InputError
-        Where it names no file, only compressed ones, or no single format.
+        Where a url names no file, a file is named twice, or there is no single format.
     """
-    place = absolute_url(section.url)
-    if section.format == "zarr" or (section.format == "auto" and _is_zarr(place)):
-        return FoundInput("zarr", _find_objects(place))
-    files = _find_files(place)
+    places = [absolute_url(url) for url in section.urls]
+    if section.format == "zarr" or (section.format == "auto" and any(map(is_zarr, places))):
+        if len(places) > 1:
+            raise InputError(
+                f"input.url: {places[0]} is one of {len(places)}, and a Zarr group or array is read alone",
+                hint="Give one url.",
+            )
+        return FoundInput("zarr", _find_objects(places[0]))
+    files = _find_all(places)
     name = _choose_format(section.format, files)
     if name == "images":
         files = [file for file in files if _suffix_of(file) in IMAGE_SUFFIXES]
         if not files:
             raise InputError(
-                f"input.url: {place} names no image: no file ends in {', '.join(IMAGE_SUFFIXES)}",
+                f"input.url: {', '.join(places)} names no image: no file ends in {', '.join(IMAGE_SUFFIXES)}",
                 hint="Point input.url to image files, or set input.format to what the files are.",
             )
     return FoundInput(name, tuple(files))
@@ -89,17 +97,27 @@ def unchanged(files: Sequence[InputFile]) -> Iterator[None]:
 
 def map_files(function: Callable[[AbstractFileSystem, InputFile], Found], files: Sequence[InputFile]) -> list[Found]:
     """Apply a function to many files of one filesystem, some at once, and return what it returns in their order."""
-    # One filesystem for all threads: fsspec would give each its own, with connections of its own.
-    filesystem, _ = open_filesystem(files[0].url)
+    # One filesystem of each store for all threads: fsspec would give each its own, with connections of its own.
+    filesystems: dict[str, AbstractFileSystem] = {}
+    for file in files:
+        store = _store_of(file.url)
+        if store not in filesystems:
+            filesystems[store] = open_filesystem(file.url)[0]
     if len(files) == 1:
-        return [function(filesystem, files[0])]
+        return [function(filesystems[_store_of(files[0].url)], files[0])]
     with ThreadPoolExecutor(min(_AT_ONCE, len(files))) as pool:
-        return list(pool.map(lambda file: function(filesystem, file), files))
+        return list(pool.map(lambda file: function(filesystems[_store_of(file.url)], file), files))
 
 
 def path_of(filesystem: AbstractFileSystem, file: InputFile) -> str:
     """Return the path of a file inside its filesystem."""
+    if is_local(file.url):
+        return file.url
     return str(filesystem._strip_protocol(file.url))
+
+
+def _store_of(url: str) -> str:
+    return "" if is_local(url) else "/".join(url.split("/", 3)[:3])
 
 
 def _check(files: Sequence[InputFile], cause: Exception | None) -> None:
@@ -123,6 +141,20 @@ def _tell_change(filesystem: AbstractFileSystem, file: InputFile) -> str | None:
     if now.size != file.size:
         return f"{file.size:,} bytes then, {now.size:,} now"
     return None if now.etag == file.etag else "it was written again"
+
+
+def _find_all(places: Sequence[str]) -> list[InputFile]:
+    found: dict[str, InputFile] = {}
+    sources: dict[str, str] = {}
+    for place in places:
+        for file in _find_files(place):
+            if file.url in found:
+                raise InputError(
+                    f"input.url: {file.url} is matched twice, by {sources[file.url]} and by {place}",
+                    hint="Narrow one of them, or leave it out: a file is read once.",
+                )
+            found[file.url], sources[file.url] = file, place
+    return list(found.values())
 
 
 def _find_files(place: str) -> list[InputFile]:
@@ -165,7 +197,8 @@ def _find_objects(place: str) -> tuple[InputFile, ...]:
     return tuple(files)
 
 
-def _is_zarr(place: str) -> bool:
+def is_zarr(place: str) -> bool:
+    """Say whether a Zarr group or array is meant, by its suffix or by what is there."""
     suffix = PurePosixPath(place).suffix.lower()
     if suffix == ".zarr" or suffix in FORMATS:
         return suffix == ".zarr"
@@ -191,20 +224,23 @@ def _choose_format(wanted: str, files: Sequence[InputFile]) -> str:
 
 def _match_local(path: str) -> Iterable[str]:
     """Find paths with little memory each: a folder may hold a million images."""
-    if Path(path).is_dir():
+    # Unlike Path's, these say no to a name that is too long.
+    if os.path.isdir(path):  # noqa: PTH112
         with os.scandir(path) as entries:
             return [entry.path for entry in entries if entry.name[:1] not in ("_", ".")]
-    if Path(path).exists():
+    if os.path.exists(path):  # noqa: PTH110
         return [path]
-    # Path.glob knows no absolute patterns.
-    return iglob(path, recursive=True, include_hidden=True) if has_magic(path) else []  # noqa: PTH207
+    pattern = read_pattern(path, os.path.exists)
+    # Path.glob knows no absolute patterns. A pattern may match one file in several ways.
+    return set(iglob(pattern.as_glob(), recursive=True, include_hidden=True)) if pattern.parts else []  # noqa: PTH207
 
 
 def _match(filesystem: AbstractFileSystem, path: str) -> Mapping[str, Mapping[str, Any]]:
     try:
         info = filesystem.info(path)
     except FileNotFoundError:
-        return filesystem.glob(path, detail=True) if has_magic(path) else {}
+        pattern = read_pattern(path, filesystem.exists)
+        return filesystem.glob(pattern.as_glob(), detail=True) if pattern.parts else {}
     if info["type"] == "file":
         return {path: info}
     children = {child["name"]: child for child in filesystem.ls(path, detail=True)}
@@ -216,6 +252,8 @@ def _describe(
 ) -> Iterator[InputFile]:
     """Return those that are files, sorted: of a store with what it tells of them, or local ones by their paths."""
     for path in sorted(found):
+        if not path.isascii():
+            _check_name(path)
         if isinstance(found, Mapping):
             info = found[path]
             if info["type"] == "file":
@@ -224,6 +262,15 @@ def _describe(
         elif S_ISREG((status := Path(path).stat()).st_mode):
             # fsspec gives the time as a float, which cannot tell nanoseconds.
             yield InputFile(path, status.st_size, f"mtime:{status.st_mtime_ns}")
+
+
+def _check_name(path: str) -> None:
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"input.url: a file's name is no UTF-8, and could not be written down: {path!r}", hint="Rename the file."
+        ) from error
 
 
 def _suffix_of(file: InputFile) -> str:

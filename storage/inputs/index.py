@@ -68,7 +68,7 @@ def index_input(
         partitions = Partitions(form.cut(found.files, [*wants, *keep], section.partition_rows))
         if not partitions:
             raise InputError(
-                f"input.url: {section.url} has no rows in {len(found.files)} file{'s' * (len(found.files) > 1)}, "
+                f"input.url: {', '.join(section.urls)} has no rows in {len(found.files)} file{'s' * (len(found.files) > 1)}, "
                 f"{sum(file.size for file in found.files):,} bytes in all",
                 hint="Point it to files that have some.",
             )
