@@ -94,9 +94,8 @@ def build_model(
                 hint="Choose another task.",
             ) from None
     _refuse_other(model_class, PreTrainedModel)
-    settings._attn_implementation = ATTENTION if getattr(model_class, "_supports_sdpa", False) else "eager"
     with without_weights():
-        model: nn.Module = model_class._from_config(settings, dtype=getattr(torch, dtype))
+        model = instantiate(model_class, settings, getattr(torch, dtype))
     return model.eval()
 
 
@@ -159,6 +158,20 @@ def refuse_unknown_class(config: Mapping[str, Any], files: Mapping[str, bytes], 
             f"config.json: transformers has no class {', '.join(names)}, so its own forward is not known",
             hint=f"Take architectures out of config.json and publish again, for the outputs of {architecture}.",
         )
+
+
+def instantiate(model_class: Any, settings: Any, dtype: torch.dtype) -> nn.Module:
+    """Return a model with torch's own attention kernels, in every part that has them."""
+    settings._attn_implementation = ATTENTION if getattr(model_class, "_supports_sdpa", False) else "eager"
+    try:
+        model: nn.Module = model_class._from_config(settings, dtype=dtype)
+    except ValueError as error:
+        if "attention implementation" not in str(error):
+            raise
+        # A backbone has none of them; left to itself, transformers chooses for each part.
+        settings._attn_implementation = None
+        model = model_class._from_config(settings, dtype=dtype)
+    return model
 
 
 def make_config(config: Mapping[str, Any], files: Mapping[str, bytes] = NO_FILES) -> Any:

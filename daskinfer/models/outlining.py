@@ -11,22 +11,23 @@ from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from daskinfer.errors import CheckpointError
+from daskinfer.models.fitting import FIXED_SHAPES, SHAPES, fit_flops, fit_structure, fit_tensors
 from daskinfer.models.skeleton import Skeleton, name_in_snapshot
 from daskinfer.models.standins import fake_weights, random_weights, state_names
 from daskinfer.models.structure import Unsupported, flatten
-from daskinfer.models.tracing import Call, Leaf, Trace, trace_forward
+from daskinfer.models.tracing import Leaf, Trace, trace_forward
 from daskinfer.models.units import Unit, find_units
-from daskinfer.spec.outline import Carried, Dim, Event, InputArray, LayerOutline, Outline, TensorSpec
+from daskinfer.spec.outline import Carried, Event, InputArray, LayerOutline, Outline
 
-# Rows and lengths that tell a constant from a multiple of either or both; the last one checks the others.
-_SHAPES = ((2, 11), (3, 11), (2, 14), (3, 14), (5, 17))
-_FIXED_SHAPES = ((2, 1), (3, 1), (5, 1))
 _PROOFS = ((3, 9), (2, 16))
+# Lengths that show what short rows do not, the longest that a model takes first.
+_LONG = (2039, 1021, 509, 251, 113, 53)
+# What a forward raises on inputs that it does not take.
+_FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError)
 # Rows and length that the sizes of possible cuts are compared at.
 _TYPICAL = (16, 128)
 
@@ -72,7 +73,7 @@ def make_outline(model: nn.Module, inputs: Sequence[InputArray], *, task: str, d
     """
     units = _units_with_state(model)
     has_length = any(None in array.shape for array in inputs)
-    shapes = _SHAPES if has_length else _FIXED_SHAPES
+    shapes = SHAPES if has_length else FIXED_SHAPES
     try:
         traces = [_trace(model, list(units), make_inputs(inputs, *shape, dtype)) for shape in shapes]
         outline = _describe(model, units, tuple(inputs), shapes, traces, task, dtype)
@@ -81,12 +82,14 @@ def make_outline(model: nn.Module, inputs: Sequence[InputArray], *, task: str, d
             f"{type(model).__name__}: {error}",
             hint="Use a task that this model has, or wrap it in a module of your own: model.entry.",
         ) from error
-    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+    except _FAILURES as error:
         wanted = ", ".join(f"{array.name} {array.dtype}{list(array.shape)}" for array in inputs)
         raise CheckpointError(
             f"{type(model).__name__} fails on inputs such as it would get ({wanted}): {type(error).__name__}: {error}",
             hint="Check the task, model.dtype and, for forward, the shapes and types of the arrays.",
         ) from error
+    if outline.uncut is None and has_length and _changes_when_long(model, list(units), outline, traces):
+        return _make_whole(outline, "its sizes or its path change where rows are long")
     if outline.uncut is None and (problem := prove(model, outline)):
         return _make_whole(outline, problem)
     return outline
@@ -109,11 +112,33 @@ def prove(model: nn.Module, outline: Outline) -> str | None:
             for number, layer in enumerate(outline.layers):
                 try:
                     received = Skeleton(model, outline, number, number + 1, around).run(inputs, received)
-                except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+                except _FAILURES as error:
                     return f"cut before and after {layer.name} it fails: {error}"
             if not all(map(torch.equal, whole, flatten(received)[0])):
                 return "its output changes when it is cut"
     return None
+
+
+def _changes_when_long(model: nn.Module, paths: list[str], outline: Outline, traces: Sequence[Trace]) -> bool:
+    """Return whether a long row shows that sizes or calls were told wrongly from short ones, by windows for example."""
+    settings = getattr(getattr(model, "model", model), "config", None)
+    most = getattr(settings, "max_position_embeddings", None)
+    # A loop over the tokens would take minutes.
+    loops = traces[0].operations < traces[2].operations
+    for length in _LONG[-1:] if loops else _LONG:
+        if isinstance(most, int) and 0 < most < length:
+            continue
+        try:
+            trace = _trace_fake(model, paths, make_inputs(outline.inputs, 2, length, outline.dtype))
+        except _FAILURES:
+            continue  # more than the model has positions for, or it cannot run without values
+        if [call.unit for call in trace.calls] != [event.unit for event in outline.events]:
+            return True
+        return any(
+            call.shapes != [leaf.shape(2, length) for leaf in event.leaves]
+            for call, event in zip(trace.calls, outline.events, strict=True)
+        )
+    return False
 
 
 def _units_with_state(model: nn.Module) -> dict[str, Unit]:
@@ -128,15 +153,19 @@ def _units_with_state(model: nn.Module) -> dict[str, Unit]:
 
 def _trace(model: nn.Module, paths: list[str], inputs: Mapping[str, Tensor]) -> Trace:
     try:
-        with fake_weights(model) as mode, mode:
-            fakes = {name: mode.from_tensor(tensor) for name, tensor in inputs.items()}
-            return trace_forward(model, paths, fakes, nullcontext)
-    except RuntimeError:
-        # Some operations cannot be traced without values.
+        return _trace_fake(model, paths, inputs)
+    except _FAILURES:
+        # Some operations cannot be traced without values; what is wrong otherwise is raised again.
         with random_weights(model, ()) as around:
             shared = trace_forward(model, paths, inputs, around).shared
         with random_weights(model, shared) as around:
             return trace_forward(model, paths, inputs, around)
+
+
+def _trace_fake(model: nn.Module, paths: list[str], inputs: Mapping[str, Tensor]) -> Trace:
+    with fake_weights(model) as mode, mode:
+        fakes = {name: mode.from_tensor(tensor) for name, tensor in inputs.items()}
+        return trace_forward(model, paths, fakes, nullcontext)
 
 
 def _describe(
@@ -148,52 +177,106 @@ def _describe(
     task: str,
     dtype: str,
 ) -> Outline:
-    names = [call.unit for call in traces[0].calls]
-    if any([call.unit for call in trace.calls] != names for trace in traces):
-        raise Unsupported("its forward takes another path for other inputs")
-    events = tuple(
-        Event(
-            unit=name,
-            structure=_fit_structure([trace.calls[number].structure for trace in traces], shapes),
-            leaves=_fit_tensors([trace.calls[number] for trace in traces], shapes),
-        )
-        for number, name in enumerate(names)
-    )
-    blocks = [number for number, name in enumerate(names) if units[name].is_block]
-    twice = next((names[number] for number in blocks if names.count(names[number]) > 1), None)
-    uncut = None
-    if twice is not None:
-        uncut = f"{twice} runs more than once: its layers share their weights"
-    elif len(blocks) < 2:
-        uncut = "it has no list of layers with weights of their own"
-    borders = [0] if uncut else _choose_borders(events, traces, blocks)
-    architecture = type(getattr(model, "model", model)).__name__
-    layers = []
-    for number, (begin, end) in enumerate(pairwise([*borders, len(events)])):
-        used = dict.fromkeys(names[begin:end])
-        used |= dict.fromkeys(inner for trace in traces for name in list(used) for inner in trace.nested.get(name, ()))
-        layers.append(
-            LayerOutline(
-                name=architecture if uncut else name_in_snapshot(model, names[blocks[number]]),
-                units=tuple(used),
-                tensors=tuple(_tensors_of(model, used)),
-                begin=begin,
-                end=end,
-                flops=_fit_flops(traces, shapes, begin, end),
-                cut=_find_cut(events, traces, begin),
-            )
-        )
-    return Outline(
-        architecture=architecture,
+    shared = {name_in_snapshot(model, name) for trace in traces for name in trace.shared}
+    whole = Outline(
+        architecture=type(getattr(model, "model", model)).__name__,
         task=task,
         dtype=dtype,
         inputs=inputs,
-        events=events,
-        layers=tuple(layers),
-        shared=tuple(sorted({name_in_snapshot(model, name) for trace in traces for name in trace.shared})),
-        outputs=dict(zip(_name_outputs(traces[0].structure), _fit_tensors(traces, shapes), strict=True)),
-        uncut=uncut,
+        events=(),
+        layers=(),
+        shared=tuple(sorted(shared)),
+        outputs=dict(zip(_name_outputs(traces[0].structure), fit_tensors(traces, shapes), strict=True)),
     )
+    try:
+        return _cut(model, units, shapes, traces, whole)
+    except Unsupported as error:
+        return _leave_whole(model, units, shapes, traces, whole, str(error))
+
+
+def _cut(
+    model: nn.Module,
+    units: Mapping[str, Unit],
+    shapes: Sequence[tuple[int, int]],
+    traces: Sequence[Trace],
+    whole: Outline,
+) -> Outline:
+    """Return the outline with a layer for every block; `Unsupported` says why there is no cut."""
+    names = [call.unit for call in traces[0].calls]
+    blocks = [number for number, name in enumerate(names) if units[name].is_block]
+    twice = next((names[number] for number in blocks if names.count(names[number]) > 1), None)
+    if twice is not None:
+        raise Unsupported(f"{twice} runs more than once: its layers share their weights")
+    if len(blocks) < 2:
+        raise Unsupported("it has no list of layers with weights of their own")
+    _refuse_wayward(traces)
+    written = {leaf for trace in traces for leaf in trace.written}
+    repeated = {leaf for trace in traces for leaf in trace.repeated}
+    events = tuple(
+        Event(
+            unit=name,
+            structure=fit_structure([trace.calls[number].structure for trace in traces], shapes),
+            leaves=fit_tensors([trace.calls[number] for trace in traces], shapes),
+            written=tuple(sorted(leaf for event, leaf in written if event == number)),
+            repeated=tuple(sorted(leaf for event, leaf in repeated if event == number)),
+        )
+        for number, name in enumerate(names)
+    )
+    borders = _choose_borders(events, traces, blocks)
+    layers = []
+    for number, (begin, end) in enumerate(pairwise([*borders, len(events)])):
+        used = _used_units(traces, names[begin:end])
+        layers.append(
+            LayerOutline(
+                name=name_in_snapshot(model, names[blocks[number]]),
+                units=used,
+                tensors=tuple(_tensors_of(model, used)),
+                begin=begin,
+                end=end,
+                flops=fit_flops(traces, shapes, begin, end),
+                cut=_find_cut(events, traces, begin),
+            )
+        )
+    return whole.model_copy(update={"events": events, "layers": tuple(layers)})
+
+
+def _refuse_wayward(traces: Sequence[Trace]) -> None:
+    """Raise `Unsupported` where a forward cannot be followed from one call to the next."""
+    obstacle = next((trace.obstacle for trace in traces if trace.obstacle), None)
+    if obstacle is not None:
+        raise Unsupported(obstacle)
+    if any([call.unit for call in trace.calls] != [call.unit for call in traces[0].calls] for trace in traces):
+        raise Unsupported("its forward takes another path for other inputs")
+
+
+def _leave_whole(
+    model: nn.Module,
+    units: Mapping[str, Unit],
+    shapes: Sequence[tuple[int, int]],
+    traces: Sequence[Trace],
+    whole: Outline,
+    problem: str,
+) -> Outline:
+    """Return the outline with one layer that holds whatever any of the forwards ran."""
+    paths = [[call.unit for call in trace.calls] for trace in traces]
+    # Where the path follows the input, other inputs may need what none of these did.
+    used = _used_units(traces, paths[0] if all(path == paths[0] for path in paths) else units)
+    layer = LayerOutline(
+        name=whole.architecture,
+        units=used,
+        tensors=tuple(_tensors_of(model, used)),
+        begin=0,
+        end=0,
+        flops=fit_flops(traces, shapes, 0, None),
+        cut=(),
+    )
+    return whole.model_copy(update={"layers": (layer,), "uncut": problem})
+
+
+def _used_units(traces: Sequence[Trace], called: Iterable[str]) -> tuple[str, ...]:
+    used = dict.fromkeys(called)
+    used |= dict.fromkeys(inner for trace in traces for name in list(used) for inner in trace.nested.get(name, ()))
+    return tuple(used)
 
 
 def _make_whole(outline: Outline, problem: str) -> Outline:
@@ -204,11 +287,11 @@ def _make_whole(outline: Outline, problem: str) -> Outline:
         units=tuple(dict.fromkeys(unit for layer in layers for unit in layer.units)),
         tensors=tuple(dict.fromkeys(name for layer in layers for name in layer.tensors)),
         begin=0,
-        end=len(outline.events),
+        end=0,
         flops=(sum(layer.flops[0] for layer in layers), sum(layer.flops[1] for layer in layers)),
         cut=(),
     )
-    return outline.model_copy(update={"layers": (whole,), "uncut": problem})
+    return outline.model_copy(update={"events": (), "layers": (whole,), "uncut": problem})
 
 
 def _tensors_of(model: nn.Module, units: Iterable[str]) -> Iterator[str]:
@@ -238,57 +321,6 @@ def _find_cut(events: Sequence[Event], traces: Sequence[Trace], border: int) -> 
         for event, leaf in sorted(needed)
         if event < border
     )
-
-
-def _fit_tensors(seen: Sequence[Call | Trace], shapes: Sequence[tuple[int, int]]) -> tuple[TensorSpec, ...]:
-    if any(len(each.shapes) != len(seen[0].shapes) for each in seen):
-        raise Unsupported("the number of its outputs depends on the input")
-    specs = []
-    for position, dtype in enumerate(seen[0].dtypes):
-        sizes = zip(*(each.shapes[position] for each in seen), strict=True)
-        specs.append(TensorSpec(dtype=dtype, dims=tuple(_fit(size, shapes) for size in sizes)))
-    return tuple(specs)
-
-
-def _fit(values: Sequence[int], shapes: Sequence[tuple[int, int]]) -> Dim:
-    """Return a size as a function of rows and length."""
-    terms = [(1, rows, length, rows * length) for rows, length in shapes]
-    if shapes is _FIXED_SHAPES:
-        terms = [(1, rows, 0, 0) for rows, _ in shapes]
-    found = (
-        np.rint(np.linalg.lstsq(np.array(terms, float), np.array(values, float), rcond=None)[0]).astype(int).tolist()
-    )
-    if any(sum(map(int.__mul__, term, found)) != value for term, value in zip(terms, values, strict=True)):
-        raise Unsupported("the size of an output does not follow from the number of rows and their length")
-    return (found[0], found[1], found[2], found[3])
-
-
-def _fit_structure(structures: Sequence[Any], shapes: Sequence[tuple[int, int]]) -> Any:
-    first = structures[0]
-    if isinstance(first, list) and first and first[0] == "number":
-        return ["number", _fit([structure[1] for structure in structures], shapes)]
-    if isinstance(first, list):
-        if any(len(structure) != len(first) for structure in structures):
-            raise Unsupported("the number of its outputs depends on the input")
-        return [_fit_structure(parts, shapes) for parts in zip(*structures, strict=True)]
-    if isinstance(first, dict):
-        return {key: _fit_structure([structure[key] for structure in structures], shapes) for key in first}
-    if any(structure != first for structure in structures):
-        raise Unsupported("an output that is no tensor depends on the input")
-    return first
-
-
-def _fit_flops(traces: Sequence[Trace], shapes: Sequence[tuple[int, int]], begin: int, end: int) -> tuple[int, int]:
-    def measure(number: int) -> float:
-        trace, (rows, _) = traces[number], shapes[number]
-        after = trace.trailing_flops if end == len(trace.calls) else 0
-        return (sum(call.flops for call in trace.calls[begin:end]) + after) / rows
-
-    if shapes is _FIXED_SHAPES:
-        return round(measure(0)), 0
-    short, long = shapes[0][1], shapes[2][1]
-    square = max(0.0, (measure(2) / long - measure(0) / short) / (long - short))
-    return round(measure(0) / short - square * short), round(square)
 
 
 def _name_outputs(structure: Any, name: str = "") -> list[str]:

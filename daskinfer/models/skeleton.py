@@ -57,7 +57,12 @@ class Skeleton:
         if last < len(outline.layers):
             self._leaving = [(item.event, item.leaf) for item in outline.layers[last].cut]
         self._around = around
-        self._interception = Interception(model, {event.unit for event in outline.events}, self._call)
+        # A model that cannot be cut runs as it is, whatever its forward calls.
+        self._is_whole = outline.uncut is not None
+        paths = {event.unit for event in outline.events}
+        if self._is_whole and around is not nullcontext:
+            paths = {unit for layer in outline.layers for unit in layer.units}
+        self._interception = Interception(model, paths, self._call)
         self._inside = False
 
     def run(self, inputs: Mapping[str, Tensor], received: tuple[Tensor, ...]) -> Any:
@@ -92,12 +97,12 @@ class Skeleton:
             return tuple(self._values[leaf] for leaf in self._leaving)
         finally:
             self._values = {}
-        if self._cursor != len(self._outline.events) or self._end != self._cursor:
+        if not self._is_whole and (self._cursor != len(self._outline.events) or self._end != self._cursor):
             raise RuntimeError(f"the forward ended after {self._cursor} of {len(self._outline.events)} calls")
         return output
 
     def _call(self, path: str, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if self._inside:
+        if self._inside or self._is_whole:
             with self._around(path):
                 return forward(*args, **kwargs)
         number, self._cursor = self._cursor, self._cursor + 1
@@ -116,7 +121,11 @@ class Skeleton:
         wanted = [leaf for leaf in self._leaving if leaf[0] == number]
         if wanted:
             leaves, _ = flatten(output)
-            self._values.update({leaf: leaves[leaf[1]] for leaf in wanted})
+            repeated = self._outline.events[number].repeated
+            for leaf in wanted:
+                value = leaves[leaf[1]]
+                # What follows changes it in place, and does so again in the next stage.
+                self._values[leaf] = value.clone() if leaf[1] in repeated else value
         return output
 
     def _stand_in(self, number: int) -> Any:
@@ -126,6 +135,11 @@ class Skeleton:
             value = self._values.get((number, position))
             if value is None:
                 value = _blank(spec.shape(*self._size), getattr(torch, spec.dtype), self._device)
+            if position in event.written:
+                # Every element needs a place of its own, in memory that nobody else reads.
+                value = value.clone(memory_format=torch.contiguous_format)
+                if (number, position) in self._values and position not in event.repeated:
+                    self._values[number, position] = value
             leaves.append(value)
         return unflatten(event.structure, leaves, self._number)
 
@@ -149,7 +163,7 @@ def name_in_snapshot(model: nn.Module, name: str) -> str:
 
 def _blank(shape: Iterable[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     shape = tuple(shape)
-    value = torch.nan if dtype.is_floating_point else 0
+    value = torch.nan if dtype.is_floating_point or dtype.is_complex else 0
     return torch.full([1] * len(shape), value, dtype=dtype, device=device).expand(shape)
 
 

@@ -7,9 +7,11 @@ so nothing that may run keeps one. NaN poisons whatever it touches, and is seen.
 from __future__ import annotations
 
 import logging
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 Make = Callable[[str, Tensor], Tensor]
+_Remembering = type(lru_cache(lambda: None))
 
 
 def replace_state(model: nn.Module, names: Iterable[str], make: Make) -> None:
@@ -48,7 +51,7 @@ def state_names(model: nn.Module) -> list[str]:
 
 def make_blank(name: str, tensor: Tensor) -> Tensor:
     """Return NaN of a tensor's shape that takes no memory; zeros for integers."""
-    if not tensor.is_floating_point():
+    if not (tensor.is_floating_point() or tensor.is_complex()):
         return torch.zeros(tensor.shape, dtype=tensor.dtype)
     return torch.full([1] * tensor.ndim, torch.nan, dtype=tensor.dtype).expand(tensor.shape)
 
@@ -107,18 +110,41 @@ def fake_weights(model: nn.Module) -> Iterator[FakeTensorMode]:
     logger = logging.getLogger("torch._subclasses.fake_tensor")  # it prints what the caller handles
     level = logger.level
     logger.setLevel(logging.CRITICAL)
-    before = {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
+    names = [*dict(model.named_parameters(remove_duplicate=False)), *dict(model.named_buffers(remove_duplicate=False))]
+    # Whatever a forward notes on its modules is fake too.
+    tables = [table for module in model.modules() for table in (vars(module), module._parameters, module._buffers)]
+    before = [dict(table) for table in tables]
+    _forget_results(model)
     with mode:
-        replace_state(model, before, lambda name, old: torch.empty(old.shape, dtype=old.dtype, device="cpu"))
+        replace_state(model, names, lambda name, old: torch.empty(old.shape, dtype=old.dtype, device="cpu"))
     try:
         yield mode
     finally:
         logger.setLevel(level)
-        for name, tensor in before.items():
-            _put(model, name, tensor)
+        for table, content in zip(tables, before, strict=True):
+            table.clear()
+            table.update(content)
+        _forget_results(model)
+
+
+def _forget_results(model: nn.Module) -> None:
+    """Empty what functions of a model's code remember of earlier calls: a fake tensor must not come out of them later."""
+    kinds = {kind for module in model.modules() for kind in type(module).__mro__ if kind.__module__ != "builtins"}
+    places = {kind.__module__ for kind in kinds if not kind.__module__.startswith("torch.")}
+    tables = [vars(kind) for kind in kinds] + [vars(sys.modules[name]) for name in places if name in sys.modules]
+    for value in [value for table in tables for value in table.values()]:
+        # A decorator of transformers' own keeps the cache out of sight.
+        inside = [cell.cell_contents for cell in getattr(value, "__closure__", None) or () if _has_content(cell)]
+        for one in (value, *inside):
+            if isinstance(one, _Remembering):
+                one.cache_clear()
+
+
+def _has_content(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # it has none yet
+        return False
 
 
 def _tensor(model: nn.Module, name: str) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from daskinfer.models.structure import flatten
+from daskinfer.models.structure import Unsupported, flatten
 
 Leaf = tuple[int, int]
 """(number of a call, number of a tensor in its output)."""
@@ -72,6 +72,12 @@ class Trace:
     """Unit -> units that it calls itself."""
     deciding: set[Leaf] = field(default_factory=set)
     """What the forward's own control flow looks at."""
+    written: set[Leaf] = field(default_factory=set)
+    """Tensors of calls that are changed in place after the call."""
+    repeated: set[Leaf] = field(default_factory=set)
+    """Those of them that are changed outside the units."""
+    obstacle: str | None = None
+    """Why the forward cannot be followed, where it cannot: a unit returns what is no tensor."""
     outputs: frozenset[Leaf] = frozenset()
     """What the output was computed from."""
     structure: Any = None
@@ -80,6 +86,8 @@ class Trace:
     """Shapes of the output's tensors."""
     dtypes: list[str] = field(default_factory=list)
     """Their element types."""
+    operations: int = 0
+    """How many operations there were, inside units and outside."""
     trailing_flops: int = 0
     """Matrix operations after the last call."""
 
@@ -134,7 +142,7 @@ def trace_forward(
     Raises
     ------
     Unsupported
-        Where a unit or the model returns what is no tensor.
+        Where the model returns what is no tensor.
     """
     observer = _Observer(model, around)
     with Interception(model, paths, observer.call), observer, torch.no_grad():
@@ -152,6 +160,7 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._around = around
         self._inside: str | None = None
         self._origins: dict[int, frozenset[Leaf]] = {}
+        self._leaves: dict[int, Leaf] = {}
         self._kept: list[Any] = []  # a freed storage's address would be taken by another one
         self._flops = 0
         self._names: dict[int, str] = {}
@@ -168,7 +177,11 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         try:
             with self._around(path):
                 output = forward(*args, **kwargs)
-            leaves, structure = flatten(output)
+            try:
+                leaves, structure = flatten(output)
+            except Unsupported as error:
+                self.trace.obstacle = self.trace.obstacle or f"{path} returns {error}"
+                leaves, structure = [], None
             # A unit may hand out what it was given, or several views of one tensor; origins must not mix.
             fresh = {id(leaf): leaf.detach().clone() for leaf in leaves}
         finally:
@@ -176,11 +189,12 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         number = len(self.trace.calls)
         for position, leaf in enumerate(leaves):
             self._mark(fresh[id(leaf)], frozenset({(number, position)}))
+            self._leaves[_storage(fresh[id(leaf)])] = (number, position)
         self.trace.calls.append(
             Call(path, uses, structure, [tuple(leaf.shape) for leaf in leaves], [_name(leaf) for leaf in leaves])
         )
         self.trace.calls[-1].flops, self._flops = self._flops, 0
-        return _replace(output, fresh)
+        return output if self.trace.obstacle else _replace(output, fresh)
 
     def finish(self, output: Any) -> None:
         leaves, self.trace.structure = flatten(output)
@@ -192,6 +206,9 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         packet = func.overloadpacket
+        self.trace.operations += 1
+        if func._schema.is_mutable:
+            self._find_written(func, args, kwargs)
         if self._inside is None:
             self._find_shared((args, kwargs))
             origin = self._origin_of((args, kwargs))
@@ -203,6 +220,18 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for tensor in _tensors(output):
                 self._mark(tensor, origin | self._origins.get(_storage(tensor), frozenset()))
         return output
+
+    def _find_written(self, func: Any, args: Any, kwargs: Any) -> None:
+        given = dict(zip((one.name for one in func._schema.arguments), args, strict=False)) | kwargs
+        for one in func._schema.arguments:
+            if one.alias_info is None or not one.alias_info.is_write:
+                continue
+            for tensor in _tensors(given.get(one.name)):
+                leaf = self._leaves.get(_storage(tensor))
+                if leaf is not None:
+                    self.trace.written.add(leaf)
+                    if self._inside is None:
+                        self.trace.repeated.add(leaf)
 
     def _count(self, packet: Any, args: Any, kwargs: Any, output: Any) -> None:
         if packet in flop_registry:

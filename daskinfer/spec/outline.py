@@ -16,7 +16,21 @@ from daskinfer.spec.section import Section
 Dim = tuple[int, int, int, int]
 """A size as (constant, per row, per token of the padded length, per row and token)."""
 
-ITEM_BYTES = {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "bfloat16": 2, "float16": 2, "uint8": 1, "bool": 1}
+ITEM_BYTES = {
+    "complex128": 16,
+    "complex64": 8,
+    "float64": 8,
+    "int64": 8,
+    "float32": 4,
+    "int32": 4,
+    "bfloat16": 2,
+    "float16": 2,
+    "int16": 2,
+    "int8": 1,
+    "uint8": 1,
+    "bool": 1,
+}
+"""Bytes of an element of every type that a tensor may have."""
 
 ALIGNMENT = 64
 """Bytes: where every tensor of a bundle begins, at rest and in memory."""
@@ -85,6 +99,10 @@ class Event(Section):
     """How its output nests, as JSON; leaves are numbered."""
     leaves: tuple[TensorSpec, ...]
     """The tensors of its output."""
+    written: tuple[int, ...] = ()
+    """Those of them that something changes in place later on."""
+    repeated: tuple[int, ...] = ()
+    """Those of them that the forward itself changes in place, so that every later stage does it again."""
 
 
 class Carried(Section):
@@ -131,7 +149,7 @@ class Outline(Section):
     inputs: tuple[InputArray, ...]
     """What every stage is given."""
     events: tuple[Event, ...]
-    """All calls of units with parameters, in order."""
+    """All calls of units with parameters, in order; empty where the model cannot be cut."""
     layers: tuple[LayerOutline, ...]
     """The layers that can be cut between."""
     shared: tuple[str, ...]

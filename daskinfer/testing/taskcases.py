@@ -70,11 +70,35 @@ CLASSIFY_IMAGES = (
     ("segformer", "SegformerForImageClassification"),
     ("clip", "CLIPForImageClassification"),
 )
+# Compared with plain transformers row by row, by the name of the case of the zoo.
+EMBED_ALONE = (
+    ("squeezebert", "SqueezeBertModel"),
+    ("layoutlm", "LayoutLMModel"),
+    ("ibert", "IBertModel"),
+    ("longformer", "LongformerModel"),
+    ("led", "LEDModel"),
+    ("longt5", "LongT5EncoderModel"),
+)
+SCORE_ALONE = (
+    ("ctrl", "CTRLLMHeadModel"),
+    ("gemma3n", "Gemma3nForCausalLM"),
+    ("mamba2", "Mamba2ForCausalLM"),
+    ("falcon-mamba", "FalconMambaForCausalLM"),
+    ("jamba", "JambaForCausalLM"),
+    ("zamba2", "Zamba2ForCausalLM"),
+    ("bamba", "BambaForCausalLM"),
+    ("falcon-h1", "FalconH1ForCausalLM"),
+    ("recurrentgemma", "RecurrentGemmaForCausalLM"),
+    ("granite-hybrid", "GraniteMoeHybridForCausalLM"),
+    ("nemotron-h", "NemotronHForCausalLM"),
+    ("lfm2", "Lfm2ForCausalLM"),
+    ("qwen3-next", "Qwen3NextForCausalLM"),
+)
 
 _TASKS = {
-    "embed": (*EMBED_TEXTS, *(name for _, name in EMBED_IMAGES)),
+    "embed": (*EMBED_TEXTS, *(name for _, name in (*EMBED_IMAGES, *EMBED_ALONE))),
     "classify": (*CLASSIFY_TEXTS, *(name for _, name in CLASSIFY_IMAGES)),
-    "score": (*SCORE_CAUSAL, *SCORE_MASKED),
+    "score": (*SCORE_CAUSAL, *SCORE_MASKED, *(name for _, name in SCORE_ALONE)),
 }
 
 

@@ -11,18 +11,27 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from daskinfer.models.architecture import make_config
-from daskinfer.models.versions import ATTENTION
+from daskinfer.models.architecture import instantiate, make_config
 from daskinfer.spec.outline import InputArray
 from daskinfer.testing.ownmodels import fill_weights, make_own, make_sequential, make_unet
+from daskinfer.testing.zoofamilies import FAMILIES
+from daskinfer.testing.zoosettings import (
+    DECODER,
+    ENCODER,
+    FOUR_STAGES,
+    SEQUENCE,
+    SIDE,
+    T5,
+    VISION,
+    VOCABULARY,
+    WHISPER,
+    WIDTH,
+)
 
-VOCABULARY = 96
-_WIDTH = 32
-_SIDE = 32
 _IDS = InputArray(name="input_ids", dtype="int64", shape=(None,), bound=VOCABULARY)
 _MASK = InputArray(name="attention_mask", dtype="int64", shape=(None,), bound=2)
 _TEXT = (_IDS, _MASK)
-_IMAGE = (InputArray(name="pixel_values", dtype="float32", shape=(3, _SIDE, _SIDE)),)
+_IMAGE = (InputArray(name="pixel_values", dtype="float32", shape=(3, SIDE, SIDE)),)
 _SOUND = InputArray(name="input_features", dtype="float32", shape=(16, 40))
 
 
@@ -76,9 +85,7 @@ def make_inputs(case: ZooCase, rows: int, length: int, seed: int) -> dict[str, T
 def make_model(architecture: str, config: Mapping[str, Any]) -> nn.Module:
     """Return a model of transformers, float32 with seeded random weights in evaluation mode."""
     model_class: Any = getattr(transformers, architecture)
-    settings = make_config(config)
-    settings._attn_implementation = ATTENTION if model_class._supports_sdpa else "eager"
-    return fill_weights(model_class._from_config(settings, dtype=torch.float32))
+    return fill_weights(instantiate(model_class, make_config(config), torch.float32))
 
 
 def _case(
@@ -92,61 +99,19 @@ def _own(name: str, family: str, array: InputArray, build: Callable[[], nn.Modul
     return ZooCase(name, family, build.__name__, (array,), None, build)
 
 
-_ENCODER = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": _WIDTH,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "intermediate_size": 2 * _WIDTH,
-    "max_position_embeddings": 66,
-}
-_DECODER = _ENCODER | {
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "tie_word_embeddings": False,
-}
-_VISION = {
-    "hidden_size": _WIDTH,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "intermediate_size": 2 * _WIDTH,
-    "image_size": _SIDE,
-    "patch_size": 8,
-}
-_T5 = {
-    "vocab_size": VOCABULARY,
-    "d_model": _WIDTH,
-    "d_kv": 8,
-    "d_ff": 64,
-    "num_layers": 4,
-    "num_decoder_layers": 4,
-    "num_heads": 4,
-}
-_SEQUENCE = {
-    "vocab_size": VOCABULARY,
-    "d_model": _WIDTH,
-    "encoder_layers": 4,
-    "decoder_layers": 4,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 64,
-    "decoder_ffn_dim": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "decoder_start_token_id": 1,
-}
-_WHISPER = _SEQUENCE | {"num_mel_bins": 16, "max_source_positions": 20, "max_target_positions": 16}
-_FOUR_STAGES = {"hidden_sizes": [8, 16, 24, 32], "depths": [2, 2, 2, 2]}
 _DECODER_IDS = _IDS.model_copy(update={"name": "decoder_input_ids"})
 _FEW_DECODER_IDS = _DECODER_IDS.model_copy(update={"shape": (5,)})
 
+_KINDS: dict[str, tuple[InputArray, ...]] = {
+    "text": _TEXT,
+    "texts": (*_TEXT, _DECODER_IDS),
+    "image": _IMAGE,
+    "series": (InputArray(name="past_values", dtype="float32", shape=(24,)),),
+}
+
 ZOO: tuple[ZooCase, ...] = (
-    _case("bert", "BERT", "BertModel", _TEXT, "bert", **_ENCODER),
-    _case("roberta", "RoBERTa", "RobertaModel", _TEXT, "roberta", **_ENCODER),
+    _case("bert", "BERT", "BertModel", _TEXT, "bert", **ENCODER),
+    _case("roberta", "RoBERTa", "RobertaModel", _TEXT, "roberta", **ENCODER),
     _case(
         "distilbert",
         "DistilBERT",
@@ -154,7 +119,7 @@ ZOO: tuple[ZooCase, ...] = (
         _TEXT,
         "distilbert",
         vocab_size=VOCABULARY,
-        dim=_WIDTH,
+        dim=WIDTH,
         n_layers=4,
         n_heads=4,
         hidden_dim=64,
@@ -166,7 +131,7 @@ ZOO: tuple[ZooCase, ...] = (
         "ModernBertModel",
         _TEXT,
         "modernbert",
-        **_ENCODER,
+        **ENCODER,
         global_attn_every_n_layers=2,
         local_attention=8,
         pad_token_id=0,
@@ -175,14 +140,14 @@ ZOO: tuple[ZooCase, ...] = (
         eos_token_id=2,
         sep_token_id=2,
     ),
-    _case("mpnet", "MPNet", "MPNetModel", _TEXT, "mpnet", **_ENCODER),
+    _case("mpnet", "MPNet", "MPNetModel", _TEXT, "mpnet", **ENCODER),
     _case(
         "deberta-v2",
         "DeBERTa-v2",
         "DebertaV2Model",
         _TEXT,
         "deberta-v2",
-        **_ENCODER,
+        **ENCODER,
         relative_attention=True,
         position_biased_input=False,
         pos_att_type=["p2c", "c2p"],
@@ -190,21 +155,21 @@ ZOO: tuple[ZooCase, ...] = (
         norm_rel_ebd="layer_norm",
         position_buckets=8,
     ),
-    _case("electra", "ELECTRA", "ElectraModel", _TEXT, "electra", **_ENCODER, embedding_size=16),
-    _case("albert", "ALBERT", "AlbertModel", _TEXT, "albert", **_ENCODER, embedding_size=16),
-    _case("t5-encoder", "T5 encoder", "T5EncoderModel", _TEXT, "t5", **_T5),
-    _case("t5", "T5", "T5ForConditionalGeneration", (*_TEXT, _FEW_DECODER_IDS), "t5", **_T5),
-    _case("bart", "BART", "BartModel", (*_TEXT, _DECODER_IDS), "bart", **_SEQUENCE, max_position_embeddings=64),
-    _case("llama", "Llama", "LlamaForCausalLM", _TEXT, "llama", **_DECODER),
-    _case("llama-tied", "Llama, tied", "LlamaForCausalLM", _TEXT, "llama", **_DECODER | {"tie_word_embeddings": True}),
-    _case("qwen3", "Qwen3", "Qwen3ForCausalLM", _TEXT, "qwen3", **_DECODER),
+    _case("electra", "ELECTRA", "ElectraModel", _TEXT, "electra", **ENCODER, embedding_size=16),
+    _case("albert", "ALBERT", "AlbertModel", _TEXT, "albert", **ENCODER, embedding_size=16),
+    _case("t5-encoder", "T5 encoder", "T5EncoderModel", _TEXT, "t5", **T5),
+    _case("t5", "T5", "T5ForConditionalGeneration", (*_TEXT, _FEW_DECODER_IDS), "t5", **T5),
+    _case("bart", "BART", "BartModel", (*_TEXT, _DECODER_IDS), "bart", **SEQUENCE, max_position_embeddings=64),
+    _case("llama", "Llama", "LlamaForCausalLM", _TEXT, "llama", **DECODER),
+    _case("llama-tied", "Llama, tied", "LlamaForCausalLM", _TEXT, "llama", **DECODER | {"tie_word_embeddings": True}),
+    _case("qwen3", "Qwen3", "Qwen3ForCausalLM", _TEXT, "qwen3", **DECODER),
     _case(
         "qwen3-moe",
         "Qwen3 MoE",
         "Qwen3MoeForCausalLM",
         _TEXT,
         "qwen3_moe",
-        **_DECODER,
+        **DECODER,
         moe_intermediate_size=32,
         num_experts=4,
         num_experts_per_tok=2,
@@ -215,14 +180,14 @@ ZOO: tuple[ZooCase, ...] = (
         "Gemma3ForCausalLM",
         _TEXT,
         "gemma3_text",
-        **_DECODER | {"tie_word_embeddings": True},
+        **DECODER | {"tie_word_embeddings": True},
         query_pre_attn_scalar=8,
         sliding_window=4,
         layer_types=["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
     ),
-    _case("mistral", "Mistral", "MistralForCausalLM", _TEXT, "mistral", **_DECODER, sliding_window=6),
-    _case("mixtral", "Mixtral", "MixtralForCausalLM", _TEXT, "mixtral", **_DECODER, num_local_experts=4),
-    _case("phi3", "Phi-3", "Phi3ForCausalLM", _TEXT, "phi3", **_DECODER),
+    _case("mistral", "Mistral", "MistralForCausalLM", _TEXT, "mistral", **DECODER, sliding_window=6),
+    _case("mixtral", "Mixtral", "MixtralForCausalLM", _TEXT, "mixtral", **DECODER, num_local_experts=4),
+    _case("phi3", "Phi-3", "Phi3ForCausalLM", _TEXT, "phi3", **DECODER),
     _case(
         "gpt2",
         "GPT-2",
@@ -230,7 +195,7 @@ ZOO: tuple[ZooCase, ...] = (
         _TEXT,
         "gpt2",
         vocab_size=VOCABULARY,
-        n_embd=_WIDTH,
+        n_embd=WIDTH,
         n_layer=4,
         n_head=4,
         n_positions=64,
@@ -244,8 +209,8 @@ ZOO: tuple[ZooCase, ...] = (
         _TEXT,
         "opt",
         vocab_size=VOCABULARY,
-        hidden_size=_WIDTH,
-        word_embed_proj_dim=_WIDTH,
+        hidden_size=WIDTH,
+        word_embed_proj_dim=WIDTH,
         ffn_dim=64,
         num_hidden_layers=4,
         num_attention_heads=4,
@@ -258,25 +223,25 @@ ZOO: tuple[ZooCase, ...] = (
         _TEXT,
         "mamba",
         vocab_size=VOCABULARY,
-        hidden_size=_WIDTH,
+        hidden_size=WIDTH,
         num_hidden_layers=4,
         state_size=4,
     ),
-    _case("vit", "ViT", "ViTForImageClassification", _IMAGE, "vit", **_VISION),
+    _case("vit", "ViT", "ViTForImageClassification", _IMAGE, "vit", **VISION),
     _case(
         "swin",
         "Swin",
         "SwinModel",
         _IMAGE,
         "swin",
-        image_size=_SIDE,
+        image_size=SIDE,
         patch_size=2,
         window_size=2,
         embed_dim=8,
         depths=[2, 2, 2, 2],
         num_heads=[2, 2, 2, 2],
     ),
-    _case("dinov2", "DINOv2", "Dinov2Model", _IMAGE, "dinov2", **_VISION),
+    _case("dinov2", "DINOv2", "Dinov2Model", _IMAGE, "dinov2", **VISION),
     _case(
         "clip",
         "CLIP",
@@ -284,17 +249,17 @@ ZOO: tuple[ZooCase, ...] = (
         (*_TEXT, *_IMAGE),
         "clip",
         projection_dim=16,
-        text_config=_ENCODER | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
-        vision_config=_VISION,
+        text_config=ENCODER | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+        vision_config=VISION,
     ),
-    _case("convnext", "ConvNeXt", "ConvNextForImageClassification", _IMAGE, "convnext", **_FOUR_STAGES),
+    _case("convnext", "ConvNeXt", "ConvNextForImageClassification", _IMAGE, "convnext", **FOUR_STAGES),
     _case(
         "resnet",
         "ResNet",
         "ResNetForImageClassification",
         _IMAGE,
         "resnet",
-        **_FOUR_STAGES,
+        **FOUR_STAGES,
         embedding_size=8,
         layer_type="basic",
     ),
@@ -304,18 +269,22 @@ ZOO: tuple[ZooCase, ...] = (
         "SegformerForSemanticSegmentation",
         _IMAGE,
         "segformer",
-        **_FOUR_STAGES,
+        **FOUR_STAGES,
         num_attention_heads=[1, 2, 2, 4],
         decoder_hidden_size=16,
     ),
-    _case("whisper-encoder", "Whisper encoder", "WhisperForAudioClassification", (_SOUND,), "whisper", **_WHISPER),
+    _case("whisper-encoder", "Whisper encoder", "WhisperForAudioClassification", (_SOUND,), "whisper", **WHISPER),
     _case(
         "whisper",
         "Whisper",
         "WhisperForConditionalGeneration",
         (_SOUND, _FEW_DECODER_IDS),
         "whisper",
-        **_WHISPER,
+        **WHISPER,
+    ),
+    *(
+        _case(name, family, architecture, _KINDS[kind], model_type, **options)
+        for name, family, architecture, kind, model_type, options in FAMILIES
     ),
     _own("unet", "U-Net", InputArray(name="image", dtype="float32", shape=(3, 16, 16)), make_unet),
     _own("sequential", "nn.Sequential", InputArray(name="input", dtype="float32", shape=(8,)), make_sequential),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,15 @@ from torch import Tensor, nn
 from daskinfer.errors import CheckpointError
 from daskinfer.models.outlining import make_outline, prove
 from daskinfer.models.skeleton import Skeleton, owned_names
-from daskinfer.models.standins import make_blank, replace_state, state_names
+from daskinfer.models.standins import fake_weights, make_blank, replace_state, state_names
 from daskinfer.models.structure import flatten
 from daskinfer.spec.outline import InputArray, Outline
 from daskinfer.testing.modeltable import describe_case, outline_of, read_rows, without_weights
 from daskinfer.testing.zoo import ZOO, ZooCase, make_inputs
 
 SHAPES = ((3, 12), (5, 20))
+# One with shared layers; the others fill rows up to windows, so that no size follows from the rows' length.
+UNCUT = ("albert", "longformer", "led", "longt5")
 TABLE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 
 
@@ -49,7 +52,7 @@ def test_stages_equal_the_whole_bit_for_bit_and_the_table_says_so(case: ZooCase)
     model, inputs = case.make()
     outline = outline_of(model, inputs)
     layers = len(outline.layers)
-    assert (case.name == "albert") == (layers == 1), outline.uncut
+    assert (case.name in UNCUT) == (layers == 1), outline.uncut
     for stages in range(1, min(4, layers) + 1):
         parts = cut(model, outline, [layers * stage // stages for stage in range(stages)])
         for seed, shape in enumerate(SHAPES):
@@ -159,11 +162,127 @@ def test_another_path_than_the_outline_says_is_an_error() -> None:
         run(cut(model, outline.model_copy(update={"events": tuple(events)}), [0, 2]), batch)
 
 
+class Overwriting(Repeating):
+    """Changes what its layers return where it lies: once outside of them, once inside the next one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.layers[0](x.clone())
+        first *= 2
+        second = self.layers[1](first)
+        return torch.as_tensor(self.layers[2](torch.tanh(second)) + first)
+
+
+def test_what_is_changed_in_place_is_changed_once() -> None:
+    model = Overwriting()
+    outline = outline_of(model, VECTOR)
+    assert outline.uncut is None
+    assert [(event.written, event.repeated) for event in outline.events] == [((0,), (0,)), ((), ()), ((), ())]
+    x = torch.randn(5, 4)
+    for starts in ([0, 1, 2], [0, 2], [0, 1]):
+        assert torch.equal(run(cut(model, outline, starts), {"x": x})[0], model(x))
+    unmarked = tuple(event.model_copy(update={"written": (), "repeated": ()}) for event in outline.events)
+    assert prove(without_weights(model), outline.model_copy(update={"events": unmarked})) is not None
+
+
+class Windowed(Repeating):
+    """Fills rows up to a multiple of a window."""
+
+    def __init__(self, window: int) -> None:
+        super().__init__()
+        self.window = window
+        self.words = nn.Embedding(8, 4)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        length = input_ids.shape[1]
+        x = self.words(nn.functional.pad(input_ids, (0, -length % self.window)))
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+        return torch.as_tensor(x[:, :length])
+
+
+@pytest.mark.parametrize(("window", "reason"), [(4, "does not follow"), (64, "change where rows are long")])
+def test_a_window_leaves_a_model_whole(window: int, reason: str) -> None:
+    model = Windowed(window)
+    ids = (InputArray(name="input_ids", dtype="int64", shape=(None,), bound=8),)
+    outline = outline_of(model, ids)
+    assert reason in str(outline.uncut)
+    batch = {"input_ids": torch.randint(0, 8, (3, 130))}
+    assert torch.equal(run(cut(model, outline, [0]), batch)[0], model(**batch))
+
+
+class Choosing(Repeating):
+    """Takes another path for another number of rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[: 2 + len(x) % 2]:
+            x = torch.tanh(layer(x))
+        return x
+
+
+def test_a_path_that_follows_the_input_leaves_a_model_whole() -> None:
+    outline = outline_of(Choosing(), VECTOR)
+    assert outline.uncut == "its forward takes another path for other inputs"
+    assert outline.layers[0].units == ("layers.0", "layers.1", "layers.2")
+
+
+@lru_cache
+def count_up(size: int) -> Tensor:
+    return torch.arange(float(size))
+
+
+class Remembering(Repeating):
+    """Keeps what it has computed, in a function's cache and on itself."""
+
+    kept: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kept is None:
+            self.kept = torch.ones(4)
+            self.register_buffer("noted", torch.ones(4), persistent=False)
+        for layer in self.layers:
+            x = torch.tanh(layer(x) + count_up(4) + self.kept)
+        return x
+
+
+def test_nothing_of_a_trace_stays_with_the_model() -> None:
+    model = without_weights(Remembering())
+    assert make_outline(model, VECTOR, task="forward", dtype="float32").uncut is None
+    fresh = without_weights(Remembering())
+    with fake_weights(fresh) as mode, mode:
+        fresh(x=mode.from_tensor(torch.ones(2, 4)))
+    assert vars(fresh).get("kept") is None
+    assert not dict(fresh.named_buffers())
+    assert count_up(4).tolist() == [0, 1, 2, 3]
+
+
 class Listing(nn.Linear):
     """Returns an object that cannot be passed on."""
 
     def forward(self, x: Tensor) -> Any:
         return object()
+
+
+class Passing(nn.Module):
+    """Its layer hands an object to the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = Listing(4, 4)
+        self.layers = nn.ModuleList([nn.Linear(4, 4) for _ in range(3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.first(x)
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+        return x
+
+
+def test_a_layer_that_returns_no_tensor_leaves_a_model_whole() -> None:
+    model = Passing()
+    outline = outline_of(model, VECTOR)
+    assert outline.uncut == "first returns a object"
+    x = torch.randn(5, 4)
+    assert torch.equal(run(cut(model, outline, [0]), {"x": x})[0], model(x))
 
 
 def test_outputs_that_are_no_tensors_are_refused() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from inspect import signature
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +31,14 @@ class DenseLayer(nn.Module):
         """Return (rows, out_features) float32."""
         result: Tensor = self.activation(self.linear(vectors.to(self.linear.weight.dtype)))
         return result.float()
+
+
+class Unpooled(nn.Module):
+    """In the place of a model's own pooler, which takes no part: some models call theirs without asking for it."""
+
+    def forward(self, hidden: Tensor, *_: Any, **__: Any) -> Tensor:
+        """Return what it is given."""
+        return hidden
 
 
 class TextEmbedding(TaskModule):
@@ -80,7 +91,7 @@ def make_embed(request: TaskRequest, dtype: str) -> TextEmbedding:
     sentence = read_sentence(request)
     model, prefixes = build_text_model(request, "AutoModel", dtype)
     # By what is there: the configuration of a lone T5 encoder denies it, and its Auto class is still the whole model.
-    if hasattr(model, "encoder") and hasattr(model, "decoder"):
+    if hasattr(model, "encoder") and _takes_hidden(getattr(model, "decoder", None)):
         whole, model = model, model.get_encoder()  # type: ignore[operator]
         path = next(path for path, module in whole.named_modules() if module is model)
         prefixes = (("", f"{path}."),)
@@ -90,6 +101,11 @@ def make_embed(request: TaskRequest, dtype: str) -> TextEmbedding:
             hint="Use the task forward with arrays of that name.",
         )
     if getattr(model, "pooler", None) is not None:
-        model.pooler = None  # type: ignore[assignment]
+        model.pooler = Unpooled()
     skip = 0 if sentence.include_prompt else count_prompt(request)
     return TextEmbedding(model, prefixes, sentence, skip, dtype)
+
+
+def _takes_hidden(decoder: Any) -> bool:
+    """Return whether a decoder looks at an encoder's output; some encoders have a part of that name that does not."""
+    return isinstance(decoder, nn.Module) and "encoder_hidden_states" in signature(decoder.forward).parameters

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from daskinfer.models.architecture import build_model, stored_prefix
 from daskinfer.models.tasks.fields import text_fields
@@ -24,8 +24,21 @@ def build_text_model(request: TaskRequest, class_name: str, dtype: str) -> tuple
 
 def text_inputs(model: nn.Module) -> tuple[InputArray, InputArray]:
     """Return `input_ids` and `attention_mask` of a row."""
-    embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
     return (
-        InputArray(name="input_ids", dtype="int64", shape=(None,), bound=embeddings.num_embeddings),
+        InputArray(name="input_ids", dtype="int64", shape=(None,), bound=count_ids(model)),
         InputArray(name="attention_mask", dtype="int64", shape=(None,), bound=2),
     )
+
+
+def count_ids(model: nn.Module) -> int | None:
+    """Return how many token ids a model knows: rows of its input embeddings, else its vocabulary; None if unknown."""
+    try:
+        embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        embeddings = None
+    weight = getattr(embeddings, "weight", None)
+    if isinstance(weight, Tensor) and weight.ndim == 2:
+        return int(weight.shape[0])
+    settings: Any = getattr(model, "config", None)
+    size = getattr(settings and settings.get_text_config(), "vocab_size", None)
+    return size if isinstance(size, int) else None

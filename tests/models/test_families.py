@@ -1,0 +1,88 @@
+"""Families with a part of their own: every row of a padded microbatch against plain transformers on that row alone."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from daskinfer.models.architecture import stored_prefix
+from daskinfer.models.tasks.build import build_task
+from daskinfer.models.tasks.module import TaskModule
+from daskinfer.models.tasks.request import TaskRequest
+from daskinfer.spec.recipe import ModelOptions
+from daskinfer.testing.taskcases import EMBED_ALONE, SCORE_ALONE
+from daskinfer.testing.zoo import ZOO, make_inputs
+
+TOLERANCE = 2e-5
+
+
+def load(name: str, task: str) -> tuple[TaskModule, torch.nn.Module]:
+    """A task's module on a case of the zoo, and the plain model with the same weights."""
+    case = next(case for case in ZOO if case.name == name)
+    torch.set_num_threads(1)
+    plain, inputs = case.make()
+    files = {"config.json": json.dumps(case.config).encode()}
+    arrays = inputs if task == "forward" else ()
+    module = build_task(TaskRequest(task, ModelOptions(), case.architecture, files, None, arrays), "float32")
+    stored = {name.removeprefix(stored_prefix(plain)): tensor for name, tensor in plain.state_dict().items()}
+    module.load_state_dict({name: stored[module.stored_name(name)] for name in module.state_dict()}, assign=True)
+    return module, plain
+
+
+def texts() -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Token ids and mask of a padded microbatch, and the rows by themselves."""
+    generator = torch.Generator().manual_seed(3)
+    rows = [torch.randint(5, 96, (length,), generator=generator) for length in (3, 21, 9, 1)]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    return ids, mask, rows
+
+
+def run(module: TaskModule, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    given = {"input_ids": ids, "attention_mask": mask}
+    with torch.inference_mode():
+        output: dict[str, Tensor] = module(
+            **{one.name: given.get(one.name, torch.zeros_like(ids)) for one in module.inputs}
+        )
+    return output
+
+
+@pytest.mark.parametrize(("name", "architecture"), EMBED_ALONE)
+def test_a_text_among_longer_ones_has_the_vector_that_it_has_alone(name: str, architecture: str) -> None:
+    module, plain = load(name, "embed")
+    encoder = plain.get_encoder() if plain.config.is_encoder_decoder else plain  # type: ignore[operator, union-attr]
+    ids, mask, rows = texts()
+    found = run(module, ids, mask)["embedding"]
+    assert type(plain).__name__ == architecture
+    with torch.inference_mode():
+        for vector, row in zip(found, rows, strict=True):
+            hidden = encoder(input_ids=row[None]).last_hidden_state[0]
+            assert torch.allclose(vector, torch.nn.functional.normalize(hidden.mean(0), dim=0), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(("name", "architecture"), SCORE_ALONE)
+def test_a_text_among_longer_ones_has_the_probability_that_it_has_alone(name: str, architecture: str) -> None:
+    module, plain = load(name, "score")
+    ids, mask, rows = texts()
+    found = run(module, ids, mask)["logprob"]
+    assert type(plain).__name__ == architecture
+    with torch.inference_mode():
+        for value, row in zip(found, rows, strict=True):
+            logits = plain(input_ids=row[None]).logits[0, :-1].log_softmax(-1)
+            assert np.isclose(value, logits.gather(1, row[1:, None]).sum(), atol=20 * TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["dinov3", "detr", "timesfm"])
+def test_an_array_among_others_has_the_outputs_that_it_has_alone(name: str) -> None:
+    module, plain = load(name, "forward")
+    inputs = make_inputs(next(case for case in ZOO if case.name == name), 4, 1, 5)
+    with torch.inference_mode():
+        found = module(**inputs)
+        for row in range(4):
+            alone = plain(**{key: value[row : row + 1] for key, value in inputs.items()})
+            for key, values in found.items():
+                assert torch.allclose(values[row], alone[key][0], atol=TOLERANCE), key
