@@ -56,7 +56,8 @@ class Encoded:
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays, and 8 for every item's place in a microbatch."""
-        texts = self.rows.ids.nbytes + 2 * self.rows.starts.nbytes + self.positions.nbytes
+        texts = self.rows.ids.nbytes + 2 * self.rows.starts.nbytes + self.positions.nbytes + self.rows.truncated.nbytes
+        texts += 0 if self.rows.types is None else self.rows.types.nbytes
         return texts + sum(array.nbytes for array in self.rows.arrays.values())
 
     def items(self, number: int, without: Collection[int] = ()) -> tuple[int, ...]:

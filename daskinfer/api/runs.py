@@ -115,6 +115,7 @@ def validate(recipe: Recipe) -> list[str]:
         f"checkpoint: {resolution.reference} is {resolution.snapshot}",
         f"plan: {cut}, {plan.numerics.dtype}{longest}",
         f"precision: {draft.precision}",
+        *([f"length: {draft.length}"] if draft.length else []),
         f"output: {written}{''.join(f', {name}' for name in recipe.output.keep)}",
     ]
     try:

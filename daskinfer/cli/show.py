@@ -63,6 +63,8 @@ def print_report(report: Report, remark: str | None = None) -> None:
     whole = f"{format_duration(report.seconds)} in all, {format_duration(report.startup_seconds)} to start"
     if report.precision:
         lines["precision"] = report.precision
+    if report.length:
+        lines["length"] = report.length
     if report.incidents:
         lines["incidents"] = "; ".join(_tell_incidents(report.incidents))
     lines |= {"speed": f"{speed} ({whole})", "output": report.output, "report": report.report}

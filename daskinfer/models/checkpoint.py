@@ -25,7 +25,6 @@ from daskinfer.models.grouping import group_tensors, refuse_missing, refuse_odd_
 from daskinfer.models.leftovers import refuse_changes
 from daskinfer.models.partial import find_possible_task
 from daskinfer.models.plainfiles import (
-    build_tokenizer,
     list_files,
     read_config,
     read_plain_files,
@@ -33,6 +32,7 @@ from daskinfer.models.plainfiles import (
 )
 from daskinfer.models.remotecode import read_code
 from daskinfer.models.tensorfiles import Folder, GroupFile, LocalFolder, StoredTensor, as_stored, read_weights
+from daskinfer.models.tokenizer_conversion import convert_tokenizer
 from daskinfer.spec.snapshot import EntryPoint, Manifest
 
 _DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -104,11 +104,12 @@ def inspect_checkpoint(source: Path | Folder, *, dtype: str | None = None, trust
         "untied": grouped.untied,
     }
     provenance |= {name: ", ".join(values) for name, values in told.items() if values}
-    if "tokenizer.json" not in files and getattr(model, "main_input_name", "") == "input_ids":
-        built = build_tokenizer(folder, names, config)
-        if built is not None:
-            files["tokenizer.json"] = built
-            provenance["tokenizer.json"] = "built from the vocabulary by transformers"
+    if getattr(model, "main_input_name", "") == "input_ids":
+        converted = convert_tokenizer(folder, names, config)
+        if "tokenizer.json" in converted and converted["tokenizer.json"] != files.get("tokenizer.json"):
+            made = "completed by its other files" if "tokenizer.json" in files else "built from the vocabulary"
+            provenance["tokenizer.json"] = f"{made} by transformers"
+        files |= converted
     found = CheckpointFiles(
         architecture,
         _main_dtype(folder.url, grouped.groups),

@@ -38,6 +38,10 @@ class EncodedRows:
     """Input name -> (rows, ...) values, for models that take arrays."""
     variants: Variants | None = None
     """What the items are, where they are not the rows."""
+    types: NDArray[np.int32] | None = None
+    """Token types of all rows end to end, (tokens,); None where all are 0."""
+    truncated: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, dtype=np.int32))
+    """Rows whose text was longer than a row may be, ascending."""
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -48,8 +52,8 @@ class EncodedRows:
     def batch(self, items: Sequence[int], length: int) -> dict[str, Array]:
         """Return the model's inputs for some items, (items, ...) each.
 
-        Text comes as `input_ids` and `attention_mask`, int64 (items, length); variants add `position`, and
-        `target`, the id that was there: int64 (items,) each.
+        Text comes as `input_ids` and `attention_mask`, and `token_type_ids` where not all are 0: int64 (items, length);
+        variants add `position`, and `target`, the id that was there: int64 (items,) each.
         """
         chosen = np.asarray(items, dtype=np.int64)
         rows = chosen if self.variants is None else self.variants.rows[chosen].astype(np.int64)
@@ -60,7 +64,11 @@ class EncodedRows:
         columns = np.arange(length)
         mask = columns < (self.starts[rows + 1] - begins)[:, None]
         ids = np.full(mask.shape, self.pad, dtype=np.int64)
-        ids[mask] = self.ids[(begins[:, None] + columns)[mask]]
+        places = (begins[:, None] + columns)[mask]
+        ids[mask] = self.ids[places]
+        if self.types is not None:
+            inputs["token_type_ids"] = np.zeros(mask.shape, dtype=np.int64)
+            inputs["token_type_ids"][mask] = self.types[places]
         if self.variants is not None:
             positions = self.variants.positions[chosen].astype(np.int64)
             masked = np.arange(len(rows)), positions

@@ -24,7 +24,7 @@ from daskinfer.spec.recipe import ModelOptions
 from daskinfer.spec.snapshot import EntryPoint
 
 # What says how a model is built; tokenizers and texts do not.
-_DECIDING = ("config.json", "modules.json", "processor_config.json", ".py")
+_DECIDING = ("config.json", "modules.json", "processor_config.json", "tokenizer_settings.json", ".py")
 
 
 def outline_key(request: TaskRequest, dtype: str) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from daskinfer.errors import CheckpointError
@@ -33,7 +31,6 @@ _KEPT = (
     "LICENSE.txt",
     "NOTICE",
 )
-_VOCABULARIES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
 _SENTENCE_MODULES = ("Transformer", "Pooling", "Normalize", "Dense")
 
 
@@ -114,39 +111,6 @@ def read_sentence_weights(folder: Folder, files: Mapping[str, bytes]) -> tuple[G
             )
         groups.append(GroupFile(path, tuple((f"{path}.{name}", as_stored(tensor)) for name, tensor in tensors.items())))
     return tuple(groups)
-
-
-def build_tokenizer(folder: Folder, names: list[str], config: Mapping[str, Any]) -> bytes | None:
-    """Return a tokenizer.json made of the checkpoint's vocabulary; None where it has none.
-
-    Raises
-    ------
-    CheckpointError
-        Where transformers cannot make one, or it does not fit the model.
-    """
-    # Without a vocabulary transformers would build a tokenizer of its special tokens alone, and say nothing.
-    if not any(name in names for name in _VOCABULARIES):
-        return None
-    from transformers import AutoTokenizer
-
-    with TemporaryDirectory(prefix="daskinfer-tokenizer-") as scratch:
-        for name in {*_KEPT, *_VOCABULARIES}.intersection(names):
-            (Path(scratch) / name).write_bytes(folder.read(name))
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(scratch, local_files_only=True, trust_remote_code=False)
-            text: str = tokenizer.backend_tokenizer.to_str()
-        except (OSError, ValueError, ImportError, AttributeError) as error:
-            raise CheckpointError(
-                f"{folder.url}: no tokenizer.json, and none could be built ({error})",
-                hint="Save the model's tokenizer there with `tokenizer.save_pretrained`.",
-            ) from error
-    size = config.get("vocab_size")
-    if isinstance(size, int) and len(tokenizer) > size:
-        raise CheckpointError(
-            f"{folder.url}: the tokenizer knows {len(tokenizer)} tokens, the model {size}",
-            hint="Take tokenizer and weights from the same checkpoint.",
-        )
-    return text.encode()
 
 
 def _sentence_modules(folder: Folder, files: Mapping[str, bytes]) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from daskinfer.models.standins import state_names
 from daskinfer.models.structure import flatten, unflatten
 from daskinfer.models.tracing import Interception, Leaf
-from daskinfer.spec.outline import Dim, Outline
+from daskinfer.spec.outline import Dim, InputArray, Outline
 
 
 class Stop(Exception):
@@ -88,7 +88,7 @@ class Skeleton:
         self._cursor = 0
         self._values = dict(zip(self._arriving, received, strict=True))
         some = next(iter(inputs.values()))
-        self._size = (some.shape[0], _length(inputs, self._outline))
+        self._size = (some.shape[0], padded_length(inputs, self._outline.inputs))
         self._device = some.device
         try:
             with self._interception:
@@ -167,8 +167,17 @@ def _blank(shape: Iterable[int], dtype: torch.dtype, device: torch.device) -> Te
     return torch.full([1] * len(shape), value, dtype=dtype, device=device).expand(shape)
 
 
-def _length(inputs: Mapping[str, Tensor], outline: Outline) -> int:
-    for array in outline.inputs:
+def padded_length(inputs: Mapping[str, Any], arrays: Iterable[InputArray]) -> int:
+    """Return the padded length of a microbatch in tokens; 1 where all rows have the same shape.
+
+    Parameters
+    ----------
+    inputs
+        The model's inputs, (rows, ...) each.
+    arrays
+        What is known of them.
+    """
+    for array in arrays:
         if None in array.shape:
-            return inputs[array.name].shape[1 + array.shape.index(None)]
+            return int(inputs[array.name].shape[1 + array.shape.index(None)])
     return 1

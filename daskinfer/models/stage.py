@@ -15,14 +15,14 @@ from daskinfer.models.devicefaults import explain_failures
 from daskinfer.models.devices import find_cpu, find_device
 from daskinfer.models.offload import fill_offloaded
 from daskinfer.models.runner import Results, Runner
-from daskinfer.models.skeleton import Skeleton, owned_names
+from daskinfer.models.skeleton import Skeleton, owned_names, padded_length
 from daskinfer.models.standins import make_blank, replace_state, state_names
 from daskinfer.models.tasks.build import build_task
 from daskinfer.models.tasks.module import TaskModule
 from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.models.tensors import Array
 from daskinfer.models.weights import Filling, fill_module, find_entries
-from daskinfer.spec.outline import Outline
+from daskinfer.spec.outline import InputArray, Outline
 from daskinfer.spec.plan import DeviceShape, Numerics, StagePlan
 from daskinfer.spec.snapshot import LayerGroup, Manifest, TensorEntry
 
@@ -37,6 +37,8 @@ class Stage:
     ----------
     runner
         What computes.
+    inputs
+        What it takes of the model's inputs.
     device
         On what.
     read_bytes
@@ -48,6 +50,7 @@ class Stage:
     def __init__(
         self,
         runner: Runner,
+        inputs: tuple[InputArray, ...],
         device: DeviceShape,
         read_bytes: int,
         scratch: TemporaryDirectory[str] | None,
@@ -55,6 +58,7 @@ class Stage:
         self.device = device.kind if device.kind == "cpu" else f"{device.kind}: {device.name}"
         self.read_bytes = read_bytes
         self._runner = runner
+        self._inputs = inputs
         if scratch is not None:
             weakref.finalize(self, scratch.cleanup)
 
@@ -69,7 +73,7 @@ class Stage:
         Parameters
         ----------
         inputs
-            The model's inputs, (items, ...) each.
+            The model's inputs, (items, ...) each; others beside them are left alone.
         received
             What the stage before returned; empty on the first stage.
 
@@ -81,8 +85,8 @@ class Stage:
             How often it did not fit the device and was run in smaller parts.
         """
         before = self._runner.usage.out_of_memory
-        length = inputs["input_ids"].shape[1] if "attention_mask" in inputs else 1
-        results = self._runner.run(inputs, received, length=length)
+        taken = {array.name: inputs[array.name] for array in self._inputs}
+        results = self._runner.run(taken, received, length=padded_length(taken, self._inputs))
         return results, self._runner.usage.out_of_memory - before
 
 
@@ -161,7 +165,7 @@ def load_stage(
         device=device,
         threads=numerics.threads,
     )
-    return Stage(runner, device, read_bytes, folder)
+    return Stage(runner, outline.inputs, device, read_bytes, folder)
 
 
 def _untie(module: TaskModule, stored: Mapping[str, str]) -> None:

@@ -58,7 +58,7 @@ def max_positions(config: Mapping[str, Any]) -> int | None:
     """Return the longest row in tokens that the model has positions for; None where there is no limit."""
     config = text_config(config)
     model_type = config.get("model_type")
-    if model_type in _UNLIMITED:
+    if model_type in _UNLIMITED or config.get("position_biased_input") is False:  # DeBERTa, by distances alone
         return None
     limit = next((config[key] for key in _POSITION_KEYS if isinstance(config.get(key), int)), 0)
     if model_type in _OFFSET_POSITIONS:

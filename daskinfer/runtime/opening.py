@@ -14,7 +14,7 @@ from daskinfer.ids import digest_of, shorten
 from daskinfer.models.arrays import count_row_tokens
 from daskinfer.models.devices import choose_dtype
 from daskinfer.models.entry import confirm_entry
-from daskinfer.models.tasks.encode import make_encoder, row_length
+from daskinfer.models.tasks.encode import explain_length, make_encoder, row_length
 from daskinfer.models.tasks.fields import takes_text, task_fields, task_wants
 from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.models.versions import ATTENTION, versions
@@ -195,6 +195,7 @@ def draft_job(recipe: Recipe, workers: Sequence[WorkerShape]) -> tuple[JobRecord
         rows=table.rows,
         partitions=len(table.partitions),
         precision=precision,
+        length=explain_length(request) if is_text else "",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     open_output(record, recipe.workspace)  # refuses an unusable output

@@ -174,6 +174,8 @@ class Session:
         record = self.job.record
         self._enter("starting")
         self._tell(f"precision: {record.precision}")
+        if record.length:
+            self._tell(f"length: {record.length}")
         if self.job.resumed:
             self._note("resumed", f"epoch {self.epoch} goes on where an earlier one stopped{self._explain_stop()}")
         keeper = Keeper(record, self.recipe, self.epoch, member=self.member)

@@ -67,6 +67,7 @@ def make_report(session: Session, command: str, seconds: float, started: str) ->
         startup_seconds=session.startup_seconds,
         running_seconds=running,
         precision=record.precision,
+        length=record.length,
         stages=ledger.stages(running),
         counters=session.counters,
         incidents=tuple(ledger.incidents),

@@ -71,6 +71,8 @@ class JobRecord(Section):
     """Partitions of the input."""
     precision: str = ""
     """Why it computes in its precision; decides nothing."""
+    length: str = ""
+    """Why its texts are shorter than the recipe asks for, where they are; decides nothing."""
     created: str
     """ISO 8601, UTC."""
 
@@ -290,6 +292,8 @@ class Report(Section):
     """From then until the last commit."""
     precision: str = ""
     """Which precision it computes in, and why."""
+    length: str = ""
+    """Why its texts are shorter than the recipe asks for, where they are."""
     stages: tuple[StageReport, ...]
     """Where the time went."""
     counters: dict[str, int]

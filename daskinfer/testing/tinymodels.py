@@ -189,6 +189,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 64},
     "opt": {"word_embed_proj_dim": 32, "ffn_dim": 64},
     "mamba": {"state_size": 4},
+    "xlnet": {"d_model": 32, "n_layer": 4, "n_head": 4, "d_inner": 64},
 }
 
 
@@ -207,6 +208,8 @@ def _common_settings(model_type: str, tokenizer: Tokenizer, names: dict[str, str
     if model_type in _DECODERS or model_type in ("t5", "bart", "modernbert"):
         special = {key.replace("_token", "_token_id"): tokenizer.token_to_id(token) for key, token in names.items()}
         options |= {key: special[key] for key in ("bos_token_id", "eos_token_id") if key in special}
+    if model_type == "xlnet":  # it refuses any limit
+        del options["max_position_embeddings"]
     if model_type == "modernbert":
         options |= {"cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
     return options

@@ -10,6 +10,9 @@ from daskinfer.storage.filesystem import join_url, read_bytes, replace_bytes
 from daskinfer.storage.folder import Folder
 from daskinfer.storage.registry.catalog import Registry
 
+# What is read of a checkpoint: a folder that was published when less was read is looked into again.
+_READING = 2
+
 
 def identify_source(name: str, folder: Folder, entry: str | None, dtype: str | None) -> str | None:
     """Return what a publish is known by; None where the store does not tell whether its files have changed.
@@ -26,7 +29,7 @@ def identify_source(name: str, folder: Folder, entry: str | None, dtype: str | N
         Precision it is converted to, if any.
     """
     stamps = folder.stamps()
-    return None if stamps is None else digest_of([name, folder.url, stamps, entry, dtype])
+    return None if stamps is None else digest_of([_READING, name, folder.url, stamps, entry, dtype])
 
 
 def recall_source(registry: Registry, source: str | None) -> Resolution | None:

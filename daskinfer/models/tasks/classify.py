@@ -9,21 +9,22 @@ from daskinfer.errors import CheckpointError
 from daskinfer.models.tasks.fields import use_sigmoid
 from daskinfer.models.tasks.module import TaskModule
 from daskinfer.models.tasks.request import TaskRequest
-from daskinfer.models.tasks.textmodel import Prefixes, build_text_model, text_inputs
+from daskinfer.models.tasks.textmodel import Prefixes, TextInputs, build_text_model, text_inputs
 from daskinfer.models.textconfig import pad_id
 
 
 class TextClassification(TaskModule):
-    """`scores` (rows, classes) float32 from `input_ids` and `attention_mask` (rows, tokens)."""
+    """`scores` (rows, classes) float32 from what a tokenizer returns, (rows, tokens) each."""
 
-    def __init__(self, model: nn.Module, prefixes: Prefixes, sigmoid: bool) -> None:
-        super().__init__(model, prefixes, text_inputs(model))
+    def __init__(self, model: nn.Module, prefixes: Prefixes, inputs: TextInputs, sigmoid: bool) -> None:
+        super().__init__(model, prefixes, inputs.arrays)
+        self._text = inputs
         self._sigmoid = sigmoid
         self.eval()
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Return the probability of every class."""
-        logits = self.model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits.float()
+        logits = self._text.run(self.model, inputs).logits.float()
         return {"scores": torch.sigmoid(logits) if self._sigmoid else torch.softmax(logits, dim=-1)}
 
 
@@ -42,4 +43,4 @@ def make_classify(request: TaskRequest, dtype: str) -> TextClassification:
             f"config.json: {request.architecture} needs a pad_token_id, to tell where a padded row ends",
             hint="Set it to the tokenizer's padding id and publish again.",
         )
-    return TextClassification(model, prefixes, use_sigmoid(request.config))
+    return TextClassification(model, prefixes, text_inputs(model, request), use_sigmoid(request.config))

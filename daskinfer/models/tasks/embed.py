@@ -15,7 +15,7 @@ from daskinfer.models.tasks.module import TaskModule
 from daskinfer.models.tasks.pooling import pool
 from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.models.tasks.sentence import Dense, Sentence, read_sentence
-from daskinfer.models.tasks.textmodel import Prefixes, build_text_model, text_inputs
+from daskinfer.models.tasks.textmodel import Prefixes, TextInputs, build_text_model, text_inputs
 
 
 class DenseLayer(nn.Module):
@@ -42,23 +42,26 @@ class Unpooled(nn.Module):
 
 
 class TextEmbedding(TaskModule):
-    """`embedding` (rows, width) float32 from `input_ids` and `attention_mask` (rows, tokens).
+    """`embedding` (rows, width) float32 from what a tokenizer returns, (rows, tokens) each.
 
     Parameters
     ----------
     model, prefixes
         See `TaskModule`.
+    inputs
+        What the model is given of a text.
     sentence
         Pooling, and what follows it.
     skip
         Tokens at the beginning of every row that are not pooled.
     """
 
-    def __init__(self, model: nn.Module, prefixes: Prefixes, sentence: Sentence, skip: int, dtype: str) -> None:
+    def __init__(
+        self, model: nn.Module, prefixes: Prefixes, inputs: TextInputs, sentence: Sentence, skip: int, dtype: str
+    ) -> None:
         dense = [step for step in sentence.steps if step is not None]
-        super().__init__(
-            model, (*((f"{each.path}.", f"{each.path}.") for each in dense), *prefixes), text_inputs(model)
-        )
+        super().__init__(model, (*((f"{each.path}.", f"{each.path}.") for each in dense), *prefixes), inputs.arrays)
+        self._text = inputs
         for each in dense:
             self.add_module(each.path, DenseLayer(each, getattr(torch, dtype)))
         self._sentence = sentence
@@ -68,7 +71,7 @@ class TextEmbedding(TaskModule):
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Return the embeddings."""
         mask = inputs["attention_mask"]
-        hidden = self.model(input_ids=inputs["input_ids"], attention_mask=mask).last_hidden_state
+        hidden = self._text.run(self.model, inputs).last_hidden_state
         if self._skip:
             mask = mask * (torch.arange(mask.shape[1], device=mask.device) >= self._skip)
         vectors = pool(hidden.float(), mask, self._sentence.pooling)
@@ -103,7 +106,7 @@ def make_embed(request: TaskRequest, dtype: str) -> TextEmbedding:
     if getattr(model, "pooler", None) is not None:
         model.pooler = Unpooled()
     skip = 0 if sentence.include_prompt else count_prompt(request)
-    return TextEmbedding(model, prefixes, sentence, skip, dtype)
+    return TextEmbedding(model, prefixes, text_inputs(model, request), sentence, skip, dtype)
 
 
 def _takes_hidden(decoder: Any) -> bool:

@@ -12,7 +12,7 @@ from daskinfer.models.tasks.fields import score_kind, takes_text
 from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.models.tasks.sentence import read_sentence
 from daskinfer.models.textconfig import max_positions, vocab_size
-from daskinfer.models.tokenizer import Ids, Tokenizer, make_tokenizer, mask_id
+from daskinfer.models.tokenizer import Ids, TokenizedRow, Tokenizer, make_tokenizer, mask_id, read_settings
 
 Columns = Mapping[str, Any]
 """Column name -> values of a partition's rows: a sequence of texts or images, or an array."""
@@ -62,19 +62,22 @@ class TextEncoder:
         texts = [self._prepare(text) for text in columns["text"]]
         refused = self._tokenizer.find_unusable(texts)
         numbers = [number for number in range(len(texts)) if number not in refused]
-        rows: dict[int, Ids] = {}
-        for number, ids in zip(numbers, self._tokenizer.encode([texts[n] for n in numbers]), strict=True):
-            reason = self._find_fault(ids)
+        rows: dict[int, TokenizedRow] = {}
+        for number, row in zip(numbers, self._tokenizer.encode_rows([texts[n] for n in numbers]), strict=True):
+            reason = self._find_fault(row.ids)
             if reason is None:
-                rows[number] = ids
+                rows[number] = row
             else:
                 refused[number] = reason
-        lengths = [len(ids) for ids in rows.values()]
+        lengths = [len(row.ids) for row in rows.values()]
+        types = [row.types for row in rows.values() if row.types is not None]
         return EncodedRows(
-            ids=np.concatenate([np.empty(0, np.int32), *rows.values()]),
+            ids=_join([row.ids for row in rows.values()]),
             starts=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
             pad=self._tokenizer.pad_id,
             variants=None if self._mask is None else self._make_variants([texts[n] for n in rows], self._mask),
+            types=_join(types) if types else None,
+            truncated=np.array([place for place, row in enumerate(rows.values()) if row.is_truncated], np.int32),
         ), refused
 
     def _prepare(self, text: str) -> str:
@@ -91,7 +94,11 @@ class TextEncoder:
     def _make_variants(self, texts: list[str], mask: int) -> Variants:
         words = self._tokenizer.find_words(texts)
         rows = np.repeat(np.arange(len(words), dtype=np.int32), [len(positions) for positions in words])
-        return Variants(rows=rows, positions=np.concatenate([np.empty(0, np.int32), *words]), mask=mask)
+        return Variants(rows=rows, positions=_join(words), mask=mask)
+
+
+def _join(rows: list[Ids]) -> Ids:
+    return np.concatenate([np.empty(0, np.int32), *rows])
 
 
 def make_encoder(request: TaskRequest, max_length: int) -> Encoder:
@@ -133,10 +140,29 @@ def _make_text_encoder(request: TaskRequest, max_length: int) -> TextEncoder:
 
 def row_length(request: TaskRequest) -> int:
     """Return the longest row in tokens: as the recipe says, or less where model or checkpoint have less."""
-    limits = [request.options.max_length, max_positions(request.config)]
-    if request.task == "embed":
-        limits.append(read_sentence(request).max_length)
-    return min(limit for limit in limits if limit is not None)
+    return min(_limits(request).values())
+
+
+def explain_length(request: TaskRequest) -> str:
+    """Return what makes rows shorter than the recipe asks for, in a sentence; empty where nothing does."""
+    limits = _limits(request)
+    where = min(limits, key=lambda name: limits[name])
+    asked = request.options.max_length
+    return "" if limits[where] == asked else f"texts have at most {limits[where]:,} tokens by {where}, not {asked:,}"
+
+
+def _limits(request: TaskRequest) -> dict[str, int]:
+    """Return every limit of a row's length in tokens, by where it stands; the recipe's comes first."""
+    limits = {"model.options.max_length": request.options.max_length}
+    sentence = read_sentence(request).max_length if request.task == "embed" else None
+    if sentence is not None:
+        # sentence-transformers sets the tokenizer's own limit to this one.
+        limits["max_seq_length of sentence_bert_config.json"] = sentence
+    elif (own := read_settings(request.files).model_max_length) is not None:
+        limits["model_max_length of tokenizer_config.json"] = own
+    if (positions := max_positions(request.config)) is not None:
+        limits["the positions of config.json"] = positions
+    return limits
 
 
 def count_prompt(request: TaskRequest) -> int:

@@ -12,30 +12,33 @@ from daskinfer.models.tasks.encode import row_length
 from daskinfer.models.tasks.fields import score_kind
 from daskinfer.models.tasks.module import TaskModule
 from daskinfer.models.tasks.request import TaskRequest
-from daskinfer.models.tasks.textmodel import Prefixes, build_text_model, text_inputs
+from daskinfer.models.tasks.textmodel import Prefixes, TextInputs, build_text_model, text_inputs
 from daskinfer.spec.outline import InputArray
 
 
 class CausalScore(TaskModule):
-    """`logprob` (rows,) float32 from `input_ids` and `attention_mask` (rows, tokens).
+    """`logprob` (rows,) float32 from what a tokenizer returns, (rows, tokens) each.
 
     Parameters
     ----------
     model, prefixes
         See `TaskModule`.
+    inputs
+        What the model is given of a text.
     width
         Also return `token_logprobs` (rows, width) float32, 0 where nothing was predicted; None leaves them out.
     """
 
-    def __init__(self, model: nn.Module, prefixes: Prefixes, width: int | None) -> None:
-        super().__init__(model, prefixes, text_inputs(model))
+    def __init__(self, model: nn.Module, prefixes: Prefixes, inputs: TextInputs, width: int | None) -> None:
+        super().__init__(model, prefixes, inputs.arrays)
+        self._text = inputs
         self._width = width
         self.eval()
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Return the log-probability of every row's tokens but the first."""
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        logits = self.model(input_ids=ids, attention_mask=mask).logits
+        logits = self._text.run(self.model, inputs).logits
         # Row by row: a second (rows, tokens, vocabulary) in float32 would be the largest thing in memory.
         values = torch.stack([log_probability(row[:-1], wanted[1:]) for row, wanted in zip(logits, ids, strict=True)])
         is_token = mask[:, 1:].bool()
@@ -49,16 +52,16 @@ class CausalScore(TaskModule):
 class MaskedScore(TaskModule):
     """`token_logprob` (items,) float32: of the token `target` at `position`, which is masked in `input_ids`."""
 
-    def __init__(self, model: nn.Module, prefixes: Prefixes) -> None:
-        ids, mask = text_inputs(model)
+    def __init__(self, model: nn.Module, prefixes: Prefixes, inputs: TextInputs) -> None:
         position = InputArray(name="position", dtype="int64", shape=(), bound=1)
-        target = InputArray(name="target", dtype="int64", shape=(), bound=ids.bound)
-        super().__init__(model, prefixes, (ids, mask, position, target))
+        target = InputArray(name="target", dtype="int64", shape=(), bound=inputs.arrays[0].bound)
+        super().__init__(model, prefixes, (*inputs.arrays, position, target))
+        self._text = inputs
         self.eval()
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Return the log-probability of every item's target."""
-        logits = self.model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+        logits = self._text.run(self.model, inputs).logits
         position = inputs["position"]
         chosen = logits[torch.arange(position.shape[0], device=position.device), position]
         return {"token_logprob": log_probability(chosen, inputs["target"])}
@@ -78,6 +81,8 @@ def make_score(request: TaskRequest, dtype: str) -> TaskModule:
         If the checkpoint has no head that predicts tokens.
     """
     if score_kind(request) == "masked":
-        return MaskedScore(*build_text_model(request, "AutoModelForMaskedLM", dtype))
+        model, prefixes = build_text_model(request, "AutoModelForMaskedLM", dtype)
+        return MaskedScore(model, prefixes, text_inputs(model, request))
     model, prefixes = build_text_model(request, "AutoModelForCausalLM", dtype)
-    return CausalScore(model, prefixes, row_length(request) if request.options.per_token else None)
+    width = row_length(request) if request.options.per_token else None
+    return CausalScore(model, prefixes, text_inputs(model, request), width)

@@ -1,0 +1,101 @@
+"""What the tokenizer returns beside the ids reaches the model: rows among longer ones equal plain transformers alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, processors
+from transformers import AutoModel, AutoTokenizer
+
+from daskinfer.models.checkpoint import inspect_checkpoint
+from daskinfer.models.tasks.build import build_task
+from daskinfer.models.tasks.encode import make_encoder, row_length
+from daskinfer.models.tasks.request import TaskRequest
+from daskinfer.spec.recipe import ModelOptions
+from daskinfer.testing.tasks import fill_task, run_task
+from daskinfer.testing.tinymodels import make_tiny
+
+TEXTS = [
+    "the small cat sleeps",
+    "a dog and a river",
+    "cat",
+    "the sun is in the river of stone and the dog sleeps, water falls.",
+]
+WITH_TYPES = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
+
+
+def change_settings(folder: Path, **settings: Any) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+def ask_published(folder: Path, task: str = "embed", **options: Any) -> TaskRequest:
+    found = inspect_checkpoint(folder)
+    return TaskRequest(task, ModelOptions(**options), found.architecture, found.files)
+
+
+def embed_alone(folder: Path) -> np.ndarray:
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    model = AutoModel.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        vectors = [model(**tokenizer([text], return_tensors="pt")).last_hidden_state.mean(1)[0] for text in TEXTS]
+    return torch.nn.functional.normalize(torch.stack(vectors), dim=-1).numpy()
+
+
+def embed(folder: Path) -> tuple[np.ndarray, set[str]]:
+    request = ask_published(folder)
+    module = fill_task(build_task(request, "float32"), folder)
+    encoded, refused = make_encoder(request, row_length(request)).encode({"text": TEXTS})
+    assert not refused
+    return run_task(module, encoded)["embedding"], {array.name for array in module.inputs}
+
+
+def make_xlnet(folder: Path) -> Path:
+    make_tiny(folder, "XLNetModel")
+    path = str(folder / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(path)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A:0 [SEP]:0 [CLS]:2", special_tokens=[("[SEP]", 3), ("[CLS]", 2)]
+    )
+    tokenizer.save(path)
+    change_settings(folder, padding_side="left", **WITH_TYPES)
+    return folder
+
+
+def test_token_types_reach_the_model(tmp_path: Path) -> None:
+    folder = make_xlnet(tmp_path)
+    vectors, names = embed(folder)
+    assert "token_type_ids" in names
+    assert np.abs(vectors - embed_alone(folder)).max() < 1e-5
+
+
+@pytest.mark.parametrize("architecture", ["GPT2Model", "BertModel", "XLNetModel"])
+@pytest.mark.parametrize("returned", [True, False])
+def test_types_that_are_all_0_are_given_where_the_tokenizer_returns_them(
+    architecture: str, returned: bool, tmp_path: Path
+) -> None:
+    # GPT-2 adds a word's embedding for them and XLNet a segment's; without them, neither does.
+    folder = make_tiny(tmp_path, architecture)
+    names = WITH_TYPES["model_input_names"]
+    change_settings(folder, model_input_names=names if returned else [names[0], names[2]])
+    vectors, taken = embed(folder)
+    assert taken == {"input_ids", "attention_mask"}
+    assert np.abs(vectors - embed_alone(folder)).max() < 1e-5
+
+
+def test_types_of_0_change_no_bit_of_bert(tmp_path: Path) -> None:
+    folder = make_tiny(tmp_path, "BertModel")
+    with_types, _ = embed(folder)
+    change_settings(folder, model_input_names=["input_ids", "attention_mask"])
+    assert np.array_equal(embed(folder)[0], with_types)
+
+
+def test_a_tokenizer_without_mask_is_padded_all_the_same(tmp_path: Path) -> None:
+    folder = make_tiny(tmp_path, "BertModel")
+    change_settings(folder, model_input_names=["input_ids"])
+    assert np.abs(embed(folder)[0] - embed_alone(folder)).max() < 1e-5
