@@ -268,20 +268,20 @@ def test_a_snapshot_without_settings_is_read_by_its_files() -> None:
 
 
 def test_the_lowest_limit_is_kept_and_named(tmp_path: Path) -> None:
-    settings = BERT_NAMES | {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 40}
+    settings: dict[str, Any] = {**BERT_NAMES, "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 40}
     files = convert(write(tmp_path / "model", word_piece(), **settings))
     sentence = {"sentence_bert_config.json": b'{"max_seq_length": 70}', "modules.json": b"[]"}
 
-    def ask(max_length: int, task: str = "embed", **more: bytes) -> tuple[int, str]:
-        request = TaskRequest(task, ModelOptions(max_length=max_length), "BertModel", files | more)
+    def ask(max_length: int, task: str = "embed", more: Mapping[str, bytes] = {}) -> tuple[int, str]:
+        request = TaskRequest(task, ModelOptions(max_length=max_length), "BertModel", {**files, **more})
         return row_length(request), explain_length(request)
 
     assert ask(30) == (30, "")
     assert ask(99) == (40, "texts have at most 40 tokens by model_max_length of tokenizer_config.json, not 99")
-    assert ask(99, **sentence) == (
+    assert ask(99, more=sentence) == (
         70,
         "texts have at most 70 tokens by max_seq_length of sentence_bert_config.json, not 99",
     )
-    assert ask(99, "classify", **sentence)[0] == 40
+    assert ask(99, "classify", sentence)[0] == 40
     files["config.json"] = b'{"model_type": "bert", "hidden_size": 192, "max_position_embeddings": 20}'
     assert ask(99) == (20, "texts have at most 20 tokens by the positions of config.json, not 99")
