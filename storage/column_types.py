@@ -143,6 +143,30 @@ def is_fixed_binary(own: pa.DataType) -> bool:
     return bool(pa.types.is_fixed_size_binary(own))
 
 
+def lay_plain(own: pa.DataType) -> pa.DataType:
+    """Return the type of the same values without views of texts and bytes, of which Arrow cannot take some rows."""
+    if pa.types.is_string_view(own) or pa.types.is_binary_view(own):
+        return pa.string() if pa.types.is_string_view(own) else pa.binary()
+    if pa.types.is_dictionary(own):
+        return pa.dictionary(own.index_type, lay_plain(own.value_type), own.ordered)
+    if pa.types.is_struct(own):
+        return pa.struct([field.with_type(lay_plain(field.type)) for field in own])
+    if pa.types.is_map(own):
+        return pa.map_(lay_plain(own.key_type), lay_plain(own.item_type), own.keys_sorted)
+    if not is_list(own):
+        return own
+    item = own.value_field.with_type(lay_plain(own.value_type))
+    if pa.types.is_fixed_size_list(own):
+        return pa.list_(item, own.list_size)
+    kinds = {
+        pa.types.is_list: pa.list_,
+        pa.types.is_large_list: pa.large_list,
+        pa.types.is_list_view: pa.list_view,
+        pa.types.is_large_list_view: pa.large_list_view,
+    }
+    return next(make(item) for is_kind, make in kinds.items() if is_kind(own))
+
+
 def unify(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     """Return the type that holds every value of both exactly; None where there is none.
 
@@ -233,22 +257,25 @@ def _unify_nested(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
             return None
         types = [unify(mine.type, theirs.type) for mine, theirs in zip(one, other, strict=True)]
         return None if None in types else pa.struct(list(zip(names, types, strict=True)))
-    if is_list(one) and is_list(other):
+    if is_list(one) and is_list(other) and not any(map(_is_list_view, (one, other))):
         item = unify(one.value_type, other.value_type)
         if item is None:
             return None
         if pa.types.is_fixed_size_list(one) and pa.types.is_fixed_size_list(other) and one.list_size == other.list_size:
             return pa.list_(item, one.list_size)
-        large = any(pa.types.is_large_list(own) or pa.types.is_large_list_view(own) for own in (one, other))
+        large = any(map(pa.types.is_large_list, (one, other)))
         return pa.large_list(item) if large else pa.list_(item)
     return None
 
 
 def is_list(own: pa.DataType) -> bool:
     """Whether values are lists of any layout."""
-    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    views = (pa.types.is_list_view, pa.types.is_large_list_view)
-    return any(kind(own) for kind in (*kinds, *views))
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, _is_list_view)
+    return any(kind(own) for kind in kinds)
+
+
+def _is_list_view(own: pa.DataType) -> bool:
+    return bool(pa.types.is_list_view(own) or pa.types.is_large_list_view(own))
 
 
 _RULES: tuple[Callable[[pa.DataType, pa.DataType], pa.DataType | None], ...] = (

@@ -20,7 +20,7 @@ from daskinfer.storage.json_text import check_json, to_json_texts
 Convert = Callable[[pa.Array], pa.Array]
 
 _CLOCK = re.compile(r"([01]\d|2[0-3]):([0-5]\d)(?::([0-5]\d)(?:\.(\d{1,9}))?)?")
-_FAR = re.compile(r"[+-]?\d{4,6}-\d\d-\d\d(?P<clock>[T ]\d\d:\d\d(:\d\d(\.(?P<digits>\d{1,9}))?)?)?")
+_FAR = re.compile(r"(?:[+-]\d{4,6}|\d{5,6})-\d\d-\d\d(?P<clock>[T ]\d\d:\d\d(:\d\d(\.(?P<digits>\d{1,9}))?)?)?")
 _TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _NAMES = {type(None): "null", str: "a string", bool: "a boolean", list: "a list", dict: "an object"}
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from daskinfer.storage.column_types import JSON, is_binary, is_fixed_binary, is_list, is_text
 
 _TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-_FAR_YEAR = re.compile(r"(-?)(\d{5,})-")
+_YEAR = re.compile(r"(-?)(\d+)-")
 _NOT_JSON = ("NaN", "Infinity")
 _BLANKS = re.compile(r"[ \t\r\n]*")
 
@@ -100,12 +100,13 @@ def _write_times(numbers: np.ndarray[Any, Any], own: pa.DataType) -> list[str]:
         texts, zone = np.datetime_as_string(days.astype("M8[D]")), ""
     else:
         texts, zone = np.datetime_as_string(numbers.view(f"M8[{own.unit}]")), "Z" if own.tz else ""
-    # ISO 8601 wants a sign where a year has more than four digits.
-    return [f'"{_FAR_YEAR.sub(_sign, text, count=1)}{zone}"' for text in texts.tolist()]
+    # ISO 8601 wants four digits of a year, and a sign where there are more; numpy gives negative years fewer.
+    return [f'"{_YEAR.sub(_write_year, text, count=1)}{zone}"' for text in texts.tolist()]
 
 
-def _sign(match: re.Match[str]) -> str:
-    return f"{match[1] or '+'}{match[2]}-"
+def _write_year(match: re.Match[str]) -> str:
+    sign = match[1] or ("+" if len(match[2]) > 4 else "")
+    return f"{sign}{match[2]:0>4}-"
 
 
 def _write_duration(value: int, ticks: int) -> str:

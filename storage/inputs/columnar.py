@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from daskinfer.errors import InputError
 from daskinfer.spec.rows import ArrayColumn, InputFile, Partition, Segment, Want
-from daskinfer.storage.column_types import describe_type, is_binary, is_text, unify
+from daskinfer.storage.column_types import describe_type, is_binary, is_text, lay_plain, unify
 from daskinfer.storage.column_values import can_convert, convert_column
 from daskinfer.storage.filesystem import open_filesystem
 from daskinfer.storage.inputs.cutting import cut_files
@@ -182,8 +182,8 @@ def _unify(column: str, files: Sequence[InputFile], types: Sequence[pa.DataType]
                     hint="Leave it out of input.types, where its own type is kept, or name another type.",
                 )
         return declared
-    unified, first = types[0], files[0]
-    for file, own in zip(files, types, strict=True):
+    unified, first = lay_plain(types[0]), files[0]
+    for file, own in zip(files, map(lay_plain, types), strict=True):
         wider = unify(unified, own)
         if wider is None or not can_convert(own, wider) or not can_convert(unified, wider):
             raise InputError(
