@@ -77,7 +77,7 @@ def _to_mask(values: pa.Array) -> NDArray[np.bool_]:
 def _has_nulls(column: pa.Array) -> NDArray[np.bool_]:
     mask = _to_mask(column.is_null())
     if pa.types.is_fixed_size_list(column.type):
-        mask = mask | [_holds_null(column.slice(offset, 1)) for offset in range(len(column))]
+        mask = mask | np.array([_holds_null(column.slice(offset, 1)) for offset in range(len(column))], np.bool_)
     return mask
 
 

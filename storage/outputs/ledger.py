@@ -72,7 +72,8 @@ class Ledger:
         if rejects:
             lines = [json.dumps(asdict(reject), ensure_ascii=False) for reject in rejects]
             url = join_url(self._url, QUARANTINE, name_rejects(partition.number))
-            create_same(url, ("\n".join(lines) + "\n").encode())
+            # A lone surrogate, which UTF-8 cannot carry, becomes the escape that JSON has for it.
+            create_same(url, ("\n".join(lines) + "\n").encode(errors="backslashreplace"))
 
     def commit(self, record: CommitRecord) -> CommitRecord:
         """Create the record of a part; return the one that is there."""
