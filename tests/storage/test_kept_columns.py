@@ -56,7 +56,7 @@ class Case:
     """As numpy has them."""
 
 
-def case(own: pa.DataType, values: Sequence[Any], texts: Sequence[str] | None, numbers: Any = None) -> Case:
+def case(own: pa.DataType, values: Any, texts: Sequence[str] | None, numbers: Any = None) -> Case:
     return Case(own, pa.array(values, own), None if texts is None else tuple(texts), numbers)
 
 
@@ -364,7 +364,7 @@ ZARR_ONLY = {
 @pytest.mark.parametrize("format", ["parquet", "jsonl", "zarr"])
 def test_zarr_to_all(tmp_path: Path, rows: int, format: str) -> None:
     cases = {name: one for name, one in (CASES | ZARR_ONLY).items() if one.numbers is not None and name != "dictionary"}
-    group = zarr.open_group(str(tmp_path / "in.zarr"), mode="w")
+    group: Any = zarr.open_group(str(tmp_path / "in.zarr"), mode="w")
     for name, one in cases.items():
         values = np.array(one.numbers)
         array = group.create_array(
@@ -538,9 +538,8 @@ def test_declared_types(tmp_path: Path, name: str, source: str) -> None:
         fields = ['"' + text.replace('"', '""') + '"' if '"' in text else text for text in [*right, *wrong]]
         path.write_text("text,x\n" + "".join(f"t,{field}\n" for field in fields))
     elif source == "parquet":
-        right, values = zip(
-            *((text, value) for text, value in zip(right, values, strict=True) if value is not None), strict=True
-        )
+        kept = [(text, value) for text, value in zip(right, values, strict=True) if value is not None]
+        right, values = [text for text, _ in kept], [value for _, value in kept]
         pq.write_table(pa.table({"text": ["t"] * len([*right, *wrong]), "x": [*right, *wrong]}), path)
     else:
         own = decode_type(name)
