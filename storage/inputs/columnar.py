@@ -68,7 +68,7 @@ class ParquetFormat:
         The shape of an array whose type leaves it open is the most frequent one of the first rows.
         """
         found: dict[str, list[pa.DataType]] = {column: [] for column in request.columns}
-        nulls = dict.fromkeys(request.keep, 0)
+        nulls = dict.fromkeys(request.columns, 0)
         for file in files:
             with _open(file) as parquet:
                 for column, own in found.items():
@@ -90,7 +90,9 @@ class ParquetFormat:
         for column in request.keep:
             if column not in types:
                 types[column] = _unify(column, files, found[column], request)
-        return Columns(types, arrays, nulls)
+        # Rows without what is read are refused anyway.
+        refused = sum(nulls[column] for column in request.wants)
+        return Columns(types, arrays, {column: max(nulls[column] - refused, 0) for column in request.keep})
 
     def read(self, files: Sequence[InputFile], segment: Segment, layout: Layout) -> Harvest:
         """Read the rows of a segment, decoding only the row groups they lie in."""

@@ -102,7 +102,8 @@ class LineFormat:
         untold = [column for column in request.keep if column not in request.declared]
         typed = [column for column in untold if wants.get(column) != "text"] if is_json and plain != JSON else []
         arrays = [column for column, want in wants.items() if want == "array"]
-        survey = self._survey(files, partitions, header, RowSurvey(request.columns, typed, arrays))
+        reads = tuple(column for column, want in wants.items() if want == "text")
+        survey = self._survey(files, partitions, header, RowSurvey(request.columns, typed, arrays, reads))
         first = files[partitions[0].segments[0].file].url
         if survey.missing:
             raise MissingColumn(survey.missing[0], first, list(survey.names))
@@ -133,7 +134,7 @@ class LineFormat:
                 except ValueError as error:
                     first_error = first_error or f"{file.url}, line {line}: {error}"
                 else:
-                    survey.add(row, texts)
+                    survey.add(row, texts, not all(isinstance(row.get(column), str) for column in survey.reads))
                 if survey.is_settled:
                     return survey
         if not survey.rows:

@@ -77,24 +77,30 @@ class RowSurvey:
         Those whose types all rows decide.
     arrays
         Those that are arrays, by their first rows.
+    reads
+        Those that the task reads as text, without which a row is refused.
     """
 
-    def __init__(self, columns: Iterable[str], typed: Iterable[str], arrays: Iterable[str]) -> None:
+    def __init__(
+        self, columns: Iterable[str], typed: Iterable[str], arrays: Iterable[str], reads: tuple[str, ...] = ()
+    ) -> None:
         self.rows = 0
+        self.reads = reads
         self.names: dict[str, None] = {}
         self.typed = frozenset(typed)
         self._missing = set(columns)
         self._types = {column: TypeSurvey() for column in self.typed}
         self._values: dict[str, list[Any]] = {column: [] for column in arrays}
 
-    def add(self, row: Mapping[str, Any], texts: Mapping[str, str]) -> None:
-        """Take in a row and the JSON texts of its typed columns."""
+    def add(self, row: Mapping[str, Any], texts: Mapping[str, str], is_refused: bool = False) -> None:
+        """Take in a row and the JSON texts of its typed columns; one that will be refused says nothing of types."""
         self.rows += 1
         if self._missing or self.rows <= ARRAY_ROWS:
             self.names |= dict.fromkeys(row)
             self._missing.difference_update(row)
-        for column, survey in self._types.items():
-            survey.add(texts.get(column))
+        if not is_refused:
+            for column, survey in self._types.items():
+                survey.add(texts.get(column))
         if self.rows <= ARRAY_ROWS:
             for column, values in self._values.items():
                 if column in row:

@@ -6,9 +6,12 @@ What comes out is read with pyarrow, zarr and json, not with daskinfer's own dec
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -18,8 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zarr
+from pyarrow import dataset
 
-from daskinfer.errors import InputError
+from daskinfer.errors import Incomparable, InputError
 from daskinfer.spec.job import CommitRecord, OutputField
 from daskinfer.spec.recipe import Input
 from daskinfer.spec.rows import PartitionTable
@@ -28,7 +32,8 @@ from daskinfer.storage.inputs.index import index_input
 from daskinfer.storage.inputs.reading import partition_source, read_partition
 from daskinfer.storage.outputs.choice import open_sink
 from daskinfer.storage.outputs.merging import merge_part
-from daskinfer.storage.outputs.reading import read_part
+from daskinfer.storage.outputs.pairing import check_pair, pair_parts
+from daskinfer.storage.outputs.reading import open_output, read_part
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, Sink, Written
 from daskinfer.storage.rows import RowBatch
 
@@ -619,3 +624,70 @@ def test_a_retry_merges_every_type(tmp_path: Path, format: str) -> None:
         assert read_parquet(tmp_path / "merged").equals(read_parquet(tmp_path / "whole"))
     else:
         assert digest == whole.digest
+
+
+@pytest.mark.parametrize("source", ["jsonl", "parquet"])
+def test_a_null_beside_a_text_that_is_missing_is_no_reason_to_refuse_the_job(tmp_path: Path, source: str) -> None:
+    if source == "jsonl":
+        (tmp_path / "in.jsonl").write_text('{"text": "a", "x": 1}\n{}\n')
+    else:
+        pq.write_table(pa.table({"text": ["a", None], "x": [1, None]}), tmp_path / "in.parquet")
+    section = Input(url=str(tmp_path / f"in.{source}"))
+    (batch,) = run(index_input(section, {"text": "text"}, ["x"], "zarr"), ["x"], tmp_path / "out.zarr", "zarr")
+    assert [reject.row for reject in batch.rejects] == [1]
+
+
+@pytest.mark.parametrize(("one", "other"), [("parquet", "jsonl"), ("jsonl", "jsonl"), ("parquet", "parquet")])
+def test_outputs_with_every_type_are_compared(tmp_path: Path, one: str, other: str) -> None:
+    columns = {name: case.values for name, case in CASES.items() if case.texts is not None or one == other == "parquet"}
+    pq.write_table(pa.table({"text": list("abcd"), **columns}), tmp_path / "in.parquet")
+    outputs = []
+    for number, (format, rows) in enumerate(((one, 1), (other, 3))):
+        section = Input(url=str(tmp_path / "in.parquet"), partition_rows=rows)
+        table = index_input(section, {"text": "text"}, [*columns], format)
+        run(table, [*columns], tmp_path / f"{number}.{format}", format)
+        outputs.append(open_output(str(tmp_path / f"{number}.{format}")))
+    check_pair(*outputs)
+    assert sum(len(left.positions) for left, _ in pair_parts(*outputs)) == ROWS
+
+
+def test_a_value_that_differs_is_found_in_any_format(tmp_path: Path) -> None:
+    outputs = []
+    for number, value in enumerate((2**60, 2**60 + 1)):
+        pq.write_table(pa.table({"text": ["a", "b"], "x": [[1], [value]]}), tmp_path / "in.parquet")
+        table = index_input(Input(url=str(tmp_path / "in.parquet")), {"text": "text"}, ["x"], "parquet")
+        format = ("parquet", "jsonl")[number]
+        run(table, ["x"], tmp_path / f"{number}.{format}", format)
+        outputs.append(open_output(str(tmp_path / f"{number}.{format}")))
+    with pytest.raises(Incomparable, match="column 'x' of the input differs in row 1"):
+        list(pair_parts(*outputs))
+
+
+def test_zarr_arrays_have_names_of_their_axes(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a"], "x": pa.array([[1, 2]], pa.list_(pa.int8(), 2))}), tmp_path / "in.parquet")
+    table = index_input(Input(url=str(tmp_path / "in.parquet")), {"text": "text"}, ["x"], "zarr")
+    run(table, ["x"], tmp_path / "out.zarr", "zarr")
+    metadata = json.loads((tmp_path / "out.zarr" / "zarr.json").read_text())["consolidated_metadata"]["metadata"]
+    names = {"x": ["row", "x_1"], "n": ["row"], "valid": ["row"]}
+    assert {name: array["dimension_names"] for name, array in metadata.items()} == names
+
+
+def test_outputs_open_by_their_folder_without_a_keyword(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a", None, "c"], "b": [1, 2, 3], "a": [4, 5, 6]}), tmp_path / "in.parquet")
+    section = Input(url=str(tmp_path / "in.parquet"), partition_rows=1)
+    for format in ("parquet", "zarr"):
+        keep = ["b", "a"]
+        run(index_input(section, {"text": "text"}, keep, format), keep, tmp_path / f"out.{format}", format)
+    url = str(tmp_path / "out.parquet")
+    found = dataset.dataset(url).to_table()
+    assert found.column_names == ["row", "b", "a", "n"] and found.column("b").to_pylist() == [1, 3]
+    assert pq.read_table(url).num_rows == 2
+    if find_spec("duckdb"):
+        assert import_module("duckdb").sql(f"select b, a from '{url}'").fetchall() == [(1, 4), (3, 6)]
+    if find_spec("pandas"):
+        assert import_module("pandas").read_parquet(url)["a"].tolist() == [4, 6]
+    if find_spec("xarray"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            opened = import_module("xarray").open_zarr(str(tmp_path / "out.zarr"))
+        assert opened["b"].dims == ("row",) and opened["b"].values.tolist() == [1, 0, 3]
