@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from daskinfer.ids import digest_of
+from daskinfer.spec.dialect import AUTO, Csv, check_encoding
 from daskinfer.spec.gate import Gate
 from daskinfer.spec.section import Section
 
@@ -66,6 +67,11 @@ class Input(Section):
     """Any fsspec URL or glob, or a list of them, which are read in this order."""
     format: Literal["auto", "jsonl", "csv", "text", "parquet", "images", "zarr"] = "auto"
     """File format; `auto` goes by the suffix. `images`: every file is a row."""
+    encoding: str = AUTO
+    """Of jsonl, csv and text: any text encoding that Python knows; `auto` goes by the mark at a file's beginning, and
+    takes UTF-8 where there is none."""
+    csv: Csv = Csv()
+    """How csv files are written."""
     columns: dict[str, str] = {}
     """What the task reads, and the column it comes from: `text`, `image`, or for `forward` the names of the model's
     inputs. What is not named comes from the column of the same name."""
@@ -74,6 +80,11 @@ class Input(Section):
     `"timestamp[us, tz=UTC]"`; a row whose value does not fit is quarantined."""
     partition_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 2048
     """Rows of a partition, the unit of commit and retry."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _check_encoding(cls, value: str) -> str:
+        return check_encoding(value)
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -325,7 +336,13 @@ class Recipe(Section):
     @property
     def digest(self) -> str:
         """Digest of everything in the recipe that can change the output."""
-        return digest_of(self.model_dump(mode="json", exclude=OPERATIONAL))
+        told = self.model_dump(mode="json", exclude=OPERATIONAL)
+        # Later than the first digests: where they say nothing, a recipe is what it was without them.
+        silent = Input(url=self.input.url).model_dump(mode="json")
+        for key in ("encoding", "csv", "types"):
+            if told["input"][key] == silent[key]:
+                del told["input"][key]
+        return digest_of(told)
 
     @property
     def registry_url(self) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, overload
 
 from pydantic import PlainSerializer, PlainValidator
 
+from daskinfer.spec.dialect import Csv
 from daskinfer.spec.section import Section
 
 Want = Literal["text", "image", "array"]
@@ -25,6 +26,8 @@ class InputFile:
     """Length in bytes."""
     etag: str
     """What changes when the content does: an object's etag, or a local file's modification time."""
+    encoding: str = ""
+    """Of text, where it is not UTF-8: the name by which Python knows its encoding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +185,8 @@ class PartitionTable(Section):
     """Columns of arrays that the task reads."""
     header: tuple[str, ...] = ()
     """csv: names of all columns, in file order."""
+    csv: Csv = Csv()
+    """csv: how the files are written."""
     output: str = ""
     """Format of the output, jsonl, parquet or zarr, that decides which values fit; "" in tables of earlier versions."""
 

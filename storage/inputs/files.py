@@ -18,6 +18,7 @@ from daskinfer.errors import InputError
 from daskinfer.spec.recipe import Input
 from daskinfer.spec.rows import InputFile
 from daskinfer.storage.filesystem import absolute_url, explain_errors, is_local, open_filesystem
+from daskinfer.storage.inputs.compression import compression_of
 from daskinfer.storage.inputs.patterns import read_pattern
 
 Found = TypeVar("Found")
@@ -35,7 +36,9 @@ FORMATS = {
     **dict.fromkeys(IMAGE_SUFFIXES, "images"),
 }
 ZARR_METADATA = ("zarr.json", ".zgroup", ".zarray")
-_COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip"}
+LINE_FORMATS = frozenset({"jsonl", "csv", "text"})
+"""Formats of text, which may be compressed and in any encoding."""
+_UNREADABLE = {".7z", ".br", ".lz4", ".lzma", ".lzo", ".rar", ".snappy", ".sz", ".tar", ".tgz", ".z", ".zip"}
 _AT_ONCE = 16
 
 
@@ -62,7 +65,8 @@ def find_input(section: Input) -> FoundInput:
     Raises
     ------
     InputError
-        Where a url names no file, a file is named twice, or there is no single format.
+        Where a url names no file, a file is named twice, packed in a way that cannot be read, or there is no single
+        format.
     """
     places = [absolute_url(url) for url in section.urls]
     if section.format == "zarr" or (section.format == "auto" and any(map(is_zarr, places))):
@@ -73,7 +77,9 @@ def find_input(section: Input) -> FoundInput:
             )
         return FoundInput("zarr", _find_objects(places[0]))
     files = _find_all(places)
+    _refuse_compressed(files, "text")
     name = _choose_format(section.format, files)
+    _refuse_compressed(files, name)
     if name == "images":
         files = [file for file in files if _suffix_of(file) in IMAGE_SUFFIXES]
         if not files:
@@ -173,13 +179,23 @@ def _find_files(place: str) -> list[InputFile]:
             f"input.url: nothing matches {place} (looked for {looked})",
             hint="Check the path; a relative one starts from the working directory.",
         )
-    for file in files:
-        if _suffix_of(file) in _COMPRESSED:
-            raise InputError(
-                f"input.url: {file.url} is compressed, and a compressed file cannot be read from its middle",
-                hint="Decompress it first, or convert it to parquet, which compresses by itself.",
-            )
     return files
+
+
+def _refuse_compressed(files: Sequence[InputFile], name: str) -> None:
+    """Refuse files whose compression cannot be read, or not in this format."""
+    for file in files:
+        compression = compression_of(file.url)
+        if _suffix_of(file) in _UNREADABLE:
+            raise InputError(
+                f"input.url: {file.url} is compressed or packed in a way that cannot be read",
+                hint="Unpack it first; .gz, .bz2, .zst and .xz files of jsonl, csv and text are read as they are.",
+            )
+        if compression and name not in LINE_FORMATS:
+            raise InputError(
+                f"input.url: {file.url} is compressed, and compressed {name} cannot be read",
+                hint="Decompress it first: only jsonl, csv and text may be compressed.",
+            )
 
 
 def _find_objects(place: str) -> tuple[InputFile, ...]:
@@ -274,6 +290,8 @@ def _check_name(path: str) -> None:
 
 
 def _suffix_of(file: InputFile) -> str:
+    """Return the suffix that tells the format: of a compressed file, the one before its last."""
     # PurePosixPath takes ten times as long, which a million files show.
-    stem, dot, suffix = file.url.rpartition("/")[2].rpartition(".")
+    name = file.url.rpartition("/")[2]
+    stem, dot, suffix = name.removesuffix(name[len(name) - len(compression_of(name)) :]).rpartition(".")
     return f"{dot}{suffix.lower()}" if stem else ""

@@ -4,34 +4,39 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import cast
 
 import pyarrow as pa
 
 from daskinfer.errors import InputError, RecipeError
+from daskinfer.spec.dialect import AUTO, Csv
 from daskinfer.spec.recipe import Input
 from daskinfer.spec.rows import Partitions, PartitionTable, Want
 from daskinfer.storage.column_types import describe_type, encode_type, is_text, parse_declared
 from daskinfer.storage.format_limits import advise, holds
 from daskinfer.storage.inputs.columnar import ParquetFormat
-from daskinfer.storage.inputs.files import find_input
+from daskinfer.storage.inputs.encodings import tell_encodings
+from daskinfer.storage.inputs.files import LINE_FORMATS, FoundInput, find_input
 from daskinfer.storage.inputs.groups import ZarrFormat
 from daskinfer.storage.inputs.images import ImageFormat
-from daskinfer.storage.inputs.lines import LineFormat
+from daskinfer.storage.inputs.lines import LineFormat, LineFormatName
 from daskinfer.storage.inputs.seam import Columns, InputFormat, MissingColumn, Request
 
-_FORMATS: dict[str, InputFormat] = {
-    "jsonl": LineFormat("jsonl"),
-    "csv": LineFormat("csv"),
-    "text": LineFormat("text"),
-    "parquet": ParquetFormat(),
-    "images": ImageFormat(),
-    "zarr": ZarrFormat(),
-}
+_BINARY: dict[str, InputFormat] = {"parquet": ParquetFormat(), "images": ImageFormat(), "zarr": ZarrFormat()}
 
 
-def open_input(name: str) -> InputFormat:
-    """Return the input format of a name: jsonl, csv, text, parquet, images or zarr."""
-    return _FORMATS[name]
+def open_input(name: str, csv: Csv | None = None) -> InputFormat:
+    """Return the input format of a name: jsonl, csv, text, parquet, images or zarr.
+
+    Parameters
+    ----------
+    name
+        Its name.
+    csv
+        How csv is written.
+    """
+    return _BINARY.get(name) or LineFormat(cast(LineFormatName, name), csv)
 
 
 def index_input(
@@ -61,8 +66,8 @@ def index_input(
         Where the output cannot hold a column, nothing matches, there are no rows, a column is missing or not what is wanted, or a file cannot be read.
     """
     request = Request(wants, tuple(keep), _declare(section, wants), output)
-    found = find_input(section)
-    form = open_input(found.format)
+    found = _tell(section, find_input(section))
+    form = open_input(found.format, section.csv)
     header = form.read_header(found.files)
     try:
         partitions = Partitions(form.cut(found.files, [*wants, *keep], section.partition_rows))
@@ -87,8 +92,25 @@ def index_input(
         reads=tuple(column for column in wants if column not in columns.arrays),
         arrays=dict(columns.arrays),
         header=header,
+        csv=section.csv,
         output=output,
     )
+
+
+def _tell(section: Input, found: FoundInput) -> FoundInput:
+    """Return the files with their encodings; refuse options that mean nothing to their format."""
+    for key, is_given, formats in (
+        ("encoding", section.encoding != AUTO, LINE_FORMATS),
+        ("csv", section.csv != Csv(), {"csv"}),
+    ):
+        if is_given and found.format not in formats:
+            raise RecipeError(
+                f"input.{key} means nothing to {found.format}, which the files of {section.urls[0]} are",
+                hint=f"Leave it out, or set input.format to {' or '.join(sorted(formats))}.",
+            )
+    if found.format not in LINE_FORMATS:
+        return found
+    return replace(found, files=tell_encodings(found.files, section.encoding))
 
 
 def _declare(section: Input, wants: Mapping[str, Want]) -> dict[str, pa.DataType]:
@@ -133,5 +155,14 @@ def _explain_missing(missing: MissingColumn, section: Input, request: Request) -
     guess = f"did you mean '{close[0]}'? " if close else ""
     return InputError(
         f"{key}: {missing.file} has no column '{missing.column}'; it has {', '.join(missing.there) or 'none'}",
-        hint=f"{guess[:1].upper()}{guess[1:]}Set {key} in the recipe.",
+        hint=_guess_delimiter(missing) or f"{guess[:1].upper()}{guess[1:]}Set {key} in the recipe.",
     )
+
+
+def _guess_delimiter(missing: MissingColumn) -> str:
+    """Return a hint where a header seems not to have been cut."""
+    for delimiter in ",;\t|:":
+        names = [name.strip(" '\"") for name in missing.there[0].split(delimiter)] if len(missing.there) == 1 else []
+        if missing.column in names:
+            return f"Its fields seem to be delimited by {delimiter!r}: set input.csv.delimiter."
+    return ""

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
 
 from daskinfer.errors import InputError
+from daskinfer.spec.dialect import Csv
 from daskinfer.spec.rows import ArrayColumn, InputFile, Partition, Segment
 from daskinfer.storage.column_types import JSON, is_text
 from daskinfer.storage.column_values import convert_column, convert_text, describe, parse_json_column
-from daskinfer.storage.filesystem import is_local, read_bytes
+from daskinfer.storage.filesystem import is_local
+from daskinfer.storage.inputs.csv_dialect import Dialect, dialect_of
 from daskinfer.storage.inputs.cutting import cut_files
 from daskinfer.storage.inputs.kinds import parse_cell
 from daskinfer.storage.inputs.nested import fit_array, infer_array
-from daskinfer.storage.inputs.records import BYTE_ORDER_MARK, RecordScanner, Spans, slice_records
+from daskinfer.storage.inputs.records import BYTE_ORDER_MARK, LineEnds, RecordScanner, Spans, slice_records
 from daskinfer.storage.inputs.seam import Columns, Harvest, Layout, MissingColumn, Request
+from daskinfer.storage.inputs.spool import read_text, size_of_text
 from daskinfer.storage.inputs.survey import RowSurvey
 from daskinfer.storage.json_text import scan_object
 from daskinfer.storage.rows import EXCERPT_LENGTH, make_excerpt
@@ -40,18 +41,25 @@ class LineFormat:
     ----------
     name
         `jsonl`: an object a line. `csv`: comma-separated, quoted as RFC 4180 says, with a header. `text`: a string
-        a line, in the column `text`. All are UTF-8; blank lines are not rows.
+        a line, in the column `text`. Blank lines are not rows.
+    options
+        How csv is written.
     """
 
-    def __init__(self, name: LineFormatName) -> None:
+    def __init__(self, name: LineFormatName, options: Csv | None = None) -> None:
         self._name = name
-        self._quoted = name == "csv"
+        self._options = options or Csv()
+
+    def _dialect(self, file: InputFile) -> Dialect | None:
+        return dialect_of(self._options, file.url) if self._name == "csv" else None
 
     def read_header(self, files: Sequence[InputFile]) -> tuple[str, ...]:
         """Return the column names of csv files, which must agree."""
         if self._name != "csv":
             return ()
-        headers = {file.url: _parse_header(file)[0] for file in files if file.size}
+        if self._options.header is not True:
+            return self._options.header
+        headers = {file.url: self._parse_header(file)[0] for file in files if size_of_text(file)}
         if not headers:
             return ()
         (first, header), *others = headers.items()
@@ -71,10 +79,18 @@ class LineFormat:
     def scan(self, file: InputFile) -> Iterator[Spans]:
         """Find the rows of a file."""
         begin, line = self._find_body(file)
-        scanner = RecordScanner(begin, line, self._quoted)
-        block = _LOCAL_BLOCK if is_local(file.url) else _REMOTE_BLOCK
-        for offset in range(begin, file.size, block):
-            yield scanner.feed(read_bytes(file.url, offset, min(offset + block, file.size)))
+        scanner = RecordScanner(begin, line, self._dialect(file))
+        block, size = _LOCAL_BLOCK if is_local(file.url) else _REMOTE_BLOCK, size_of_text(file)
+        ends = LineEnds()
+        for offset in range(begin, size, block):
+            data = read_text(file, offset, min(offset + block, size))
+            ends.feed(data)
+            yield scanner.feed(data)
+        if other := ends.only_other(bool(file.encoding)):
+            raise InputError(
+                f"{file.url}: its lines end with {other} alone, as those of old Macs and mainframes, so it would be one row",
+                hint="Write it with newlines.",
+            )
         if scanner.open_quote_line is not None:
             raise InputError(
                 f"{file.url}: a quoted field in the row at line {scanner.open_quote_line} is never closed",
@@ -130,7 +146,7 @@ class LineFormat:
             file = files[segment.file]
             for record, line in self._records(file, segment):
                 try:
-                    row, texts = self._parse(record, header, survey.typed)
+                    row, texts = self._parse(file, record, header, survey.typed)
                 except ValueError as error:
                     first_error = first_error or f"{file.url}, line {line}: {error}"
                 else:
@@ -141,7 +157,7 @@ class LineFormat:
             rows = sum(partition.rows for partition in partitions)
             raise InputError(
                 f"not one of {rows:,} rows can be read as {self._name}; the first is {first_error}",
-                hint="Check input.format.",
+                hint="Check input.format and input.encoding; of csv, input.csv.",
             )
         return survey
 
@@ -154,7 +170,7 @@ class LineFormat:
         records = self._records(files[0], segment)
         for offset, (record, line) in enumerate(records):
             try:
-                row, texts = self._parse(record, layout.header, layout.types)
+                row, texts = self._parse(files[0], record, layout.header, layout.types)
                 values = [make(row, texts) for _, make in makers]
             except ValueError as error:
                 harvest.refused.append((offset, line, str(error), _excerpt(record)))
@@ -181,26 +197,59 @@ class LineFormat:
         return convert_column(pa.array(values, pa.string()), target, column, errors)
 
     def _records(self, file: InputFile, segment: Segment) -> list[tuple[bytes, int]]:
-        data = read_bytes(file.url, segment.begin, segment.end)
-        return slice_records(data, segment.begin, segment.line, self._quoted)
+        data = read_text(file, segment.begin, segment.end)
+        return slice_records(data, segment.begin, segment.line, self._dialect(file))
 
     def _find_body(self, file: InputFile) -> tuple[int, int]:
         """Return position and line number of what follows byte order mark and header."""
-        if self._name == "csv" and file.size:
-            return _parse_header(file)[1:]
+        size = size_of_text(file)
+        if self._name == "csv" and self._options.header is True and size:
+            return self._parse_header(file)[1:]
         mark = len(BYTE_ORDER_MARK)
-        marked = file.size >= mark and read_bytes(file.url, 0, mark) == BYTE_ORDER_MARK
+        marked = size >= mark and read_text(file, 0, mark) == BYTE_ORDER_MARK
         return (mark if marked else 0), 1
 
+    def _parse_header(self, file: InputFile) -> tuple[tuple[str, ...], int, int]:
+        """Return names, and position and line number of what follows, of a csv header."""
+        size, dialect = size_of_text(file), dialect_of(self._options, file.url)
+        block = read_text(file, 0, min(size, _HEADER_BLOCK))
+        begin = len(BYTE_ORDER_MARK) if block.startswith(BYTE_ORDER_MARK) else 0
+        scanner = RecordScanner(begin, dialect=dialect)
+        found = scanner.feed(block[begin:])
+        if not len(found) and size <= _HEADER_BLOCK:
+            found = scanner.finish()
+        if not len(found):
+            if size <= _HEADER_BLOCK:
+                return (), size, 1
+            raise InputError(
+                f"{file.url}: no header ends within its first {_HEADER_BLOCK:,} bytes",
+                hint="Check input.format and input.csv.",
+            )
+        first, last, line = found.bounds(0, 1)
+        try:
+            names = tuple(dialect.split(_decode(block[first:last], file.encoding)))
+        except ValueError as error:
+            raise InputError(
+                f"{file.url}, line {line}: the header is {error}",
+                hint="Check input.format, input.csv and how its lines end.",
+            ) from error
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise InputError(
+                f"{file.url}, line {line}: the header has {', '.join(sorted(map(repr, twice)))} more than once",
+                hint="Give every column its own name.",
+            )
+        return names, last, line + block[first:last].count(b"\n")
+
     def _parse(
-        self, record: bytes, header: tuple[str, ...], kept: Collection[str]
+        self, file: InputFile, record: bytes, header: tuple[str, ...], kept: Collection[str]
     ) -> tuple[Mapping[str, Any], Mapping[str, str]]:
         """Return a row and, of jsonl, the JSON texts of some of its values."""
-        text = _decode(record)
+        text = _decode(record, file.encoding)
         if self._name == "text":
             return {"text": text}, {}
         if self._name == "csv":
-            fields = _split(text)
+            fields = dialect_of(self._options, file.url).split(text)
             if len(fields) != len(header):
                 raise ValueError(f"{len(fields)} fields where the header has {len(header)}")
             return dict(zip(header, fields, strict=True)), {}
@@ -239,10 +288,12 @@ def _make_required(column: str, fit: Callable[[Any], Any]) -> Callable[[Mapping[
     return make
 
 
-def _decode(record: bytes) -> str:
+def _decode(record: bytes, encoding: str = "") -> str:
     try:
         return record.decode().removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
+        if encoding:
+            raise ValueError(f"not valid {encoding}") from error
         raise ValueError(f"not valid UTF-8: byte 0x{record[error.start]:02x} at byte {error.start + 1}") from error
 
 
@@ -258,47 +309,6 @@ def _parse_object(text: str, kept: Collection[str]) -> tuple[dict[str, Any], dic
     if not isinstance(value, dict):
         raise ValueError(f"a JSON object is wanted, this is {describe(value)}")
     return value, {}
-
-
-def _split(text: str) -> list[str]:
-    if '"' not in text:
-        if "\r" in text:
-            raise ValueError("a carriage return outside quotes")
-        return text.split(",")
-    # The limit of 128 KiB a field is the process's; long documents need more.
-    csv.field_size_limit(sys.maxsize)
-    try:
-        return next(csv.reader([text]))
-    except csv.Error as error:
-        raise ValueError(f"not valid csv: {error}") from error
-
-
-def _parse_header(file: InputFile) -> tuple[tuple[str, ...], int, int]:
-    """Return names, and position and line number of what follows, of a csv header."""
-    block = read_bytes(file.url, 0, min(file.size, _HEADER_BLOCK))
-    begin = len(BYTE_ORDER_MARK) if block.startswith(BYTE_ORDER_MARK) else 0
-    scanner = RecordScanner(begin, quoted=True)
-    found = scanner.feed(block[begin:])
-    if not len(found) and file.size <= _HEADER_BLOCK:
-        found = scanner.finish()
-    if not len(found):
-        if file.size <= _HEADER_BLOCK:
-            return (), file.size, 1
-        raise InputError(
-            f"{file.url}: no header ends within its first {_HEADER_BLOCK:,} bytes", hint="Check input.format."
-        )
-    first, last, line = found.bounds(0, 1)
-    try:
-        names = tuple(_split(_decode(block[first:last])))
-    except ValueError as error:
-        raise InputError(f"{file.url}, line {line}: the header is {error}", hint="Check input.format.") from error
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise InputError(
-            f"{file.url}, line {line}: the header has {', '.join(sorted(map(repr, twice)))} more than once",
-            hint="Give every column its own name.",
-        )
-    return names, last, line + block[first:last].count(b"\n")
 
 
 def _excerpt(record: bytes) -> str:

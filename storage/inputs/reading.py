@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from daskinfer.errors import InputError
+from daskinfer.spec.dialect import Csv
 from daskinfer.spec.rows import InputFile, Partition, PartitionTable, Reject
-from daskinfer.storage.column_types import decode_type
+from daskinfer.storage.column_types import JSON, decode_type, is_text
 from daskinfer.storage.format_limits import find_misfits
 from daskinfer.storage.inputs.files import unchanged
 from daskinfer.storage.inputs.index import open_input
@@ -29,6 +30,8 @@ class PartitionSource:
     """The files of each of its segments."""
     layout: Layout
     """Columns and their types."""
+    csv: Csv
+    """csv: how the files are written."""
 
 
 def partition_source(table: PartitionTable, number: int) -> PartitionSource:
@@ -47,6 +50,7 @@ def partition_source(table: PartitionTable, number: int) -> PartitionSource:
             arrays=table.arrays,
             output=table.output,
         ),
+        csv=table.csv,
     )
 
 
@@ -63,7 +67,7 @@ def read_partition(source: PartitionSource) -> RowBatch:
     InputError
         Where a file is not what it was when the table was made.
     """
-    form = open_input(source.format)
+    form = open_input(source.format, source.csv)
     partition = source.partition
     schema = pa.schema(list(source.layout.types.items()))
     positions: list[int] = []
@@ -103,7 +107,22 @@ def read_partition(source: PartitionSource) -> RowBatch:
         arrays={name: pieces[1] if len(pieces) == 2 else np.concatenate(pieces) for name, pieces in arrays.items()},
     )
     misfits = {int(rows.positions[index]): why for index, why in find_misfits(rows.table, source.layout.output).items()}
+    misfits = _find_empty(rows, source.layout) | misfits
     return rows.without(misfits, dict.fromkeys(misfits, "unreadable"))
+
+
+def _find_empty(rows: RowBatch, layout: Layout) -> dict[int, str]:
+    """Return why texts that the task reads are none, by their positions."""
+    found: dict[int, str] = {}
+    for column in layout.reads:
+        if not (is_text(layout.types[column]) or layout.types[column] == JSON):
+            continue
+        for position, text in zip(rows.positions.tolist(), rows.values(column), strict=True):
+            if not text or text.isspace():
+                found[position] = f"column '{column}': {'holds only whitespace' if text else 'is empty'}"
+            elif "\0" in text:
+                found[position] = f"column '{column}': holds a NUL character; is input.encoding right?"
+    return found
 
 
 def _check_count(harvest: Harvest, wanted: int, file: InputFile) -> None:

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from daskinfer.storage.inputs.csv_dialect import Dialect
+
 Offsets = NDArray[np.int64]
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 _NEWLINE = ord("\n")
-_QUOTE = ord('"')
-_COMMA = ord(",")
-_WHITESPACE = np.isin(np.arange(256), np.frombuffer(b" \t\r\n\x0b\x0c", np.uint8))
+_NEXT_LINE = "\x85".encode()
+_WHITESPACE = b" \t\r\n\x0b\x0c"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,11 +37,35 @@ class Spans:
         return int(self.begins[first]), int(self.ends[last - 1]), int(self.lines[first])
 
 
+class LineEnds:
+    """Finds out, block by block, whether a file has lines that end otherwise than with newlines, and none that does."""
+
+    def __init__(self) -> None:
+        self._newlines = self._returns = self._next_lines = False
+        self._last = b""
+
+    def feed(self, block: bytes) -> None:
+        """Look at the next block."""
+        if self._newlines or b"\n" in block:
+            self._newlines = True
+            return
+        text = self._last + block
+        self._returns |= b"\r" in text.rstrip(b"\r")
+        self._next_lines |= _NEXT_LINE in text.removesuffix(_NEXT_LINE)
+        self._last = block[-1:]
+
+    def only_other(self, encoded: bool) -> str:
+        """Return what ends lines instead, "" where newlines do; U+0085 only in files in other encodings than UTF-8."""
+        if self._newlines:
+            return ""
+        return "carriage returns" if self._returns else "U+0085" if self._next_lines and encoded else ""
+
+
 class RecordScanner:
     """Finds rows in consecutive blocks of a file, keeping nothing of the blocks.
 
-    A row ends with its newline, for csv with the first one outside quotes; a quote opens only at the beginning of a
-    field, as in Python's `csv`. Rows of whitespace alone are not rows.
+    A row ends with its newline, for csv with the first one that is neither quoted nor escaped; a quote opens only at the
+    beginning of a field, as in Python's `csv`. Rows of whitespace alone are not rows.
 
     Parameters
     ----------
@@ -48,19 +73,23 @@ class RecordScanner:
         Position of the first block.
     line
         Line number there, from 1.
-    quoted
-        Whether quotes protect newlines.
+    dialect
+        Of csv: what protects newlines.
     """
 
-    def __init__(self, offset: int, line: int = 1, quoted: bool = False) -> None:
+    def __init__(self, offset: int, line: int = 1, dialect: Dialect | None = None) -> None:
         self._offset = offset
         self._line = line
-        self._quoted = quoted
+        self._dialect = dialect
+        # Fields that are all empty are no blank line, though tabs delimit them.
+        self._blanks = _WHITESPACE.replace(dialect.delimiter.encode(), b"") if dialect else _WHITESPACE
+        self._is_blank = np.isin(np.arange(256), np.frombuffer(self._blanks, np.uint8))
         self._begin = offset
         self._begin_line = line
         self._blank = True
         self._inside = False
-        self._closing = False
+        # Positions in the next block: of the last quote that closed, and of the last character that was escaped.
+        self._closed_at = self._escaped_at = -2
         self._previous = _NEWLINE
 
     @property
@@ -73,8 +102,8 @@ class RecordScanner:
         data = np.frombuffer(block, np.uint8)
         newlines: Offsets = np.flatnonzero(data == _NEWLINE).astype(np.int64)
         stops = newlines
-        if self._quoted:
-            stops = self._outside_quotes(data, newlines)
+        if self._dialect is not None and (self._dialect.quote or self._dialect.escape):
+            stops = self._find_stops(self._dialect, data, newlines)
         ends = stops + (1 + self._offset)
         if len(ends):
             begins = np.concatenate([[self._begin], ends[:-1]])
@@ -83,10 +112,10 @@ class RecordScanner:
             lines = np.concatenate([[self._begin_line], next_lines[:-1]])
             rows = self._drop_blank(Spans(begins, ends, lines), block, data)
             self._begin, self._begin_line = int(ends[-1]), int(next_lines[-1])
-            self._blank = not block[self._begin - self._offset :].strip()
+            self._blank = not block[self._begin - self._offset :].strip(self._blanks)
         else:
             rows = Spans(ends, ends, ends)
-            self._blank = self._blank and not block.strip()
+            self._blank = self._blank and not block.strip(self._blanks)
         self._offset += len(block)
         self._line += len(newlines)
         return rows
@@ -102,39 +131,48 @@ class RecordScanner:
 
     def _drop_blank(self, rows: Spans, block: bytes, data: NDArray[np.uint8]) -> Spans:
         starts = np.maximum(rows.begins - self._offset, 0)
-        suspects = np.flatnonzero(_WHITESPACE[data[starts]])
+        suspects = np.flatnonzero(self._is_blank[data[starts]])
         keep = np.ones(len(rows), np.bool_)
         for index in suspects.tolist():
-            if block[int(starts[index]) : int(rows.ends[index]) - self._offset].strip():
+            if block[int(starts[index]) : int(rows.ends[index]) - self._offset].strip(self._blanks):
                 continue
             keep[index] = index == 0 and not self._blank
         return Spans(rows.begins[keep], rows.ends[keep], rows.lines[keep])
 
-    def _outside_quotes(self, data: NDArray[np.uint8], newlines: Offsets) -> Offsets:
-        quotes = np.flatnonzero(data == _QUOTE)
-        before = np.where(quotes > 0, data[quotes - 1], self._previous) if len(quotes) else quotes
+    def _find_stops(self, dialect: Dialect, data: NDArray[np.uint8], newlines: Offsets) -> Offsets:
+        """Return the newlines that are neither quoted nor escaped."""
+        quote, escape = (-1 if each is None else ord(each) for each in (dialect.quote, dialect.escape))
+        openers = (ord(dialect.delimiter), _NEWLINE)
+        marks = np.flatnonzero((data == quote) | (data == escape)) if escape >= 0 else np.flatnonzero(data == quote)
+        before = np.where(marks > 0, data[marks - 1], self._previous) if len(marks) else marks
         changes: list[int] = []
-        inside = self._inside
-        closed_at = -1 if self._closing else -2
-        for position, previous in zip(quotes.tolist(), before.tolist(), strict=True):
+        escaped: list[int] = [self._escaped_at]
+        inside, closed_at = self._inside, self._closed_at
+        for position, found, previous in zip(marks.tolist(), data[marks].tolist(), before.tolist(), strict=True):
+            if position == escaped[-1]:
+                continue
+            if found == escape:
+                if inside or position != closed_at + 1:
+                    escaped.append(position + 1)
+                continue
             if inside:
                 inside = False
                 closed_at = position
-            elif position == closed_at + 1 or previous in (_COMMA, _NEWLINE):
+            elif position == closed_at + 1 or (previous in openers and position != escaped[-1] + 1):
                 inside = True
             else:
                 continue
             changes.append(position)
         if len(data):
             self._previous = int(data[-1])
-        self._closing = closed_at == len(data) - 1
+        self._closed_at, self._escaped_at = closed_at - len(data), escaped[-1] - len(data)
         parity = np.searchsorted(np.array(changes, np.int64), newlines) & 1
         outside: Offsets = newlines[parity == int(self._inside)]
         self._inside = inside
-        return outside
+        return outside[~np.isin(outside, escaped)] if escape >= 0 else outside
 
 
-def slice_records(data: bytes, begin: int, line: int, quoted: bool) -> list[tuple[bytes, int]]:
+def slice_records(data: bytes, begin: int, line: int, dialect: Dialect | None = None) -> list[tuple[bytes, int]]:
     """Return every row of a segment's bytes with its line number.
 
     Parameters
@@ -145,10 +183,10 @@ def slice_records(data: bytes, begin: int, line: int, quoted: bool) -> list[tupl
         Their position in the file.
     line
         Line number of the first row.
-    quoted
-        Whether quotes protect newlines.
+    dialect
+        Of csv: what protects newlines.
     """
-    scanner = RecordScanner(begin, line, quoted)
+    scanner = RecordScanner(begin, line, dialect)
     found: list[tuple[bytes, int]] = []
     for spans in (scanner.feed(data), scanner.finish()):
         numbers = zip(spans.begins.tolist(), spans.ends.tolist(), spans.lines.tolist(), strict=True)

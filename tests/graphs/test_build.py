@@ -21,6 +21,7 @@ from daskinfer.graphs.build import (
 from daskinfer.graphs.handoff import Encoded, Handoff, JobHandle
 from daskinfer.graphs.sizes import register_sizes
 from daskinfer.models.encoding import EncodedRows, Variants
+from daskinfer.spec.dialect import Csv
 from daskinfer.spec.generation import Pin
 from daskinfer.spec.rows import InputFile, Microbatch, Partition, Segment
 from daskinfer.storage.inputs.reading import PartitionSource
@@ -36,7 +37,7 @@ def dependencies(task: Task) -> set[Any]:
 
 def test_a_partition_is_read_encoded_and_counted() -> None:
     file = InputFile(url="in.jsonl", size=100, etag="1")
-    source = PartitionSource("jsonl", PARTITION, ((file,),), Layout({"text": "string"}, ("text",), ()))
+    source = PartitionSource("jsonl", PARTITION, ((file,),), Layout({"text": "string"}, ("text",), ()), Csv())
     graph = prepare_graph(HANDLE, source, attempt=2)
     rows, encoded, count = graph.wanted
     assert rows == ("job", "read", "3.0", 0, 5, 2)

@@ -7,13 +7,14 @@ import itertools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from daskinfer.storage.inputs.csv_dialect import Dialect
 from daskinfer.storage.inputs.records import RecordScanner, slice_records
 
 LINES = st.text(alphabet=st.sampled_from(' \t\r\na,"é'), max_size=60)
 
 
-def scan(data: bytes, cuts: list[int], quoted: bool) -> tuple[list[tuple[bytes, int]], RecordScanner]:
-    scanner = RecordScanner(0, quoted=quoted)
+def scan(data: bytes, cuts: list[int], dialect: Dialect | None = None) -> tuple[list[tuple[bytes, int]], RecordScanner]:
+    scanner = RecordScanner(0, dialect=dialect)
     edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
     found = [scanner.feed(data[first:last]) for first, last in itertools.pairwise(edges)]
     found.append(scanner.finish())
@@ -30,7 +31,7 @@ def scan(data: bytes, cuts: list[int], quoted: bool) -> tuple[list[tuple[bytes, 
 def test_lines_are_python_s_lines_wherever_blocks_end(text: str, cuts: list[int]) -> None:
     data = text.encode()
     expected = [(line, number) for number, line in enumerate(io.BytesIO(data), 1) if line.strip()]
-    assert scan(data, cuts, quoted=False)[0] == expected
+    assert scan(data, cuts, dialect=None)[0] == expected
 
 
 @settings(max_examples=200, deadline=None)
@@ -43,7 +44,7 @@ def test_csv_rows_survive_any_block_border(rows: list[list[str]], ending: str, c
     stream = io.StringIO(newline="")
     csv.writer(stream, lineterminator=ending).writerows(rows)
     data = stream.getvalue().encode()
-    found, scanner = scan(data, cuts, quoted=True)
+    found, scanner = scan(data, cuts, dialect=Dialect())
     assert scanner.open_quote_line is None
     assert [next(csv.reader([record.decode()])) for record, _ in found] == rows
     starts = [data.index(record) for record, _ in found[:1]]
@@ -53,16 +54,42 @@ def test_csv_rows_survive_any_block_border(rows: list[list[str]], ending: str, c
 @settings(max_examples=200, deadline=None)
 @given(st.text(alphabet=st.sampled_from('ab,"\n'), max_size=30), st.lists(st.integers(0, 99), max_size=3))
 def test_stray_quotes_mean_what_python_s_csv_takes_them_for(text: str, cuts: list[int]) -> None:
-    found, scanner = scan(text.encode(), cuts, quoted=True)
+    found, scanner = scan(text.encode(), cuts, dialect=Dialect())
     if scanner.open_quote_line is None:
         expected = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
         assert [next(csv.reader([record.decode()])) for record, _ in found] == expected
 
 
+DIALECTS = [
+    Dialect(";"),
+    Dialect("\t", quote="'"),
+    Dialect("|", quote=None),
+    Dialect(",", escape="\\"),
+    Dialect(";", quote=None, escape="\\"),
+    Dialect(",", quote="'", escape="!"),
+]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(DIALECTS), st.data())
+def test_any_dialect_is_cut_as_python_s_csv_cuts_it(dialect: Dialect, data: st.DataObject) -> None:
+    marks = sorted({"a", "\n", ",", dialect.delimiter, dialect.quote or "b", dialect.escape or "b"})
+    text = data.draw(st.text(alphabet=st.sampled_from(marks), max_size=24)) + "\n"
+    found, scanner = scan(text.encode(), data.draw(st.lists(st.integers(0, 99), max_size=3)), dialect)
+    if scanner.open_quote_line is None:
+        reader = csv.reader(
+            io.StringIO(text, newline=""), delimiter=dialect.delimiter, quotechar=dialect.quote,
+            escapechar=dialect.escape, quoting=csv.QUOTE_MINIMAL if dialect.quote else csv.QUOTE_NONE,
+        )  # fmt: skip
+        assert [dialect.split(record.decode().removesuffix("\n")) for record, _ in found] == [
+            row for row in reader if row
+        ]
+
+
 def test_an_open_quote_is_told_with_its_line() -> None:
-    assert scan(b'a,b\nc,"d\ne\n', [], quoted=True)[1].open_quote_line == 2
+    assert scan(b'a,b\nc,"d\ne\n', [], dialect=Dialect())[1].open_quote_line == 2
 
 
 def test_a_segment_counts_lines_inside_quotes() -> None:
     data = b'1,"a\nb"\n\n2,c\n'
-    assert slice_records(data, 100, 7, quoted=True) == [(b'1,"a\nb"\n', 7), (b"2,c\n", 10)]
+    assert slice_records(data, 100, 7, dialect=Dialect()) == [(b'1,"a\nb"\n', 7), (b"2,c\n", 10)]

@@ -142,13 +142,15 @@ def test_an_output_is_an_input(tmp_path: Path) -> None:
         part = make_part(number, (1,) if number == 1 else ())
         sink.commit(make_record(part, sink.write(part)))
     sink.seal({})
-    table = index(url, {"embedding": "array", "title": "text", "valid": "array"}, ("id", "weight", "seen"))
+    table = index(url, {"embedding": "array", "valid": "array"}, ("id", "weight", "seen"))
     assert table.rows == ROWS and not [file.url for file in table.files if "/_" in file.url]
     batches = read_all(table)
     valid = gather(batches, "valid")
     assert valid.tolist() == [row != 5 for row in range(ROWS)]
     assert np.isnan(gather(batches, "embedding")[5]).all()
+    batches = read_all(index(url, {"title": "text"}))
     assert batches[0].values("title") == ['"0"', '"1"', '"2"', '"3"']
+    assert [reject.row for batch in batches for reject in batch.rejects] == [5]  # a refused row's text is empty
     with pytest.raises(InputError, match=r"has no column 'titel'; it has .*title.*valid.*\nDid you mean 'title'"):
         index(url, {"titel": "text"})
 

@@ -1,0 +1,125 @@
+"""Compressed files as streams of what is in them."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, Any, Protocol
+
+import pyarrow as pa
+
+from daskinfer.errors import InputError
+from daskinfer.spec.rows import InputFile
+from daskinfer.storage.filesystem import explain_errors, open_filesystem
+
+COMPRESSED_MARKS = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\xfd7zXZ\x00": "xz",
+    b"PK\x03\x04": "zip",
+}
+_FAILURES = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
+
+
+class Stream(Protocol):
+    """What can be read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return at most `size` bytes; none at the end."""
+
+
+def _open_zstd(stream: IO[bytes]) -> Any:
+    return pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd")
+
+
+_OPENERS: dict[str, Callable[[Any], Any]] = {
+    ".gz": lambda stream: gzip.GzipFile(fileobj=stream, mode="rb"),
+    ".bz2": lambda stream: bz2.BZ2File(stream),
+    ".xz": lambda stream: lzma.LZMAFile(stream),  # noqa: SIM115 - whoever opened the file closes it
+    ".zst": _open_zstd,
+}
+COMPRESSIONS = frozenset(_OPENERS)
+"""Suffixes of the files that can be read."""
+
+
+def compression_of(url: str) -> str:
+    """Return the suffix that says how a file is compressed; "" where it is not."""
+    name = url.rpartition("/")[2].lower()
+    return next((suffix for suffix in _OPENERS if name.endswith(suffix)), "")
+
+
+@contextmanager
+def open_decompressed(file: InputFile) -> Iterator[Stream]:
+    """Open a file for reading what is in it.
+
+    Raises
+    ------
+    InputError
+        It is damaged, cut short, or not compressed as its name says.
+    """
+    compression = compression_of(file.url)
+    with explain_errors(file.url, "read"):
+        filesystem, path = open_filesystem(file.url)
+        with filesystem.open(path, "rb") as raw:
+            if not compression:
+                yield raw
+                return
+            yield _Checked(file.url, compression, _OPENERS[compression], _Reader(raw))
+
+
+class _StoreFailed(Exception):
+    """The file could not be read, whatever is in it."""
+
+
+class _Reader:
+    """The compressed bytes; an error of the store is told from one of the content."""
+
+    closed = False
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._raw = raw
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return self._raw.read(size)
+        except Exception as error:
+            raise _StoreFailed from error
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        """Leave it to whoever opened the file."""
+
+
+class _Checked:
+    """Decompressed bytes, of which damage is told with the file's name."""
+
+    def __init__(self, url: str, compression: str, opener: Callable[[Any], Any], raw: _Reader) -> None:
+        self._url = url
+        self._compression = compression
+        self._opener = opener
+        self._raw = raw
+        self._stream: Any = None
+
+    def read(self, size: int) -> bytes:
+        try:
+            if self._stream is None:
+                self._stream = self._opener(self._raw)
+            return bytes(self._stream.read(size))
+        except _StoreFailed as error:
+            assert error.__cause__ is not None
+            raise error.__cause__ from None
+        except _FAILURES as error:
+            raise InputError(
+                f"{self._url} cannot be decompressed as its suffix {self._compression} says: {error}",
+                hint="It is damaged, cut short, or compressed otherwise; make it anew.",
+            ) from error
