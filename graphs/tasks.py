@@ -213,6 +213,7 @@ def commit_partition(
         rows_in=rows.partition.rows,
         rows_out=len(part.positions),
         rows_quarantined=len(part.rejects),
+        rows_truncated=int(np.isin(encoded.positions[encoded.rows.truncated], list(poison), invert=True).sum()),
         tokens=int(encoded.rows.lengths.sum()),
         padded_tokens=sum(microbatch.tokens for microbatch in encoded.microbatches),
         microbatches=tuple(

@@ -292,6 +292,7 @@ def status(workspace: str, job: str, committed: Callable[[JobRecord], Collection
         rows_total=record.rows,
         rows_done=sum(min(size, record.rows - number * size) for number in done),
         rows_quarantined=0 if progress is None else progress.rows_quarantined,
+        rows_truncated=0 if progress is None else progress.rows_truncated,
         partitions=record.partitions,
         partitions_done=len(done),
         checkpoint=record.resolution.reference,

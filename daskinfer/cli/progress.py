@@ -64,7 +64,8 @@ class ProgressDisplay:
         if not self._console.is_terminal:
             how = "was done already" if earlier else f"{report.verdict} in {format_duration(report.seconds)}"
             rows = f"{report.rows_out:,} rows out, {report.rows_quarantined:,} quarantined"
-            self._print(f"{self._name}: {how}, {rows}")
+            cut = f", {report.rows_truncated:,} truncated" if report.rows_truncated else ""
+            self._print(f"{self._name}: {how}, {rows}{cut}")
 
     def _render(self, progress: Progress) -> RenderableType:
         return render_progress(self._name, progress, plain=self._console.options.ascii_only)

@@ -20,7 +20,17 @@ if TYPE_CHECKING:
     from daskinfer.spec.recipe import Recipe
 
 # What a program may rely on, whether the run succeeds or fails.
-_FIELDS = ("job", "snapshot", "rows_in", "rows_out", "rows_quarantined", "seconds", "output", "report")
+_FIELDS = (
+    "job",
+    "snapshot",
+    "rows_in",
+    "rows_out",
+    "rows_quarantined",
+    "rows_truncated",
+    "seconds",
+    "output",
+    "report",
+)
 
 
 @click.command(epilog=EXIT_CODES)
@@ -85,6 +95,7 @@ def _describe_failure(recipe: Recipe, latest: list[Progress]) -> dict[str, Any]:
         return facts
     (progress,) = latest
     facts |= {"job": progress.job, "rows_in": progress.rows_total, "rows_quarantined": progress.rows_quarantined}
+    facts["rows_truncated"] = progress.rows_truncated
     facts |= {"rows_out": progress.rows_done - progress.rows_quarantined, "seconds": progress.seconds}
     # A second failure on the way out must not hide the first.
     with contextlib.suppress(Exception):

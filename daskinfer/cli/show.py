@@ -48,6 +48,8 @@ def print_report(report: Report, remark: str | None = None) -> None:
     if report.verdict != "done":
         missing = report.rows_in - report.rows_out - report.rows_quarantined
         lines["rows"] += f" + {missing:,} to go"
+    if report.rows_truncated:
+        lines["truncated"] = f"{report.rows_truncated:,} rows had more than {report.max_tokens:,} tokens, and were cut"
     if report.rejects:
         lines["refused"] = _tell_rejects(report)
     if report.retries:
@@ -125,7 +127,8 @@ def print_status(status: JobStatus) -> None:
     lines = {
         "job": status.job,
         "snapshot": f"{status.checkpoint} sha256:{shorten(status.snapshot)}",
-        "rows": f"{status.rows_done:,} of {status.rows_total:,}{share}, {status.rows_quarantined:,} quarantined",
+        "rows": f"{status.rows_done:,} of {status.rows_total:,}{share}, {status.rows_quarantined:,} quarantined"
+        + (f", {status.rows_truncated:,} truncated" if status.rows_truncated else ""),
         "partitions": f"{status.partitions_done:,} of {status.partitions:,}",
     }
     progress = status.progress

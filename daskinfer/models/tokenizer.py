@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -50,8 +50,7 @@ class TokenizerSettings:
         return json.dumps(asdict(self), indent=2).encode() + b"\n"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class TokenizedRow:
+class TokenizedRow(NamedTuple):
     """One text as tokens."""
 
     ids: Ids
@@ -125,12 +124,12 @@ class Tokenizer:
         InputError
             If a text is not valid Unicode; `find_unusable` tells which ones are not.
         """
-        rows = []
+        rows, has_types, most = [], self.has_types, self.max_length
         for encoding in self._encode(texts):
             ids = np.array(encoding.ids, dtype=np.int32)
-            types = np.array(encoding.type_ids, dtype=np.int32) if self.has_types else None
+            types = np.array(encoding.type_ids, dtype=np.int32) if has_types else None
             # A row that was cut is as long as can be: what was cut off need not be made for the others.
-            rows.append(TokenizedRow(ids, types, len(ids) == self.max_length and bool(encoding.overflowing)))
+            rows.append(TokenizedRow(ids, types, len(ids) == most and bool(encoding.overflowing)))
         return rows
 
     def find_words(self, texts: Sequence[str]) -> list[Ids]:

@@ -30,6 +30,7 @@ class Ledger:
         self.rows_done = 0
         self.rows_out = 0
         self.rows_quarantined = 0
+        self.rows_truncated = 0
         self.rows_this_run = 0
         self.partitions_done = 0
         self.partitions_resumed = 0
@@ -68,7 +69,7 @@ class Ledger:
 
     def recount(self, records: Iterable[CommitDigest]) -> None:
         """Count what is committed anew: partitions that are to be computed again no longer are."""
-        self.rows_done = self.rows_out = self.rows_quarantined = self.partitions_done = 0
+        self.rows_done = self.rows_out = self.rows_quarantined = self.rows_truncated = self.partitions_done = 0
         self._shares.clear()
         self._members.clear()
         for record in records:
@@ -156,6 +157,7 @@ class Ledger:
         self.rows_done += record.rows_in
         self.rows_out += record.rows_out
         self.rows_quarantined += record.rows_quarantined
+        self.rows_truncated += record.rows_truncated
         self.partitions_done += 1
         shares = [self._shares.setdefault(record.snapshot, [0, 0])]
         if record.member:

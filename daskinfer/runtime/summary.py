@@ -56,6 +56,8 @@ def make_report(session: Session, command: str, seconds: float, started: str) ->
         rows_in=record.rows,
         rows_out=ledger.rows_out,
         rows_quarantined=ledger.rows_quarantined,
+        rows_truncated=ledger.rows_truncated,
+        max_tokens=record.plan.max_length if record.plan.is_text else 0,
         rows_this_run=ledger.rows_this_run,
         partitions=record.partitions,
         partitions_resumed=ledger.partitions_resumed,

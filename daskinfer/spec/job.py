@@ -153,6 +153,8 @@ class CommitRecord(Section):
     """Rows written."""
     rows_quarantined: int
     """Rows refused; `rows_out + rows_quarantined == rows_in`."""
+    rows_truncated: int = 0
+    """Rows written whose text was longer than a row may be."""
     tokens: int
     """Tokens computed, padding excluded."""
     padded_tokens: int
@@ -270,6 +272,10 @@ class Report(Section):
     """Rows in the output."""
     rows_quarantined: int
     """Rows in the quarantine."""
+    rows_truncated: int = 0
+    """Rows in the output whose text was longer than `max_tokens`, and was cut."""
+    max_tokens: int = 0
+    """Longest row in tokens; 0 where rows are no texts."""
     rows_this_run: int
     """Rows committed by this run; the others were there already."""
     partitions: int
@@ -336,6 +342,8 @@ class Progress(Section):
     """Rows committed, quarantined ones and those of earlier runs included."""
     rows_quarantined: int = 0
     """Rows refused so far."""
+    rows_truncated: int = 0
+    """Rows so far whose text was cut."""
     rows_this_run: int = 0
     """Rows that this run committed itself."""
     seconds: float = 0.0
@@ -379,6 +387,8 @@ class JobStatus(Section):
     """Rows committed, quarantined ones included."""
     rows_quarantined: int
     """Rows refused so far."""
+    rows_truncated: int = 0
+    """Rows so far whose text was cut."""
     partitions: int
     """Partitions of the input."""
     partitions_done: int

@@ -43,6 +43,7 @@ _SCHEMA = pa.schema(
         ("path", pa.string()),
         ("digest", pa.string()),
         ("member", _TEXT),
+        ("rows_truncated", pa.int64()),
     ]
 )
 
@@ -60,6 +61,7 @@ class CommitDigest:
     path: str
     digest: str
     member: str = ""
+    rows_truncated: int = 0
 
     @classmethod
     def of(cls, record: CommitRecord) -> CommitDigest:

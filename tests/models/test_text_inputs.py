@@ -99,3 +99,11 @@ def test_a_tokenizer_without_mask_is_padded_all_the_same(tmp_path: Path) -> None
     folder = make_tiny(tmp_path, "BertModel")
     change_settings(folder, model_input_names=["input_ids"])
     assert np.abs(embed(folder)[0] - embed_alone(folder)).max() < 1e-5
+
+
+def test_cut_rows_are_known_by_their_number(tmp_path: Path) -> None:
+    request = ask_published(make_tiny(tmp_path, "BertModel"), max_length=6)
+    encoded, refused = make_encoder(request, 6).encode({"text": [TEXTS[0], "\ud800", TEXTS[1], "cat"]})
+    assert list(refused) == [1]
+    assert encoded.lengths.tolist() == [6, 6, 3]
+    assert encoded.truncated.tolist() == [1]
