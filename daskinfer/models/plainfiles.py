@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from daskinfer.errors import CheckpointError
+from daskinfer.models.tasks.sentence import TEXT_SETTINGS
 from daskinfer.models.tensorfiles import Folder, GroupFile, as_stored, read_header, refuse_pickles
 
 _KEPT = (
@@ -23,7 +24,7 @@ _KEPT = (
     "processor_config.json",
     "image_processor_config.json",
     "modules.json",
-    "sentence_bert_config.json",
+    *TEXT_SETTINGS,
     "config_sentence_transformers.json",
     "README.md",
     "LICENSE",
@@ -31,7 +32,7 @@ _KEPT = (
     "LICENSE.txt",
     "NOTICE",
 )
-_SENTENCE_MODULES = ("Transformer", "Pooling", "Normalize", "Dense")
+_SENTENCE_MODULES = ("Transformer", "Pooling", "Normalize", "Dense", "Dropout")
 
 
 def list_files(folder: Folder) -> list[str]:
@@ -57,6 +58,14 @@ def read_config(folder: Folder, names: list[str]) -> dict[str, Any]:
         adapter = "adapter_config.json" in names
         if not adapter and not any(name.endswith(".safetensors") for name in names):
             refuse_pickles(folder.url, names)
+        for kind, path in _sentence_modules(
+            folder, {name: folder.read(name) for name in names if name == "modules.json"}
+        ):
+            if kind == "Transformer" and path:
+                raise CheckpointError(
+                    f"{folder.url}: modules.json puts the Transformer in {path}, and only one beside it is read",
+                    hint=f"Move the files of {path} up beside modules.json, and set its path there to ''.",
+                )
         raise CheckpointError(
             f"{folder.url}: no config.json" + (", but an adapter: it is not a model by itself" if adapter else ""),
             hint="Merge the adapter into its base model and save that."

@@ -124,7 +124,7 @@ def _embed(hidden: Tensor, inputs: dict[str, Tensor], directory: Path, options: 
     mask = inputs["attention_mask"].clone()
     if not pooling.get("include_prompt", True):
         mask[:, : _count_prompt(directory, options)] = 0
-    modes = [mode for mode in _JOINED if pooling.get(f"pooling_mode_{mode}")]
+    modes = [mode for mode in _JOINED if pooling.get(f"pooling_mode_{mode}", mode == "mean_tokens")]
     if options.pooling != "auto" or not modes:
         modes = ["mean" if options.pooling == "auto" else options.pooling]
     vector = torch.cat([_pool(hidden, mask, mode.removesuffix("_tokens").removesuffix("_token")) for mode in modes], 1)
@@ -146,7 +146,7 @@ def _embed(hidden: Tensor, inputs: dict[str, Tensor], directory: Path, options: 
 def _pool(hidden: Tensor, mask: Tensor, mode: str) -> Tensor:
     rows = torch.arange(len(hidden))
     if mode == "cls":
-        return hidden[rows, mask.argmax(1)]
+        return hidden[:, 0]
     if mode == "lasttoken":
         return hidden[rows, torch.stack([row.nonzero().max() for row in mask])]
     if mode == "max":

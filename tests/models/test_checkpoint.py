@@ -42,6 +42,13 @@ def blobs(directory: Path) -> dict[str, bytes]:
     return {group.name: group.blob() for group in inspect_checkpoint(directory).groups}
 
 
+def test_a_transformer_in_a_folder_of_its_own_is_refused_by_name(tmp_path: Path) -> None:
+    modules = [{"path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(CheckpointError, match="puts the Transformer in 0_Transformer"):
+        inspect_checkpoint(tmp_path)
+
+
 def test_every_tensor_is_published_once_under_its_normal_name(copy: Path) -> None:
     source = inspect_checkpoint(copy)
     assert (source.architecture, source.dtype) == ("BertForSequenceClassification", "float32")

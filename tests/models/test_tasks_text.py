@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 
 from daskinfer.errors import CheckpointError, RecipeError
 from daskinfer.models.tasks.build import build_task
-from daskinfer.models.tasks.encode import make_encoder, row_length
+from daskinfer.models.tasks.encode import count_prompt, make_encoder, row_length
 from daskinfer.models.tasks.fields import task_fields, task_wants
 from daskinfer.models.tasks.request import TaskRequest
+from daskinfer.models.tasks.sentence import read_sentence
 from daskinfer.spec.recipe import ModelOptions
 from daskinfer.testing.taskcases import CLASSIFY_TEXTS, EMBED_TEXTS
 from daskinfer.testing.tasks import ask_task, columns_of, encode_texts, fill_task, run_reference, run_task
@@ -241,7 +242,22 @@ def test_what_sentence_transformers_can_do_and_we_cannot_is_refused(tmp_path: Pa
 
     dense = json.loads(request.files["2_Dense/config.json"])
     refuse("modules.json", [{"path": "", "type": "custom_st.Transformer"}], CheckpointError, "custom_st.Transformer")
-    refuse("modules.json", [{"path": "9_P", "type": "sentence_transformers.models.Pooling"}], CheckpointError, "9_P")
+    kind = "sentence_transformers.models"
+    whole: list[dict[str, str]] = [
+        {"path": "", "type": f"{kind}.Transformer"},
+        {"path": "9_P", "type": f"{kind}.Pooling"},
+    ]
+    refuse("modules.json", whole, CheckpointError, "9_P")
+    refuse("modules.json", whole[1:], CheckpointError, "Pooling are not a Transformer, a Pooling")
+    refuse("modules.json", [*whole, whole[1]], CheckpointError, "Transformer, Pooling, Pooling are not")
+    refuse("1_Pooling/config.json", {"pooling_mode_mean_tokens": False}, CheckpointError, "has no mode")
+    refuse(
+        "sentence_bert_config.json", {"model_args": {"num_labels": 3}}, CheckpointError, "model_args.num_labels is 3"
+    )
+    refuse("sentence_bert_config.json", {"tokenizer_args": {"do_lower_case": True}}, CheckpointError, "tokenizer_args")
+    refuse("sentence_bert_config.json", {"unknown": 1}, CheckpointError, "unknown is 1")
+    refuse("config_sentence_transformers.json", {"truncate_dim": 8}, CheckpointError, "truncate_dim is 8")
+    refuse("config_sentence_transformers.json", {"model_type": "SparseEncoder"}, CheckpointError, "SparseEncoder")
     refuse("1_Pooling/config.json", {"pooling_mode": "attention"}, CheckpointError, "'attention'")
     refuse("2_Dense/config.json", dense | {"activation_function": "os.system"}, CheckpointError, "os.system")
     refuse("2_Dense/config.json", dense | {"use_residual": True}, CheckpointError, "plain layer")
@@ -251,6 +267,47 @@ def test_what_sentence_transformers_can_do_and_we_cannot_is_refused(tmp_path: Pa
     refuse("config_sentence_transformers.json", named, RecipeError, "query, passage", prompt_name="document")
     refuse("config_sentence_transformers.json", {}, RecipeError, "has none", prompt_name="query")
     refuse("config_sentence_transformers.json", named, RecipeError, "both", prompt_name="query", prompt="x")
+
+
+def test_what_a_pooling_leaves_unsaid_is_as_sentence_transformers_has_it(tmp_path: Path) -> None:
+    directory = add_sentence_modules(make_tiny(tmp_path, "BertModel"), pooling={"pooling_mode_cls_token": True})
+    assert read_sentence(ask_task(directory, "embed")).pooling == ("cls", "mean")
+    harmless = {
+        "model_args": {"torch_dtype": "float16"},
+        "tokenizer_args": {"padding_side": "left"},
+        "max_seq_length": None,
+    }
+    add_sentence_modules(directory, pooling={}, text=harmless)
+    assert read_sentence(ask_task(directory, "embed")).pooling == ("mean",)
+    (directory / "sentence_bert_config.json").rename(directory / "sentence_roberta_config.json")
+    (directory / "sentence_roberta_config.json").write_text(json.dumps({"max_seq_length": 9}))
+    assert row_length(ask_task(directory, "embed")) == 9
+
+
+def test_space_around_a_text_is_taken_off_where_sentence_transformers_would(tmp_path: Path) -> None:
+    directory = make_tiny(tmp_path, "BertModel")
+    content = json.loads((directory / "tokenizer.json").read_text())
+    content["normalizer"], content["pre_tokenizer"] = None, None
+    (directory / "tokenizer.json").write_text(json.dumps(content))
+    spaced = encode_texts(ask_task(directory, "embed"), ["  cat "])
+    add_sentence_modules(directory, pooling={"include_prompt": False}, prompts={"prompts": {"q": "cat "}})
+    plain, told = (encode_texts(ask_task(directory, "embed"), [text]) for text in ("cat", "  cat "))
+    assert told.ids.tolist() == plain.ids.tolist() != spaced.ids.tolist()
+    assert count_prompt(ask_task(directory, "embed", prompt_name="q")) == 2
+
+
+def test_the_first_token_is_the_texts_own_even_where_a_prompt_is_left_out(tmp_path: Path) -> None:
+    directory = add_sentence_modules(
+        make_tiny(tmp_path, "BertModel"),
+        pooling={"pooling_mode": "cls", "include_prompt": False},
+        prompts={"prompts": {"q": "small dog: "}},
+    )
+    found = {}
+    for include in (True, False):
+        (directory / "1_Pooling/config.json").write_text(json.dumps({"pooling_mode": "cls", "include_prompt": include}))
+        request = ask_task(directory, "embed", prompt_name="q")
+        found[include] = run_task(fill_task(build_task(request, "float32"), directory), encode_texts(request, TEXTS))
+    assert np.array_equal(found[True]["embedding"], found[False]["embedding"])
 
 
 def test_prompts_are_for_embeddings(tiny: Callable[[str], Path]) -> None:

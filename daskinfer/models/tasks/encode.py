@@ -37,6 +37,8 @@ class TextEncoder:
         Put before every text.
     lower_case
         Whether prompt and text are lower-cased.
+    strip
+        Whether white space around both together is taken off.
     vocabulary
         Ids from this number on are unknown to the model; None where it does not say.
     mask
@@ -48,12 +50,14 @@ class TextEncoder:
         tokenizer: Tokenizer,
         prompt: str = "",
         lower_case: bool = False,
+        strip: bool = False,
         vocabulary: int | None = None,
         mask: int | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._prompt = prompt
         self._lower_case = lower_case
+        self._strip = strip
         self._vocabulary = vocabulary
         self._mask = mask
 
@@ -82,6 +86,7 @@ class TextEncoder:
 
     def _prepare(self, text: str) -> str:
         text = self._prompt + text
+        text = text.strip() if self._strip else text
         return text.lower() if self._lower_case else text
 
     def _find_fault(self, ids: Ids) -> str | None:
@@ -132,7 +137,7 @@ def _make_text_encoder(request: TaskRequest, max_length: int) -> TextEncoder:
     vocabulary = vocab_size(request.config)
     if request.task == "embed":
         sentence = read_sentence(request)
-        return TextEncoder(tokenizer, sentence.prompt, sentence.lower_case, vocabulary)
+        return TextEncoder(tokenizer, sentence.prompt, sentence.lower_case, sentence.strip, vocabulary)
     if request.task == "score" and score_kind(request) == "masked":
         return TextEncoder(tokenizer, vocabulary=vocabulary, mask=mask_id(request.files, tokenizer))
     return TextEncoder(tokenizer, vocabulary=vocabulary)
@@ -171,7 +176,8 @@ def count_prompt(request: TaskRequest) -> int:
     if not sentence.prompt:
         return 0
     tokenizer = make_tokenizer(request.files, row_length(request))
-    prompt = [sentence.prompt.lower() if sentence.lower_case else sentence.prompt]
+    text = sentence.prompt.strip() if sentence.strip else sentence.prompt
+    prompt = [text.lower() if sentence.lower_case else text]
     length = len(tokenizer.encode(prompt)[0])
     words = tokenizer.find_words(prompt)[0]
     # What is added after a text stands after the prompt's end, not inside it.

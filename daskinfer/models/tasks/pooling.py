@@ -29,7 +29,8 @@ def pool(hidden: Tensor, mask: Tensor, modes: tuple[str, ...]) -> Tensor:
 
 
 def _cls(hidden: Tensor, mask: Tensor) -> Tensor:
-    return _take(hidden, mask.to(torch.int32).argmax(1))
+    # Also where a prompt is left out, as sentence-transformers has it; padding is on the right.
+    return hidden[:, 0]
 
 
 def _last(hidden: Tensor, mask: Tensor) -> Tensor:

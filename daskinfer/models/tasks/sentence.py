@@ -25,6 +25,35 @@ _ACTIVATIONS = frozenset(
 )
 # Dropout does nothing outside training.
 _MODULES = ("Transformer", "Pooling", "Dense", "Normalize", "Dropout")
+TEXT_SETTINGS = (
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_albert_config.json",
+    "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
+)
+"""What the Transformer module's settings may be called; the first that is there counts."""
+# Arguments for loading that change no value of the whole model in its own precision.
+_WITHOUT_EFFECT = frozenset(
+    [
+        "add_pooling_layer",
+        "attn_implementation",
+        "cache_dir",
+        "device_map",
+        "dtype",
+        "local_files_only",
+        "low_cpu_mem_usage",
+        "padding_side",
+        "revision",
+        "token",
+        "torch_dtype",
+        "trust_remote_code",
+        "use_fast",
+        "use_safetensors",
+    ]
+)
 _UNSUPPORTED = "Choose a checkpoint with Transformer, Pooling, Dense and Normalize modules only."
 
 
@@ -57,6 +86,8 @@ class Sentence:
     """Longest row in tokens."""
     lower_case: bool
     """Whether texts are lower-cased first."""
+    strip: bool
+    """Whether white space around a text, its prompt included, is taken off first."""
     width: int
     """Length of the vector."""
 
@@ -73,6 +104,7 @@ def read_sentence(request: TaskRequest) -> Sentence:
     """
     options = request.options
     modules = _read(request, "modules.json") or []
+    _check_order([_kind_of(module) for module in modules])
     pooling: Mapping[str, Any] = {}
     steps: list[Dense | None] = []
     for module in modules:
@@ -88,7 +120,7 @@ def read_sentence(request: TaskRequest) -> Sentence:
     elif (options.normalize is True or not modules) and (not steps or steps[-1] is not None):
         steps.append(None)
     modes = _read_modes(pooling) if options.pooling == "auto" else (options.pooling,)
-    text = _read(request, "sentence_bert_config.json") or {}
+    text = _read_text_settings(request)
     return Sentence(
         pooling=modes,
         include_prompt=bool(pooling.get("include_prompt", True)),
@@ -96,6 +128,7 @@ def read_sentence(request: TaskRequest) -> Sentence:
         prompt=_choose_prompt(request),
         max_length=text.get("max_seq_length"),
         lower_case=bool(text.get("do_lower_case", False)),
+        strip=bool(modules),
         width=_follow(hidden_width(request.config) * len(modes), steps),
     )
 
@@ -119,13 +152,46 @@ def _kind_of(module: Mapping[str, Any]) -> str:
     return kind
 
 
+def _check_order(kinds: list[str]) -> None:
+    """Refuse modules in another order than a model, its pooling, and what follows them."""
+    told = [kind for kind in kinds if kind != "Dropout"]
+    if told and (told[:2] != ["Transformer", "Pooling"] or {"Transformer", "Pooling"} & set(told[2:])):
+        raise CheckpointError(
+            f"modules.json: {', '.join(told)} are not a Transformer, a Pooling, and what follows them",
+            hint=_UNSUPPORTED,
+        )
+
+
+def _read_text_settings(request: TaskRequest) -> Mapping[str, Any]:
+    """Return what the Transformer module's settings say of texts; refuse what they say besides."""
+    name = next((name for name in TEXT_SETTINGS if name in request.files), "")
+    settings: Mapping[str, Any] = _read(request, name) or {}
+    unknown = dict(settings)
+    for key in ("max_seq_length", "do_lower_case"):
+        unknown.pop(key, None)
+    for key in ("model_args", "config_args", "tokenizer_args"):
+        given = unknown.pop(key, None) or {}
+        unknown |= {f"{key}.{one}": value for one, value in given.items() if one not in _WITHOUT_EFFECT}
+    if unknown.get("transformer_task") == "feature-extraction":
+        del unknown["transformer_task"]
+    for key, value in unknown.items():
+        if value:
+            raise CheckpointError(
+                f"{name}: {key} is {value!r}, which is not supported", hint="Take it out and publish again."
+            )
+    return settings
+
+
 def _read_modes(config: Mapping[str, Any]) -> tuple[str, ...]:
     named = config.get("pooling_mode")
     if named is not None:
         names = [named] if isinstance(named, str) else list(named)
         modes = tuple(str(name).removesuffix("_tokens") for name in names)
     else:
-        modes = tuple(mode for key, mode in _FLAGS.items() if config.get(key)) or ("mean",)
+        # What is not mentioned is off, but for the mean.
+        modes = tuple(mode for key, mode in _FLAGS.items() if config.get(key, mode == "mean"))
+    if not modes:
+        raise CheckpointError("the checkpoint's Pooling has no mode", hint="Set model.options.pooling.")
     for mode in modes:
         if mode not in _FLAGS.values():
             raise CheckpointError(
@@ -166,10 +232,20 @@ def _choose_prompt(request: TaskRequest) -> str:
     options = request.options
     if options.prompt is not None and options.prompt_name is not None:
         raise RecipeError("model.options has both prompt and prompt_name", hint="Give one of them.")
-    if options.prompt is not None:
-        return options.prompt
     settings = _read(request, "config_sentence_transformers.json") or {}
     prompts: Mapping[str, str] = settings.get("prompts") or {}
+    if settings.get("truncate_dim"):
+        raise CheckpointError(
+            f"config_sentence_transformers.json: truncate_dim is {settings['truncate_dim']}, which is not supported",
+            hint="Take it out, publish again, and cut the vectors that come out.",
+        )
+    if settings.get("model_type", "SentenceTransformer") != "SentenceTransformer":
+        raise CheckpointError(
+            f"config_sentence_transformers.json: model_type {settings['model_type']} is not supported",
+            hint="Choose a checkpoint of a SentenceTransformer.",
+        )
+    if options.prompt is not None:
+        return options.prompt
     name = options.prompt_name or settings.get("default_prompt_name")
     if name is None:
         return ""
