@@ -71,7 +71,8 @@ def encode(handle: JobHandle, rows: RowBatch) -> Encoded:
     """Turn a partition's accepted rows into the model's inputs and pack them into microbatches."""
     context = open_context(handle)
     encoded, refused = context.encoder.encode({role: rows.values(column) for role, column in context.columns.items()})
-    packed = pack_microbatches(encoded.lengths, context.record.plan.microbatch_tokens)
+    plan = context.record.plan
+    packed = pack_microbatches(encoded.lengths, plan.microbatch_tokens, plan.sharing)
     return Encoded(encoded, refused, packed, np.delete(rows.positions, list(refused)))
 
 

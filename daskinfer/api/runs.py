@@ -114,6 +114,7 @@ def validate(recipe: Recipe) -> list[str]:
         f"input: {table.rows:,} rows of {table.format} in {len(table.files)} file(s), {len(table.partitions):,} partitions",
         f"checkpoint: {resolution.reference} is {resolution.snapshot}",
         f"plan: {cut}, {plan.numerics.dtype}{longest}",
+        f"microbatches: {plan.sharing.describe()}",
         f"precision: {draft.precision}",
         *([f"length: {draft.length}"] if draft.length else []),
         f"output: {written}{''.join(f', {name}' for name in recipe.output.keep)}",

@@ -67,6 +67,8 @@ def print_report(report: Report, remark: str | None = None) -> None:
         lines["precision"] = report.precision
     if report.length:
         lines["length"] = report.length
+    if report.sharing:
+        lines["microbatches"] = report.sharing
     if report.incidents:
         lines["incidents"] = "; ".join(_tell_incidents(report.incidents))
     lines |= {"speed": f"{speed} ({whole})", "output": report.output, "report": report.report}
@@ -245,6 +247,7 @@ def print_profile(profile: CheckpointProfile) -> None:
     lines = {
         "model": f"{profile.architecture}, task {profile.task}, {profile.dtype}",
         "cuts": f"none: {profile.uncut}" if profile.uncut else "before every layer but the first",
+        "microbatches": profile.sharing.describe(),
         "counted": f"in a microbatch of {typical}, for one {profile.per}",
     }
     if measured is not None:

@@ -16,7 +16,11 @@ from typing import Any
 from daskinfer import errors
 from daskinfer.errors import DaskinferError, JobFailed
 from daskinfer.ids import digest_of, sha256_of
+from daskinfer.models.probe_lengths import ProbeLengths, choose_lengths
+from daskinfer.models.tasks.encode import row_length
+from daskinfer.models.tasks.fields import takes_text
 from daskinfer.models.tasks.request import TaskRequest
+from daskinfer.models.textconfig import pad_id
 from daskinfer.models.versions import versions
 from daskinfer.source import digest_source
 from daskinfer.spec.outline import InputArray, Outline
@@ -34,7 +38,8 @@ def outline_key(request: TaskRequest, dtype: str) -> str:
         for path, data in sorted(request.files.items())
         if path.endswith(_DECIDING) and path != "tokenizer_config.json"
     }
-    # A length only shows where a column has one place for every token.
+    lengths = _lengths_of(request)
+    # Else a length only shows where a column has one place for every token.
     options = request.options.model_dump(mode="json", exclude=set() if request.options.per_token else {"max_length"})
     return digest_of(
         [
@@ -44,6 +49,7 @@ def outline_key(request: TaskRequest, dtype: str) -> str:
             deciding,
             None if request.entry is None else request.entry.model_dump(mode="json"),
             [array.model_dump(mode="json") for array in request.arrays],
+            [lengths.short, lengths.middle, lengths.long, lengths.beyond, *lengths.limits],
             dtype,
             versions(),
             digest_source(),
@@ -60,10 +66,20 @@ def trace_task(request: TaskRequest, dtype: str) -> Outline:
         Where the checkpoint cannot do the task, or the model cannot be run.
     """
     from daskinfer.models.outlining import make_outline
+    from daskinfer.models.row_proof import prove_sharing
+    from daskinfer.models.score_proof import prove_sight
     from daskinfer.models.tasks.build import build_task
+    from daskinfer.models.tasks.score import ScoreModule
 
     module = build_task(request, dtype)
-    return make_outline(module, module.inputs, task=request.task, dtype=dtype)
+    outline = make_outline(module, module.inputs, task=request.task, dtype=dtype)
+    # Rounding in a lower precision would hide what rows do to each other.
+    whole = module if dtype == "float32" else build_task(request, "float32")
+    pad = pad_id(request.config)
+    if isinstance(whole, ScoreModule):
+        prove_sight(whole, outline, row_length(request), pad)
+    sharing = prove_sharing(whole, outline, _lengths_of(request), pad)
+    return outline.model_copy(update={"sharing": sharing})
 
 
 def trace_apart(request: TaskRequest, dtype: str) -> Outline:
@@ -88,6 +104,11 @@ def trace_apart(request: TaskRequest, dtype: str) -> Outline:
         kind = getattr(errors, answer["error"], DaskinferError)
         raise kind(answer["message"], hint=answer["hint"])
     return Outline.model_validate(answer)
+
+
+def _lengths_of(request: TaskRequest) -> ProbeLengths:
+    """Return the lengths of the rows that a task's model is tried with."""
+    return choose_lengths(request.config, row_length(request) if takes_text(request) else 1)
 
 
 def _encode(request: TaskRequest, dtype: str) -> str:

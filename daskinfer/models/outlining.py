@@ -6,7 +6,7 @@ whole model's bit for bit, or the model is said to have no cut.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from daskinfer.errors import CheckpointError
 from daskinfer.models.fitting import FIXED_SHAPES, SHAPES, fit_flops, fit_structure, fit_tensors
+from daskinfer.models.module_state import ModuleState
 from daskinfer.models.skeleton import Skeleton, name_in_snapshot
 from daskinfer.models.standins import fake_weights, random_weights, state_names
 from daskinfer.models.structure import Unsupported, flatten
@@ -72,10 +73,12 @@ def make_outline(model: nn.Module, inputs: Sequence[InputArray], *, task: str, d
         Where the model cannot run even whole on such inputs.
     """
     units = _units_with_state(model)
+    # What a forward leaves behind in the model decides the path of the next one, and tracing leaves fake tensors.
+    state = ModuleState(model)
     has_length = any(None in array.shape for array in inputs)
     shapes = SHAPES if has_length else FIXED_SHAPES
     try:
-        traces = [_trace(model, list(units), make_inputs(inputs, *shape, dtype)) for shape in shapes]
+        traces = [_trace(model, list(units), make_inputs(inputs, *shape, dtype), state) for shape in shapes]
         outline = _describe(model, units, tuple(inputs), shapes, traces, task, dtype)
     except Unsupported as error:
         raise CheckpointError(
@@ -88,7 +91,7 @@ def make_outline(model: nn.Module, inputs: Sequence[InputArray], *, task: str, d
             f"{type(model).__name__} fails on inputs such as it would get ({wanted}): {type(error).__name__}: {error}",
             hint="Check the task, model.dtype and, for forward, the shapes and types of the arrays.",
         ) from error
-    if outline.uncut is None and has_length and _changes_when_long(model, list(units), outline, traces):
+    if outline.uncut is None and has_length and _changes_when_long(model, list(units), outline, traces, state):
         return _make_whole(outline, "its sizes or its path change where rows are long")
     if outline.uncut is None and (problem := prove(model, outline)):
         return _make_whole(outline, problem)
@@ -100,26 +103,40 @@ def prove(model: nn.Module, outline: Outline) -> str | None:
 
     Both run with the same random weights, which are in memory one unit at a time.
     """
-    last = len(outline.layers)
     shared = [name for name in state_names(model) if name_in_snapshot(model, name) in set(outline.shared)]
     with random_weights(model, shared) as around, torch.inference_mode():
-        for rows, length in _PROOFS:
-            inputs = make_inputs(outline.inputs, rows, length, outline.dtype)
-            whole, _ = flatten(Skeleton(model, outline, 0, last, around).run(inputs, ()))
-            if any(torch.isnan(value).any() for value in whole):
-                return "it gives NaN on random weights, so that no cut can be proved"
-            received: Any = ()
-            for number, layer in enumerate(outline.layers):
-                try:
-                    received = Skeleton(model, outline, number, number + 1, around).run(inputs, received)
-                except _FAILURES as error:
-                    return f"cut before and after {layer.name} it fails: {error}"
-            if not all(map(torch.equal, whole, flatten(received)[0])):
-                return "its output changes when it is cut"
+        state = ModuleState(model)
+        try:
+            return _find_difference(model, outline, around, state)
+        finally:
+            state.restore()
+
+
+def _find_difference(
+    model: nn.Module, outline: Outline, around: Callable[[str], Any], state: ModuleState
+) -> str | None:
+    last = len(outline.layers)
+    for rows, length in _PROOFS:
+        inputs = make_inputs(outline.inputs, rows, length, outline.dtype)
+        state.restore()
+        whole, _ = flatten(Skeleton(model, outline, 0, last, around).run(inputs, ()))
+        if any(torch.isnan(value).any() for value in whole):
+            return "it gives NaN on random weights, so that no cut can be proved"
+        received: Any = ()
+        for number, layer in enumerate(outline.layers):
+            state.restore()
+            try:
+                received = Skeleton(model, outline, number, number + 1, around).run(inputs, received)
+            except _FAILURES as error:
+                return f"cut before and after {layer.name} it fails: {error}"
+        if not all(map(torch.equal, whole, flatten(received)[0])):
+            return "its output changes when it is cut"
     return None
 
 
-def _changes_when_long(model: nn.Module, paths: list[str], outline: Outline, traces: Sequence[Trace]) -> bool:
+def _changes_when_long(
+    model: nn.Module, paths: list[str], outline: Outline, traces: Sequence[Trace], state: ModuleState
+) -> bool:
     """Return whether a long row shows that sizes or calls were told wrongly from short ones, by windows for example."""
     settings = getattr(getattr(model, "model", model), "config", None)
     most = getattr(settings, "max_position_embeddings", None)
@@ -132,6 +149,8 @@ def _changes_when_long(model: nn.Module, paths: list[str], outline: Outline, tra
             trace = _trace_fake(model, paths, make_inputs(outline.inputs, 2, length, outline.dtype))
         except _FAILURES:
             continue  # more than the model has positions for, or it cannot run without values
+        finally:
+            state.restore()
         if [call.unit for call in trace.calls] != [event.unit for event in outline.events]:
             return True
         return any(
@@ -151,15 +170,19 @@ def _units_with_state(model: nn.Module) -> dict[str, Unit]:
     return {unit.path: unit for unit in found.values()}
 
 
-def _trace(model: nn.Module, paths: list[str], inputs: Mapping[str, Tensor]) -> Trace:
+def _trace(model: nn.Module, paths: list[str], inputs: Mapping[str, Tensor], state: ModuleState) -> Trace:
     try:
         return _trace_fake(model, paths, inputs)
     except _FAILURES:
         # Some operations cannot be traced without values; what is wrong otherwise is raised again.
+        state.restore()
         with random_weights(model, ()) as around:
             shared = trace_forward(model, paths, inputs, around).shared
+        state.restore()
         with random_weights(model, shared) as around:
             return trace_forward(model, paths, inputs, around)
+    finally:
+        state.restore()
 
 
 def _trace_fake(model: nn.Module, paths: list[str], inputs: Mapping[str, Tensor]) -> Trace:

@@ -13,6 +13,7 @@ from torch import nn
 from daskinfer.errors import CheckpointError, JobFailed
 from daskinfer.models.devicefaults import explain_failures
 from daskinfer.models.devices import find_cpu, find_device
+from daskinfer.models.module_state import ModuleState, reset_before
 from daskinfer.models.offload import fill_offloaded
 from daskinfer.models.runner import Results, Runner
 from daskinfer.models.skeleton import Skeleton, owned_names, padded_length
@@ -154,10 +155,12 @@ def load_stage(
             read_bytes += fill_offloaded(module, units, fill, device.kind, Path(folder.name) if folder else None)
     _refuse_meta(module, away)
     _move_buffers(module, device.kind)
-    skeleton = Skeleton(module, outline, stage.first, stage.last)
+    forward = Skeleton(module, outline, stage.first, stage.last).run
+    if outline.sharing is not None and outline.sharing.reset:
+        forward = reset_before(forward, ModuleState(module))
     is_last = stage.last == len(outline.layers)
     runner = Runner(
-        skeleton.run,
+        forward,
         received=tuple(item.tensor for item in outline.layers[stage.first].cut),
         returned=outline.outputs if is_last else tuple(item.tensor for item in outline.layers[stage.last].cut),
         dtype=numerics.dtype,

@@ -104,6 +104,22 @@ def random_weights(model: nn.Module, always: Iterable[str]) -> Iterator[Callable
 
 
 @contextmanager
+def whole_random_weights(model: nn.Module) -> Iterator[None]:
+    """Give a whole model random weights at once; integers that have values, such as positions, keep them."""
+    before = dict(model.state_dict(keep_vars=True))
+
+    def make(name: str, tensor: Tensor) -> Tensor:
+        return make_random(name, tensor) if tensor.is_meta or tensor.is_floating_point() else tensor
+
+    replace_state(model, before, make)
+    try:
+        yield
+    finally:
+        for name, tensor in before.items():
+            _put(model, name, tensor)
+
+
+@contextmanager
 def fake_weights(model: nn.Module) -> Iterator[FakeTensorMode]:
     """Give everything in a model a shape and a device but no values, and yield the mode that computes with it."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)

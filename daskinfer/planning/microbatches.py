@@ -6,13 +6,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from daskinfer.spec.outline import Sharing
 from daskinfer.spec.rows import Microbatch
 
 # What a microbatch costs beside its tokens (graph, scheduling, hand-off), in tokens of a small encoder.
 OVERHEAD_TOKENS = 32
 
 
-def pack_microbatches(lengths: Sequence[int] | np.ndarray, tokens: int) -> tuple[Microbatch, ...]:
+ANY_ROWS = Sharing()
+"""Rows share microbatches freely."""
+
+
+def pack_microbatches(
+    lengths: Sequence[int] | np.ndarray, tokens: int, sharing: Sharing = ANY_ROWS
+) -> tuple[Microbatch, ...]:
     """Sort rows by length, longest first, and cut them so that padding and the number of microbatches cost least.
 
     The cuts minimise the sum of padded tokens and `OVERHEAD_TOKENS` a microbatch, by dynamic programming over the
@@ -24,6 +31,8 @@ def pack_microbatches(lengths: Sequence[int] | np.ndarray, tokens: int) -> tuple
         Length of every row in tokens, shape (rows,).
     tokens
         Most padded tokens of a microbatch; a row longer than that travels alone.
+    sharing
+        Which rows may share one.
 
     Returns
     -------
@@ -32,7 +41,7 @@ def pack_microbatches(lengths: Sequence[int] | np.ndarray, tokens: int) -> tuple
     """
     sizes = np.maximum(np.asarray(lengths, dtype=np.int64), 1)
     order = np.argsort(-sizes, kind="stable")
-    starts = _choose_cuts(sizes[order], tokens)
+    starts = _choose_cuts(sizes[order], tokens, group_rows(sizes[order], sharing))
     ends = [*starts, len(order)][1:]
     return tuple(
         Microbatch(rows=tuple(order[start:end].tolist()), length=int(sizes[order[start]]))
@@ -40,10 +49,21 @@ def pack_microbatches(lengths: Sequence[int] | np.ndarray, tokens: int) -> tuple
     )
 
 
-def _choose_cuts(sizes: np.ndarray, tokens: int) -> list[int]:
+def group_rows(lengths: np.ndarray, sharing: Sharing) -> np.ndarray:
+    """Return a number for every row, shape (rows,): rows of different numbers never share a microbatch."""
+    if sharing.rows == "any":
+        return (lengths > sharing.beyond).astype(np.int64)
+    groups = lengths + 1 if sharing.rows == "same length" else np.arange(1, len(lengths) + 1)
+    return np.where(lengths > sharing.beyond, groups, 0)
+
+
+def _choose_cuts(sizes: np.ndarray, tokens: int, groups: np.ndarray) -> list[int]:
     """Return where each microbatch of the falling `sizes` begins."""
     rows = len(sizes)
-    most = np.maximum(1, tokens // sizes)
+    # Rows of a group lie together: up to the next one's first row.
+    borders = np.append(np.flatnonzero(groups[1:] != groups[:-1]) + 1, rows)
+    left = borders[np.searchsorted(borders, np.arange(rows), side="right")] - np.arange(rows)
+    most = np.minimum(np.maximum(1, tokens // sizes), left)
     cost = np.zeros(rows + 1, dtype=np.int64)  # of everything from a row to the end
     end_of = np.zeros(rows, dtype=np.int64)
     for start in range(rows - 1, -1, -1):

@@ -70,6 +70,7 @@ def make_plan(recipe: Recipe, profile: ModelProfile, workers: Sequence[WorkerSha
         edges=tuple(profile.layers[start].cut for start in starts[1:]),
         transports=(),
         microbatch_tokens=MICROBATCH_TOKENS if wanted == "auto" else wanted,
+        sharing=profile.sharing,
         max_length=max_length,
         is_text=profile.row_tokens is None,
         window=1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from daskinfer.errors import CheckpointError
-from daskinfer.spec.outline import ITEM_BYTES, Outline
+from daskinfer.spec.outline import ITEM_BYTES, Outline, Sharing
 from daskinfer.spec.plan import LayerProfile, ModelProfile
 from daskinfer.spec.snapshot import Manifest
 
@@ -66,4 +66,5 @@ def make_profile(
         sizes=sizes,
         stored={name: size for name, size in stored.items() if size != sizes[name]},
         uncut=outline.uncut,
+        sharing=outline.sharing or Sharing(),
     )

@@ -193,6 +193,7 @@ def _count_costs(
         flops=sum(layer.flops for layer in layers),
         layers=layers,
         uncut=outline.uncut,
+        sharing=profile.sharing,
     )
 
 

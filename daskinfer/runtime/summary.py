@@ -70,6 +70,7 @@ def make_report(session: Session, command: str, seconds: float, started: str) ->
         running_seconds=running,
         precision=record.precision,
         length=record.length,
+        sharing="" if record.plan.sharing.is_free else record.plan.sharing.describe(),
         stages=ledger.stages(running),
         counters=session.counters,
         incidents=tuple(ledger.incidents),

@@ -300,6 +300,8 @@ class Report(Section):
     """Which precision it computes in, and why."""
     length: str = ""
     """Why its texts are shorter than the recipe asks for, where they are."""
+    sharing: str = ""
+    """Which rows shared a microbatch, and why no others, where not any could."""
     stages: tuple[StageReport, ...]
     """Where the time went."""
     counters: dict[str, int]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from daskinfer.spec.outline import TensorSpec
+from daskinfer.spec.outline import Sharing, TensorSpec
 from daskinfer.spec.plan import DeviceShape, Numerics
 from daskinfer.spec.section import Section
 from daskinfer.spec.snapshot import Resolution
@@ -99,6 +99,8 @@ class CheckpointProfile(Section):
     """In order; the model can be cut before each but the first."""
     uncut: str | None
     """Why it cannot be cut, where it cannot."""
+    sharing: Sharing = Sharing()
+    """Which rows may share a microbatch, and why no others."""
     measured: MeasuredProfile | None = None
     """Times on this machine's device."""
     stored: bool = False

@@ -135,6 +135,36 @@ class LayerOutline(Section):
     """What crosses a cut before this layer; empty for the first."""
 
 
+class Sharing(Section):
+    """Which rows may share a microbatch, found by comparing rows alone with the same rows among others."""
+
+    rows: Literal["any", "same length", "none"] = "any"
+    """Which rows of more than `beyond` tokens share one."""
+    beyond: int = 0
+    """Rows of up to so many tokens share with one another, and never with longer ones."""
+    reset: bool = False
+    """Whether what the module holds besides its weights is put back before every microbatch."""
+    reason: str | None = None
+    """What was seen where any rows shared a microbatch; None where nothing was."""
+
+    @property
+    def is_free(self) -> bool:
+        """Whether nothing is asked of microbatches."""
+        return self.rows == "any" and not self.beyond and not self.reset
+
+    def describe(self) -> str:
+        """Return what microbatches hold, and why."""
+        if self.is_free:
+            return "rows of any length together"
+        kinds = {"any": "rows of any length", "same length": "rows of one length", "none": "one row each"}
+        words = kinds[self.rows]
+        if self.beyond:
+            words += f" beyond {self.beyond} tokens, apart from shorter ones"
+        if self.reset:
+            words += ", the module's state put back before each"
+        return f"{words}: {self.reason}" if self.reason else words
+
+
 class Outline(Section):
     """A model as planning sees it and as stages follow it."""
 
@@ -158,3 +188,5 @@ class Outline(Section):
     """What the last stage returns."""
     uncut: str | None = None
     """Why the model cannot be cut, where it cannot: it then has one layer."""
+    sharing: Sharing | None = None
+    """Which rows may share a microbatch; None where nobody has tried."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from daskinfer.ids import digest_of
-from daskinfer.spec.outline import TensorSpec
+from daskinfer.spec.outline import Sharing, TensorSpec
 from daskinfer.spec.section import Section
 
 
@@ -41,6 +41,8 @@ class ModelProfile(Section):
     """Bytes of the tensors that are stored in another precision than the job's."""
     uncut: str | None = None
     """Why the model cannot be cut, where it cannot."""
+    sharing: Sharing = Sharing()
+    """Which rows may share a microbatch."""
 
     def stage_bytes(self, first: int, last: int) -> int:
         """Return the bytes of a shard of the layers [first, last); a tensor that several of them need counts once."""
@@ -157,6 +159,8 @@ class Plan(Section):
     """One for each edge."""
     microbatch_tokens: int
     """Most padded tokens of a microbatch with more than one row."""
+    sharing: Sharing = Sharing()
+    """Which rows may share one."""
     max_length: int
     """Longest row in tokens; what every row counts as, where `is_text` is false."""
     is_text: bool = True

@@ -15,26 +15,6 @@ from daskinfer.spec.outline import TensorSpec
 CLASSIFIER = "ForSequenceClassification"
 _CAUSAL = ("ForCausalLM", "LMHeadModel")
 _MASKED = ("ForMaskedLM", "BertForPreTraining")
-# Encoders that have a causal head too, which looks at what follows unless they were set up as decoders.
-_ENCODERS = frozenset(
-    [
-        "bert",
-        "bert-generation",
-        "big_bird",
-        "camembert",
-        "data2vec-text",
-        "electra",
-        "ernie",
-        "megatron-bert",
-        "rembert",
-        "roberta",
-        "roberta-prelayernorm",
-        "roformer",
-        "xlm-roberta",
-        "xlm-roberta-xl",
-        "xmod",
-    ]
-)
 
 
 def takes_text(request: TaskRequest) -> bool:
@@ -128,7 +108,9 @@ def class_fields(config: Mapping[str, Any]) -> tuple[OutputField, ...]:
 
 
 def score_kind(request: TaskRequest) -> Literal["causal", "masked"]:
-    """Return whether a token is predicted from those before it, or from all others.
+    """Return whether a token is predicted from those before it, or from all others, as the head's name says.
+
+    Whether the model keeps to it is tried when it is traced.
 
     Raises
     ------
@@ -145,11 +127,6 @@ def score_kind(request: TaskRequest) -> Literal["causal", "masked"]:
         raise CheckpointError(
             f"{name} cannot score a text: {reason}",
             hint="Use a checkpoint whose architecture ends in ForCausalLM, LMHeadModel or ForMaskedLM.",
-        )
-    if config.get("model_type") in _ENCODERS and not config.get("is_decoder"):
-        raise CheckpointError(
-            f"{name} cannot score a text: config.json lacks is_decoder, so every token would see those after it",
-            hint="Use its ForMaskedLM checkpoint.",
         )
     return "causal"
 

@@ -5,6 +5,9 @@ The second is the pseudo-log-likelihood of Salazar et al. 2020, https://arxiv.or
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +19,40 @@ from daskinfer.models.tasks.textmodel import Prefixes, TextInputs, build_text_mo
 from daskinfer.spec.outline import InputArray
 
 
-class CausalScore(TaskModule):
+class ScoreModule(TaskModule):
+    """A model with a head that predicts tokens."""
+
+    is_causal: bool
+    """Whether a token is predicted from those before it; else from all others."""
+
+    def __init__(
+        self, model: nn.Module, prefixes: Prefixes, inputs: TextInputs, more: tuple[InputArray, ...] = ()
+    ) -> None:
+        super().__init__(model, prefixes, (*inputs.arrays, *more))
+        self._text = inputs
+        self._only_logits = False
+        self.eval()
+
+    @contextmanager
+    def only_logits(self) -> Iterator[None]:
+        """Return the model's `logits` (rows, tokens, vocabulary) and nothing else meanwhile."""
+        self._only_logits = True
+        try:
+            yield
+        finally:
+            self._only_logits = False
+
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """Return what the task makes of the logits."""
+        logits = self._text.run(self.model, inputs).logits
+        return {"logits": logits} if self._only_logits else self.score(logits, inputs)
+
+    def score(self, logits: Tensor, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the task's arrays, rows first."""
+        raise NotImplementedError
+
+
+class CausalScore(ScoreModule):
     """`logprob` (rows,) float32 from what a tokenizer returns, (rows, tokens) each.
 
     Parameters
@@ -29,16 +65,15 @@ class CausalScore(TaskModule):
         Also return `token_logprobs` (rows, width) float32, 0 where nothing was predicted; None leaves them out.
     """
 
-    def __init__(self, model: nn.Module, prefixes: Prefixes, inputs: TextInputs, width: int | None) -> None:
-        super().__init__(model, prefixes, inputs.arrays)
-        self._text = inputs
-        self._width = width
-        self.eval()
+    is_causal = True
 
-    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+    def __init__(self, model: nn.Module, prefixes: Prefixes, inputs: TextInputs, width: int | None) -> None:
+        super().__init__(model, prefixes, inputs)
+        self._width = width
+
+    def score(self, logits: Tensor, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the log-probability of every row's tokens but the first."""
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        logits = self._text.run(self.model, inputs).logits
         # Row by row: a second (rows, tokens, vocabulary) in float32 would be the largest thing in memory.
         values = torch.stack([log_probability(row[:-1], wanted[1:]) for row, wanted in zip(logits, ids, strict=True)])
         is_token = mask[:, 1:].bool()
@@ -49,19 +84,18 @@ class CausalScore(TaskModule):
         return {"logprob": known.sum(1), "token_logprobs": nn.functional.pad(known, (1, self._width - ids.shape[1]))}
 
 
-class MaskedScore(TaskModule):
+class MaskedScore(ScoreModule):
     """`token_logprob` (items,) float32: of the token `target` at `position`, which is masked in `input_ids`."""
+
+    is_causal = False
 
     def __init__(self, model: nn.Module, prefixes: Prefixes, inputs: TextInputs) -> None:
         position = InputArray(name="position", dtype="int64", shape=(), bound=1)
         target = InputArray(name="target", dtype="int64", shape=(), bound=inputs.arrays[0].bound)
-        super().__init__(model, prefixes, (*inputs.arrays, position, target))
-        self._text = inputs
-        self.eval()
+        super().__init__(model, prefixes, inputs, (position, target))
 
-    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+    def score(self, logits: Tensor, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the log-probability of every item's target."""
-        logits = self._text.run(self.model, inputs).logits
         position = inputs["position"]
         chosen = logits[torch.arange(position.shape[0], device=position.device), position]
         return {"token_logprob": log_probability(chosen, inputs["target"])}
