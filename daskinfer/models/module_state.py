@@ -70,5 +70,5 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
     with torch.no_grad():
         try:
             return copy.deepcopy(value, memo)
-        except Exception:
+        except (TypeError, ValueError, RuntimeError, AttributeError, copy.Error):
             return value

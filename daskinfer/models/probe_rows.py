@@ -65,14 +65,14 @@ def collate(rows: Sequence[Row], inputs: Sequence[InputArray], pad: int = 0) -> 
         for row in rows:
             # From the last axis to the first, as torch wants it.
             missing = [0 if size is not None else longest - row.length for size in reversed(array.shape)]
-            values.append(pad_axes(row.arrays[array.name], [each for gap in missing for each in (0, gap)], value=filler))
+            values.append(
+                pad_axes(row.arrays[array.name], [each for gap in missing for each in (0, gap)], value=filler)
+            )
         batch[array.name] = torch.stack(values)
     return batch
 
 
-def take_row(
-    leaves: Sequence[Tensor], specs: Sequence[TensorSpec], place: int, lengths: Sequence[int]
-) -> list[Tensor]:
+def take_row(leaves: Sequence[Tensor], specs: Sequence[TensorSpec], place: int, lengths: Sequence[int]) -> list[Tensor]:
     """Return a row's part of every tensor that has rows, without what stands at its padding.
 
     Parameters
@@ -98,7 +98,8 @@ def take_row(
 def _take(leaf: Tensor, spec: TensorSpec, axis: int, place: int, lengths: Sequence[int]) -> Tensor:
     _, per_row, _, both = spec.dims[axis]
     own = lengths[place]
-    part = leaf.unflatten(axis, (len(lengths), -1)).select(axis, place).narrow(axis, 0, per_row + both * own)
+    shape = (*leaf.shape[:axis], len(lengths), -1, *leaf.shape[axis + 1 :])
+    part = leaf.reshape(shape).select(axis, place).narrow(axis, 0, per_row + both * own)
     for other, (constant, _, per_token, _) in enumerate(spec.dims):
         if other != axis and per_token:
             part = part.narrow(other, 0, min(constant + per_token * own, part.shape[other]))

@@ -56,11 +56,25 @@ def prove_sharing(model: nn.Module, outline: Outline, lengths: ProbeLengths, pad
     Raises
     ------
     CheckpointError
-        Where a row's result hangs on more than its row in whatever way it is computed.
+        Where a row's result hangs on more than its row in whatever way it is computed, or cannot be computed.
     """
+    try:
+        return _prove(model, outline, lengths, pad)
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        tried = sorted({lengths.short, lengths.middle, lengths.long, lengths.beyond or 0} - {0})
+        of = f" of {', '.join(map(str, tried))} tokens" if any(None in array.shape for array in outline.inputs) else ""
+        raise CheckpointError(
+            f"{outline.architecture} cannot compute rows{of} one by one and together: {type(error).__name__}: {error}",
+            hint="Lower model.options.max_length where only long rows fail, or wrap the model: model.entry.",
+        ) from error
+
+
+def _prove(model: nn.Module, outline: Outline, lengths: ProbeLengths, pad: int) -> Sharing:
     with random_numbers(), torch.inference_mode(), with_random_weights(model, outline) as prepare:
         experiments = list(_make_experiments(model, outline, lengths, prepare, pad))
         worst = max(each.try_all() for each in experiments)
+        if any(each.has_nan for each in experiments):
+            return Sharing(rows="none", reset=True, reason="it gives NaN on random weights, so that nothing is proved")
         if worst <= TOLERANCE:
             return Sharing()
         noise = max(each.try_twice() for each in experiments)
@@ -123,6 +137,7 @@ class _Experiment:
     rows: tuple[Row, ...]
     pad: int
     state: ModuleState
+    has_nan: bool = False
     _seed: int = 0
     _alone: dict[int, list[Tensor]] = field(default_factory=dict)
 
@@ -164,10 +179,12 @@ class _Experiment:
         random.seed(self._seed)
         chosen = [self.rows[number] for number in numbers]
         leaves = self.run(collate(chosen, self.inputs, self.pad))
-        return {
+        found = {
             number: take_row(leaves, self.specs, place, [row.length for row in chosen])
             for place, number in enumerate(numbers)
         }
+        self.has_nan |= any(bool(value.isnan().any()) for values in found.values() for value in values)
+        return found
 
     def _compare(self, some: dict[int, list[Tensor]], others: dict[int, list[Tensor]]) -> float:
         return max((find_difference(values, others[row]) for row, values in some.items()), default=0.0)

@@ -42,7 +42,12 @@ def prove_sight(module: ScoreModule, outline: Outline, max_length: int, pad: int
     ids[-1] = next(number for number in range(bound - 1, -1, -1) if number not in (pad, int(ids[-1])))
     other = Row(length, {**row.arrays, "input_ids": ids})
     before = []
-    with random_numbers(), torch.inference_mode(), module.only_logits(), with_random_weights(module, outline) as prepare:
+    with (
+        random_numbers(),
+        torch.inference_mode(),
+        module.only_logits(),
+        with_random_weights(module, outline) as prepare,
+    ):
         state, run = ModuleState(module), prepare(len(outline.layers))
         for each in (row, other):
             state.restore()

@@ -13,12 +13,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from torch import nn
+from transformers import PreTrainedConfig
 
 from daskinfer.errors import CheckpointError
 from daskinfer.models.architecture import stored_prefix
 from daskinfer.models.outlining import make_outline
+from daskinfer.models.probe_lengths import choose_lengths
+from daskinfer.models.row_proof import prove_sharing
 from daskinfer.models.standins import replace_state, state_names
 from daskinfer.models.tasks.kinds import fields_of_outputs
+from daskinfer.models.textconfig import pad_id
 from daskinfer.spec.outline import Dim, InputArray, Outline, TensorSpec
 from daskinfer.testing.taskcases import tested_tasks
 from daskinfer.testing.zoo import ZOO, ZooCase
@@ -50,6 +54,15 @@ def outline_of(model: nn.Module, inputs: tuple[InputArray, ...]) -> Outline:
     return make_outline(without_weights(model), inputs, task="forward", dtype="float32")
 
 
+def add_sharing(model: nn.Module, outline: Outline) -> Outline:
+    """Return an outline with what is found of rows that share a microbatch, up to 64 tokens."""
+    settings = getattr(model, "config", None)
+    config = settings.to_dict() if isinstance(settings, PreTrainedConfig) else {}
+    lengths = choose_lengths(config, 64)
+    sharing = prove_sharing(without_weights(model), outline, lengths, pad_id(config))
+    return outline.model_copy(update={"sharing": sharing})
+
+
 def describe_case(case: ZooCase, model: nn.Module, outline: Outline) -> str:
     """Return a family's row of the table."""
     refused = _find_refusal(outline)
@@ -57,6 +70,8 @@ def describe_case(case: ZooCase, model: nn.Module, outline: Outline) -> str:
     if refused is None:
         tasks.append(f"`forward` ({case.architecture})")
     limits = [f"cannot be cut: {outline.uncut}"] if outline.uncut else []
+    if outline.sharing is not None and not outline.sharing.is_free:
+        limits.append(f"a microbatch holds {outline.sharing.describe()}")
     if refused is not None:
         limits.append(f"no `forward` as it is: {refused}")
     names = [layer.name.removeprefix(stored_prefix(model)) for layer in outline.layers]
@@ -117,7 +132,7 @@ def _main(path: Path) -> None:
     rows = []
     for case in ZOO:
         model, inputs = case.make()
-        rows.append(describe_case(case, model, outline_of(model, inputs)))
+        rows.append(describe_case(case, model, add_sharing(model, outline_of(model, inputs))))
     path.write_text(fill_page(path.read_text(), rows))
 
 

@@ -18,7 +18,7 @@ from daskinfer.models.skeleton import Skeleton, owned_names
 from daskinfer.models.standins import fake_weights, make_blank, replace_state, state_names
 from daskinfer.models.structure import flatten
 from daskinfer.spec.outline import InputArray, Outline
-from daskinfer.testing.modeltable import describe_case, outline_of, read_rows, without_weights
+from daskinfer.testing.modeltable import add_sharing, describe_case, outline_of, read_rows, without_weights
 from daskinfer.testing.zoo import ZOO, ZooCase, make_inputs
 
 SHAPES = ((3, 12), (5, 20))
@@ -50,7 +50,7 @@ def run(parts: list[Skeleton], inputs: dict[str, Tensor]) -> list[Tensor]:
 def test_stages_equal_the_whole_bit_for_bit_and_the_table_says_so(case: ZooCase) -> None:
     torch.set_num_threads(1)
     model, inputs = case.make()
-    outline = outline_of(model, inputs)
+    outline = add_sharing(model, outline_of(model, inputs))
     layers = len(outline.layers)
     assert (case.name in UNCUT) == (layers == 1), outline.uncut
     for stages in range(1, min(4, layers) + 1):

@@ -204,7 +204,6 @@ def test_rows_that_cannot_be_computed_are_refused(tiny: Callable[[str], Path]) -
         ("BertModel", "score", "predicts no tokens"),
         ("T5ForConditionalGeneration", "score", "encoder-decoder"),
         ("BartForSequenceClassification", "classify", "encoder-decoder classifiers"),
-        ("BertLMHeadModel", "score", "is_decoder"),
     ],
 )
 def test_what_a_checkpoint_cannot_do_is_refused(

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daskinfer.planning.microbatches import OVERHEAD_TOKENS, pack_microbatches
+from daskinfer.spec.outline import Sharing
 
 
 def cost(lengths: list[int], cuts: tuple[int, ...]) -> int:
@@ -54,3 +55,28 @@ def test_equal_lengths_keep_their_order() -> None:
 
 def test_no_rows_no_microbatches() -> None:
     assert pack_microbatches([], 128) == ()
+
+
+@given(
+    st.lists(st.integers(1, 40), max_size=60),
+    st.integers(1, 256),
+    st.sampled_from(["any", "same length", "none"]),
+    st.sampled_from([0, 9, 20]),
+)
+def test_rows_share_a_microbatch_only_where_they_may(lengths: list[int], tokens: int, rows: str, beyond: int) -> None:
+    sharing = Sharing.model_validate({"rows": rows, "beyond": beyond})
+    packed = pack_microbatches(lengths, tokens, sharing)
+    assert sorted(row for microbatch in packed for row in microbatch.rows) == list(range(len(lengths)))
+    for microbatch in packed:
+        mine = [lengths[row] for row in microbatch.rows]
+        assert microbatch.length == max(mine)
+        assert microbatch.tokens <= tokens or len(mine) == 1
+        assert (min(mine) > beyond) == (max(mine) > beyond)
+        if max(mine) > beyond:
+            assert rows != "same length" or len(set(mine)) == 1
+            assert rows != "none" or len(mine) == 1
+
+
+def test_rows_that_share_freely_are_packed_as_ever() -> None:
+    lengths = [31, 4, 4, 9, 17, 9, 2, 31]
+    assert pack_microbatches(lengths, 64, Sharing(reset=True)) == pack_microbatches(lengths, 64)
