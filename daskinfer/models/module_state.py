@@ -16,8 +16,12 @@ T = TypeVar("T")
 _KEPT = frozenset(vars(nn.Module())) | {"_hf_hook", "_old_forward", "forward"}
 
 
+# Parts may be exchanged for others that hold the same weights, and hooks put on by a first forward that notes it.
+_TABLES = ("_modules", *(name for name, value in vars(nn.Module()).items() if "_hooks" in name and value is not None))
+
+
 class ModuleState:
-    """Parts, buffers and plain attributes of every part of a model, as they were when this was made.
+    """Parts, hooks, buffers and plain attributes of every part of a model, as they were when this was made.
 
     What cannot be copied stays as it is.
     """
@@ -26,20 +30,20 @@ class ModuleState:
         self._modules = list(model.modules())
         self._parameters = list(model.parameters())
         memo = self._make_memo()
-        # Some replace parts of themselves, which then hold the same weights.
-        self._parts = [dict(module._modules) for module in self._modules]
+        self._tables = [{name: dict(vars(module)[name]) for name in _TABLES} for module in self._modules]
         self._saved = [(_copy_plain(module, memo), _copy_buffers(module, memo)) for module in self._modules]
 
     def restore(self) -> None:
         """Put everything back."""
         memo = self._make_memo()
-        for module, parts, (plain, buffers) in zip(self._modules, self._parts, self._saved, strict=True):
+        for module, tables, (plain, buffers) in zip(self._modules, self._tables, self._saved, strict=True):
             attributes = vars(module)
             for name in attributes.keys() - plain.keys() - _KEPT:
                 del attributes[name]
             attributes.update({name: _copy(value, memo) for name, value in plain.items()})
-            module._modules.clear()
-            module._modules.update(parts)
+            for name, table in tables.items():
+                attributes[name].clear()
+                attributes[name].update(table)
             module._buffers.clear()
             module._buffers.update({name: _copy(value, memo) for name, value in buffers.items()})
 

@@ -99,6 +99,18 @@ class ReplacesAPart(Bag):
         return hidden
 
 
+class HooksItself(Bag):
+    """As transformers, which puts hooks on at the first forward and notes it in an attribute."""
+
+    is_hooked = False
+
+    def spoil(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        if not self.is_hooked:
+            self.is_hooked = True
+            self.first.register_forward_hook(lambda module, args, output: 2 * output)
+        return hidden
+
+
 _everywhere: list[int] = []
 
 
@@ -163,6 +175,7 @@ LIMIT = ProbeLengths(7, 12, 25, beyond=40, limits=(32,))
         (RemembersShortRows, LENGTHS, Sharing(rows="same length", reset=True)),
         (RemembersInABuffer, LENGTHS, Sharing(reset=True)),
         (ReplacesAPart, LENGTHS, Sharing(reset=True)),
+        (HooksItself, LENGTHS, Sharing(reset=True)),
         (IsNotANumber, LENGTHS, Sharing(rows="none", reset=True)),
         (LongRowsCount, LENGTHS, Sharing()),
         (LongRowsCount, LIMIT, Sharing(beyond=32)),
