@@ -39,7 +39,7 @@ def prove_sight(module: ScoreModule, outline: Outline, max_length: int, pad: int
     row = make_row(outline.inputs, length, 0, pad)
     ids = row.arrays["input_ids"].clone()
     bound = next(array.bound or 2 for array in outline.inputs if array.name == "input_ids")
-    ids[-1] = next(number for number in range(bound - 1, -1, -1) if number not in (pad, int(ids[-1])))
+    ids[-1] = next((number for number in range(bound - 1, -1, -1) if number not in (pad, int(ids[-1]))), 0)
     other = Row(length, {**row.arrays, "input_ids": ids})
     before = []
     with (

@@ -18,6 +18,7 @@ from daskinfer.models.probe_lengths import ProbeLengths, choose_lengths
 from daskinfer.models.row_proof import TOLERANCE, prove_sharing
 from daskinfer.models.score_proof import prove_sight
 from daskinfer.models.tasks.score import CausalScore, MaskedScore
+from daskinfer.models.tasks.textmodel import TextInputs
 from daskinfer.spec.outline import InputArray, Outline, Sharing
 from daskinfer.testing.modeltable import without_weights
 from daskinfer.testing.zoo import make_model
@@ -307,7 +308,11 @@ BERT = {
 )
 def test_what_a_scoring_model_sees_is_tried(architecture: str, is_decoder: bool, message: str | None) -> None:
     model = make_model(architecture, BERT | {"is_decoder": is_decoder})
-    module = CausalScore(model, (), None) if architecture == "BertLMHeadModel" else MaskedScore(model, ())
+    texts = TextInputs(
+        tuple(array.model_copy(update={"bound": 2 if "mask" in array.name else 96}) for array in TEXT), ()
+    )
+    is_causal = architecture == "BertLMHeadModel"
+    module = CausalScore(model, (), texts, None) if is_causal else MaskedScore(model, (), texts)
     empty, outline = outline_of(module, module.inputs)
     assert isinstance(empty, CausalScore | MaskedScore)
     if message is None:
