@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from decimal import Decimal, InvalidOperation
 from functools import partial
 from typing import Any
@@ -122,9 +123,20 @@ def _convert_parts(
             half = len(values) // 2
             parts = _convert_parts(values.slice(0, half), convert, target, column, errors, first)
             return parts + _convert_parts(values.slice(half), convert, target, column, errors, first + half)
+        with suppress(pa.ArrowException, ValueError, OverflowError):
+            found = convert(_separate(values))
+            found.validate(full=True)
+            return [found]
         errors.setdefault(first, f"column '{column}': {_explain(error, values, target)}")
         return [pa.nulls(1, target)]
     return [found]
+
+
+def _separate(value: pa.Array) -> pa.Array:
+    """Return one value without what the rows around it hold, which is checked together with it otherwise."""
+    if pa.types.is_dictionary(value.type):
+        return value.dictionary_decode().dictionary_encode().cast(value.type)
+    return value.take(pa.array([0]))
 
 
 def _explain(error: Exception, values: pa.Array, target: pa.DataType) -> str:

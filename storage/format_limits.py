@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from daskinfer.storage.column_types import JSON, is_binary, is_fixed_binary, is_list
-from daskinfer.storage.json_text import to_json_texts
+from daskinfer.storage.json_text import check_json, to_json_texts
 from daskinfer.storage.numpy_columns import elements_of
 
 _OTHERS = {
@@ -40,8 +40,8 @@ def advise(format: str) -> str:
 def find_misfits(table: pa.Table, format: str) -> dict[int, str]:
     """Return the rows with a value that an output format cannot hold, and why.
 
-    Zarr has no nulls, JSON no numbers that are not finite; neither has the lowest count of a time, which says that there
-    is none. Parquet counts no whole seconds.
+    Zarr has no nulls and not the lowest count of a time, which says that there is none; JSON has no numbers that are not
+    finite, and what is JSON text must be JSON. Parquet counts no whole seconds.
     """
     found: dict[int, str] = {}
     for name in table.column_names:
@@ -55,9 +55,11 @@ def _find_in(column: pa.Array, format: str) -> list[tuple[int, str]]:
     found: list[tuple[int, str]] = []
     if format == "zarr":
         found += _note(_has_nulls(column), "a null, which Zarr cannot hold")
+    if format == "jsonl" and column.type == JSON:
+        found += _note(np.array([not _is_json(text) for text in column.storage.to_pylist()], np.bool_), "not JSON")
     if format == "jsonl" and _may_be_infinite(column.type):
         found += _note(_is_infinite(column), "a number that is not finite, which JSON cannot hold")
-    if format in ("zarr", "jsonl") and _counts_time(column.type):
+    if format == "zarr" and _counts_time(column.type):
         lowest = pc.equal(column.view(pa.int64()), np.iinfo(np.int64).min)
         found += _note(_to_mask(lowest), "the lowest time of its unit, which numpy takes for none")
     if format == "parquet" and pa.types.is_timestamp(column.type) and column.type.unit == "s":
@@ -103,6 +105,16 @@ def _is_infinite(column: pa.Array) -> NDArray[np.bool_]:
     texts = to_json_texts(column)
     # A word in a text stands between quotes.
     return np.array([_has_word(text) for text in texts], np.bool_)
+
+
+def _is_json(text: str | None) -> bool:
+    try:
+        if text is not None:
+            json.loads(text)
+            check_json(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _has_word(text: str) -> bool:

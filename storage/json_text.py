@@ -41,8 +41,8 @@ def to_json_texts(values: pa.Array | pa.ChunkedArray) -> list[str]:
 def _write(array: pa.Array) -> list[str]:
     own = array.type
     if own == JSON:
-        # A line of jsonl ends where its value does: outside of strings JSON knows carriage returns, as blanks.
-        return [text.replace("\r", " ") if text else "null" for text in array.storage.to_pylist()]
+        # A line of jsonl ends where its value does; outside of strings, JSON takes line ends for blanks.
+        return [(text or "null").replace("\r", " ").replace("\n", " ") for text in array.storage.to_pylist()]
     if isinstance(own, pa.FixedShapeTensorType):
         return _write_tensors(array)
     if isinstance(own, pa.UuidType):
@@ -99,7 +99,11 @@ def _write_times(numbers: np.ndarray[Any, Any], own: pa.DataType) -> list[str]:
         days = numbers if own == pa.date32() else numbers // 86_400_000
         texts, zone = np.datetime_as_string(days.astype("M8[D]")), ""
     else:
-        texts, zone = np.datetime_as_string(numbers.view(f"M8[{own.unit}]")), "Z" if own.tz else ""
+        # numpy takes the lowest count for none: its text is that of the next one with a last digit less by one.
+        lowest = numbers == np.iinfo(np.int64).min
+        texts, zone = np.datetime_as_string((numbers + lowest).view(f"M8[{own.unit}]")), "Z" if own.tz else ""
+        for index in np.flatnonzero(lowest).tolist():
+            texts[index] = f"{texts[index][:-1]}{int(texts[index][-1]) - 1}"
     # ISO 8601 wants four digits of a year, and a sign where there are more; numpy gives negative years fewer.
     return [f'"{_YEAR.sub(_write_year, text, count=1)}{zone}"' for text in texts.tolist()]
 

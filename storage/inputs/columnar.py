@@ -28,6 +28,7 @@ from daskinfer.storage.json_text import describe_row
 from daskinfer.storage.rows import make_excerpt
 
 _BATCH_ROWS = 8192
+_LAST_MICROSECOND = (2**63 - 1) // 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,11 @@ class ParquetFormat:
             for column in wanted:
                 _type_of(parquet, column, files[0])
             table = _slice_rows(parquet, segment, wanted)
+            old = [column for column in layout.types if _is_int96(parquet, column)]
+        coarse = None
+        if old:
+            with _open(files[0], "us") as parquet:
+                coarse = _slice_rows(parquet, segment, old)
         columns: dict[str, pa.Array] = {}
         arrays: dict[str, NDArray[Any]] = {}
         errors: dict[int, str] = {}
@@ -108,6 +114,8 @@ class ParquetFormat:
             values = table.column(column)
             if column in layout.reads:
                 _refuse_missing(values, column, errors)
+            if coarse is not None and column in old:
+                values = _mend_int96(values, coarse.column(column), target, column, errors)
             columns[column] = convert_column(values, target, column, errors)
         for column, array in layout.arrays.items():
             wrong: dict[int, str] = {}
@@ -129,11 +137,12 @@ class ParquetFormat:
 
 
 @contextmanager
-def _open(file: InputFile) -> Iterator[pq.ParquetFile]:
+def _open(file: InputFile, unit: str | None = None) -> Iterator[pq.ParquetFile]:
+    """Open a file; `unit` is what times of 96 bits are read in, nanoseconds by default."""
     filesystem, path = open_filesystem(file.url)
     with filesystem.open(path, "rb") as stream:
         try:
-            yield pq.ParquetFile(stream)
+            yield pq.ParquetFile(stream, coerce_int96_timestamp_unit=unit)
         except (pa.ArrowException, OSError) as error:
             raise InputError(
                 f"{file.url} cannot be read as parquet: {error}", hint="Check input.format and the file."
@@ -265,6 +274,46 @@ def _infer_array(files: Sequence[InputFile], column: str, types: Sequence[pa.Dat
             )
         shape = shapes.most_common(1)[0][0]
     return ArrayColumn(dtype=dtype.name, shape=shape)
+
+
+def _is_int96(parquet: pq.ParquetFile, column: str) -> bool:
+    found = [parquet.schema.column(index) for index in range(len(parquet.schema))]
+    return any(leaf.path == column and leaf.physical_type == "INT96" for leaf in found)
+
+
+def _mend_int96(
+    fine: pa.ChunkedArray, coarse: pa.ChunkedArray, target: pa.DataType, column: str, errors: dict[int, str]
+) -> pa.ChunkedArray:
+    """Return times of 96 bits, of which Arrow gives those before 1678 and after 2262 other values without a word.
+
+    Parameters
+    ----------
+    fine, coarse
+        The same rows, read in nanoseconds and in microseconds.
+    target
+        Their type; in microseconds or coarser it holds those of all years.
+    """
+    missing = fine.is_null().to_numpy()
+    nanos, micros = (
+        values.cast(pa.timestamp(unit)).cast(pa.int64()).fill_null(0).to_numpy()
+        for values, unit in ((fine, "ns"), (coarse, "us"))
+    )
+    # What was lost is a multiple of 2**64, so the digits behind the microseconds are right all the same.
+    digits = (nanos.view(np.uint64) - micros.view(np.uint64) * np.uint64(1000)).astype(np.int64)
+    far = (micros > _LAST_MICROSECOND) | (micros < -_LAST_MICROSECOND)
+    if not far.any():
+        return fine
+    if pa.types.is_timestamp(target) and target.unit != "ns":
+        for offset in np.flatnonzero(digits).tolist():
+            errors.setdefault(offset, f"column '{column}': a time with nanoseconds does not fit {target}")
+        return pa.chunked_array([pa.array(micros, pa.int64(), mask=missing).cast(pa.timestamp("us", fine.type.tz))])
+    for offset in np.flatnonzero(far).tolist():
+        errors.setdefault(
+            offset,
+            f"column '{column}': a time beyond the years 1678 to 2262 has no nanoseconds; declare it under input.types as "
+            "timestamp[us]",
+        )
+    return fine
 
 
 def _count_nulls(parquet: pq.ParquetFile, column: str) -> int:

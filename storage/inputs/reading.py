@@ -106,7 +106,10 @@ def read_partition(source: PartitionSource) -> RowBatch:
         rejects=tuple(rejects),
         arrays={name: pieces[1] if len(pieces) == 2 else np.concatenate(pieces) for name, pieces in arrays.items()},
     )
-    misfits = {int(rows.positions[index]): why for index, why in find_misfits(rows.table, source.layout.output).items()}
+    kept = rows.table
+    if source.format == "jsonl":  # whose texts were read as JSON
+        kept = kept.select([field.name for field in kept.schema if field.type != JSON])
+    misfits = {int(rows.positions[index]): why for index, why in find_misfits(kept, source.layout.output).items()}
     misfits = _find_empty(rows, source.layout) | misfits
     return rows.without(misfits, dict.fromkeys(misfits, "unreadable"))
 

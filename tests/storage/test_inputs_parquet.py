@@ -104,6 +104,37 @@ def test_a_name_that_two_columns_have_is_refused(tmp_path: Path) -> None:
         read_all(tmp_path, 1, ("id",))
 
 
+def test_times_of_96_bits_are_right_in_any_year(tmp_path: Path) -> None:
+    far = [datetime.datetime(9999, 12, 31), datetime.datetime(2020, 1, 1, 0, 0, 0, 1), datetime.datetime(1, 1, 1), None]
+    values = pa.array(far, pa.timestamp("us"))
+    table = pa.table({"text": list("abcd"), "at": values})
+    pq.write_table(table, tmp_path / "a.parquet", use_deprecated_int96_timestamps=True)
+    (batch,) = read_all(tmp_path / "a.parquet", 10, ("at",))
+    assert batch.table.column("at").cast(pa.timestamp("us")).to_pylist() == [far[1], None]
+    assert [reject.row for reject in batch.rejects] == [0, 2]
+    assert "1678 to 2262" in batch.rejects[0].error
+    section = Input(url=str(tmp_path / "a.parquet"), types={"at": "timestamp[us]"})
+    (batch,) = [read_partition(partition_source(index_input(section, {"text": "text"}, ("at",)), 0))]
+    assert batch.table.column("at").combine_chunks().equals(values)
+
+
+def test_one_bad_value_costs_its_row_alone(tmp_path: Path) -> None:
+    words = [b"\xff", b"a", b"b", b"\xc3"]
+    raw = pa.Array.from_buffers(pa.string(), 4, pa.array(words).buffers())
+    columns = {
+        "plain": raw,
+        "lists": pa.ListArray.from_arrays(pa.array([0, 1, 2, 3, 4], pa.int32()), raw),
+        "dictionary": pa.DictionaryArray.from_arrays(pa.array([0, 1, 2, 3], pa.int32()), raw),
+    }
+    for column, values in columns.items():
+        pq.write_table(pa.table({"text": list("abcd"), column: values}), tmp_path / "a.parquet")
+        (batch,) = read_all(tmp_path / "a.parquet", 10, (column,))
+        assert [(reject.row, reject.error) for reject in batch.rejects] == [
+            (row, f"column '{column}': not valid UTF-8") for row in (0, 3)
+        ]
+        assert str(batch.table.column(column).to_pylist()) in ("['a', 'b']", "[['a'], ['b']]")
+
+
 def test_invalid_utf8_is_refused(tmp_path: Path) -> None:
     raw = pa.array([b"good", b"\xff\xfe", b"fine"], pa.binary())
     text = pa.Array.from_buffers(pa.string(), 3, raw.buffers())

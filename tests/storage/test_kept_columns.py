@@ -691,3 +691,30 @@ def test_outputs_open_by_their_folder_without_a_keyword(tmp_path: Path) -> None:
             warnings.simplefilter("error")
             opened = import_module("xarray").open_zarr(str(tmp_path / "out.zarr"))
         assert opened["b"].dims == ("row",) and opened["b"].values.tolist() == [1, 0, 3]
+
+
+def test_the_lowest_and_the_highest_time_have_a_text(tmp_path: Path) -> None:
+    lowest = pa.array([-(2**63), 2**63 - 1])
+    columns = {str(own): lowest.cast(own) for own in (pa.timestamp("us"), pa.timestamp("ns", "UTC"), pa.duration("ns"))}
+    pq.write_table(pa.table({"text": ["a", "b"], **columns}), tmp_path / "in.parquet")
+    section = Input(url=str(tmp_path / "in.parquet"))
+    run(index_input(section, {"text": "text"}, [*columns], "jsonl"), [*columns], tmp_path / "out.jsonl", "jsonl")
+    assert [[*row.values()][1:4] for row in read_jsonl(tmp_path / "out.jsonl")] == [
+        ["-290308-12-21T19:59:05.224192", "1677-09-21T00:12:43.145224192Z", "-PT9223372036.854775808S"],
+        ["+294247-01-10T04:00:54.775807", "2262-04-11T23:47:16.854775807Z", "PT9223372036.854775807S"],
+    ]
+    (batch,) = run(
+        index_input(section, {"text": "text"}, ["duration[ns]"], "zarr"), ["duration[ns]"], tmp_path / "o.zarr", "zarr"
+    )
+    assert [reject.row for reject in batch.rejects] == [0]
+
+
+def test_text_that_is_no_json_costs_its_row_in_jsonl(tmp_path: Path) -> None:
+    texts = pa.array(["{nope", '{"a": NaN}', '{\n"a": 1}', "", None])
+    pq.write_table(
+        pa.table({"text": list("abcde"), "x": pa.ExtensionArray.from_storage(JSON, texts)}), tmp_path / "in.parquet"
+    )
+    section = Input(url=str(tmp_path / "in.parquet"))
+    (batch,) = run(index_input(section, {"text": "text"}, ["x"], "jsonl"), ["x"], tmp_path / "out.jsonl", "jsonl")
+    assert [reject.row for reject in batch.rejects] == [0, 1, 3]
+    assert [row["x"] for row in read_jsonl(tmp_path / "out.jsonl")] == [{"a": "1"}, None]
