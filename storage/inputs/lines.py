@@ -150,7 +150,7 @@ class LineFormat:
                 except ValueError as error:
                     first_error = first_error or f"{file.url}, line {line}: {error}"
                 else:
-                    survey.add(row, texts, not all(isinstance(row.get(column), str) for column in survey.reads))
+                    survey.add(row, texts, not all(_is_text(row.get(column)) for column in survey.reads))
                 if survey.is_settled:
                     return survey
         if not survey.rows:
@@ -313,3 +313,8 @@ def _parse_object(text: str, kept: Collection[str]) -> tuple[dict[str, Any], dic
 
 def _excerpt(record: bytes) -> str:
     return make_excerpt(record[: 4 * EXCERPT_LENGTH + 4].decode(errors="replace"))
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is a text that a task can read."""
+    return isinstance(value, str) and bool(value) and not value.isspace()

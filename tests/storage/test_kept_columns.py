@@ -267,7 +267,7 @@ def make_part(batch: RowBatch, keep: Sequence[str]) -> OutputPart:
     )
 
 
-def read_jsonl(url: Path) -> list[dict[str, str]]:
+def read_jsonl(url: Path) -> list[dict[str, Any]]:
     """Return rows as key -> JSON text, by a decoder of the standard library."""
     rows = []
     for path in sorted(url.glob("part-*.jsonl")):
