@@ -46,7 +46,21 @@ class ImageEncoder:
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
         self._processor = _load_processor(files)
-        shapes = {self._process(_make_probe(size)).shape for size in _PROBES}
+        outputs = [self._call(_make_probe(size)) for size in _PROBES]
+        for output in outputs:
+            if len(output.get("pixel_values", ())) != 1:
+                raise CheckpointError(
+                    f"the checkpoint's image processor gives {', '.join(output)} for an image, not one array of pixels",
+                    hint="Prepare the images yourself, and use the task forward with arrays of those names.",
+                )
+        shapes = {np.asarray(output["pixel_values"][0]).shape for output in outputs}
+        self.others: frozenset[str] = frozenset(
+            name
+            for output in outputs
+            for name, value in output.items()
+            if name != "pixel_values" and not (name == "pixel_mask" and np.all(np.asarray(value) == 1))
+        )
+        """What else it tells of an image; a mask that leaves nothing out is what a model assumes without one."""
         if len(shapes) > 1 or len(next(iter(shapes))) != 3:
             raise CheckpointError(
                 f"the checkpoint's image processor gives images of different shapes: {sorted(shapes)}",
@@ -96,9 +110,13 @@ class ImageEncoder:
         return make_rows({"pixel_values": pixels[:filled]}), refused
 
     def _process(self, image: Image) -> Array:
-        # One at a time: some processors pad all images of a call to the largest.
-        pixels: Array = self._processor(images=[image], return_tensors="np")["pixel_values"][0]
+        pixels: Array = self._call(image)["pixel_values"][0]
         return pixels
+
+    def _call(self, image: Image) -> Mapping[str, Any]:
+        # One at a time: some processors pad all images of a call to the largest.
+        output: Mapping[str, Any] = self._processor(images=[image], return_tensors="np")
+        return output
 
 
 def decode(data: bytes) -> Image:

@@ -169,6 +169,27 @@ def edit(files: dict[str, bytes], **changes: Any) -> dict[str, bytes]:
     return files | {"preprocessor_config.json": json.dumps(settings).encode()}
 
 
+PADDED = {"size": {"shortest_edge": 32, "longest_edge": 32}, "pad_size": {"height": 40, "width": 40}, "do_pad": True}
+
+
+def test_what_a_processor_tells_beside_pixels_is_known(tmp_path: Path) -> None:
+    padded = {"image_processor_type": "DetrImageProcessor", **PADDED}
+    encoder = ImageEncoder({"preprocessor_config.json": json.dumps(padded).encode()})
+    assert encoder.shape == (3, 40, 40)
+    assert encoder.others == {"pixel_mask"}
+    whole = {"image_processor_type": "DetrImageProcessor", "size": {"height": 32, "width": 32}}
+    assert not ImageEncoder({"preprocessor_config.json": json.dumps(whole).encode()}).others
+
+
+@pytest.mark.parametrize("kind", ["ImageGPTImageProcessor", "GotOcr2ImageProcessor"])
+def test_a_processor_without_one_array_of_pixels_is_refused(kind: str) -> None:
+    settings = {"image_processor_type": kind, "crop_to_patches": True, "size": {"height": 8, "width": 8}}
+    if kind.startswith("ImageGPT"):
+        settings["clusters"] = [[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]
+    with pytest.raises(CheckpointError, match="not one array of pixels"):
+        ImageEncoder({"preprocessor_config.json": json.dumps(settings).encode()})
+
+
 def test_code_of_the_checkpoint_is_not_run(tmp_path: Path) -> None:
     files = edit(make_files("vit", tmp_path), auto_map={"AutoImageProcessor": "evil.Evil"})
     del files["preprocessor_config.json"]

@@ -62,6 +62,22 @@ def test_image_classify_is_the_plain_model(name: str, architecture: str) -> None
     assert torch.equal(scores, wanted)
 
 
+def test_a_mask_that_the_model_would_use_is_refused() -> None:
+    config = {
+        "model_type": "vilt",
+        "architectures": ["ViltForImagesAndTextClassification"],
+        "num_images": 1,
+        "image_size": 32,
+    }
+    config |= {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 32}
+    request = make_request("embed", "ViltModel", config)
+    padded = {"image_processor_type": "DetrImageProcessor", "size": {"shortest_edge": 32, "longest_edge": 32}}
+    settings = padded | {"pad_size": {"height": 40, "width": 40}, "do_pad": True}
+    request = replace(request, files={**request.files, "preprocessor_config.json": json.dumps(settings).encode()})
+    with pytest.raises(CheckpointError, match="pixel_mask beside the pixels, and ViltModel uses it"):
+        make_image_embed(request, "float32")
+
+
 def test_several_labels_at_once_take_the_sigmoid() -> None:
     config = dict(CASES["vit"].config or {}) | {"problem_type": "multi_label_classification"}
     plain = make_model("ViTForImageClassification", config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ def make_image_classify(request: TaskRequest, dtype: str) -> TaskModule:
         )
     sigmoid = use_sigmoid(request.config)
     model = build_model(request.config, request.architecture, dtype, request.files)
-    return ImageClassifier(model, _prefixes(model), ImageEncoder(request.files).input, sigmoid)
+    return ImageClassifier(model, _prefixes(model), _find_input(model, request), sigmoid)
 
 
 def make_image_embed(request: TaskRequest, dtype: str) -> TaskModule:
@@ -95,13 +96,24 @@ def make_image_embed(request: TaskRequest, dtype: str) -> TaskModule:
             hint="Use auto, cls or mean.",
         )
     model = build_model(request.config, request.architecture, dtype, request.files)
-    image = ImageEncoder(request.files).input
+    image = _find_input(model, request)
     vision: Any = getattr(model, "vision_model", None)
     if isinstance(vision, nn.Module):
         tower = VisionTower(vision, getattr(model, "visual_projection", None)).eval()
         return ImageEmbedder(tower, _prefixes(model), image, request.options)
     prefix = stored_prefix(model).removesuffix(".")
     return ImageEmbedder(getattr(model, prefix) if prefix else model, (), image, request.options)
+
+
+def _find_input(model: nn.Module, request: TaskRequest) -> InputArray:
+    """Return what the processor makes of an image; refuse one that tells the model more than that."""
+    encoder = ImageEncoder(request.files)
+    if more := sorted(encoder.others & set(inspect.signature(model.forward).parameters)):
+        raise CheckpointError(
+            f"the checkpoint's image processor gives {', '.join(more)} beside the pixels, and {request.architecture} uses it",
+            hint="Set a fixed size without padding in preprocessor_config.json, or use the task forward with arrays.",
+        )
+    return encoder.input
 
 
 def _prefixes(model: nn.Module) -> Prefixes:
