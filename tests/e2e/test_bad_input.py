@@ -90,7 +90,9 @@ def test_an_input_that_is_none(typed: Bench) -> None:
     (folder / "blank.jsonl").write_text("\n  \n\n")
     (folder / "folder/deeper").mkdir(parents=True)
     (folder / "rows.xyz").write_text("{}\n")
-    (folder / "rows.jsonl.gz").write_bytes(gzip.compress(b"{}\n"))
+    (folder / "rows.jsonl.gz").write_bytes(gzip.compress(b"{}\n")[:-4])
+    (folder / "rows.zip").touch()
+    (folder / "wide.jsonl").write_bytes("{}\n".encode("utf-16-le"))
     (folder / "words.jsonl").write_text("not json\nnor this\n")
     cases = (
         ("none-*.jsonl", f"nothing matches {folder}/none-*.jsonl (looked for a glob)"),
@@ -98,7 +100,10 @@ def test_an_input_that_is_none(typed: Bench) -> None:
         ("blank.jsonl", "no rows in 1 file"),
         ("folder", "nothing matches"),
         ("rows.xyz", "'.xyz'", "Set input.format"),
-        ("rows.jsonl.gz", "is compressed", "Decompress it"),
+        ("rows.jsonl.gz", "rows.jsonl.gz cannot be decompressed"),
+        ("rows.zip", "is compressed or packed", "Unpack it"),
+        ("wide.jsonl", "holds NUL bytes", "input.encoding: utf-16-le"),
+        ("**/*.jsonl", "can match what the job writes", "Choose another output.url"),
         ("words.jsonl", "words.jsonl, line 1", "not valid JSON", "Check input.format"),
         ("in.jsonl/x.jsonl", f"nothing matches {folder}/in.jsonl/x.jsonl"),
     )
