@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from daskinfer.errors import CheckpointError
 from daskinfer.models.architecture import build_model, choose_class
 from daskinfer.models.conversion import as_tensor, cast, map_tensors, precision_of
-from daskinfer.models.entry import find_entry, load_entry
+from daskinfer.models.entry import check_builds, find_entry, load_entry
 from daskinfer.models.grouping import group_tensors, refuse_missing, refuse_odd_layers
 from daskinfer.models.leftovers import refuse_changes
 from daskinfer.models.partial import find_possible_task
@@ -29,6 +29,7 @@ from daskinfer.models.plainfiles import (
     read_config,
     read_plain_files,
     read_sentence_weights,
+    refuse_beside,
 )
 from daskinfer.models.remotecode import read_code
 from daskinfer.models.tensorfiles import Folder, GroupFile, LocalFolder, StoredTensor, as_stored, read_weights
@@ -84,12 +85,13 @@ def inspect_checkpoint(source: Path | Folder, *, dtype: str | None = None, trust
     folder = _open_folder(source)
     names = folder.names()
     config = read_config(folder, names)
-    _refuse(folder.url, config, trust_code)
+    _refuse_code(folder.url, config, trust_code)
+    refuse_beside(folder.url, names, config)
     code = read_code(folder, names, config)
     files = read_plain_files(folder, names) | code
     class_name, note = _choose_class(folder.url, config, files)
     model, architecture = _build(folder.url, config, class_name, files)
-    stored = read_weights(folder)
+    stored = read_weights(folder, config.get("transformers_weights"))
     mapped = map_tensors(model, stored)
     refuse_changes(model, mapped, stored, folder.url)
     grouped = group_tensors(model, mapped.tensors, folder.url)
@@ -143,6 +145,7 @@ def inspect_entry(function: str, source: Path | Folder | None = None, *, dtype: 
     entry = find_entry(function)
     # With real weights: modules that share one lose that on the meta device.
     model = load_entry(entry, weights=True)
+    check_builds(entry, model)
     provenance = {"source": function, "format": "torch.nn.Module"}
     files: dict[str, bytes] = {}
     state: Mapping[str, Any] = model.state_dict()
@@ -152,6 +155,7 @@ def inspect_entry(function: str, source: Path | Folder | None = None, *, dtype: 
     else:
         folder = _open_folder(source)
         where = folder.url
+        refuse_beside(where, folder.names(), {})
         stored = read_weights(folder)
         tensors = {name: as_stored(tensor) for name, tensor in stored.items() if name in state}
         files = read_plain_files(folder, folder.names())
@@ -227,17 +231,12 @@ def _open_folder(source: Path | Folder) -> Folder:
     return folder
 
 
-def _refuse(where: str, config: Mapping[str, Any], trust_code: bool) -> None:
+def _refuse_code(where: str, config: Mapping[str, Any], trust_code: bool) -> None:
     if config.get("auto_map") and not trust_code:
         raise CheckpointError(
             f"{where}/config.json: auto_map is set: the model comes with code of its own, which is not run",
             hint="If you trust it: --trust-code, or model.trust_code: true in a recipe. Or build the model by a function "
             "of your own: --entry package.module:function, or model.entry in a recipe.",
-        )
-    if config.get("quantization_config"):
-        raise CheckpointError(
-            f"{where}/config.json: quantization_config is set: the weights are quantised, which is not supported",
-            hint="Publish the model in float32, bfloat16 or float16.",
         )
 
 

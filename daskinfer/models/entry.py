@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from daskinfer.errors import CheckpointError
 from daskinfer.ids import sha256_of
@@ -69,17 +70,67 @@ def load_entry(entry: EntryPoint, *, weights: bool = False) -> nn.Module:
     CheckpointError
         Where the code is absent, has changed, fails, or returns something else than a module.
     """
-    # Torch stays out of processes that only look for an entry point.
-    from torch import nn
-
-    from daskinfer.models.architecture import without_weights
-
     confirm_entry(entry)
     module, _, name = entry.function.partition(":")
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise CheckpointError(f"model.entry {entry.function} cannot be imported: {error}", hint=_HINT) from error
+    return _call(entry, function, weights)
+
+
+def check_builds(entry: EntryPoint, model: nn.Module | None = None) -> None:
+    """Build a user's module again, and refuse it where what it holds beside its saved state comes out differently.
+
+    Once with weights and once without, under other seeds; and once by its source file run anew, as another process
+    would.
+
+    Parameters
+    ----------
+    entry
+        What builds it.
+    model
+        The module with its weights; by default only builds without weights are compared.
+
+    Raises
+    ------
+    CheckpointError
+        Where a value differs, with its name.
+    """
+    from daskinfer.models.unsaved import collect_unsaved, refuse_unsaved, seeded
+
+    weights = model is not None
+    with seeded(1):
+        first = collect_unsaved(model or load_entry(entry))
+    builds = {"": first}
+    with seeded(2):
+        builds["from build to build"] = collect_unsaved(_call(entry, _run_again(entry), weights))
+    if weights:
+        with seeded(3):
+            builds["where it is built without weights, as workers build it"] = collect_unsaved(load_entry(entry))
+    refuse_unsaved(entry.function, builds)
+
+
+def _run_again(entry: EntryPoint) -> Callable[[], Any]:
+    """Return the function out of a fresh run of its file; the imported one, where the file cannot be run twice."""
+    module, _, name = entry.function.partition(":")
+    spec = importlib.util.spec_from_file_location(module, _find_source(entry.function, module))
+    if spec is not None and spec.loader is not None:
+        with suppress(Exception):
+            fresh = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(fresh)
+            again: Callable[[], Any] = getattr(fresh, name)
+            return again
+    imported: Callable[[], Any] = getattr(importlib.import_module(module), name)
+    return imported
+
+
+def _call(entry: EntryPoint, function: Callable[[], Any], weights: bool) -> nn.Module:
+    # Torch stays out of processes that only look for an entry point.
+    from torch import nn
+
+    from daskinfer.models.architecture import without_weights
+
     try:
         with nullcontext() if weights else without_weights():
             model = function()

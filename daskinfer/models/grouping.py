@@ -13,6 +13,7 @@ from torch import nn
 from daskinfer.errors import CheckpointError
 from daskinfer.models.architecture import stored_prefix
 from daskinfer.models.tensorfiles import GroupFile, Tensor
+from daskinfer.models.tensors import FLOATS
 from daskinfer.models.units import Unit, find_units, unit_of
 
 MISMATCH = "Take config.json and weights from the same checkpoint."
@@ -57,7 +58,7 @@ def group_tensors(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -
     missing: list[str] = []
     gaps = []
     there = {_part_of(name, units) for name in tensors}
-    for names, shape in _find_ties(model):
+    for names, shape, is_float in _find_ties(model):
         present = [name for name in names if name in tensors]
         if not present:
             missing += [name.removeprefix(prefix) for name in names]
@@ -67,7 +68,7 @@ def group_tensors(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -
         main = tensors[present[0]]
         for name in names:
             tensor = tensors.get(name, main)
-            _check_shape(name.removeprefix(prefix), tensor, shape)
+            _check_kind(name.removeprefix(prefix), tensor, shape, is_float)
             differs = tensor is not main and not _are_equal(tensor, main)
             if name != names[0] and not differs:
                 tied[name.removeprefix(prefix)] = names[0].removeprefix(prefix)
@@ -115,13 +116,14 @@ def refuse_missing(missing: Sequence[str], where: str, kind: str) -> None:
         )
 
 
-def _find_ties(model: nn.Module) -> list[tuple[list[str], tuple[int, ...]]]:
-    """Return the names of each tensor of the model, in model order, and its shape."""
+def _find_ties(model: nn.Module) -> list[tuple[list[str], tuple[int, ...], bool]]:
+    """Return the names of each tensor of the model, in model order, its shape, and whether it is floating-point."""
     names: dict[int, list[str]] = defaultdict(list)
     state: Mapping[str, Any] = model.state_dict(keep_vars=True)
     for name, tensor in state.items():
         names[id(tensor)].append(name)
-    return [(group, tuple(state[group[0]].shape)) for group in names.values()]
+    firsts = ((group, state[group[0]]) for group in names.values())
+    return [(group, tuple(first.shape), first.is_floating_point()) for group, first in firsts]
 
 
 def _group_of(name: str, units: tuple[Unit, ...], prefix: str) -> str:
@@ -137,10 +139,16 @@ def _part_of(name: str, units: tuple[Unit, ...]) -> str:
     return owner.rpartition(".")[0] + ".*" if Unit(owner, True) in units else owner
 
 
-def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+def _check_kind(name: str, tensor: Tensor, shape: tuple[int, ...], is_float: bool) -> None:
     if tensor.shape != shape:
         raise CheckpointError(
             f"{tensor.origin}: its shape is {list(tensor.shape)}, by the configuration {name} has {list(shape)}",
+            hint=MISMATCH,
+        )
+    if (tensor.dtype in FLOATS) != is_float:
+        raise CheckpointError(
+            f"{tensor.origin}: it is stored as {tensor.dtype}, by the configuration {name} holds "
+            f"{'floating-point' if is_float else 'whole'} numbers",
             hint=MISMATCH,
         )
 

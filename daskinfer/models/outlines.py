@@ -16,6 +16,7 @@ from typing import Any
 from daskinfer import errors
 from daskinfer.errors import DaskinferError, JobFailed
 from daskinfer.ids import digest_of, sha256_of
+from daskinfer.models.entry import check_builds
 from daskinfer.models.probe_lengths import ProbeLengths, choose_lengths
 from daskinfer.models.tasks.encode import row_length
 from daskinfer.models.tasks.fields import takes_text
@@ -71,6 +72,8 @@ def trace_task(request: TaskRequest, dtype: str) -> Outline:
     from daskinfer.models.tasks.build import build_task
     from daskinfer.models.tasks.score import ScoreModule
 
+    if request.entry is not None:
+        check_builds(request.entry)
     module = build_task(request, dtype)
     outline = make_outline(module, module.inputs, task=request.task, dtype=dtype)
     # Rounding in a lower precision would hide what rows do to each other.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from daskinfer.errors import CheckpointError
@@ -33,6 +33,9 @@ _KEPT = (
     "NOTICE",
 )
 _SENTENCE_MODULES = ("Transformer", "Pooling", "Normalize", "Dense", "Dropout")
+# As peft writes them; transformers takes them where peft is installed, and passes over them where it is not.
+_ADAPTERS = ("adapter_config.json", "adapter_model.")
+_QUANTISED = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 
 
 def list_files(folder: Folder) -> list[str]:
@@ -76,6 +79,42 @@ def read_config(folder: Folder, names: list[str]) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise CheckpointError(f"{folder.url}/config.json: a JSON object is wanted", hint="Fetch the checkpoint again.")
     return config
+
+
+def refuse_beside(where: str, names: Sequence[str], config: Mapping[str, Any]) -> None:
+    """Raise `CheckpointError` where other weights than those of the plain model belong to the checkpoint.
+
+    Parameters
+    ----------
+    where
+        The folder, for messages.
+    names
+        Its files.
+    config
+        Content of config.json; empty for a user's own model.
+    """
+    adapters = [name for name in names if name.startswith(_ADAPTERS)]
+    if adapters:
+        raise CheckpointError(
+            f"{where}: {adapters[0]} is beside the model: an adapter, without which it is another model",
+            hint="Load both with peft, call merge_and_unload() and save that; or take the adapter's files away.",
+        )
+    settings = [f"{name} is there" for name in _QUANTISED if name in names]
+    settings += [f"config.json: {key} is set" for key in _find_quantised(config)]
+    if settings:
+        raise CheckpointError(
+            f"{where}/{settings[0]}: the weights are quantised, which is not supported",
+            hint="Publish the model in float32, bfloat16 or float16"
+            + (", without that file." if settings[0].endswith("there") else "."),
+        )
+
+
+def _find_quantised(config: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    for key, value in config.items():
+        if key in ("quantization_config", "compression_config") and value:
+            yield path + key
+        elif isinstance(value, Mapping):
+            yield from _find_quantised(value, f"{path}{key}.")
 
 
 def read_plain_files(folder: Folder, names: list[str]) -> dict[str, bytes]:

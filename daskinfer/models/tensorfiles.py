@@ -21,6 +21,8 @@ from daskinfer.errors import CheckpointError, CorruptBlob
 # Bytes of one element, by safetensors' name of the type.
 ITEM_SIZES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 DAMAGED = "The file is damaged or was not fully downloaded; fetch it again."
+_INDEX = ".safetensors.index.json"
+_OTHER_FORMATS = ("tf", "flax", "jax")
 _LARGEST_HEADER = 100_000_000
 _PIECE_BYTES = 32 * 2**20  # a multiple of every item's size
 
@@ -150,8 +152,15 @@ def as_stored(tensor: StoredTensor) -> Tensor:
     return Tensor(tensor.dtype, tensor.shape, tensor.pieces, tensor.where, tensor)
 
 
-def read_weights(folder: Folder) -> dict[str, StoredTensor]:
+def read_weights(folder: Folder, chosen: Any = None) -> dict[str, StoredTensor]:
     """Return the tensors of a checkpoint by name: of its index's shards, or of its only safetensors file.
+
+    Parameters
+    ----------
+    folder
+        Where they are.
+    chosen
+        The file or index that config.json names (`transformers_weights`), if any.
 
     Raises
     ------
@@ -159,10 +168,17 @@ def read_weights(folder: Folder) -> dict[str, StoredTensor]:
         Where there is none, where it is pickled, or where a file is absent, truncated or damaged.
     """
     names = folder.names()
+    if chosen is not None:
+        if chosen not in names or not chosen.endswith((".safetensors", _INDEX)):
+            raise CheckpointError(
+                f"{folder.url}/config.json: transformers_weights is {chosen!r}, and no such safetensors file is there",
+                hint="Fetch the checkpoint again.",
+            )
+        return _read_shards(folder, names, chosen) if chosen.endswith(_INDEX) else read_header(folder, chosen)
     if "model.safetensors" in names:
         return read_header(folder, "model.safetensors")
-    if "model.safetensors.index.json" in names:
-        return _read_shards(folder, names)
+    if f"model{_INDEX}" in names:
+        return _read_shards(folder, names, f"model{_INDEX}")
     files = [name for name in names if name.endswith(".safetensors")]
     if len(files) == 1:
         return read_header(folder, files[0])
@@ -227,9 +243,15 @@ def read_header(folder: Folder, file: str) -> dict[str, StoredTensor]:
             for name, entry in header.items()
             if name != "__metadata__"
         }
+        made_for = str((header.get("__metadata__") or {}).get("format"))
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise CheckpointError(f"{where}: its safetensors header cannot be read ({error})", hint=DAMAGED) from error
     _check_layout(where, size, 8 + length, tensors)
+    if made_for in _OTHER_FORMATS:
+        raise CheckpointError(
+            f"{where}: its tensors have the names and the order of dimensions of {made_for}",
+            hint="Load the model where it was made, and save it with PyTorch's classes.",
+        )
     return tensors
 
 
@@ -278,8 +300,7 @@ def serialize(tensors: Sequence[tuple[str, Tensor]]) -> bytes:
     return stream.getvalue()
 
 
-def _read_shards(folder: Folder, names: Sequence[str]) -> dict[str, StoredTensor]:
-    index = "model.safetensors.index.json"
+def _read_shards(folder: Folder, names: list[str], index: str) -> dict[str, StoredTensor]:
     try:
         weight_map: dict[str, str] = json.loads(folder.read(index))["weight_map"]
         shards = sorted(set(weight_map.values()))
@@ -297,7 +318,21 @@ def _read_shards(folder: Folder, names: Sequence[str]) -> dict[str, StoredTensor
             f"{folder.url}/{weight_map[lacking[0]]}: no tensor {lacking[0]}, which the index promises",
             hint="Fetch the checkpoint again.",
         )
-    return {name: headers[shard][name] for name, shard in weight_map.items()}
+    found = {name: headers[shard][name] for name, shard in weight_map.items()}
+    for header in headers.values():
+        # transformers takes all that is in the shards, whatever the index says; of two copies, the last.
+        for name, tensor in header.items():
+            if tensor is not found.setdefault(name, tensor) and not _are_copies(tensor, found[name]):
+                raise CheckpointError(
+                    f"{tensor.where}: {found[name].file} holds another tensor of that name",
+                    hint="Fetch the checkpoint again, or save it once with transformers.",
+                )
+    return found
+
+
+def _are_copies(first: StoredTensor, second: StoredTensor) -> bool:
+    kinds = [(each.dtype, each.shape) for each in (first, second)]
+    return kinds[0] == kinds[1] and all(map(bytes.__eq__, first.pieces(), second.pieces()))
 
 
 def _check_layout(where: str, size: int, begin: int, tensors: dict[str, StoredTensor]) -> None:

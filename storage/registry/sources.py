@@ -10,8 +10,8 @@ from daskinfer.storage.filesystem import join_url, read_bytes, replace_bytes
 from daskinfer.storage.folder import Folder
 from daskinfer.storage.registry.catalog import Registry
 
-# What is read of a checkpoint: a folder that was published when less was read is looked into again.
-_READING = 2
+# What is read of a checkpoint, and refused: a folder that was published when that was less is looked into again.
+_READING = 3
 
 
 def identify_source(name: str, folder: Folder, entry: str | None, dtype: str | None) -> str | None:

@@ -186,6 +186,27 @@ def lose_shard(directory: Path) -> None:
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def mark(directory: Path, made_for: str) -> None:
+    tensors = load_file(directory / "model.safetensors")
+    save_file(tensors, directory / "model.safetensors", {"format": made_for})
+
+
+def split(directory: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Write two shards; the second holds a tensor of the first once more, changed."""
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    names = sorted(tensors)
+    shards = {"model-1.safetensors": names[:20], "model-2.safetensors": names[20:]}
+    weight_map = {name: shard for shard, listed in shards.items() for name in listed}
+    for shard, listed in shards.items():
+        kept = {name: tensors[name] for name in listed}
+        if shard == "model-2.safetensors":
+            kept |= {names[0]: change(tensors[names[0]])}
+        save_file(kept, directory / shard)
+    index = {"metadata": {"total_size": -1}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -208,6 +229,25 @@ def lose_shard(directory: Path) -> None:
         (lambda path: edit_config(path, architectures=[1]), r"architectures is \[1\], and not a list"),
         (lambda path: edit_config(path, auto_map={"AutoModel": "x.Y"}), "code of its own"),
         (lambda path: edit_config(path, quantization_config={"bits": 4}), "quantised"),
+        (
+            lambda path: edit_config(path, text_config={"quantization_config": {"bits": 4}}),
+            r"text_config\.quantization",
+        ),
+        (lambda path: edit_config(path, compression_config={"format": "x"}), "compression_config is set.* quantised"),
+        (lambda path: (path / "quantize_config.json").write_text("{}"), "quantize_config.json is there.* quantised"),
+        (lambda path: (path / "adapter_config.json").write_text("{}"), "adapter_config.json is beside the model"),
+        (lambda path: (path / "adapter_model.bin").write_text("{}"), "adapter_model.bin is beside the model"),
+        (
+            lambda path: edit_config(path, transformers_weights="x.safetensors"),
+            "transformers_weights is 'x.safetensors'",
+        ),
+        (lambda path: edit_config(path, transformers_weights="config.json"), "transformers_weights is 'config.json'"),
+        (lambda path: mark(path, "flax"), "the order of dimensions of flax"),
+        (
+            lambda path: edit_tensors(path, lambda t: t.update({"classifier.bias": torch.zeros(3, dtype=torch.int32)})),
+            "stored as I32, by the configuration classifier.bias holds floating-point numbers",
+        ),
+        (lambda path: split(path, lambda t: t + 1), "holds another tensor of that name"),
         (lambda path: edit_config(path, num_hidden_layers=5), r"missing tensor encoder\.layer\.4\."),
         (lambda path: edit_config(path, num_hidden_layers=3), r"there are 3 layers .* weights have encoder\.layer\.3"),
         (lambda path: edit_config(path, vocab_size=50), r"word_embeddings\.weight.* \[97, 32\], .* \[50, 32\]"),
@@ -280,6 +320,38 @@ def test_unusable_checkpoints_are_refused(copy: Path, damage: Callable[[Path], o
     assert str(copy) in caught.value.message
 
 
+def test_what_a_folder_holds_beside_the_weights_changes_nothing(copy: Path) -> None:
+    expected = blobs(copy)
+    for name in ("pytorch_model.bin", "tf_model.h5", "model.fp16.safetensors", "model.safetensors.index.json"):
+        (copy / name).write_text("{}")
+    (copy / "generation_config.json").write_text('{"do_sample": true}')
+    (copy / "onnx").mkdir()
+    (copy / "onnx" / "adapter_config.json").write_text("{}")
+    assert blobs(copy) == expected
+
+
+def test_copies_in_several_shards_and_tensors_that_an_index_forgets(copy: Path) -> None:
+    expected = blobs(copy)
+    split(copy, lambda tensor: tensor)
+    index = json.loads((copy / "model.safetensors.index.json").read_text())
+    del index["weight_map"]["classifier.bias"], index["weight_map"]["classifier.weight"]
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert blobs(copy) == expected
+    (copy / "model.safetensors.index.json").rename(copy / "other.safetensors.index.json")
+    edit_config(copy, transformers_weights="other.safetensors.index.json")
+    assert blobs(copy) == expected
+
+
+def test_scalars_empty_tensors_and_mixed_precisions(tmp_path: Path, code: str) -> None:
+    found = inspect_entry(f"{code}:mixed")
+    published = {name: value for group in found.groups for name, value in load(group.blob()).items()}
+    wanted = load_entry(find_entry(f"{code}:mixed"), weights=True).state_dict()
+    assert {name: (value.dtype, value.shape) for name, value in published.items()} == {
+        name: (value.dtype, value.shape) for name, value in wanted.items()
+    }
+    assert all(torch.equal(value, wanted[name]) for name, value in published.items())
+
+
 def test_bytes_that_are_not_those_of_their_digest_are_refused(copy: Path) -> None:
     stored = next(iter(read_header(LocalFolder(copy), "model.safetensors").values()))
     with pytest.raises(CorruptBlob, match="not those that were published"):
@@ -305,6 +377,17 @@ def build():
 def stack():
     torch.manual_seed(3)
     return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 8))
+
+def mixed():
+    torch.manual_seed(3)
+    module = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8))
+    module.scalar = nn.Parameter(torch.tensor(2.0, dtype=torch.float16))
+    module.empty = nn.Parameter(torch.zeros(0, 4))
+    module.register_buffer("count", torch.tensor(3))
+    module.register_buffer("flags", torch.tensor([True, False]))
+    module.register_buffer("narrow", torch.ones(3, dtype=torch.bfloat16))
+    module.register_buffer("wide", torch.ones(3, dtype=torch.float64))
+    return module.requires_grad_(False)
 
 def nothing():
     return None
