@@ -95,8 +95,6 @@ def inspect_checkpoint(source: Path | Folder, *, dtype: str | None = None, trust
     mapped = map_tensors(model, stored)
     refuse_changes(model, mapped, stored, folder.url)
     grouped = group_tensors(model, mapped.tensors, folder.url)
-    if grouped.missing and find_possible_task(architecture, files, grouped.missing) is None:
-        refuse_missing(grouped.missing, folder.url, architecture)
     provenance = {"source": folder.url, "format": "transformers safetensors"}
     told = {
         "class": [note] if note else [],
@@ -112,6 +110,8 @@ def inspect_checkpoint(source: Path | Folder, *, dtype: str | None = None, trust
             made = "completed by its other files" if "tokenizer.json" in files else "built from the vocabulary"
             provenance["tokenizer.json"] = f"{made} by transformers"
         files |= converted
+    if grouped.missing and find_possible_task(architecture, files, grouped.missing) is None:
+        refuse_missing(grouped.missing, folder.url, architecture)
     found = CheckpointFiles(
         architecture,
         _main_dtype(folder.url, grouped.groups),
