@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 
 from daskinfer.errors import DaskinferError
-from daskinfer.models.outlines import trace_task
+from daskinfer.models.outlining import make_outline
+from daskinfer.models.tasks.build import build_task
 from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.spec.recipe import ModelOptions
 
@@ -29,7 +30,8 @@ def find_possible_task(architecture: str, files: Mapping[str, bytes], missing: C
     lacking = frozenset(missing)
     for task in _TASKS:
         with suppress(DaskinferError):
-            outline = trace_task(TaskRequest(task, ModelOptions(), architecture, files), "float32")
+            module = build_task(TaskRequest(task, ModelOptions(), architecture, files), "float32")
+            outline = make_outline(module, module.inputs, task=task, dtype="float32")
             if lacking.isdisjoint({*outline.shared, *(name for layer in outline.layers for name in layer.tensors)}):
                 return task
     return None
