@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, processors
 from transformers import AutoModel, AutoTokenizer
 
 from daskinfer.models.checkpoint import inspect_checkpoint
+from daskinfer.models.outlines import trace_task
 from daskinfer.models.tasks.build import build_task
 from daskinfer.models.tasks.encode import make_encoder, row_length
 from daskinfer.models.tasks.request import TaskRequest
@@ -95,10 +96,15 @@ def test_types_of_0_change_no_bit_of_bert(tmp_path: Path) -> None:
     assert np.array_equal(embed(folder)[0], with_types)
 
 
-def test_a_tokenizer_without_mask_is_padded_all_the_same(tmp_path: Path) -> None:
-    folder = make_tiny(tmp_path, "BertModel")
+@pytest.mark.parametrize("architecture", ["BertModel", "FNetModel"])
+def test_rows_of_a_model_without_mask_share_no_padding(architecture: str, tmp_path: Path) -> None:
+    folder = make_tiny(tmp_path, architecture)
     change_settings(folder, model_input_names=["input_ids"])
-    assert np.abs(embed(folder)[0] - embed_alone(folder)).max() < 1e-5
+    request = ask_published(folder)
+    assert build_task(request, "float32")._text.given == ("input_ids",)  # type: ignore[union-attr]
+    sharing = trace_task(request, "float32").sharing
+    assert sharing is not None
+    assert sharing.rows == "same length"
 
 
 def test_cut_rows_are_known_by_their_number(tmp_path: Path) -> None:

@@ -32,30 +32,36 @@ class TextInputs:
     """What a model is given of a text."""
 
     arrays: tuple[InputArray, ...]
-    """What every row brings: token ids first, and the mask."""
-    zeros: tuple[str, ...]
-    """What is 0 for every token of every row, so that no row brings it."""
+    """What every row brings: token ids first, and the mask, which tells the task where a row ends."""
+    given: tuple[str, ...]
+    """Which of them the model is given."""
+    zeros: tuple[str, ...] = ()
+    """What else it is given, 0 for every token of every row, so that no row brings it."""
 
     def run(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
         """Return the model's output."""
-        ids = inputs["input_ids"]
-        given = {array.name: inputs[array.name] for array in self.arrays}
-        return model(**given, **{name: torch.zeros_like(ids) for name in self.zeros})
+        zeros = {name: torch.zeros_like(inputs["input_ids"]) for name in self.zeros}
+        return model(**{name: inputs[name] for name in self.given}, **zeros)
 
 
 def text_inputs(model: nn.Module, request: TaskRequest) -> TextInputs:
-    """Return what the tokenizer returns of a text and the model's forward takes."""
+    """Return what the tokenizer returns of a text and the model's forward takes.
+
+    Without a mask a model sees the padding, and which rows may share a microbatch is found by trying.
+    """
     settings = read_settings(request.files)
     ids = InputArray(name="input_ids", dtype="int64", shape=(None,), bound=count_ids(model))
-    # Padded rows need it, even of a tokenizer that returns none: a row alone is what the model then takes it for.
     mask = InputArray(name="attention_mask", dtype="int64", shape=(None,), bound=2)
-    name = "token_type_ids"
-    if name not in settings.model_input_names or name not in inspect.signature(model.forward).parameters:
-        return TextInputs((ids, mask), ())
-    if settings.token_types == 1:
-        return TextInputs((ids, mask), (name,))
-    types = InputArray(name=name, dtype="int64", shape=(None,), bound=settings.token_types)
-    return TextInputs((ids, mask, types), ())
+    types = InputArray(name="token_type_ids", dtype="int64", shape=(None,), bound=settings.token_types)
+    parameters = inspect.signature(model.forward).parameters
+    # Code of the checkpoint's own may take everything unnamed.
+    taken = parameters if "input_ids" in parameters else {ids.name, mask.name}
+    given = [name for name in (mask.name, types.name) if name in settings.model_input_names and name in taken]
+    if types.name not in given or settings.token_types > 1:
+        arrays = (ids, mask, types) if types.name in given else (ids, mask)
+        return TextInputs(arrays, (ids.name, *given))
+    given.remove(types.name)
+    return TextInputs((ids, mask), (ids.name, *given), (types.name,))
 
 
 def count_ids(model: nn.Module) -> int | None:
