@@ -151,7 +151,8 @@ def _explain_missing(missing: MissingColumn, section: Input, request: Request) -
         key = f"input.columns.{role}"
     elif missing.column not in request.keep:
         key = "input.types"
-    close = difflib.get_close_matches(missing.column, missing.there, n=1)
+    same = [name for name in missing.there if name.casefold() == missing.column.casefold()]
+    close = same or difflib.get_close_matches(missing.column, missing.there, n=1)
     guess = f"did you mean '{close[0]}'? " if close else ""
     return InputError(
         f"{key}: {missing.file} has no column '{missing.column}'; it has {', '.join(missing.there) or 'none'}",

@@ -13,6 +13,8 @@ from daskinfer.storage.column_values import fits_float
 ARRAY_ROWS = 2048
 """Rows that decide what the rows of an array are, however the input is cut."""
 
+# What a message lists; a file may have other keys in every row.
+_NAMES = 100
 _INTEGERS = frozenset("-0123456789")
 _WORDS = {"true": "bool", "false": "bool", "NaN": "float", "Infinity": "float", "-Infinity": "float"}
 
@@ -88,16 +90,17 @@ class RowSurvey:
         self.reads = reads
         self.names: dict[str, None] = {}
         self.typed = frozenset(typed)
-        self._missing = set(columns)
+        self._missing = dict.fromkeys(columns)
         self._types = {column: TypeSurvey() for column in self.typed}
         self._values: dict[str, list[Any]] = {column: [] for column in arrays}
 
     def add(self, row: Mapping[str, Any], texts: Mapping[str, str], is_refused: bool = False) -> None:
         """Take in a row and the JSON texts of its typed columns; one that will be refused says nothing of types."""
         self.rows += 1
-        if self._missing or self.rows <= ARRAY_ROWS:
-            self.names |= dict.fromkeys(row)
-            self._missing.difference_update(row)
+        if self._missing:
+            if len(self.names) < _NAMES:
+                self.names |= dict.fromkeys(row)
+            self._missing = {column: None for column in self._missing if column not in row}
         if not is_refused:
             for column, survey in self._types.items():
                 survey.add(texts.get(column))
@@ -109,7 +112,7 @@ class RowSurvey:
     @property
     def missing(self) -> list[str]:
         """Columns that no row has had so far."""
-        return sorted(self._missing)
+        return list(self._missing)
 
     @property
     def is_settled(self) -> bool:

@@ -433,3 +433,8 @@ def test_keys_that_came_later_leave_the_digests_of_recipes_that_do_not_use_them(
     assert recipe.digest == digest_of(plain)
     for more in ({"url": ["a.jsonl"]}, {"encoding": "cp1252"}, {"csv": {"quote": None}}, {"types": {"n": "int64"}}):
         assert Recipe.model_validate({**told, "input": {"url": "a.jsonl"} | more}).digest != recipe.digest
+
+
+def test_a_column_is_kept_once(tmp_path: Path) -> None:
+    (problem,) = explain(tmp_path, GOOD, "output.keep=[id, x, id]")
+    assert "output.keep" in problem and "'id' more than once: name every column once" in problem

@@ -23,11 +23,11 @@ import pytest
 import zarr
 from pyarrow import dataset
 
-from daskinfer.errors import Incomparable, InputError
+from daskinfer.errors import Incomparable, InputError, UsageError
 from daskinfer.spec.job import CommitRecord, OutputField
 from daskinfer.spec.recipe import Input
 from daskinfer.spec.rows import PartitionTable
-from daskinfer.storage.column_types import JSON, decode_type
+from daskinfer.storage.column_types import JSON, decode_type, encode_type
 from daskinfer.storage.inputs.index import index_input
 from daskinfer.storage.inputs.reading import partition_source, read_partition
 from daskinfer.storage.outputs.choice import open_sink
@@ -637,9 +637,17 @@ def test_a_null_beside_a_text_that_is_missing_is_no_reason_to_refuse_the_job(tmp
     assert [reject.row for reject in batch.rejects] == [1]
 
 
-@pytest.mark.parametrize(("one", "other"), [("parquet", "jsonl"), ("jsonl", "jsonl"), ("parquet", "parquet")])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("parquet", "jsonl"), ("jsonl", "jsonl"), ("parquet", "parquet"), ("zarr", "parquet"), ("jsonl", "zarr")],
+)
 def test_outputs_with_every_type_are_compared(tmp_path: Path, one: str, other: str) -> None:
-    columns = {name: case.values for name, case in CASES.items() if case.texts is not None or one == other == "parquet"}
+    columns = {
+        name: case.values
+        for name, case in CASES.items()
+        if ("zarr" not in (one, other) or case.numbers is not None)
+        and ("jsonl" not in (one, other) or case.texts is not None)
+    }
     pq.write_table(pa.table({"text": list("abcd"), **columns}), tmp_path / "in.parquet")
     outputs = []
     for number, (format, rows) in enumerate(((one, 1), (other, 3))):
@@ -718,3 +726,57 @@ def test_text_that_is_no_json_costs_its_row_in_jsonl(tmp_path: Path) -> None:
     (batch,) = run(index_input(section, {"text": "text"}, ["x"], "jsonl"), ["x"], tmp_path / "out.jsonl", "jsonl")
     assert [reject.row for reject in batch.rejects] == [0, 1, 3]
     assert [row["x"] for row in read_jsonl(tmp_path / "out.jsonl")] == [{"a": "1"}, None]
+
+
+@pytest.mark.parametrize(
+    ("types", "message"),
+    [
+        ({"x": "int65"}, r"input\.types\.x: 'int65' is no type that is known; known are bool, int8, .*timestamp"),
+        ({"x": "decimal128(39, 2)"}, r"input\.types\.x: .* has a precision that is not from 1 to 38"),
+        ({"y": "int8"}, r"input\.types: .* has no column 'y'; it has text, x"),
+        ({"text": "int8"}, r"input\.types\.text: the task reads this column as text, not as int8"),
+        ({"X": "int8"}, "Did you mean 'x'"),
+    ],
+)
+@pytest.mark.parametrize("source", ["jsonl", "csv", "parquet"])
+def test_declarations_that_mean_nothing_are_refused(
+    tmp_path: Path, types: dict[str, str], message: str, source: str
+) -> None:
+    if source == "parquet":
+        pq.write_table(pa.table({"text": ["a"], "x": ["1"]}), tmp_path / "in.parquet")
+    else:
+        (tmp_path / f"in.{source}").write_text({"csv": "text,x\na,1\n", "jsonl": '{"text": "a", "x": 1}\n'}[source])
+    with pytest.raises(UsageError, match=message):
+        index_input(Input(url=str(tmp_path / f"in.{source}"), types=types), {"text": "text"}, ["x"])
+
+
+def test_tables_and_layouts_of_earlier_versions_are_read() -> None:
+    """Their columns have one of five kinds, which are types by the same names."""
+    kinds = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
+    assert {kind: decode_type(kind) for kind in kinds} == kinds
+    assert decode_type("binary") == pa.large_binary()
+    with pytest.raises(ValueError, match="is no type"):
+        decode_type("complex64")
+    for name, one in CASES.items():
+        assert decode_type(encode_type(one.own)) == one.own, name
+
+
+@pytest.mark.parametrize("output", ["parquet", "jsonl"])
+def test_where_partitions_end_decides_no_row(tmp_path: Path, output: str) -> None:
+    rows = [
+        "{bad",
+        '{"text": "a", "x": 1}',
+        '{"text": "b", "x": 2.5}',
+        '{"text": "c"}',
+        '{"text": "d", "x": "s", "y": 1}',
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(rows))
+    found = set()
+    for size in (1, 2, 5):
+        section = Input(url=str(tmp_path / "in.jsonl"), partition_rows=size)
+        table = index_input(section, {"text": "text"}, ["x", "y"], output)
+        batches = [read_partition(partition_source(table, number)) for number in range(len(table.partitions))]
+        rejects = [reject.row for batch in batches for reject in batch.rejects]
+        values = pa.concat_tables([batch.table for batch in batches])
+        found.add((str(table.columns), str(rejects), str(values.select(["x", "y"]).to_pylist())))
+    assert len(found) == 1 and "[0]" in next(iter(found))[1]
