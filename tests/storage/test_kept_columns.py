@@ -33,6 +33,7 @@ from daskinfer.storage.inputs.reading import partition_source, read_partition
 from daskinfer.storage.outputs.choice import open_sink
 from daskinfer.storage.outputs.merging import merge_part
 from daskinfer.storage.outputs.pairing import check_pair, pair_parts
+from daskinfer.storage.outputs.quarantine import read_rejects
 from daskinfer.storage.outputs.reading import open_output, read_part
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, Sink, Written
 from daskinfer.storage.rows import RowBatch
@@ -780,3 +781,37 @@ def test_where_partitions_end_decides_no_row(tmp_path: Path, output: str) -> Non
         values = pa.concat_tables([batch.table for batch in batches])
         found.add((str(table.columns), str(rejects), str(values.select(["x", "y"]).to_pylist())))
     assert len(found) == 1 and "[0]" in next(iter(found))[1]
+
+
+def test_a_refused_value_that_utf8_cannot_carry_is_written_down(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"text": "a", "x": "\\ud800"}\n{"text": "b", "x": 1}\n')
+    section = Input(url=str(tmp_path / "in.jsonl"), types={"x": "int8"})
+    (batch,) = run(index_input(section, {"text": "text"}, ["x"]), ["x"], tmp_path / "out.parquet", "parquet")
+    assert [reject.row for reject in batch.rejects] == [0]
+    assert read_rejects(str(tmp_path / "out.parquet"), 0) == batch.rejects
+
+
+@pytest.mark.parametrize(
+    ("values", "name", "refused"),
+    [
+        (pa.array([0.5, 0.1, np.nan, None]), "float32", [1]),
+        (pa.array([0.5, 70000, -0.0, 1e-9]), "float16", [1, 3]),
+        (
+            pa.array([Decimal("0.10"), Decimal("1234567890123456.78"), None, Decimal(10**15)], pa.decimal128(20, 2)),
+            "float64",
+            [1],
+        ),
+        (pa.array([2**53, 2**53 + 1, -1, None]), "float64", [1]),
+        (pa.array([2048, 2049, 1, None]), "float16", [1]),
+        (pa.array([1.0, 1.5, np.nan, -1.0]), "uint8", [1, 2, 3]),
+        (pa.array([1000, 1, 0, None], pa.timestamp("us")), "timestamp[ms]", [1]),
+    ],
+)
+def test_a_declared_number_must_be_the_same_number(
+    tmp_path: Path, values: pa.Array, name: str, refused: list[int]
+) -> None:
+    pq.write_table(pa.table({"text": list("abcd"), "x": values}), tmp_path / "in.parquet")
+    section = Input(url=str(tmp_path / "in.parquet"), types={"x": name})
+    batch = read_partition(partition_source(index_input(section, {"text": "text"}, ["x"]), 0))
+    assert [reject.row for reject in batch.rejects] == refused
+    assert batch.table.column("x").null_count == values.null_count
