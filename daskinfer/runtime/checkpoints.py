@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,8 @@ from daskinfer.storage.registry.sources import identify_source, recall_source, r
 if TYPE_CHECKING:
     from daskinfer.models.checkpoint import CheckpointFiles
     from daskinfer.models.tensorfiles import GroupFile
+
+_LONGEST_NAME = 100
 
 
 def publish_checkpoint(
@@ -124,10 +127,16 @@ def resolve_reference(
     if not _is_folder(reference):
         return registry.resolve(reference)
     folder = Folder(reference)
-    name = folder.url.rpartition("/")[2]
+    name = name_after(folder.url)
     code = None if entry is None else find_entry(entry).source
     known = recall_source(registry, identify_source(name, folder, code, None))
     return known or publish_checkpoint(registry, name, folder.url, entry=entry, trust_code=trust_code, watch=watch)
+
+
+def name_after(url: str) -> str:
+    """Return the name under which a folder is published: its own, without what no checkpoint's name may hold."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", url.rpartition("/")[2]).lstrip("._-")
+    return name[:_LONGEST_NAME].rstrip("-") or "checkpoint"
 
 
 def _is_folder(reference: str) -> bool:

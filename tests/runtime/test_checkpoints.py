@@ -10,7 +10,7 @@ from blake3 import blake3
 from fsspec import filesystem
 
 from daskinfer.errors import CheckpointError, CorruptBlob
-from daskinfer.runtime.checkpoints import publish_checkpoint, resolve_checkpoint
+from daskinfer.runtime.checkpoints import name_after, publish_checkpoint, resolve_checkpoint
 from daskinfer.spec.recipe import Input, Model, Output, Recipe
 from daskinfer.spec.snapshot import Manifest
 from daskinfer.storage.filesystem import join_url, read_bytes
@@ -165,3 +165,18 @@ def test_what_cannot_be_published(registry: Registry, publish: Callable[[Registr
     with pytest.raises(CheckpointError, match=message):
         publish(registry)
     assert registry.names() == []
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("minilm", "minilm"),
+        ("my model", "my-model"),
+        ("m [1]::~x", "m-1-x"),
+        (".hidden", "hidden"),
+        ("\u6a21\u578b", "checkpoint"),
+        ("x" * 200, "x" * 100),
+    ],
+)
+def test_a_folder_of_any_name_can_be_published(folder: str, name: str) -> None:
+    assert name_after(f"/models/{folder}") == name
