@@ -117,6 +117,7 @@ def validate(recipe: Recipe) -> list[str]:
         f"microbatches: {plan.sharing.describe()}",
         f"precision: {draft.precision}",
         *([f"length: {draft.length}"] if draft.length else []),
+        *([f"left out: {draft.left_out}"] if draft.left_out else []),
         f"output: {written}{''.join(f', {name}' for name in recipe.output.keep)}",
     ]
     try:

@@ -69,6 +69,8 @@ def print_report(report: Report, remark: str | None = None) -> None:
         lines["length"] = report.length
     if report.sharing:
         lines["microbatches"] = report.sharing
+    if report.left_out:
+        lines["left out"] = report.left_out
     if report.incidents:
         lines["incidents"] = "; ".join(_tell_incidents(report.incidents))
     lines |= {"speed": f"{speed} ({whole})", "output": report.output, "report": report.report}
@@ -250,6 +252,8 @@ def print_profile(profile: CheckpointProfile) -> None:
         "microbatches": profile.sharing.describe(),
         "counted": f"in a microbatch of {typical}, for one {profile.per}",
     }
+    if profile.left_out:
+        lines["left out"] = profile.left_out
     if measured is not None:
         threads = f"{measured.numerics.threads} thread(s)" if measured.device.kind == "cpu" else measured.device.kind
         when = "stored; --fresh measures again" if profile.stored else "now"

@@ -28,15 +28,19 @@ def fit_tensors(seen: Sequence[Call | Trace], shapes: Shapes) -> tuple[TensorSpe
     Unsupported
         Where their sizes do not follow from rows and length, or their number or type depends on the input.
     """
-    if any(each.dtypes != seen[0].dtypes for each in seen):
+    if any(len(each.dtypes) != len(seen[0].dtypes) for each in seen):
         raise Unsupported("the number of its outputs depends on the input")
-    specs = []
-    for position, dtype in enumerate(seen[0].dtypes):
-        sizes = [each.shapes[position] for each in seen]
-        if any(len(size) != len(sizes[0]) for size in sizes):
-            raise Unsupported("the number of dimensions of an output depends on the input")
-        specs.append(TensorSpec(dtype=dtype, dims=tuple(_fit(size, shapes) for size in zip(*sizes, strict=True))))
-    return tuple(specs)
+    return tuple(
+        fit_tensor([each.dtypes[position] for each in seen], [each.shapes[position] for each in seen], shapes)
+        for position in range(len(seen[0].dtypes))
+    )
+
+
+def fit_tensor(dtypes: Sequence[str], sizes: Sequence[tuple[int, ...]], shapes: Shapes) -> TensorSpec:
+    """Return what one tensor looks like in any microbatch; see `fit_tensors`."""
+    if any(dtype != dtypes[0] for dtype in dtypes) or any(len(size) != len(sizes[0]) for size in sizes):
+        raise Unsupported("the type or the number of dimensions of an output depends on the input")
+    return TensorSpec(dtype=dtypes[0], dims=tuple(_fit(size, shapes) for size in zip(*sizes, strict=True)))
 
 
 def fit_structure(structures: Sequence[Any], shapes: Shapes) -> Any:

@@ -15,14 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from daskinfer.errors import CheckpointError
-from daskinfer.models.fitting import FIXED_SHAPES, SHAPES, fit_flops, fit_structure, fit_tensors
+from daskinfer.models.fitting import FIXED_SHAPES, SHAPES, fit_flops, fit_structure, fit_tensor, fit_tensors
 from daskinfer.models.module_state import ModuleState
 from daskinfer.models.skeleton import Skeleton, name_in_snapshot
 from daskinfer.models.standins import fake_weights, random_weights, state_names
 from daskinfer.models.structure import Unsupported, flatten
+from daskinfer.models.tasks.kinds import find_problem
 from daskinfer.models.tracing import Leaf, Trace, trace_forward
 from daskinfer.models.units import Unit, find_units
-from daskinfer.spec.outline import Carried, Event, InputArray, LayerOutline, Outline
+from daskinfer.spec.outline import Carried, Event, InputArray, LayerOutline, Outline, TensorSpec
 
 _PROOFS = ((3, 9), (2, 16))
 # Lengths that show what short rows do not, the longest that a model takes first.
@@ -201,6 +202,7 @@ def _describe(
     dtype: str,
 ) -> Outline:
     shared = {name_in_snapshot(model, name) for trace in traces for name in trace.shared}
+    outputs, left_out = _fit_outputs(model, traces, shapes)
     whole = Outline(
         architecture=type(getattr(model, "model", model)).__name__,
         task=task,
@@ -209,12 +211,50 @@ def _describe(
         events=(),
         layers=(),
         shared=tuple(sorted(shared)),
-        outputs=dict(zip(_name_outputs(traces[0].structure), fit_tensors(traces, shapes), strict=True)),
+        outputs=outputs,
+        left_out=left_out,
     )
     try:
         return _cut(model, units, shapes, traces, whole)
     except Unsupported as error:
         return _leave_whole(model, units, shapes, traces, whole, str(error))
+
+
+def _fit_outputs(
+    model: nn.Module, traces: Sequence[Trace], shapes: Sequence[tuple[int, int]]
+) -> tuple[dict[str, TensorSpec], dict[str, str]]:
+    """Return the outputs by name, and why others are left out, where the model says that some may be."""
+    told: dict[str, str] | None = getattr(model, "left_out", None)
+    if told is None:
+        return dict(zip(_name_outputs(traces[0].structure), fit_tensors(traces, shapes), strict=True)), {}
+    places = [{name: number for number, name in enumerate(_name_outputs(trace.structure))} for trace in traces]
+    outputs: dict[str, TensorSpec] = {}
+    left_out = dict(told)
+    for name in dict.fromkeys(name for place in places for name in place):
+        if name in left_out:
+            continue
+        if any(name not in place for place in places):
+            left_out[name] = "comes for some inputs only"
+            continue
+        pairs = [(trace, place[name]) for trace, place in zip(traces, places, strict=True)]
+        try:
+            spec = fit_tensor(
+                [trace.dtypes[number] for trace, number in pairs],
+                [trace.shapes[number] for trace, number in pairs],
+                shapes,
+            )
+        except Unsupported as error:
+            left_out[name] = str(error)
+            continue
+        problem = find_problem(spec)
+        if problem is None:
+            outputs[name] = spec
+        else:
+            left_out[name] = problem
+    if not outputs:
+        reasons = "; ".join(f"{name} {reason}" for name, reason in left_out.items()) or "there are none"
+        raise Unsupported(f"task forward cannot write the model's outputs: {reasons}")
+    return outputs, left_out
 
 
 def _cut(

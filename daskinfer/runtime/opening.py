@@ -196,6 +196,7 @@ def draft_job(recipe: Recipe, workers: Sequence[WorkerShape]) -> tuple[JobRecord
         partitions=len(table.partitions),
         precision=precision,
         length=explain_length(request) if is_text else "",
+        left_out=outline.tell_left_out(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     open_output(record, recipe.workspace)  # refuses an unusable output

@@ -194,6 +194,7 @@ def _count_costs(
         layers=layers,
         uncut=outline.uncut,
         sharing=profile.sharing,
+        left_out=outline.tell_left_out(),
     )
 
 

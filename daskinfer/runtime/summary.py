@@ -71,6 +71,7 @@ def make_report(session: Session, command: str, seconds: float, started: str) ->
         precision=record.precision,
         length=record.length,
         sharing="" if record.plan.sharing.is_free else record.plan.sharing.describe(),
+        left_out=record.left_out,
         stages=ledger.stages(running),
         counters=session.counters,
         incidents=tuple(ledger.incidents),

@@ -73,6 +73,8 @@ class JobRecord(Section):
     """Why it computes in its precision; decides nothing."""
     length: str = ""
     """Why its texts are shorter than the recipe asks for, where they are; decides nothing."""
+    left_out: str = ""
+    """Outputs of the model that are not written, each with its reason; decides nothing."""
     created: str
     """ISO 8601, UTC."""
 
@@ -302,6 +304,8 @@ class Report(Section):
     """Why its texts are shorter than the recipe asks for, where they are."""
     sharing: str = ""
     """Which rows shared a microbatch, and why no others, where not any could."""
+    left_out: str = ""
+    """Outputs of the model that are not written, each with its reason."""
     stages: tuple[StageReport, ...]
     """Where the time went."""
     counters: dict[str, int]

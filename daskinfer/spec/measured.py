@@ -101,6 +101,8 @@ class CheckpointProfile(Section):
     """Why it cannot be cut, where it cannot."""
     sharing: Sharing = Sharing()
     """Which rows may share a microbatch, and why no others."""
+    left_out: str = ""
+    """Outputs of the model that `forward` does not write, each with its reason."""
     measured: MeasuredProfile | None = None
     """Times on this machine's device."""
     stored: bool = False

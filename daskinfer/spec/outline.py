@@ -186,7 +186,13 @@ class Outline(Section):
     """Names in the snapshot of the tensors that every stage needs: the forward reads them outside any unit."""
     outputs: dict[str, TensorSpec]
     """What the last stage returns."""
+    left_out: dict[str, str] = {}
+    """Outputs of the model that `forward` does not write, and why."""
     uncut: str | None = None
     """Why the model cannot be cut, where it cannot: it then has one layer."""
     sharing: Sharing | None = None
     """Which rows may share a microbatch; None where nobody has tried."""
+
+    def tell_left_out(self) -> str:
+        """Return which outputs are left out and why, in one line; empty where none is."""
+        return "; ".join(f"{name} {reason}" for name, reason in self.left_out.items())

@@ -15,13 +15,12 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedConfig
 
-from daskinfer.errors import CheckpointError
 from daskinfer.models.architecture import stored_prefix
 from daskinfer.models.outlining import make_outline
 from daskinfer.models.probe_lengths import choose_lengths
 from daskinfer.models.row_proof import prove_sharing
 from daskinfer.models.standins import replace_state, state_names
-from daskinfer.models.tasks.kinds import fields_of_outputs
+from daskinfer.models.tasks.kinds import find_problem
 from daskinfer.models.textconfig import pad_id
 from daskinfer.spec.outline import Dim, InputArray, Outline, TensorSpec
 from daskinfer.testing.taskcases import tested_tasks
@@ -65,15 +64,15 @@ def add_sharing(model: nn.Module, outline: Outline) -> Outline:
 
 def describe_case(case: ZooCase, model: nn.Module, outline: Outline) -> str:
     """Return a family's row of the table."""
-    refused = _find_refusal(outline)
+    outputs, left_out = _sort_outputs(outline)
     tasks = [f"`{task}` ({', '.join(names)})" for task, names in tested_tasks(case).items()]
-    if refused is None:
+    if outputs:
         tasks.append(f"`forward` ({case.architecture})")
     limits = [f"cannot be cut: {outline.uncut}"] if outline.uncut else []
     if outline.sharing is not None and not outline.sharing.is_free:
         limits.append(f"a microbatch holds {outline.sharing.describe()}")
-    if refused is not None:
-        limits.append(f"no `forward` as it is: {refused}")
+    if left_out:
+        limits.append(f"`forward` leaves out {', '.join(left_out)}")
     names = [layer.name.removeprefix(stored_prefix(model)) for layer in outline.layers]
     cuts = "" if outline.uncut else ", ".join(f"`{name}`" for name in dict.fromkeys(map(_hide_numbers, names)))
     return f"| {case.family} | {', '.join(tasks)} | {cuts} | {_describe_crossing(outline)} | {'; '.join(limits)} |"
@@ -96,18 +95,17 @@ def _hide_numbers(name: str) -> str:
     return re.sub(r"\b\d+\b", "N", name)
 
 
-def _find_refusal(outline: Outline) -> str | None:
-    """Return why task forward cannot write the outputs of rows of one length, if it cannot."""
-    outputs = {
-        name: TensorSpec(dtype=spec.dtype, dims=tuple((a + c, b + d, 0, 0) for a, b, c, d in spec.dims))
-        for name, spec in outline.outputs.items()
-        if spec.dims[:1] == (_ROWS,)
-    }
-    try:
-        fields_of_outputs(outputs)
-    except CheckpointError as error:
-        return error.message.partition("outputs: ")[2]
-    return None
+def _sort_outputs(outline: Outline) -> tuple[list[str], list[str]]:
+    """Return the outputs that task forward writes of rows of one length, and those that it leaves out with the reason."""
+    written, left_out = [], []
+    for name, spec in outline.outputs.items():
+        dims = tuple((a + c, b + d, 0, 0) for a, b, c, d in spec.dims)
+        problem = find_problem(TensorSpec(dtype=spec.dtype, dims=dims))
+        if problem is None:
+            written.append(name)
+        else:
+            left_out.append(f"{name}, which {problem}")
+    return written, left_out
 
 
 def _describe_crossing(outline: Outline) -> str:

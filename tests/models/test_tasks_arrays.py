@@ -219,6 +219,7 @@ def test_only_tensors_with_rows_first_come_out() -> None:
     outputs = Forward(Odd(), (), ())(x=torch.ones(2, 3))
     assert {name: (value.dtype, tuple(value.shape)) for name, value in outputs.items()} == {
         "output_0": (torch.float32, (2, 3)),
+        "output_2_0": (torch.float32, (2, 3)),
         "output_5": (torch.float32, (2, 3)),
     }
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from daskinfer.errors import CheckpointError
-from daskinfer.models.tasks.fields import use_sigmoid
+from daskinfer.models.tasks.fields import label_names, use_sigmoid
 from daskinfer.models.tasks.module import TaskModule
 from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.models.tasks.textmodel import Prefixes, TextInputs, build_text_model, text_inputs
@@ -16,16 +19,35 @@ from daskinfer.models.textconfig import pad_id
 class TextClassification(TaskModule):
     """`scores` (rows, classes) float32 from what a tokenizer returns, (rows, tokens) each."""
 
-    def __init__(self, model: nn.Module, prefixes: Prefixes, inputs: TextInputs, sigmoid: bool) -> None:
+    def __init__(self, model: nn.Module, prefixes: Prefixes, inputs: TextInputs, config: Mapping[str, Any]) -> None:
         super().__init__(model, prefixes, inputs.arrays)
         self._text = inputs
-        self._sigmoid = sigmoid
+        self._config = config
         self.eval()
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Return the probability of every class."""
-        logits = self._text.run(self.model, inputs).logits.float()
-        return {"scores": torch.sigmoid(logits) if self._sigmoid else torch.softmax(logits, dim=-1)}
+        return {"scores": score_classes(self._text.run(self.model, inputs), self._config)}
+
+
+def score_classes(output: Any, config: Mapping[str, Any]) -> Tensor:
+    """Return the probability of every class, (rows, classes) float32, from a classifier's output.
+
+    Raises
+    ------
+    CheckpointError
+        Where there is not one value for each class that config.json names.
+    """
+    logits = getattr(output, "logits", None)
+    names = label_names(config)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] != len(names):
+        shape = list(logits.shape[1:]) if isinstance(logits, Tensor) else "nothing"
+        raise CheckpointError(
+            f"config.json: id2label names {len(names)} classes, but the classifier returns {shape} for a row",
+            hint="Take config.json and weights from the same checkpoint.",
+        )
+    values = logits.float()
+    return torch.sigmoid(values) if use_sigmoid(config) else torch.softmax(values, dim=-1)
 
 
 def make_classify(request: TaskRequest, dtype: str) -> TextClassification:
@@ -43,4 +65,4 @@ def make_classify(request: TaskRequest, dtype: str) -> TextClassification:
             f"config.json: {request.architecture} needs a pad_token_id, to tell where a padded row ends",
             hint="Set it to the tokenizer's padding id and publish again.",
         )
-    return TextClassification(model, prefixes, text_inputs(model, request), use_sigmoid(request.config))
+    return TextClassification(model, prefixes, text_inputs(model, request), request.config)

@@ -13,6 +13,7 @@ from daskinfer.models.architecture import without_weights
 from daskinfer.models.tasks.encode import count_prompt
 from daskinfer.models.tasks.module import TaskModule
 from daskinfer.models.tasks.pooling import pool
+from daskinfer.models.tasks.projection import find_projection, take_hidden
 from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.models.tasks.sentence import Dense, Sentence, read_sentence
 from daskinfer.models.tasks.textmodel import Prefixes, TextInputs, build_text_model, text_inputs
@@ -71,7 +72,7 @@ class TextEmbedding(TaskModule):
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Return the embeddings."""
         mask = inputs["attention_mask"]
-        hidden = self._text.run(self.model, inputs).last_hidden_state
+        hidden = take_hidden(self._text.run(self.model, inputs), mask, self.model)
         if self._skip:
             mask = mask * (torch.arange(mask.shape[1], device=mask.device) >= self._skip)
         vectors = pool(hidden.float(), mask, self._sentence.pooling)
@@ -83,15 +84,20 @@ class TextEmbedding(TaskModule):
         return {"embedding": vectors}
 
 
-def make_embed(request: TaskRequest, dtype: str) -> TextEmbedding:
+def make_embed(request: TaskRequest, dtype: str) -> TaskModule:
     """Return a text model with its pooling; of an encoder-decoder, the encoder alone.
+
+    A model with a projection, or without hidden states, gives the vector that it makes itself.
 
     Raises
     ------
     CheckpointError
-        If the model does not take texts.
+        If the model does not take texts, or makes no vector of one.
     """
     sentence = read_sentence(request)
+    projected = find_projection(request, sentence, dtype)
+    if projected is not None:
+        return projected
     model, prefixes = build_text_model(request, "AutoModel", dtype)
     # By what is there: the configuration of a lone T5 encoder denies it, and its Auto class is still the whole model.
     if hasattr(model, "encoder") and _takes_hidden(getattr(model, "decoder", None)):

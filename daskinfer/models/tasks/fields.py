@@ -54,7 +54,7 @@ def task_fields(
     max_length
         Longest row in tokens; see `row_length`.
     outputs
-        What the outline says the model returns; needed for `forward` and for embeddings of images.
+        What the outline says the model returns; needed for `forward` and for embeddings.
 
     Raises
     ------
@@ -62,7 +62,9 @@ def task_fields(
         If the checkpoint cannot do the task.
     """
     if takes_text(request):
-        return text_fields(request, max_length)
+        fields = text_fields(request, max_length)
+        # A projection has a width of its own.
+        return fields_of_outputs(outputs) if request.task == "embed" and outputs else fields
     return class_fields(request.config) if request.task == "classify" else fields_of_outputs(outputs or {})
 
 
@@ -132,11 +134,26 @@ def score_kind(request: TaskRequest) -> Literal["causal", "masked"]:
 
 
 def label_names(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the class names in the order of the classifier's outputs."""
+    """Return the class names in the order of the classifier's outputs.
+
+    Raises
+    ------
+    CheckpointError
+        Where config.json names other classes than one for every output.
+    """
     names: Mapping[Any, Any] = config.get("id2label") or {}
-    count = len(names) or int(config.get("num_labels", 2))
-    by_number = {int(number): str(name) for number, name in names.items()}
-    return tuple(by_number.get(number, f"LABEL_{number}") for number in range(count))
+    if not names:
+        return tuple(f"LABEL_{number}" for number in range(int(config.get("num_labels", 2))))
+    try:
+        by_number = {int(number): str(name) for number, name in names.items()}
+    except (ValueError, TypeError, AttributeError):
+        by_number = {}
+    if sorted(by_number) != list(range(len(names))):
+        raise CheckpointError(
+            f"config.json: id2label names the classes {', '.join(map(str, names))}, and not 0 to {len(names) - 1}",
+            hint="Write a name for every output of the classifier, counted from 0, and publish again.",
+        )
+    return tuple(by_number[number] for number in range(len(names)))
 
 
 def use_sigmoid(config: Mapping[str, Any]) -> bool:

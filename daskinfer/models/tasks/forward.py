@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,21 +16,40 @@ from daskinfer.models.arrays import bound_ids
 from daskinfer.models.entry import load_entry
 from daskinfer.models.tasks.module import TaskModule
 from daskinfer.models.tasks.request import TaskRequest
+from daskinfer.spec.outline import InputArray
+
+# No output format has them; nothing is lost.
+_WIDER = {
+    torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.int8: torch.int32,
+    torch.int16: torch.int32,
+}
 
 
 class Forward(TaskModule):
-    """A model as it is."""
+    """A model as it is; `left_out` tells of outputs that are not returned why, by name."""
+
+    def __init__(self, model: nn.Module, prefixes: tuple[tuple[str, str], ...], inputs: tuple[InputArray, ...]) -> None:
+        super().__init__(model, prefixes, inputs)
+        self.left_out: dict[str, str] = {}
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
-        """Return the outputs that have rows first; float16 and bfloat16 become float32."""
+        """Return every tensor of the outputs that has rows first, nested ones too, each in the type that is written."""
         values = tuple(inputs.values())
         # A Sequential takes one array, whatever it is called.
         output = self.model(*values) if isinstance(self.model, nn.Sequential) else self.model(**inputs)
-        return {
-            name: value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-            for name, value in _name_outputs(output).items()
-            if isinstance(value, Tensor) and value.ndim and len(value) == len(values[0])
-        }
+        found: dict[str, Tensor] = {}
+        for name, value in _name_outputs(output):
+            if not isinstance(value, Tensor):
+                self.left_out[name] = f"is a {type(value).__name__} and no tensor"
+            elif not value.ndim or len(value) != len(values[0]):
+                self.left_out[name] = "does not have one value for every row"
+            elif name in found:
+                self.left_out[f"{name} (another)"] = "has the name of another output"
+            else:
+                found[name] = value.to(_WIDER.get(value.dtype, value.dtype))
+        return found
 
 
 def make_forward(request: TaskRequest, dtype: str) -> TaskModule:
@@ -51,12 +70,22 @@ def make_forward(request: TaskRequest, dtype: str) -> TaskModule:
     return Forward(model, ((prefix, ""),) if prefix else (), bound_ids(request))
 
 
-def _name_outputs(output: Any) -> Mapping[str, Any]:
+def _name_outputs(output: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield everything in an output but None, with its name: `logits`, `hidden_states_0`, `output_1` ..."""
+    if output is None:
+        return
     if isinstance(output, Mapping):
-        return output
-    if isinstance(output, tuple | list):
-        return {f"output_{number}": value for number, value in enumerate(output)}
-    return {"output": output}
+        parts = [(str(key), part) for key, part in output.items()]
+    elif isinstance(output, tuple) and hasattr(output, "_fields"):
+        parts = [(key, getattr(output, key)) for key in output._fields]
+    elif isinstance(output, tuple | list):
+        name = name or "output"
+        parts = [(str(number), part) for number, part in enumerate(output)]
+    else:
+        yield name or "output", output
+        return
+    for key, part in parts:
+        yield from _name_outputs(part, f"{name}_{key}" if name else key)
 
 
 def _check_names(model: nn.Module, names: list[str], architecture: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from daskinfer.errors import CheckpointError
 from daskinfer.models.architecture import build_model, stored_prefix
 from daskinfer.models.images import ImageEncoder
+from daskinfer.models.tasks.classify import score_classes
 from daskinfer.models.tasks.fields import use_sigmoid
 from daskinfer.models.tasks.module import TaskModule
 from daskinfer.models.tasks.request import TaskRequest
@@ -23,14 +25,13 @@ Prefixes = tuple[tuple[str, str], ...]
 class ImageClassifier(TaskModule):
     """`pixel_values` (rows, channels, height, width) in, `scores` (rows, classes) out."""
 
-    def __init__(self, model: nn.Module, prefixes: Prefixes, image: InputArray, sigmoid: bool) -> None:
+    def __init__(self, model: nn.Module, prefixes: Prefixes, image: InputArray, config: Mapping[str, Any]) -> None:
         super().__init__(model, prefixes, (image,))
-        self._sigmoid = sigmoid
+        self._config = config
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Return the probability of every class, float32."""
-        logits = self.model(pixel_values=inputs["pixel_values"]).logits.float()
-        return {"scores": torch.sigmoid(logits) if self._sigmoid else torch.softmax(logits, dim=-1)}
+        return {"scores": score_classes(self.model(pixel_values=inputs["pixel_values"]), self._config)}
 
 
 class ImageEmbedder(TaskModule):
@@ -78,9 +79,9 @@ def make_image_classify(request: TaskRequest, dtype: str) -> TaskModule:
             f"{request.architecture} cannot classify: it has no trained image classifier",
             hint="Use a checkpoint whose architecture ends in ForImageClassification, or the task embed.",
         )
-    sigmoid = use_sigmoid(request.config)
+    use_sigmoid(request.config)
     model = build_model(request.config, request.architecture, dtype, request.files)
-    return ImageClassifier(model, _prefixes(model), _find_input(model, request), sigmoid)
+    return ImageClassifier(model, _prefixes(model), _find_input(model, request), request.config)
 
 
 def make_image_embed(request: TaskRequest, dtype: str) -> TaskModule:
@@ -96,11 +97,19 @@ def make_image_embed(request: TaskRequest, dtype: str) -> TaskModule:
             hint="Use auto, cls or mean.",
         )
     model = build_model(request.config, request.architecture, dtype, request.files)
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise CheckpointError(
+            f"{request.architecture} cannot embed images: what its decoder returns is no vector of the image",
+            hint="Use the task forward with arrays of pixel values.",
+        )
     image = _find_input(model, request)
     vision: Any = getattr(model, "vision_model", None)
     if isinstance(vision, nn.Module):
         tower = VisionTower(vision, getattr(model, "visual_projection", None)).eval()
         return ImageEmbedder(tower, _prefixes(model), image, request.options)
+    if hasattr(model, "get_image_features"):
+        model.forward = model.get_image_features  # type: ignore[assignment]
+        return ImageEmbedder(model, _prefixes(model), image, request.options)
     prefix = stored_prefix(model).removesuffix(".")
     return ImageEmbedder(getattr(model, prefix) if prefix else model, (), image, request.options)
 
@@ -122,10 +131,18 @@ def _prefixes(model: nn.Module) -> Prefixes:
 
 
 def _pool(output: Any, pooling: str) -> Tensor:
-    pooled: Tensor | None = getattr(output, "pooler_output", None)
+    if isinstance(output, Tensor):
+        return output.flatten(1)
+    pooled: Tensor | None = getattr(output, "image_embeds", None)
+    pooled = getattr(output, "pooler_output", None) if pooled is None else pooled
     if pooling == "auto" and pooled is not None:
         return pooled.flatten(1)
-    hidden: Tensor = output.last_hidden_state
+    hidden: Tensor | None = getattr(output, "last_hidden_state", None)
+    if hidden is None or hidden.ndim not in (3, 4):
+        raise CheckpointError(
+            f"{type(output).__name__} has neither a pooled output nor a last hidden state of an image",
+            hint="Use the task forward with arrays of pixel values.",
+        )
     if pooling == "cls":
         if hidden.ndim != 3:
             raise CheckpointError("model.options.pooling is cls, but the model has no tokens", hint="Use auto or mean.")

@@ -14,6 +14,9 @@ _IMAGE_SETTINGS = {"image_processor_type", "image_mean", "do_resize", "do_rescal
 _TEXT_ENDINGS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMaskedLM", "ForSequenceClassification")
 
 
+_KINDS = ("float32", "float64", "int64", "int32", "uint8", "bool")
+
+
 def is_image_model(config: Mapping[str, Any], files: Mapping[str, bytes]) -> bool:
     """Return whether `embed` and `classify` give the model images instead of texts.
 
@@ -50,7 +53,7 @@ def fields_of_outputs(outputs: Mapping[str, TensorSpec]) -> tuple[OutputField, .
     CheckpointError
         Where outputs do not have rows first, or differ in shape from batch to batch.
     """
-    problems = [f"{name} {problem}" for name, spec in outputs.items() if (problem := _find_problem(spec))]
+    problems = [f"{name} {problem}" for name, spec in outputs.items() if (problem := find_problem(spec))]
     if problems or not outputs:
         raise CheckpointError(
             f"task forward cannot write the model's outputs: {'; '.join(problems) or 'there are none'}",
@@ -74,7 +77,8 @@ def _kind(spec: TensorSpec) -> str:
     return "float32" if spec.dtype in ("float16", "bfloat16") else spec.dtype
 
 
-def _find_problem(spec: TensorSpec) -> str:
+def find_problem(spec: TensorSpec) -> str | None:
+    """Return why an output makes no column, if it makes none."""
     if not spec.dims or spec.dims[0] != (0, 1, 0, 0):
         return "does not have one value for every row"
     for number, (_, per_row, per_token, both) in enumerate(spec.dims[1:], 1):
@@ -82,4 +86,6 @@ def _find_problem(spec: TensorSpec) -> str:
             return f"grows with the number of rows in its dimension {number}"
         if per_token:
             return f"grows with the padded length in its dimension {number}"
-    return ""
+    if _kind(spec) not in _KINDS:
+        return f"is {spec.dtype}, which no output format has"
+    return None
