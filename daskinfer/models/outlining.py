@@ -202,7 +202,7 @@ def _describe(
     dtype: str,
 ) -> Outline:
     shared = {name_in_snapshot(model, name) for trace in traces for name in trace.shared}
-    outputs, left_out = _fit_outputs(model, traces, shapes)
+    outputs, left_out = _fit_outputs(traces, shapes)
     whole = Outline(
         architecture=type(getattr(model, "model", model)).__name__,
         task=task,
@@ -221,15 +221,14 @@ def _describe(
 
 
 def _fit_outputs(
-    model: nn.Module, traces: Sequence[Trace], shapes: Sequence[tuple[int, int]]
+    traces: Sequence[Trace], shapes: Sequence[tuple[int, int]]
 ) -> tuple[dict[str, TensorSpec], dict[str, str]]:
     """Return the outputs by name, and why others are left out, where the model says that some may be."""
-    told: dict[str, str] | None = getattr(model, "left_out", None)
-    if told is None:
+    if traces[0].left_out is None:
         return dict(zip(_name_outputs(traces[0].structure), fit_tensors(traces, shapes), strict=True)), {}
     places = [{name: number for number, name in enumerate(_name_outputs(trace.structure))} for trace in traces]
     outputs: dict[str, TensorSpec] = {}
-    left_out = dict(told)
+    left_out = {name: reason for trace in traces for name, reason in (trace.left_out or {}).items()}
     for name in dict.fromkeys(name for place in places for name in place):
         if name in left_out:
             continue

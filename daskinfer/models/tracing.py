@@ -86,6 +86,8 @@ class Trace:
     """Shapes of the output's tensors."""
     dtypes: list[str] = field(default_factory=list)
     """Their element types."""
+    left_out: dict[str, str] | None = None
+    """What the model itself says that it does not return, and why; None where it returns all."""
     operations: int = 0
     """How many operations there were, inside units and outside."""
     trailing_flops: int = 0
@@ -202,6 +204,8 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.trace.shapes = [tuple(leaf.shape) for leaf in leaves]
         self.trace.dtypes = [_name(leaf) for leaf in leaves]
         self.trace.trailing_flops = self._flops
+        told = getattr(self._model, "left_out", None)
+        self.trace.left_out = None if told is None else dict(told)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
