@@ -12,7 +12,12 @@ from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.spec.recipe import ModelOptions
 
 # What needs least comes first. Planning refuses each task by its own outline.
-_TASKS = ("embed", "score", "classify")
+_TASKS = (
+    ("embed", ModelOptions()),
+    ("embed", ModelOptions(pooling="mean")),
+    ("score", ModelOptions()),
+    ("classify", ModelOptions()),
+)
 
 
 def find_possible_task(architecture: str, files: Mapping[str, bytes], missing: Collection[str]) -> str | None:
@@ -28,9 +33,9 @@ def find_possible_task(architecture: str, files: Mapping[str, bytes], missing: C
         Names in the snapshot of the tensors that it lacks.
     """
     lacking = frozenset(missing)
-    for task in _TASKS:
+    for task, options in _TASKS:
         with suppress(DaskinferError):
-            module = build_task(TaskRequest(task, ModelOptions(), architecture, files), "float32")
+            module = build_task(TaskRequest(task, options, architecture, files), "float32")
             outline = make_outline(module, module.inputs, task=task, dtype="float32")
             if lacking.isdisjoint({*outline.shared, *(name for layer in outline.layers for name in layer.tensors)}):
                 return task

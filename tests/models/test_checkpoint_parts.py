@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -53,12 +53,18 @@ def edit_config(directory: Path, **changes: Any) -> None:
 OUTLINES: dict[tuple[Any, ...], Outline] = {}
 
 
-def plan(manifest: Manifest, files: dict[str, bytes], task: str, arrays: tuple[InputArray, ...] = IDS) -> None:
+def plan(
+    manifest: Manifest,
+    files: dict[str, bytes],
+    task: str,
+    arrays: tuple[InputArray, ...] = IDS,
+    pooling: Literal["auto", "cls"] = "auto",
+) -> None:
     """Do what a job does before it begins: outline the task, and look whether its tensors are there."""
     request = TaskRequest(
-        task, ModelOptions(), manifest.architecture, files, arrays=arrays if task == "forward" else ()
+        task, ModelOptions(pooling=pooling), manifest.architecture, files, arrays=arrays if task == "forward" else ()
     )
-    key = (task, manifest.architecture, files["config.json"])
+    key = (task, pooling, manifest.architecture, files["config.json"])
     if key not in OUTLINES:  # what is missing does not change it
         module = build_task(request, "float32")
         OUTLINES[key] = make_outline(module, module.inputs, task=task, dtype="float32")
@@ -114,6 +120,18 @@ def test_the_decoder_of_an_encoder_decoder_is_not_needed_to_embed(tmp_path: Path
     drop_tensors(tmp_path / "t5", "encoder.block.1")
     with pytest.raises(CheckpointError, match=r"missing tensor encoder\.block\.1\."):
         inspect_checkpoint(tmp_path / "t5")
+
+
+def test_images_are_embedded_without_a_pooler_by_another_pooling(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.ViTConfig(**options, intermediate_size=32, image_size=16, patch_size=8)
+    transformers.ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "vit")
+    transformers.ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "vit")
+    manifest, files = publish(tmp_path / "vit", tmp_path)
+    assert manifest.provenance["missing"] == "pooler.dense.weight, pooler.dense.bias"
+    plan(manifest, files, "embed", pooling="cls")
+    with pytest.raises(CheckpointError, match=r"has no tensor pooler.*needed to embed"):
+        plan(manifest, files, "embed")
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,11 @@ def make_image_embed(request: TaskRequest, dtype: str) -> TaskModule:
         model.forward = model.get_image_features  # type: ignore[assignment]
         return ImageEmbedder(model, _prefixes(model), image, request.options)
     prefix = stored_prefix(model).removesuffix(".")
-    return ImageEmbedder(getattr(model, prefix) if prefix else model, (), image, request.options)
+    base: Any = getattr(model, prefix) if prefix else model
+    pooler = getattr(base, "pooler", None)
+    if request.options.pooling != "auto" and pooler is not None and next(pooler.parameters(), None) is not None:
+        base.pooler = None  # its output is not asked for, and the checkpoint may lack it
+    return ImageEmbedder(base, (), image, request.options)
 
 
 def _find_input(model: nn.Module, request: TaskRequest) -> InputArray:
