@@ -20,6 +20,9 @@ _TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _YEAR = re.compile(r"(-?)(\d+)-")
 _NOT_JSON = ("NaN", "Infinity")
 _BLANKS = re.compile(r"[ \t\r\n]*")
+# Nearly all keys have no escapes; the others are left to the decoder.
+_KEY = re.compile(r'[ \t\r\n]*"([^"\\\x00-\x1f]*)"[ \t\r\n]*:[ \t\r\n]*')
+_AFTER_VALUE = re.compile(r"[ \t\r\n]*([,}])")
 
 
 def to_json_texts(values: pa.Array | pa.ChunkedArray) -> list[str]:
@@ -184,28 +187,44 @@ def scan_object(text: str, wanted: Collection[str]) -> tuple[dict[str, Any], dic
     if text[position : position + 1] != "{":
         raise json.JSONDecodeError("Expecting an object", text, position)
     position = _skip(text, position + 1)
-    closed = text[position : position + 1] == "}"
-    while not closed:
-        if text[position : position + 1] != '"':
-            raise json.JSONDecodeError("Expecting property name enclosed in double quotes", text, position)
-        key, position = _DECODER.raw_decode(text, position)
-        position = _skip(text, position)
-        if text[position : position + 1] != ":":
-            raise json.JSONDecodeError("Expecting ':' delimiter", text, position)
-        position = _skip(text, position + 1)
-        found[key], end = _DECODER.raw_decode(text, position)
+    is_open = text[position : position + 1] != "}"
+    while is_open:
+        if (match := _KEY.match(text, position)) is not None:
+            key, position = match[1], match.end()
+        else:
+            key, position = _scan_key(text, position)
+        found[key], end = _read_value(text, position)
         if key in wanted:
             texts[key] = text[position:end]
-        position = _skip(text, end)
-        closed = text[position : position + 1] == "}"
-        if not closed:
-            if text[position : position + 1] != ",":
-                raise json.JSONDecodeError("Expecting ',' delimiter", text, position)
-            position = _skip(text, position + 1)
+        if (match := _AFTER_VALUE.match(text, end)) is None:
+            raise json.JSONDecodeError("Expecting ',' delimiter", text, _skip(text, end))
+        is_open, position = match[1] == ",", match.end(1) if match[1] == "," else match.start(1)
     position = _skip(text, position + 1)
     if position != len(text):
         raise json.JSONDecodeError("Extra data", text, position)
     return found, texts
+
+
+def _read_value(text: str, position: int) -> tuple[Any, int]:
+    """Return a value and where it ends."""
+    try:
+        return _DECODER.raw_decode(text, position)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:  # an integer of more digits than Python takes by default
+        return _DECODER_OF_LONG_INTEGERS.raw_decode(text, position)
+
+
+def _scan_key(text: str, position: int) -> tuple[str, int]:
+    """Return a key and where its value begins."""
+    position = _skip(text, position)
+    if text[position : position + 1] != '"':
+        raise json.JSONDecodeError("Expecting property name enclosed in double quotes", text, position)
+    key, position = _DECODER.raw_decode(text, position)
+    position = _skip(text, position)
+    if text[position : position + 1] != ":":
+        raise json.JSONDecodeError("Expecting ':' delimiter", text, position)
+    return key, _skip(text, position + 1)
 
 
 def check_json(text: str) -> None:
@@ -233,4 +252,5 @@ def _read_integer(text: str) -> int | Decimal:
     return int(text) if len(text) < 4000 else Decimal(text)
 
 
-_DECODER = json.JSONDecoder(parse_int=_read_integer)
+_DECODER = json.JSONDecoder()
+_DECODER_OF_LONG_INTEGERS = json.JSONDecoder(parse_int=_read_integer)

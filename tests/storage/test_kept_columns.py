@@ -21,6 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pyarrow import dataset
 
 from daskinfer.errors import Incomparable, InputError, UsageError
@@ -30,6 +32,7 @@ from daskinfer.spec.rows import PartitionTable
 from daskinfer.storage.column_types import JSON, decode_type, encode_type
 from daskinfer.storage.inputs.index import index_input
 from daskinfer.storage.inputs.reading import partition_source, read_partition
+from daskinfer.storage.json_text import scan_object
 from daskinfer.storage.outputs.choice import open_sink
 from daskinfer.storage.outputs.merging import merge_part
 from daskinfer.storage.outputs.pairing import check_pair, pair_parts
@@ -815,3 +818,35 @@ def test_a_declared_number_must_be_the_same_number(
     batch = read_partition(partition_source(index_input(section, {"text": "text"}, ["x"]), 0))
     assert [reject.row for reject in batch.rejects] == refused
     assert batch.table.column("x").null_count == values.null_count
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.dictionaries(st.text(max_size=4), JSON_VALUES, max_size=4),
+    st.booleans(),
+    st.integers(0, 60),
+    st.text(max_size=1),
+)
+def test_objects_are_scanned_as_the_standard_library_reads_them(
+    row: dict[str, Any], is_ascii: bool, place: int, spoilt: str
+) -> None:
+    text = json.dumps(row, ensure_ascii=is_ascii, indent=1 if place % 2 else None)
+    found, texts = scan_object(text, row)
+    assert found == row and {name: json.loads(own) for name, own in texts.items()} == row
+    text = text[:place] + spoilt + text[place + 1 :]
+    try:
+        wanted = json.loads(text)
+    except json.JSONDecodeError:
+        wanted = None
+    if isinstance(wanted, dict):
+        assert scan_object(text, wanted)[0] == wanted
+    else:
+        with pytest.raises(json.JSONDecodeError):
+            scan_object(text, row)
