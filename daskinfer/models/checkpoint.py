@@ -61,6 +61,11 @@ class CheckpointFiles:
     provenance: Mapping[str, str] = field(default_factory=dict)
     """Where it came from and what was changed."""
 
+    @property
+    def has_code(self) -> bool:
+        """Whether code comes with it."""
+        return any(path.endswith(".py") for path in self.files)
+
 
 def inspect_checkpoint(source: Path | Folder, *, dtype: str | None = None, trust_code: bool = False) -> CheckpointFiles:
     """Check a transformers checkpoint and return what there is to publish.

@@ -7,7 +7,7 @@ import torch
 from daskinfer.errors import CheckpointError
 from daskinfer.models.module_state import ModuleState
 from daskinfer.models.probe_rows import Row, collate, make_row
-from daskinfer.models.row_proof import TOLERANCE, find_difference, random_numbers, with_random_weights
+from daskinfer.models.row_proof import TOLERANCE, find_difference, proof_settings, with_random_weights
 from daskinfer.models.tasks.score import ScoreModule
 from daskinfer.spec.outline import Outline
 
@@ -43,7 +43,7 @@ def prove_sight(module: ScoreModule, outline: Outline, max_length: int, pad: int
     other = Row(length, {**row.arrays, "input_ids": ids})
     before = []
     with (
-        random_numbers(),
+        proof_settings(),
         torch.inference_mode(),
         module.only_logits(),
         with_random_weights(module, outline) as prepare,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,9 +98,18 @@ def publish_checkpoint(
         found = inspect_entry(entry, folder, dtype=dtype)
     parent = None if dtype is None else recall_source(registry, identify_source(name, folder, code, None))
     origin = None if parent is None else parent.snapshot
-    resolution = publish(registry, name, _as_source(found, reference, origin, trust_code), alias, watch)
+    converted = _as_source(found, reference, origin, trust_code)
+    if entry is None and dtype is None and Path(source or "").is_dir() and not found.has_code:
+        converted = replace(converted, confirm=partial(_confirm, found, Path(source or "")))
+    resolution = publish(registry, name, converted, alias, watch)
     remember_source(registry, key, resolution)
     return resolution
+
+
+def _confirm(found: CheckpointFiles, directory: Path) -> dict[str, str]:
+    from daskinfer.models.publish_proof import compare_with_transformers
+
+    return {"proof": compare_with_transformers(found, directory)}
 
 
 def resolve_checkpoint(recipe: Recipe) -> Resolution:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from daskinfer.errors import CheckpointError, RecipeError, StorageError
 from daskinfer.ids import sha256_of, shorten
 from daskinfer.models.outlines import outline_key, trace_apart
+from daskinfer.models.tasks.fields import usual_task
 from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.spec.outline import Outline
 from daskinfer.spec.recipe import ModelOptions
@@ -16,9 +17,6 @@ from daskinfer.spec.snapshot import Resolution
 from daskinfer.storage.filesystem import join_url, read_bytes, replace_bytes
 from daskinfer.storage.nodecache import cache_folder
 from daskinfer.storage.registry.catalog import Registry
-
-# By the end of the architecture's name; everything else embeds.
-_USUAL_TASKS = {"Classification": "classify", "ForMaskedLM": "score", "ForCausalLM": "score", "LMHeadModel": "score"}
 
 
 def find_outline(registry_url: str, request: TaskRequest, dtype: str) -> Outline:
@@ -58,11 +56,10 @@ def trace_usual_task(registry: Registry, resolution: Resolution) -> None:
     What cannot be traced is left for the job to say.
     """
     manifest = registry.manifest(resolution.snapshot)
-    task = next((task for suffix, task in _USUAL_TASKS.items() if manifest.architecture.endswith(suffix)), "embed")
     if manifest.entry is not None or manifest.code:
         return
     files = {file.path: registry.file(manifest, file.path) for file in manifest.files}
-    request = TaskRequest(task, ModelOptions(), manifest.architecture, files)
+    request = TaskRequest(usual_task(manifest.architecture), ModelOptions(), manifest.architecture, files)
     with suppress(CheckpointError, RecipeError):
         find_outline(registry.url, request, "float32")
 

@@ -99,6 +99,8 @@ class CheckpointSource:
     """Digest of the snapshot that it was made from."""
     provenance: Mapping[str, str] = field(default_factory=dict)
     """Where it came from and what converted it."""
+    confirm: Callable[[], Mapping[str, str]] | None = None
+    """Makes sure that new content is right, before any of it is stored; returns more of the provenance."""
 
 
 def publish(
@@ -138,7 +140,11 @@ def publish(
     registry.initialise()
     finish_all(registry)
     watch = watch or (lambda doing, done, total: None)
-    version = _find_equal(registry, name, source, watch) or _publish_new(registry, name, source, alias, watch)
+    version = _find_equal(registry, name, source, watch)
+    if version is None:
+        if source.confirm is not None:
+            source = replace(source, provenance={**source.provenance, **source.confirm()})
+        version = _publish_new(registry, name, source, alias, watch)
     if alias is None:
         return registry.resolve(f"{name}@v{version.number}")
     if not _points_at(registry, name, alias, version):

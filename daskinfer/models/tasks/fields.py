@@ -15,6 +15,13 @@ from daskinfer.spec.outline import TensorSpec
 CLASSIFIER = "ForSequenceClassification"
 _CAUSAL = ("ForCausalLM", "LMHeadModel")
 _MASKED = ("ForMaskedLM", "BertForPreTraining")
+# Everything else embeds.
+_USUAL_TASKS = {"Classification": "classify", "ForMaskedLM": "score", "ForCausalLM": "score", "LMHeadModel": "score"}
+
+
+def usual_task(architecture: str) -> str:
+    """Return what a checkpoint is most likely asked for, by the end of its class's name."""
+    return next((task for suffix, task in _USUAL_TASKS.items() if architecture.endswith(suffix)), "embed")
 
 
 def takes_text(request: TaskRequest) -> bool:

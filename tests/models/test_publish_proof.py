@@ -1,0 +1,78 @@
+"""What is published is compared with plain transformers first, with its own weights and tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from daskinfer.errors import CheckpointError
+from daskinfer.models import publish_proof
+from daskinfer.models.checkpoint import inspect_checkpoint
+from daskinfer.models.publish_proof import compare_with_transformers
+from daskinfer.runtime.checkpoints import publish_checkpoint
+from daskinfer.storage.registry.catalog import Registry
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task"),
+    [
+        ("BertModel", "embed"),
+        ("BertForSequenceClassification", "classify"),
+        ("BertForMaskedLM", "score"),
+        ("LlamaForCausalLM", "score"),
+    ],
+)
+def test_a_checkpoint_equals_transformers(tiny: Callable[[str], Path], architecture: str, task: str) -> None:
+    found = inspect_checkpoint(tiny(architecture))
+    assert compare_with_transformers(found, tiny(architecture)).startswith(f"{task} of 7 texts equals plain")
+
+
+def test_other_numbers_are_not_published(
+    tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill = publish_proof._fill
+
+    def fill_wrong(*arguments: Any) -> Any:
+        module = fill(*arguments)
+        with torch.no_grad():
+            next(iter(module.parameters())).mul_(1.5)
+        return module
+
+    registry = Registry(str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(publish_proof, "_fill", fill_wrong)
+        with pytest.raises(CheckpointError, match="differs from that of transformers by"):
+            publish_checkpoint(registry, "tiny", str(tiny("BertModel")))
+    assert not registry.versions("tiny")
+    resolution = publish_checkpoint(registry, "tiny", str(tiny("BertModel")))
+    assert "equals plain" in registry.manifest(resolution.snapshot).provenance["proof"]
+
+    def refuse(*arguments: Any) -> str:
+        raise AssertionError("compared again")
+
+    monkeypatch.setattr(publish_proof, "compare_with_transformers", refuse)
+    assert publish_checkpoint(registry, "tiny", str(tiny("BertModel"))).snapshot == resolution.snapshot
+
+
+def test_other_tokens_are_not_published(tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = publish_proof._encode
+    monkeypatch.setattr(
+        publish_proof,
+        "_encode",
+        lambda request: {
+            text: inputs | {"input_ids": inputs["input_ids"] + 1} for text, inputs in encode(request).items()
+        },
+    )
+    with pytest.raises(CheckpointError, match=r"its tokens are .* but those of transformers"):
+        compare_with_transformers(inspect_checkpoint(tiny("BertModel")), tiny("BertModel"))
+
+
+def test_what_does_not_fit_is_said(tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish_proof, "_MEMORY_SHARE", 0.0)
+    said = compare_with_transformers(inspect_checkpoint(tiny("BertModel")), tiny("BertModel"))
+    assert said.startswith("not compared:")
+    assert "free memory" in said
