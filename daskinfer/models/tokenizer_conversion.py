@@ -152,7 +152,12 @@ def _read_settings(loaded: Any) -> TokenizerSettings:
     limit = int(loaded.model_max_length)
     if limit < 1:
         raise CheckpointError(f"model_max_length is {limit}", hint="Correct it in tokenizer_config.json.")
-    encodings = loaded.backend_tokenizer.encode_batch(list(PROBES))
+    try:
+        encodings = loaded.backend_tokenizer.encode_batch(list(PROBES))
+    except Exception as error:  # the library's only class
+        raise CheckpointError(
+            f"tokenizer_class {type(loaded).__name__} cannot encode a text: {error}", hint=_HINT
+        ) from error
     return TokenizerSettings(
         tokenizer_class=type(loaded).__name__,
         model_input_names=tuple(str(name) for name in loaded.model_input_names),

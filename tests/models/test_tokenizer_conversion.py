@@ -258,6 +258,14 @@ def test_what_cannot_be_repeated_is_refused_where_texts_are_encoded(
     assert "tokenizer_config.json" in refused.value.message
 
 
+def test_a_vocabulary_that_lacks_its_own_tokens_is_refused(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(models.WordPiece({"a": 0}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    files = convert(write(tmp_path / "model", tokenizer, tokenizer_class="PreTrainedTokenizerFast"))
+    with pytest.raises(CheckpointError, match=r"cannot encode a text: .*UNK"):
+        make_tokenizer(files, 99)
+
+
 def test_a_snapshot_without_settings_is_read_by_its_files() -> None:
     config = json.dumps({"truncation_side": "left", "model_max_length": 77, "mask_token": {"content": "<m>"}}).encode()
     settings = read_settings({"tokenizer_config.json": config})
