@@ -84,6 +84,9 @@ def test_bad_rows_are_quarantined_and_odd_ones_computed(warm: Bench) -> None:
     found = ended.json
     assert (found["rows_in"], found["rows_out"], found["rows_quarantined"]) == (300, 289, 11)
     assert "11 quarantined" in ended.err
+    # One text is longer than that.
+    assert found["rows_truncated"] >= 1
+    assert f"{found['rows_truncated']} truncated" in ended.err
     quarantine = warm.folder / "out.zarr/_quarantine"
     rejects = [json.loads(line) for path in sorted(quarantine.iterdir()) for line in path.read_text().splitlines()]
     assert [(reject["row"], reject["line"]) for reject in rejects] == [(place, place + 1) for place in bad]

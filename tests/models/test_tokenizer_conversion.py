@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
@@ -264,6 +265,15 @@ def test_a_vocabulary_that_lacks_its_own_tokens_is_refused(tmp_path: Path) -> No
     files = convert(write(tmp_path / "model", tokenizer, tokenizer_class="PreTrainedTokenizerFast"))
     with pytest.raises(CheckpointError, match=r"cannot encode a text: .*UNK"):
         make_tokenizer(files, 99)
+
+
+def test_a_class_that_does_more_than_its_file_says_is_refused(tmp_path: Path) -> None:
+    # It puts a language before every text when it is called, not in tokenizer.json.
+    factory: Any = transformers.SeamlessM4TTokenizer
+    factory().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "seamless_m4t"}))
+    with pytest.raises(CheckpointError, match="encodes '' in another way"):
+        make_tokenizer(convert(tmp_path), 99)
 
 
 def test_a_snapshot_without_settings_is_read_by_its_files() -> None:
