@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import tracemalloc
 from pathlib import Path
 
 import jsonschema
@@ -398,31 +397,3 @@ def test_every_key_of_the_schema_is_described() -> None:
         for name, field in section["properties"].items():
             target = schema["$defs"].get(field.get("$ref", "").rpartition("/")[2], {})
             assert field.get("description") or target.get("description"), f"{section['title']}.{name}"
-
-
-BOMB = "\n".join(
-    ["x0: &a0 [1,1,1,1,1,1,1,1,1,1]", *(f"x{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10))]
-)
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        (BOMB, "it expands to more than 20,000 values"),
-        (f"x: &a {'y' * 9000}\nz: [{', '.join(['*a'] * 900)}]", "or too much text"),
-    ],
-    ids=["values", "text"],
-)
-def test_what_expands_without_end_is_refused_at_once(tmp_path: Path, text: str, said: str) -> None:
-    path = tmp_path / "bomb.yaml"
-    path.write_text(text)
-    tracemalloc.start()
-    with pytest.raises(RecipeError, match=said):
-        load_recipe(path)
-    assert tracemalloc.get_traced_memory()[1] < 200e6
-    tracemalloc.stop()
-
-
-def test_a_column_is_kept_once(tmp_path: Path) -> None:
-    (problem,) = explain(tmp_path, GOOD, "output.keep=[id, x, id]")
-    assert "output.keep" in problem and "'id' more than once: name every column once" in problem
