@@ -20,7 +20,8 @@ from pathlib import Path
 from daskinfer import api
 from daskinfer.errors import Interrupted
 from daskinfer.ids import canonical_json
-from daskinfer.spec.job import CommitRecord, Progress
+from daskinfer.spec.commit import CommitRecord
+from daskinfer.spec.job import Progress
 from daskinfer.spec.recipe import Recipe
 from daskinfer.storage.outputs.commits import INDEX_RECORDS, CommitDigest, tabulate, write_index
 from daskinfer.testing.tinymodels import make_tiny_bert

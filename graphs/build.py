@@ -28,7 +28,7 @@ from daskinfer.graphs.tasks import (
     run_stage,
     run_task,
 )
-from daskinfer.spec.job import CommitRecord
+from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.poison import Conviction
 from daskinfer.storage.inputs.reading import PartitionSource
 

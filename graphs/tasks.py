@@ -22,8 +22,9 @@ from daskinfer.planning.comparison import compare_parts
 from daskinfer.planning.microbatches import pack_microbatches
 from daskinfer.source import digest_source
 from daskinfer.spec.activation import Activation
+from daskinfer.spec.commit import CommitRecord, StageTrail
 from daskinfer.spec.comparison import PartComparison
-from daskinfer.spec.job import SNAPSHOT, CommitRecord, StageTrail
+from daskinfer.spec.job import SNAPSHOT
 from daskinfer.spec.poison import Conviction
 from daskinfer.storage.activations import DirectActivation
 from daskinfer.storage.claims import ClaimLog

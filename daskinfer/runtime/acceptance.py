@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from daskinfer.errors import DaskinferError, JobFailed, SnapshotSkew
 from daskinfer.runtime.messages import ShardAck
+from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.generation import Pin
-from daskinfer.spec.job import CommitRecord
 
 
 def find_mismatch(ack: ShardAck, pin: Pin, source: str) -> DaskinferError | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from daskinfer.errors import StorageRefused
 from daskinfer.planning.blocks import Blocks
 from daskinfer.runtime.claims import SURVEY_SECONDS, Claim, Claimed, Done, Missing, choose_block
-from daskinfer.spec.job import CommitRecord
+from daskinfer.spec.commit import CommitRecord
 from daskinfer.storage.claims import ClaimLog
 from daskinfer.storage.members import Watch
 from daskinfer.storage.outputs.sink import WholeOutput

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from daskinfer.spec.job import CommitRecord
+from daskinfer.spec.commit import CommitRecord
 
 if TYPE_CHECKING:
     from daskinfer.runtime.messages import Action

@@ -61,8 +61,8 @@ from daskinfer.runtime.suspicion import Suspicion, blames_rows
 from daskinfer.runtime.tempo import Tempo
 from daskinfer.runtime.trial import Trial
 from daskinfer.runtime.workload import Place, Workload
+from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.generation import Pin
-from daskinfer.spec.job import CommitRecord
 from daskinfer.spec.plan import Plan, WorkerShape
 from daskinfer.spec.poison import Conviction
 from daskinfer.spec.recipe import Consistency

@@ -27,9 +27,9 @@ from daskinfer.runtime.messages import (
     Switched,
 )
 from daskinfer.runtime.probes import Convict, Convicted
+from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.comparison import PartComparison
 from daskinfer.spec.generation import Pin
-from daskinfer.spec.job import CommitRecord
 from daskinfer.storage.retries import outlast
 
 

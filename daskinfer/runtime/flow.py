@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from daskinfer.runtime.messages import Committed, Event, MemoryPressure, MicrobatchDone, Prepared
 from daskinfer.runtime.workload import Workload
-from daskinfer.spec.job import StageTrail
+from daskinfer.spec.commit import StageTrail
 from daskinfer.spec.outline import largest_bundle
 from daskinfer.spec.plan import Plan
 

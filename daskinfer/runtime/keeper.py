@@ -16,9 +16,10 @@ from daskinfer.runtime.gates import judge_candidate, read_gate, tell_verdict
 from daskinfer.runtime.outlines import find_outline
 from daskinfer.runtime.pinning import Head
 from daskinfer.runtime.trial import Trial
+from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.comparison import GateReport, PartComparison
 from daskinfer.spec.generation import Pin
-from daskinfer.spec.job import CommitRecord, JobRecord
+from daskinfer.spec.job import JobRecord
 from daskinfer.spec.recipe import Recipe
 from daskinfer.spec.snapshot import Manifest, Resolution
 from daskinfer.storage.convictions import Convictions

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 from daskinfer.runtime.loads import Loads
 from daskinfer.runtime.messages import ShardAck
-from daskinfer.spec.job import CommitRecord, Incident, StageReport
+from daskinfer.spec.commit import CommitRecord
+from daskinfer.spec.job import Incident, StageReport
 from daskinfer.spec.plan import Plan
 from daskinfer.storage.outputs.commits import CommitDigest
 from daskinfer.units import format_bytes

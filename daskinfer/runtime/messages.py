@@ -12,9 +12,9 @@ from daskinfer.runtime.health import LinkMended, NetworkCut, Restart, WorkerFroz
 from daskinfer.runtime.orders import Answer, CancelAsked, DrainAsked, Say, StandDown, StoodDown
 from daskinfer.runtime.pinning import Head
 from daskinfer.runtime.probes import Running, Stranded, SuspectAction, SuspectEvent
+from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.comparison import PartComparison
 from daskinfer.spec.generation import Pin
-from daskinfer.spec.job import CommitRecord
 from daskinfer.spec.plan import WorkerShape
 
 Step = Literal["prepare", "microbatch", "commit"]

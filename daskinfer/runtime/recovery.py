@@ -31,7 +31,7 @@ from daskinfer.runtime.messages import (
 from daskinfer.runtime.pace import Pace
 from daskinfer.runtime.probes import Probe, ProbeDone, ProbeFailed
 from daskinfer.runtime.workload import Workload
-from daskinfer.spec.job import CommitRecord
+from daskinfer.spec.commit import CommitRecord
 from daskinfer.units import format_bytes, format_duration
 
 LONGEST_PAUSE = 30.0

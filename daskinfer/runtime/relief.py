@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from daskinfer.planning.plan import SHARD_SHARE
-from daskinfer.spec.job import CommitRecord
+from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.plan import StagePlan, WorkerShape
 
 RESTART_SECONDS = 5.0

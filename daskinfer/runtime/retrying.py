@@ -15,7 +15,8 @@ from daskinfer.runtime.limits import Limits
 from daskinfer.runtime.opening import OpenedJob, absolute_input, current_numerics, find_wants
 from daskinfer.runtime.session import Session
 from daskinfer.source import digest_source
-from daskinfer.spec.job import CommitRecord, JobRecord, Progress, digest_files
+from daskinfer.spec.commit import CommitRecord
+from daskinfer.spec.job import JobRecord, Progress, digest_files
 from daskinfer.spec.plan import Plan, WorkerShape
 from daskinfer.spec.recipe import Consistency, Recipe
 from daskinfer.spec.rows import PartitionTable

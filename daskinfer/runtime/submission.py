@@ -45,7 +45,7 @@ from daskinfer.runtime.orders import StoodDown
 from daskinfer.runtime.probes import Inspected, ProbeDone, ProbeFailed, Stranded
 from daskinfer.runtime.tokens import verify_restrictions
 from daskinfer.runtime.workload import Place
-from daskinfer.spec.job import CommitRecord
+from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.poison import Conviction
 from daskinfer.storage.inputs.reading import PartitionSource
 

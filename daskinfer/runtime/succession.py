@@ -30,8 +30,8 @@ from daskinfer.runtime.messages import (
 from daskinfer.runtime.pinning import Head, Pinning
 from daskinfer.runtime.trial import Trial
 from daskinfer.runtime.workload import Workload
+from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.generation import Pin
-from daskinfer.spec.job import CommitRecord
 from daskinfer.spec.recipe import Consistency
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 
 from daskinfer.runtime.messages import Action, Compare
+from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.generation import Pin
-from daskinfer.spec.job import CommitRecord
 
 Places = Iterator[tuple[int | None, int]]
 """(generation, partition) of what is to be computed; None for whatever generation is current by then."""

@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from daskinfer.errors import IntegrityError
-from daskinfer.spec.job import CommitRecord, OutputField
+from daskinfer.spec.commit import CommitRecord
+from daskinfer.spec.job import OutputField
 from daskinfer.spec.rows import Partition, Reject
 from daskinfer.storage.outputs.sink import OutputPart, Sink, Written
 

@@ -17,7 +17,7 @@ from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore, MemoryStore
 
 from daskinfer.ids import canonical_json
-from daskinfer.spec.job import CommitRecord
+from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.rows import Partition
 from daskinfer.storage.column_types import decode_type
 from daskinfer.storage.exclusive import create

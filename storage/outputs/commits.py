@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from daskinfer.errors import StorageError
 from daskinfer.ids import make_nonce
-from daskinfer.spec.job import CommitRecord
+from daskinfer.spec.commit import CommitRecord
 from daskinfer.storage.exclusive import create
 from daskinfer.storage.filesystem import delete, join_url, read_bytes
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.generation import Generations, Pin
-from daskinfer.spec.job import CommitRecord, JobRecord
+from daskinfer.spec.job import JobRecord
 from daskinfer.storage.filesystem import absolute_url
 from daskinfer.storage.generations import GenerationLog
 from daskinfer.storage.jobs import JobStore

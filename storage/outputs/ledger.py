@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from daskinfer.errors import IntegrityError
 from daskinfer.ids import canonical_json
-from daskinfer.spec.job import CommitRecord
+from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.rows import Partition, Reject
 from daskinfer.storage.exclusive import create
 from daskinfer.storage.filesystem import (

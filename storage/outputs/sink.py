@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from daskinfer.spec.job import CommitRecord, OutputField
+from daskinfer.spec.commit import CommitRecord
+from daskinfer.spec.job import OutputField
 from daskinfer.spec.rows import Partition, Reject
 
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.generation import Generations, Pin
-from daskinfer.spec.job import CommitRecord
 from daskinfer.storage.filesystem import delete, join_url, read_bytes, replace_bytes
 from daskinfer.storage.outputs.commits import CommitDigest
 from daskinfer.storage.outputs.ledger import QUARANTINE, RECORDS, STAGED, Ledger

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 
+from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.generation import Generations
-from daskinfer.spec.job import CommitRecord
 from daskinfer.storage.outputs.commits import INDEX_RECORDS, CommitDigest
 from daskinfer.storage.outputs.ledger import Ledger
 from daskinfer.storage.outputs.sink import OutputLayout

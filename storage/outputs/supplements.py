@@ -24,7 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from daskinfer.errors import IntegrityError
 from daskinfer.ids import canonical_json
-from daskinfer.spec.job import CommitRecord
+from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.section import Section
 from daskinfer.storage.filesystem import delete, join_url, list_names, read_bytes, replace_bytes
 from daskinfer.storage.outputs.ledger import (

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
-from daskinfer.spec.job import CommitRecord, OutputField
+from daskinfer.spec.commit import CommitRecord
+from daskinfer.spec.job import OutputField
 from daskinfer.storage.column_types import JSON, decode_type, is_text
 from daskinfer.storage.column_values import parse_json_column
 from daskinfer.storage.filesystem import join_url

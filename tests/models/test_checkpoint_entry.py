@@ -1,4 +1,4 @@
-"""What a module of one's own holds beside its saved state has to come out the same at every build."""
+"""Modules that a user's own function builds, as checkpoints."""
 
 from __future__ import annotations
 
@@ -8,122 +8,120 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load, save_file
 
 from daskinfer.errors import CheckpointError
 from daskinfer.models.checkpoint import inspect_entry
-from daskinfer.models.entry import check_builds, find_entry
+from daskinfer.models.entry import find_entry, load_entry
 
-SOURCE = """
-import functools, random, time, weakref
-import numpy as np
+ENTRY = """
 import torch
 from torch import nn
 
-AT_IMPORT = torch.randn(3)
-FIXED = torch.linspace(0, 1, 5)
-
-class Held:
-    __slots__ = ("inner", "__weakref__")
-    def __init__(self, inner):
-        self.inner = inner
-
-class Mine(nn.Module):
-    def __init__(self, **held):
+class Twins(nn.Module):
+    def __init__(self):
         super().__init__()
-        self.first = nn.Linear(4, 4)
-        self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
-        for name, value in held.items():
-            setattr(self, name, value)
+        self.blocks = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+        self.blocks[1].weight = self.blocks[0].weight
+        self.scale = nn.Parameter(torch.tensor(2.0))
+        self.register_buffer("steps", torch.arange(3))
 
-    def forward(self, x):
-        return {"y": self.blocks[1](self.blocks[0](self.first(x)))}
+def build():
+    torch.manual_seed(3)
+    return Twins()
 
-def seeded(make):
-    def build():
-        torch.manual_seed(0), np.random.seed(0), random.seed(0)
-        model = Mine()
-        model.f = make(model)
-        return model
-    return build
+def stack():
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 8))
 
-def late():
-    torch.manual_seed(0)
-    model = Mine()
-    model.blocks[1].register_buffer("f", torch.randn(4), persistent=False)
-    return model
+def mixed():
+    torch.manual_seed(3)
+    module = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8))
+    module.scalar = nn.Parameter(torch.tensor(2.0, dtype=torch.float16))
+    module.empty = nn.Parameter(torch.zeros(0, 4))
+    module.register_buffer("count", torch.tensor(3))
+    module.register_buffer("flags", torch.tensor([True, False]))
+    module.register_buffer("narrow", torch.ones(3, dtype=torch.bfloat16))
+    module.register_buffer("wide", torch.ones(3, dtype=torch.float64))
+    return module.requires_grad_(False)
 
-def derived(model):
-    return model.first.weight.detach().clone()
+def nothing():
+    return None
 
-# Refused: the value depends on the draw, the weights, the process or the clock.
-attribute = seeded(lambda model: torch.randn(4))
-listed = seeded(lambda model: {"a": [1, (torch.randn(4),)]})
-array = lambda: Mine(f=np.random.rand(3))
-number = lambda: Mine(f=random.random())
-drawn = lambda: Mine(f=torch.randn(4))
-integers = lambda: Mine(f=torch.randperm(1000))
-imported = lambda: Mine(f=AT_IMPORT)
-clock = lambda: Mine(f=time.time_ns())
-generator = lambda: Mine(f=np.random.default_rng())
-slots = lambda: Mine(f=Held(torch.randn(3)))
-hidden = lambda: Mine(f=[nn.Linear(4, 4)])
-closure = lambda: Mine(f=(lambda secret: lambda x: x + secret)(torch.randn(1)))
-partial = lambda: Mine(f=functools.partial(torch.add, torch.randn(1)))
-weights = seeded(derived)
-reference = seeded(lambda model: [model.first.weight])
-device = seeded(lambda model: model.first.weight.device)
-uninitialised = seeded(lambda model: torch.empty(4).fill_(1.0))
-
-# Fine: constants, seeds of their own, saved state, the same objects again.
-def constants():
-    own = torch.Generator().manual_seed(7)
-    model = Mine(
-        a=torch.arange(3), b=FIXED, c=[1, 2.5, "x", None, float("nan"), {"k": torch.ones(2)}], d=nn.functional.relu,
-        e=torch.randn(4, generator=own), g=np.random.default_rng(3), h=np.array([1.0, float("nan")]), i=Held([1]),
-        j=torch.eye(3).to_sparse(), k=torch.float32, l=lambda x: x + FIXED,
-    )
-    model.register_buffer("positions", torch.arange(4), persistent=False)
-    model.register_buffer("noise", torch.randn(4))
-    model.again = model.a
-    model.me = [model, model.blocks]
-    model.norm = nn.BatchNorm1d(4)
-    return model
+def broken():
+    raise RuntimeError("out of order")
 """
 
 
 @pytest.fixture
 def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    name = f"held_{tmp_path.name}"
-    (tmp_path / f"{name}.py").write_text(SOURCE)
+    """The name of a module of a user's own."""
+    name = f"mine_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(ENTRY)
     monkeypatch.syspath_prepend(tmp_path)
     yield name
     sys.modules.pop(name, None)
 
 
+def test_a_module_of_ones_own_is_published_with_its_own_weights(code: str) -> None:
+    found = inspect_entry(f"{code}:build")
+    assert (found.architecture, found.dtype, found.files) == ("Twins", "float32", {})
+    assert found.entry == find_entry(f"{code}:build")
+    assert [group.name for group in found.groups] == ["model", "blocks.0", "blocks.1"]
+    assert found.tied == {"blocks.1.weight": "blocks.0.weight"}
+    published = {name: value for group in found.groups for name, value in load(group.blob()).items()}
+    wanted = load_entry(find_entry(f"{code}:build"), weights=True).state_dict()
+    assert published.keys() == wanted.keys() - {"blocks.1.weight"}
+    assert all(torch.equal(value, wanted[name]) for name, value in published.items())
+
+
+def test_a_sequential_takes_its_weights_from_a_directory(code: str, tmp_path: Path) -> None:
+    weights = {name: torch.randn_like(value) for name, value in _state(code, "stack").items()}
+    save_file(weights, tmp_path / "anything.safetensors")
+    found = inspect_entry(f"{code}:stack", tmp_path)
+    assert found.architecture == "Sequential"
+    published = {name: value for group in found.groups for name, value in load(group.blob()).items()}
+    assert all(torch.equal(value, weights[name]) for name, value in published.items())
+    assert published.keys() == weights.keys()
+    assert inspect_entry(f"{code}:stack", tmp_path, dtype="bfloat16").dtype == "bfloat16"
+    del weights["3.bias"]
+    save_file(weights, tmp_path / "anything.safetensors")
+    with pytest.raises(CheckpointError, match=r"missing tensor 3\.bias"):
+        inspect_entry(f"{code}:stack", tmp_path)
+
+
+def _state(code: str, function: str) -> dict[str, torch.Tensor]:
+    return load_entry(find_entry(f"{code}:{function}"), weights=True).state_dict()
+
+
+def test_an_entry_is_built_without_weights_unless_asked(code: str) -> None:
+    model = load_entry(find_entry(f"{code}:stack"))
+    assert all(parameter.is_meta for parameter in model.parameters()) and not model.training
+
+
+def test_changed_code_is_refused(code: str, tmp_path: Path) -> None:
+    entry = find_entry(f"{code}:build")
+    with (tmp_path / f"{code}.py").open("a") as file:
+        file.write("# changed\n")
+    with pytest.raises(CheckpointError, match="its source has changed"):
+        load_entry(entry)
+
+
 @pytest.mark.parametrize(
-    "function",
+    ("function", "message"),
     [
-        *("attribute", "listed", "array", "number", "drawn", "integers", "imported", "clock", "generator", "slots"),
-        *("hidden", "closure", "partial", "weights", "reference", "device", "uninitialised", "late"),
+        ("nothing", "returned a NoneType"),
+        ("broken", "failed: RuntimeError: out of order"),
+        ("absent", "cannot be imported"),
+        ("not a name", "not of the form"),
     ],
 )
-def test_a_value_that_is_not_saved_and_comes_out_otherwise_is_refused(code: str, function: str) -> None:
-    with pytest.raises(CheckpointError, match=r"model\.entry .*: (blocks\.1\.)?f.* is no saved state") as caught:
+def test_entries_that_give_no_module_are_refused(code: str, function: str, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
         inspect_entry(f"{code}:{function}")
-    assert "register_buffer" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("function", ["drawn", "imported", "hidden", "number"])
-def test_what_is_drawn_is_found_without_weights_too(code: str, function: str) -> None:
-    check_builds(find_entry(f"{code}:constants"))
-    with pytest.raises(CheckpointError, match="is no saved state"):
-        check_builds(find_entry(f"{code}:{function}"))
-
-
-def test_constants_and_saved_state_are_fine_and_no_generator_is_moved(code: str) -> None:
-    torch.manual_seed(5)
-    wanted = torch.manual_seed(5).get_state()
-    check_builds(find_entry(f"{code}:constants"), None)
-    assert torch.equal(torch.get_rng_state(), wanted)
-    found = inspect_entry(f"{code}:constants")
-    assert "noise" in {name for group in found.groups for name, _ in group.tensors}
+@pytest.mark.parametrize("entry", ["no_such_module_at_all:build", "no_such.module:build", "json", "sys:exit"])
+def test_entries_without_source_are_refused(entry: str) -> None:
+    with pytest.raises(CheckpointError, match=r"model\.entry"):
+        find_entry(entry)

@@ -44,7 +44,8 @@ from daskinfer.runtime.messages import (
 )
 from daskinfer.runtime.pinning import Pinning
 from daskinfer.runtime.posts import Staffing
-from daskinfer.spec.job import CommitRecord, OutputField
+from daskinfer.spec.commit import CommitRecord
+from daskinfer.spec.job import OutputField
 from daskinfer.spec.recipe import Consistency
 from daskinfer.spec.rows import Partition
 from daskinfer.storage.claims import ClaimLog

@@ -43,8 +43,8 @@ from daskinfer.runtime.messages import (
 )
 from daskinfer.runtime.pinning import Head, Pinning
 from daskinfer.runtime.posts import Staffing
+from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.generation import Generations, Pin, Step, as_ranges, fold
-from daskinfer.spec.job import CommitRecord
 from daskinfer.spec.plan import WorkerShape
 from daskinfer.spec.recipe import Consistency
 from tests.runtime.test_core import SOURCE, make_plan

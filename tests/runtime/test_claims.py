@@ -35,8 +35,8 @@ from daskinfer.runtime.messages import (
 from daskinfer.runtime.pinning import Pinning
 from daskinfer.runtime.posts import Staffing
 from daskinfer.runtime.workload import Workload
+from daskinfer.spec.commit import CommitRecord, StageTrail
 from daskinfer.spec.generation import Pin
-from daskinfer.spec.job import CommitRecord, StageTrail
 from daskinfer.spec.recipe import Consistency
 from tests.runtime.test_core import SNAPSHOT, SOURCE, make_plan, make_worker
 

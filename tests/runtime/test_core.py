@@ -41,8 +41,8 @@ from daskinfer.runtime.messages import (
 from daskinfer.runtime.pinning import Pinning
 from daskinfer.runtime.posts import Staffing
 from daskinfer.runtime.probes import Stranded
+from daskinfer.spec.commit import CommitRecord, StageTrail
 from daskinfer.spec.generation import Pin
-from daskinfer.spec.job import CommitRecord, StageTrail
 from daskinfer.spec.plan import Numerics, Plan, StagePlan, WorkerShape
 from daskinfer.spec.recipe import Consistency
 

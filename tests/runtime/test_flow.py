@@ -28,7 +28,7 @@ from daskinfer.runtime.messages import (
     WorkerJoined,
     WorkerLost,
 )
-from daskinfer.spec.job import StageTrail
+from daskinfer.spec.commit import StageTrail
 from daskinfer.spec.plan import Plan
 from daskinfer.testing.campaigns import campaign_size
 from tests.runtime.test_core import acknowledge, make_core, make_plan, make_record, make_worker

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 
-from daskinfer.spec.job import CommitRecord, OutputField
+from daskinfer.spec.commit import CommitRecord
+from daskinfer.spec.job import OutputField
 from daskinfer.spec.rows import PartitionTable
 from daskinfer.storage.column_types import JSON
 from daskinfer.storage.inputs.reading import partition_source, read_partition

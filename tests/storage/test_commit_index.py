@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from daskinfer.errors import IntegrityError, StorageError
 from daskinfer.ids import canonical_json, make_nonce
+from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.generation import Generations, Pin
-from daskinfer.spec.job import CommitRecord
 from daskinfer.storage.filesystem import delete, join_url, list_names, read_bytes, replace_bytes
 from daskinfer.storage.outputs import commits, standing
 from daskinfer.storage.outputs.commits import CommitDigest, CommitIndex

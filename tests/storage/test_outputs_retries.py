@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from daskinfer.errors import IntegrityError, JobBusy
-from daskinfer.spec.job import CommitRecord
+from daskinfer.spec.commit import CommitRecord
 from daskinfer.storage.outputs.choice import open_sink
 from daskinfer.storage.outputs.ledger import Ledger, read_manifest
 from daskinfer.storage.outputs.merging import merge_part, merge_records
