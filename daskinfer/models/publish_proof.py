@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from daskinfer.errors import CheckpointError, RecipeError
 from daskinfer.models.checkpoint import CheckpointFiles
+from daskinfer.models.limits import memory_limit
 from daskinfer.models.row_proof import TOLERANCE, find_difference, proof_settings
 from daskinfer.models.tasks.build import build_task
 from daskinfer.models.tasks.encode import make_encoder, row_length
@@ -57,7 +59,7 @@ def compare_with_transformers(found: CheckpointFiles, directory: Path) -> str:
     """
     request = TaskRequest(usual_task(found.architecture), ModelOptions(), found.architecture, found.files)
     needed = 2 * sum(group.size for group in found.groups)
-    free = psutil.virtual_memory().available
+    free = min(psutil.virtual_memory().available, memory_limit() - psutil.Process().memory_info().rss)
     if needed > _MEMORY_SHARE * free:
         return f"not compared: {format_bytes(needed)} of weights are too many for {format_bytes(free)} of free memory"
     try:
@@ -92,9 +94,10 @@ class _Plain(nn.Module):
         }
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(directory, **options)
-        model: Any = getattr(transformers, names[request.task]).from_pretrained(
-            directory, dtype=torch.float32, **options
-        )
+        with _no_progress_bar():
+            model: Any = getattr(transformers, names[request.task]).from_pretrained(
+                directory, dtype=torch.float32, **options
+            )
         if request.task == "embed" and hasattr(model, "encoder") and hasattr(model, "decoder"):
             model = model.get_encoder()
         self.model = model.eval()
@@ -103,6 +106,18 @@ class _Plain(nn.Module):
     def forward(self, **_: Tensor) -> Any:
         """Return the model's output for the tokens of the text at hand."""
         return self.model(**self.tokens)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    logging: Any = transformers.utils.logging
+    was_shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_shown:
+            logging.enable_progress_bar()
 
 
 def _fill(module: TaskModule, found: CheckpointFiles) -> TaskModule:
