@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any
 
+import huggingface_hub
 import torch
 import transformers
 from accelerate import init_empty_weights
@@ -60,6 +61,18 @@ def without_weights() -> Any:
         yield
 
 
+@contextmanager
+def without_network() -> Iterator[None]:
+    """Let transformers ask no hub: a checkpoint's configuration may name another one, for its backbone."""
+    constants = huggingface_hub.constants
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
 def build_model(
     config: Mapping[str, Any], class_name: str, dtype: str = "float32", files: Mapping[str, bytes] = NO_FILES
 ) -> nn.Module:
@@ -94,7 +107,7 @@ def build_model(
                 hint="Choose another task.",
             ) from None
     _refuse_other(model_class, PreTrainedModel)
-    with without_weights():
+    with without_network(), without_weights():
         model = instantiate(model_class, settings, getattr(torch, dtype))
     return model.eval()
 
@@ -202,7 +215,8 @@ def read_settings(config: Mapping[str, Any], files: Mapping[str, bytes] = NO_FIL
     config_class = find_class(config, files, "AutoConfig")
     if config_class is not None:
         _refuse_other(config_class, PreTrainedConfig)
-        return config_class.from_dict(PreTrainedConfig._decode_special_floats(dict(config)))
+        with without_network():
+            return config_class.from_dict(PreTrainedConfig._decode_special_floats(dict(config)))
     model_type = config.get("model_type")
     if model_type is None:
         # Early versions did not write it; the class tells.
@@ -219,7 +233,7 @@ def read_settings(config: Mapping[str, Any], files: Mapping[str, bytes] = NO_FIL
             hint="Load the configuration with AutoConfig.from_pretrained, and save it as config.json.",
         )
     content = {key: value for key, value in config.items() if key != "auto_map"} | {"model_type": model_type}
-    with TemporaryDirectory(prefix="daskinfer-config-") as scratch:
+    with without_network(), TemporaryDirectory(prefix="daskinfer-config-") as scratch:
         (Path(scratch) / "config.json").write_text(json.dumps(content))
         settings = AutoConfig.from_pretrained(scratch, local_files_only=True, trust_remote_code=False)
     settings._name_or_path = ""

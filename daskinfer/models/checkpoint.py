@@ -267,10 +267,10 @@ def _explain_config(where: str, wanted: str) -> Iterator[None]:
         yield
     except CheckpointError as error:
         raise CheckpointError(f"{where}/{error.message}", hint=error.hint) from error
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, StrictDataclassError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, StrictDataclassError) as error:
         raise CheckpointError(
             f"{where}/config.json: transformers makes no {wanted} of it: {error}",
-            hint="Fetch the checkpoint again.",
+            hint="Fetch the checkpoint again; nothing that it names elsewhere, such as a backbone on a hub, is fetched.",
         ) from error
 
 

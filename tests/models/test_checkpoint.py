@@ -355,3 +355,18 @@ def test_bytes_that_are_not_those_of_their_digest_are_refused(copy: Path) -> Non
     stored = next(iter(read_header(LocalFolder(copy), "model.safetensors").values()))
     with pytest.raises(CorruptBlob, match="not those that were published"):
         list(replace(stored, blake3="0" * 64).pieces())
+
+
+def test_a_backbone_on_a_hub_is_never_fetched(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def refuse(host: object, *_: object, **__: object) -> None:
+        asked.append(host)
+        raise OSError
+
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    backbone = {"backbone": "somebody/backbone", "use_pretrained_backbone": True, "use_timm_backbone": False}
+    edit_config(copy, model_type="detr", architectures=["DetrForObjectDetection"], backbone_config=None, **backbone)
+    with pytest.raises(CheckpointError, match="transformers makes no DetrForObjectDetection of it"):
+        inspect_checkpoint(copy)
+    assert asked == []
