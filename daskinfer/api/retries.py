@@ -60,7 +60,10 @@ def retry(
     tell(Progress(phase="preparing"))
     store = find_job(workspace, job)
     record = store.record()
-    if store.state() != "done":
+    state = store.state()
+    if state == "replaced":
+        confirm(record.output, record.job)  # says by whom
+    if state != "done":
         raise UsageError(
             f"job {store.job} is not done, and only the quarantine of a whole output can be retried",
             hint="Finish it first: daskinfer run RECIPE",

@@ -15,8 +15,7 @@ import torch
 from safetensors.torch import load, load_file, save_file
 
 from daskinfer.errors import CheckpointError, CorruptBlob
-from daskinfer.models.checkpoint import inspect_checkpoint, inspect_entry
-from daskinfer.models.entry import find_entry, load_entry
+from daskinfer.models.checkpoint import inspect_checkpoint
 from daskinfer.models.tensorfiles import LocalFolder, read_header
 
 
@@ -339,16 +338,6 @@ def test_copies_in_several_shards_and_tensors_that_an_index_forgets(copy: Path) 
     (copy / "model.safetensors.index.json").rename(copy / "other.safetensors.index.json")
     edit_config(copy, transformers_weights="other.safetensors.index.json")
     assert blobs(copy) == expected
-
-
-def test_scalars_empty_tensors_and_mixed_precisions(tmp_path: Path, code: str) -> None:
-    found = inspect_entry(f"{code}:mixed")
-    published = {name: value for group in found.groups for name, value in load(group.blob()).items()}
-    wanted = load_entry(find_entry(f"{code}:mixed"), weights=True).state_dict()
-    assert {name: (value.dtype, value.shape) for name, value in published.items()} == {
-        name: (value.dtype, value.shape) for name, value in wanted.items()
-    }
-    assert all(torch.equal(value, wanted[name]) for name, value in published.items())
 
 
 def test_bytes_that_are_not_those_of_their_digest_are_refused(copy: Path) -> None:

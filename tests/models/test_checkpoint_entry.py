@@ -125,3 +125,13 @@ def test_entries_that_give_no_module_are_refused(code: str, function: str, messa
 def test_entries_without_source_are_refused(entry: str) -> None:
     with pytest.raises(CheckpointError, match=r"model\.entry"):
         find_entry(entry)
+
+
+def test_scalars_empty_tensors_and_mixed_precisions(tmp_path: Path, code: str) -> None:
+    found = inspect_entry(f"{code}:mixed")
+    published = {name: value for group in found.groups for name, value in load(group.blob()).items()}
+    wanted = load_entry(find_entry(f"{code}:mixed"), weights=True).state_dict()
+    assert {name: (value.dtype, value.shape) for name, value in published.items()} == {
+        name: (value.dtype, value.shape) for name, value in wanted.items()
+    }
+    assert all(torch.equal(value, wanted[name]) for name, value in published.items())

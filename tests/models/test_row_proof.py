@@ -308,9 +308,8 @@ BERT = {
 )
 def test_what_a_scoring_model_sees_is_tried(architecture: str, is_decoder: bool, message: str | None) -> None:
     model = make_model(architecture, BERT | {"is_decoder": is_decoder})
-    texts = TextInputs(
-        tuple(array.model_copy(update={"bound": 2 if "mask" in array.name else 96}) for array in TEXT), ()
-    )
+    arrays = tuple(array.model_copy(update={"bound": 2 if "mask" in array.name else 96}) for array in TEXT)
+    texts = TextInputs(arrays, tuple(array.name for array in arrays))
     is_causal = architecture == "BertLMHeadModel"
     module = CausalScore(model, (), texts, None) if is_causal else MaskedScore(model, (), texts)
     empty, outline = outline_of(module, module.inputs)
