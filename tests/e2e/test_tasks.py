@@ -177,7 +177,7 @@ def test_embed_texts(shop: Shop, scheduler: str, architecture: str, options: dic
     ]
     expected = [row for row in shop.expect(directory, "embed", [job for job, _ in runs], **options) if row is not None]
     for _, columns in runs:
-        assert columns["embedding"].shape == (ROWS - 1, width)
+        assert columns["embedding"].shape == (ROWS - 2, width)
         assert np.array_equal(columns["embedding"], np.array(expected))
 
 
