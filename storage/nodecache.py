@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -99,6 +100,23 @@ def open_cache() -> NodeCache | None:
 def cache_folder() -> Path:
     """Return where this machine keeps what can be had again; `RuntimeError` where there is no home folder."""
     return Path(os.environ.get(FOLDER_VARIABLE) or "~/.cache/daskinfer").expanduser().absolute()
+
+
+def private_folder(name: str) -> Path | None:
+    """Return a folder of the cache, made if need be, that only this user can write in; None where there is none.
+
+    What is kept there is used without another proof.
+    """
+    with suppress(RuntimeError, OSError):  # there may be no home folder, or no right to write
+        folder = cache_folder() / name
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for place in (folder, folder.parent):
+            found = place.stat()
+            # Folders that a group may write in are common: the group is often the user's own.
+            if found.st_uid not in (os.geteuid(), 0) or found.st_mode & stat.S_IWOTH:
+                return None
+        return folder
+    return None
 
 
 class NodeCache:

@@ -132,6 +132,7 @@ def load_stage(
     device = _take_device(numerics.device)
     module = build_task(request, numerics.dtype)
     owned = owned_names(module, outline, stage.first, stage.last)
+    _refuse_gaps(module, outline, stage, frozenset(owned))
     replace_state(module, set(state_names(module)) - set(owned), make_blank)
     entries = find_entries(manifest, {path: module.stored_name(path) for path in owned})
     _untie(module, {path: entry.name for path, (_, entry) in entries.items()})
@@ -169,6 +170,20 @@ def load_stage(
         threads=numerics.threads,
     )
     return Stage(runner, outline.inputs, device, read_bytes, folder)
+
+
+def _refuse_gaps(module: TaskModule, outline: Outline, stage: StagePlan, owned: Collection[str]) -> None:
+    """Refuse an outline that lets a stage run modules without loading all of their tensors."""
+    layers = outline.layers[stage.first : stage.last]
+    running = {event.unit for event in outline.events[layers[0].begin : layers[-1].end]}
+    if outline.uncut is not None:
+        running.add("")
+    for name in state_names(module):
+        if name not in owned and any(not unit or name == unit or name.startswith(f"{unit}.") for unit in running):
+            raise CheckpointError(
+                f"tensor {name} is used by layers {stage.first} to {stage.last - 1}, which do not load it",
+                hint="The layers that were found of this model are not its own: delete the cache's folder outlines/.",
+            )
 
 
 def _untie(module: TaskModule, stored: Mapping[str, str]) -> None:

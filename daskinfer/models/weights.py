@@ -100,6 +100,9 @@ def fill_module(
             owner, _, leaf = other.rpartition(".")
             setattr(module.get_submodule(owner), leaf, tensors[entry.name])
     count = read(fillings)
+    for name, filling in fillings.items():
+        if filling.missing:
+            raise CheckpointError(f"tensor {name}: {filling.missing} of its bytes were not loaded", hint=_MISMATCH)
     if stream is not None:
         stream.synchronize()
     return count
@@ -133,6 +136,12 @@ class Filling:
     spare: defaultdict[int, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
     """Staging memory to use again, by size."""
     _staging: dict[int, Tensor] = field(default_factory=dict)
+    _done: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def missing(self) -> int:
+        """Bytes that nobody has filled: memory of whoever had it before."""
+        return self.tensor.numel() * self.stored.itemsize - sum(self._done.values())
 
     def buffer(self, offset: int, nbytes: int) -> memoryview:
         """Return memory for the bytes from `offset` on, which begin with a whole element."""
@@ -143,6 +152,7 @@ class Filling:
 
     def filled(self, offset: int, nbytes: int) -> None:
         """Convert and copy what was read, where that is still to be done."""
+        self._done[offset] = nbytes
         if self._is_direct:
             return
         staging = self._staging.pop(offset)

@@ -1,7 +1,13 @@
-"""Outlines that were found before: kept with the registry, and on this machine for every registry."""
+"""Outlines that were found before: kept on this machine, for every registry.
+
+An outline decides what a model computes, and nobody signs it: it follows from the snapshot's files and from the code
+that runs. So a job uses only what this machine has traced for this user. The copy in a registry shows what the
+publisher's machine found; it is compared, and never used.
+"""
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 
 from pydantic import ValidationError
@@ -15,17 +21,19 @@ from daskinfer.spec.outline import Outline
 from daskinfer.spec.recipe import ModelOptions
 from daskinfer.spec.snapshot import Resolution
 from daskinfer.storage.filesystem import join_url, read_bytes, replace_bytes
-from daskinfer.storage.nodecache import cache_folder
+from daskinfer.storage.nodecache import private_folder
 from daskinfer.storage.registry.catalog import Registry
+
+_log = logging.getLogger(__name__)
 
 
 def find_outline(registry_url: str, request: TaskRequest, dtype: str) -> Outline:
-    """Return the outline of a task on a checkpoint, traced only where nobody has done so before.
+    """Return the outline of a task on a checkpoint, traced only where this machine has not done so before.
 
     Parameters
     ----------
     registry_url
-        Where outlines are kept for everyone.
+        Where a copy is left for others to compare with.
     request
         The task.
     dtype
@@ -37,16 +45,13 @@ def find_outline(registry_url: str, request: TaskRequest, dtype: str) -> Outline
         Where the checkpoint cannot do the task.
     """
     name = f"{shorten(outline_key(request, dtype), 64)}.json"
-    places = [join_url(registry_url, "outlines", name)]
-    with suppress(RuntimeError):  # there may be no home folder
-        places.append(join_url(str(cache_folder()), "outlines", name))
-    known = {place: _read(place) for place in places}
-    found = next(filter(None, known.values()), None) or trace_apart(request, dtype)
-    for place, outline in known.items():
-        if outline is None:
-            # A registry that may only be read is no reason to stop.
-            with suppress(StorageError, OSError):
-                replace_bytes(place, _encode(found))
+    folder = private_folder("outlines")
+    found = None if folder is None else _read(str(folder / name))
+    if found is None:
+        found = trace_apart(request, dtype)
+        if folder is not None:
+            _write(str(folder / name), found)
+    _compare(join_url(registry_url, "outlines", name), found)
     return found
 
 
@@ -64,9 +69,24 @@ def trace_usual_task(registry: Registry, resolution: Resolution) -> None:
         find_outline(registry.url, request, "float32")
 
 
-def _encode(outline: Outline) -> bytes:
+def _compare(url: str, found: Outline) -> None:
+    """Leave a copy of an outline for others, or tell that theirs is another one."""
+    known = _read(url)
+    if known is None:
+        _write(url, found)
+    elif known != found:
+        _log.warning(
+            "%s differs from what this machine finds, and is not used: it was changed, or its writer's machine computes "
+            "in another way",
+            url,
+        )
+
+
+def _write(url: str, outline: Outline) -> None:
     text = outline.model_dump_json().encode()
-    return sha256_of(text).encode() + b"\n" + text
+    # A place that may only be read is no reason to stop.
+    with suppress(StorageError, OSError):
+        replace_bytes(url, sha256_of(text).encode() + b"\n" + text)
 
 
 def _read(url: str) -> Outline | None:

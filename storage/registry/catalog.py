@@ -13,7 +13,6 @@
     locks/<sha256>/<job>.json  <job>.hb      who uses a snapshot, and their heartbeat
     sigs/<sha256>/                           slot log: signatures of the snapshot
     audit/<user@host>/                       slot log: an event for every decision, each with the digest of the last
-    sources/<sha256>.json                    which snapshot an unchanged folder became
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ ROLES = {
             _LOCK,
             _EVENTS,
         ),
-        replace=(_PUBLISH_BEAT, _LOCK_BEAT, "sources/*", "outlines/*", "profiles/*"),
+        replace=(_PUBLISH_BEAT, _LOCK_BEAT, "outlines/*", "profiles/*"),
         delete=(_PUBLISH_BEAT, _LOCKS),
     ),
     "releaser": Role(

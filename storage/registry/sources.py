@@ -1,13 +1,19 @@
-"""Which folder gave which snapshot: a folder that has not changed since it was published is not looked into again."""
+"""Which folder gave which snapshot: a folder that has not changed since it was published is not looked into again.
+
+This machine's own notes, for each registry: whoever else may write to a registry must not say what a folder holds.
+"""
 
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 
+from daskinfer.errors import StorageError
 from daskinfer.ids import canonical_json, digest_of, shorten
 from daskinfer.spec.snapshot import Resolution
-from daskinfer.storage.filesystem import join_url, read_bytes, replace_bytes
+from daskinfer.storage.filesystem import read_bytes, replace_bytes
 from daskinfer.storage.folder import Folder
+from daskinfer.storage.nodecache import private_folder
 from daskinfer.storage.registry.catalog import Registry
 
 # What is read of a checkpoint, and refused: a folder that was published when that was less is looked into again.
@@ -34,13 +40,14 @@ def identify_source(name: str, folder: Folder, entry: str | None, dtype: str | N
 
 def recall_source(registry: Registry, source: str | None) -> Resolution | None:
     """Return the version that a source became, while it lives."""
-    if source is None:
+    place = _find_place(registry, source)
+    if place is None:
         return None
     try:
-        record = json.loads(read_bytes(_record_url(registry, source)))
-    except FileNotFoundError:
+        record = json.loads(read_bytes(place))
+        name, snapshot = record["name"], record["snapshot"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-    name, snapshot = record["name"], record["snapshot"]
     version = next((each for each in reversed(registry.versions(name)) if each.snapshot == snapshot), None)
     if version is None or registry.life(snapshot) != "live":
         return None
@@ -49,10 +56,12 @@ def recall_source(registry: Registry, source: str | None) -> Resolution | None:
 
 def remember_source(registry: Registry, source: str | None, resolution: Resolution) -> None:
     """Record which version a source became."""
-    if source is not None:
-        record = {"name": resolution.name, "snapshot": resolution.snapshot}
-        replace_bytes(_record_url(registry, source), canonical_json(record))
+    if (place := _find_place(registry, source)) is not None:
+        # A cache that is full is no reason to stop.
+        with suppress(StorageError, OSError):
+            replace_bytes(place, canonical_json({"name": resolution.name, "snapshot": resolution.snapshot}))
 
 
-def _record_url(registry: Registry, source: str) -> str:
-    return join_url(registry.url, "sources", f"{shorten(source, 64)}.json")
+def _find_place(registry: Registry, source: str | None) -> str | None:
+    folder = None if source is None else private_folder("sources")
+    return None if folder is None else str(folder / f"{shorten(digest_of([registry.url, source]), 64)}.json")

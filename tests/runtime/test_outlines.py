@@ -1,19 +1,25 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from daskinfer.errors import CheckpointError
+from daskinfer.ids import sha256_of
 from daskinfer.models import outlines
 from daskinfer.models.outlines import outline_key, trace_apart
+from daskinfer.models.stage import load_stage
 from daskinfer.models.tasks.request import TaskRequest
+from daskinfer.models.versions import versions
 from daskinfer.runtime.checkpoints import publish_checkpoint
 from daskinfer.runtime.outlines import find_outline
 from daskinfer.spec.outline import Outline
+from daskinfer.spec.plan import Numerics, StagePlan
 from daskinfer.spec.recipe import ModelOptions
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.testing.stages import request_of
@@ -34,14 +40,79 @@ def refuse_to_trace(request: TaskRequest, dtype: str) -> Outline:
     raise AssertionError("traced again")
 
 
-def test_a_model_is_traced_once_for_everyone(seen: Seen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_is_traced_once_on_a_machine(seen: Seen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry, request = seen
     first = find_outline(registry.url, request, "float32")
-    monkeypatch.setattr("daskinfer.runtime.outlines.trace_apart", refuse_to_trace)
-    assert find_outline(registry.url, request, "float32") == first
-    assert find_outline(str(tmp_path / "another registry"), request, "float32") == first
+    with monkeypatch.context() as patch:
+        patch.setattr("daskinfer.runtime.outlines.trace_apart", refuse_to_trace)
+        assert find_outline(registry.url, request, "float32") == first
+        assert find_outline(str(tmp_path / "another registry"), request, "float32") == first
+        patch.setenv("DASKINFER_CACHE", str(tmp_path / "another machine"))
+        with pytest.raises(AssertionError, match="traced again"):
+            find_outline(registry.url, request, "float32")
+
+
+def forge(file: Path, **changes: Any) -> None:
+    """Change the first layer that can be cut before, so that the file still has the digest of its content."""
+    outline = json.loads(file.read_bytes().partition(b"\n")[2])
+    outline["layers"][1] |= changes
+    text = json.dumps(outline).encode()
+    file.write_bytes(f"{sha256_of(text)}\n".encode() + text)
+
+
+@pytest.mark.parametrize("changes", [{"units": []}, {"cut": []}, {"tensors": []}, {"begin": 0}])
+def test_an_outline_that_a_stranger_wrote_is_not_used(
+    seen: Seen,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    changes: dict[str, Any],
+) -> None:
+    registry, request = seen
+    first = find_outline(registry.url, request, "float32")
+    (file,) = tmp_path.glob("registry/outlines/*")
+    forge(file, **changes)
     monkeypatch.setenv("DASKINFER_CACHE", str(tmp_path / "another machine"))
+    monkeypatch.setattr("daskinfer.runtime.outlines.trace_apart", lambda request, dtype: first)
     assert find_outline(registry.url, request, "float32") == first
+    assert f"{file} differs from what this machine finds" in caplog.text
+
+
+def test_a_cache_that_everyone_may_write_in_is_not_used(
+    seen: Seen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, request = seen
+    first = find_outline(registry.url, request, "float32")
+    (file,) = tmp_path.glob("cache/outlines/*")
+    forge(file, units=[])
+    assert find_outline(registry.url, request, "float32") != first
+    file.parent.chmod(0o777)
+    monkeypatch.setattr("daskinfer.runtime.outlines.trace_apart", lambda request, dtype: first)
+    assert find_outline(registry.url, request, "float32") == first
+
+
+def test_a_stage_refuses_to_run_what_it_did_not_load(seen: Seen) -> None:
+    registry, request = seen
+    outline = find_outline(registry.url, request, "float32")
+    layers = list(outline.layers)
+    layers[1] = layers[1].model_copy(update={"units": ()})
+    numerics = Numerics(dtype="float32", device="cpu", attention="sdpa", threads=1, **versions())
+    manifest = registry.manifest(registry.resolve("tiny").snapshot)
+    stage = StagePlan.model_construct(first=0, last=len(layers), offload=None)
+
+    def never(pairs: Any, targets: Any) -> int:
+        raise AssertionError("something was read")
+
+    with pytest.raises(CheckpointError, match=r"is used by layers 0 to \d+, which do not load it") as refused:
+        load_stage(
+            request=request,
+            outline=outline.model_copy(update={"layers": tuple(layers)}),
+            manifest=manifest,
+            stage=stage,
+            numerics=numerics,
+            read=never,
+        )
+    assert refused.value.hint
 
 
 def test_a_damaged_outline_is_traced_again(seen: Seen, tmp_path: Path) -> None:

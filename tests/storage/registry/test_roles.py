@@ -192,7 +192,7 @@ def test_the_bucket_policy_keeps_history_even_from_the_owner(acting: Acting) -> 
     deletions = make_bucket_policy(REGISTRY)
     # The server would take the conditional statement for an unconditional one.
     deletions["Statement"] = deletions["Statement"][1:]
-    kept, cache = join_url(REGISTRY, "models/x/aliases/prod/000000000000.json"), join_url(REGISTRY, "sources/x.json")
+    kept, cache = join_url(REGISTRY, "models/x/aliases/prod/000000000000.json"), join_url(REGISTRY, "outlines/x.json")
     with acting("owner"):
         for url in (kept, cache):
             assert create(url, b"{}")
