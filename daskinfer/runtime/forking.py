@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
+from multiprocessing import util
 from typing import Any
 
 import dask
@@ -34,6 +35,8 @@ def fork_workers() -> dict[str, Any]:
     with dask.config.set(settings):
         get_mp_context()  # Dask makes a choice of its own the first time, which must not come later
     multiprocessing.set_forkserver_preload([_IMPORTED])
+    # Python 3.11.0 lets the fork server listen in a namespace that has no owner; a socket in a folder of the user's own has.
+    util.abstract_sockets_supported = False  # type: ignore[misc]
     return settings
 
 

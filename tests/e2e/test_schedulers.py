@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client, SpecCluster
 from distributed.utils import open_port
 
 from daskinfer import api
@@ -75,9 +75,9 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
         cluster.stop()
 
 
-def own_clusters() -> list[LocalCluster]:
+def own_clusters() -> list[SpecCluster]:
     """Return the clusters that jobs of this process have started."""
-    return [cluster for cluster in LocalCluster._instances if type(cluster) is LocalCluster]
+    return [cluster for cluster in SpecCluster._instances if cluster.name == "daskinfer"]
 
 
 def calm(bench: Bench, report: Report) -> None:

@@ -1,0 +1,75 @@
+"""What closes the cluster that a job starts by itself to all other users of the machine.
+
+Every port of loopback is open to whoever is logged in, and a Dask process runs what it is sent. So the processes of one
+cluster share a certificate that is made for it, and talk to nobody without it.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dask
+from distributed.security import Security
+
+from daskinfer.storage.certificates import make_certificate
+
+_PRIVATE = 0o700
+
+
+class TemporarySecurity(Security):
+    """Dask's own temporary security, whose key never touches a disk: OpenSSL reads it from memory that has a path."""
+
+    # Python's ssl takes keys from files only.
+    def _get_tls_context(self, tls: dict[str, Any], purpose: ssl.Purpose) -> Any:
+        if not hasattr(
+            os, "memfd_create"
+        ):  # not Linux: a file of the user's own for a moment, in a folder of the user's own
+            return super()._get_tls_context(tls, purpose)
+        with _in_memory(tls["cert"] + tls["key"]) as path:
+            return super()._get_tls_context({**tls, "cert": path, "key": None}, purpose)
+
+
+def make_security() -> TemporarySecurity:
+    """Make the security of one cluster; its processes get it over the pipes that they are started with."""
+    certificate, key = make_certificate("daskinfer")
+    roles = ("client", "scheduler", "worker")
+    return TemporarySecurity(
+        require_encryption=True,
+        tls_ca_file=certificate,
+        tls_ciphers=None,
+        **{f"tls_{role}_cert": certificate for role in roles},
+        **{f"tls_{role}_key": key for role in roles},
+    )
+
+
+def private_folder() -> str:
+    """Return a folder for the files of workers that no other user can read or put anything into.
+
+    It is the same one each time, so that Dask finds there what killed workers left behind, and deletes it.
+    """
+    parent = Path(dask.config.get("temporary-directory") or tempfile.gettempdir())
+    folder = parent / f"daskinfer-{os.getuid()}"
+    try:
+        folder.mkdir(mode=_PRIVATE, parents=True)
+    except FileExistsError:
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) != _PRIVATE:
+            return tempfile.mkdtemp(prefix="daskinfer-", dir=parent)  # somebody else was here first
+    return str(folder)
+
+
+@contextmanager
+def _in_memory(text: str) -> Iterator[str]:
+    """Give text a path for as long as the context lasts; only this process can open it."""
+    descriptor = os.memfd_create("daskinfer")
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(text)
+        file.flush()
+        yield f"/proc/self/fd/{descriptor}"

@@ -1,0 +1,93 @@
+"""The cluster that a job starts by itself: closed to everybody else on the machine."""
+
+from __future__ import annotations
+
+import ssl
+import stat
+from collections.abc import Iterator
+from multiprocessing import forkserver
+from pathlib import Path
+
+import dask
+import psutil
+import pytest
+from distributed import Client
+from distributed.security import Security
+
+from daskinfer.runtime.cluster import open_cluster
+from daskinfer.runtime.security import make_security, private_folder
+from daskinfer.spec.recipe import Cluster, LocalCluster
+
+
+@pytest.fixture(scope="module")
+def local() -> Iterator[Client]:
+    with open_cluster(Cluster(local=LocalCluster(workers=1))) as client:
+        yield client
+
+
+def listening(process: psutil.Process) -> list[str]:
+    """Return HOST:PORT of every listening socket of a process and its children."""
+    return [
+        f"{connection.laddr.ip}:{connection.laddr.port}"
+        for each in (process, *process.children(recursive=True))
+        for connection in each.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+
+
+def refused(address: str, security: Security | None) -> bool:
+    protocol = "tcp" if security is None else "tls"
+    try:
+        Client(f"{protocol}://{address}", security=security, timeout=5).close()
+    except OSError:
+        return True
+    return False
+
+
+@pytest.mark.slow
+def test_nobody_else_gets_in(local: Client) -> None:
+    """Neither in plain, nor with another certificate of the same name; and there is no page to look at."""
+    found = listening(psutil.Process())
+    # Scheduler, nanny and worker.
+    assert len(found) == 3
+    assert all(address.startswith("127.0.0.1:") for address in found)
+    assert [address for address in found if not (refused(address, None) and refused(address, make_security()))] == []
+
+
+def test_its_key_is_nowhere_to_be_read(local: Client) -> None:
+    key = local.security.tls_client_key
+    assert "PRIVATE KEY" in key
+    body = key.splitlines()[1]
+    for process in psutil.Process().children(recursive=True):
+        assert body not in " ".join([*process.cmdline(), *process.environ().values()])
+    folder = Path(dask.config.get("temporary-directory"))
+    assert folder.name.startswith("daskinfer-")
+    assert not any(body in path.read_text(errors="ignore") for path in folder.rglob("*") if path.is_file())
+
+
+def test_what_forks_its_workers_listens_to_nobody_else(local: Client) -> None:
+    address = Path(forkserver._forkserver._forkserver_address)  # type: ignore[attr-defined]
+    assert stat.S_IMODE(address.stat().st_mode) == 0o600
+    assert stat.S_IMODE(address.parent.stat().st_mode) == 0o700
+
+
+def test_a_key_needs_no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")
+    security = make_security()
+    for role in ("client", "scheduler", "worker"):
+        context = security.get_connection_args(role)["ssl_context"]
+        assert context.verify_mode == ssl.CERT_REQUIRED
+
+
+def test_the_folder_of_workers_is_the_users_own(tmp_path: Path) -> None:
+    with dask.config.set({"temporary-directory": str(tmp_path)}):
+        first = Path(private_folder())
+        assert stat.S_IMODE(first.stat().st_mode) == 0o700
+        assert Path(private_folder()) == first
+        first.chmod(0o777)
+        second = Path(private_folder())
+        assert second != first
+        assert stat.S_IMODE(second.stat().st_mode) == 0o700
+        first.rmdir()
+        first.symlink_to("/tmp", target_is_directory=True)
+        assert Path(private_folder()) != first
