@@ -67,8 +67,8 @@ class EntryPoint(Section):
 class Manifest(Section):
     """Everything an immutable checkpoint version consists of; its digest is the snapshot's name."""
 
-    schema_: Literal["daskinfer.snapshot/1"] = "daskinfer.snapshot/1"
-    """Format of this record."""
+    schema_: Literal["daskinfer.snapshot/1", "daskinfer.snapshot/2"] = "daskinfer.snapshot/2"
+    """Format of this record; the digest of a `daskinfer.snapshot/1` is that of all its bytes."""
     model: str
     """Name it was published under."""
     architecture: str
@@ -87,15 +87,36 @@ class Manifest(Section):
     """The user's own code that builds the model; None where transformers does."""
     provenance: dict[str, str] = {}
     """Where it came from and what converted it."""
+    salt: str | None = None
+    """Id of its publish, where the registry had deleted or damaged a snapshot of the same content: a digest that was
+    deleted never lives again."""
+    checksum: str | None = None
+    """Digest of all else in the stored bytes, with what the snapshot's digest is not taken of; None in memory."""
 
     def encode(self) -> bytes:
-        """Return the canonical bytes that the snapshot digest is taken of."""
-        return canonical_json(self.model_dump(mode="json"))
+        """Return the canonical bytes to store."""
+        if self.schema_ == "daskinfer.snapshot/1":
+            return canonical_json(self.model_dump(mode="json", exclude={"salt", "checksum"}))
+        fields = self.model_dump(mode="json", exclude={"checksum"})
+        return canonical_json(fields | {"checksum": digest_of(fields)})
 
     @property
     def digest(self) -> str:
-        """The snapshot digest, `sha256:...`."""
-        return sha256_of(self.encode())
+        """The snapshot digest, `sha256:...`: of what is computed with, wherever it lies and whoever published it."""
+        if self.schema_ == "daskinfer.snapshot/1":
+            return sha256_of(self.encode())
+        files = [[piece.path, piece.size, piece.sha256] for piece in self.files]
+        groups = [
+            [
+                group.name,
+                group.size,
+                group.sha256,
+                [[each.name, each.blake3, each.dtype, each.shape] for each in group.tensors],
+            ]
+            for group in self.groups
+        ]
+        code = None if self.entry is None else self.entry.model_dump(mode="json")
+        return digest_of([self.schema_, self.architecture, self.dtype, files, groups, self.tied, code, self.salt])
 
     @property
     def content(self) -> str:

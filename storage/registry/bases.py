@@ -12,7 +12,7 @@ from daskinfer.errors import CorruptBlob, SnapshotGone
 from daskinfer.storage.blobs import is_intact
 from daskinfer.storage.filesystem import join_url
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.locks import SnapshotLock, take
+from daskinfer.storage.registry.locks import SnapshotLock, remove, reserve, take
 
 PURPOSE = "base"
 """What such a lock says it is for. It has no heartbeat of its own: it holds as long as its publish may be committed."""
@@ -34,6 +34,7 @@ class Bases:
         self._job = job
         self._locks: dict[str, SnapshotLock] = {}
         self._blobs: dict[tuple[str, int], str] = {}
+        self._reserved: set[str] = set()
 
     def lock(self, name: str, parent: str | None) -> None:
         """Lock the latest live version of a model, and the snapshot that the new one was made from."""
@@ -50,8 +51,17 @@ class Bases:
             return None
         return blob
 
+    def reserve(self, snapshot: str) -> bool:
+        """Keep the snapshot that the publish is to become; False where it was deleted, or is about to be."""
+        with suppress(SnapshotGone):
+            reserve(self._registry, snapshot, self._job, purpose=PURPOSE)
+            self._reserved.add(snapshot)
+        return snapshot in self._reserved
+
     def release(self) -> None:
         """Let go of the bases: the new manifest is there, or never will be."""
+        for snapshot in self._reserved - self._locks.keys():
+            remove(self._registry, snapshot, self._job)
         for lock in self._locks.values():
             lock.release()
 

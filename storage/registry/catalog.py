@@ -4,7 +4,7 @@
 
     format.json                              what this folder is
     blobs/<aa>/<sha256>.<pub8>               immutable bytes; the suffix names the publish that stored them
-    manifests/<sha256>.json                  canonical JSON; the sha256 of its bytes is the snapshot's digest
+    manifests/<sha256>.json                  canonical JSON; the digest of the content that it lists is the snapshot's name
     publish/<pub8>/                          slot log: begin, then commit or abort
     publish/<pub8>.hb  <pub8>.done           its heartbeat; nothing is left to do
     models/<name>/versions/                  slot log: publish, yank, unyank; the first publish is v1
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 
 from daskinfer.errors import CheckpointError, CorruptBlob, SnapshotGone
 from daskinfer.ids import canonical_json, sha256_of, shorten
@@ -143,13 +144,19 @@ class Registry:
             raise CheckpointError(
                 f"registry {self.url} has no snapshot {snapshot}", hint="Look at: daskinfer checkpoint list"
             ) from None
+        # Older manifests are named by the digest of their bytes, newer ones by that of their content.
         actual = sha256_of(data)
-        if actual != snapshot:
-            raise CorruptBlob(
-                f"manifest {url} has digest {actual}, its name says {snapshot}",
-                hint="The registry was damaged or edited by hand: restore the file, or publish the checkpoint again.",
-            )
-        return parse_manifest(data, url)
+        if actual == snapshot:
+            return parse_manifest(data, url)
+        with suppress(CorruptBlob):
+            manifest = parse_manifest(data, url)
+            if manifest.digest == snapshot:
+                return manifest
+            actual = manifest.digest
+        raise CorruptBlob(
+            f"manifest {url} has digest {actual}, its name says {snapshot}",
+            hint="The registry was damaged or edited by hand: restore the file, or publish the checkpoint again.",
+        )
 
     def file(self, manifest: Manifest, path: str) -> bytes:
         """Return a plain file of a snapshot, verified.

@@ -100,6 +100,28 @@ def take(
     CorruptBlob
         Where its manifest is damaged.
     """
+    fresh = reserve(registry, snapshot, job, purpose=purpose, ttl_seconds=ttl_seconds)
+    try:
+        manifest = registry.manifest(snapshot)
+    except CheckpointError as error:
+        if fresh:
+            remove(registry, snapshot, job)
+        raise SnapshotGone(error.message, hint=error.hint) from error
+    except BaseException:
+        if fresh:
+            remove(registry, snapshot, job)
+        raise
+    return SnapshotLock(registry, snapshot, job, manifest)
+
+
+def reserve(registry: Registry, snapshot: str, job: str, *, purpose: str, ttl_seconds: int = TTL_SECONDS) -> bool:
+    """Keep a snapshot from being deleted, whether it is there yet or not; say whether the lock is a new one.
+
+    Raises
+    ------
+    SnapshotGone
+        Where the snapshot is deleted, or garbage collection is about to.
+    """
     record = {"job": job, "purpose": purpose, "ttl_seconds": ttl_seconds, "nonce": make_nonce(), **make_signature()}
     decision = Decision(registry.url, "lock", f"locks/{shorten(snapshot, 64)}/{check_name(job, 'job')}")
     fresh = create_record(decision, join_url(_locks_url(registry, snapshot), f"{job}.json"), canonical_json(record))
@@ -118,15 +140,11 @@ def take(
                 f"snapshot {shorten(snapshot)} of registry {registry.url} is swept: garbage collection took it",
                 hint=_PUBLISH_AGAIN,
             )
-        try:
-            manifest = registry.manifest(snapshot)
-        except CheckpointError as error:
-            raise SnapshotGone(error.message, hint=error.hint) from error
     except BaseException:
         if fresh:
             remove(registry, snapshot, job)
         raise
-    return SnapshotLock(registry, snapshot, job, manifest)
+    return fresh
 
 
 def list_holders(registry: Registry, snapshot: str) -> list[LockHolder]:

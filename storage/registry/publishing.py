@@ -286,9 +286,9 @@ def _publish_new(registry: Registry, name: str, source: CheckpointSource, alias:
 
     try:
         bases.lock(name, source.parent)
-        # Its own id makes every manifest the only one of its digest, even where all blobs are another version's.
-        manifest = _describe(name, replace(source, provenance={**source.provenance, "publish": identity}), store, tell)
-        record: dict[str, Any] = {"op": "commit", "manifest": manifest.model_dump(mode="json"), **make_signature()}
+        manifest = _choose_snapshot(registry, _describe(name, source, store, tell), identity, bases)
+        _drop_unnamed(registry, manifest, stored)
+        record: dict[str, Any] = {"op": "commit", "name": name, "manifest": _dump(manifest), **make_signature()}
         if alias is not None:
             head = registry.alias_log(name, alias).head()
             record |= {"alias": alias, "alias_sequence": 0 if head is None else head.sequence + 1}
@@ -315,27 +315,57 @@ def _publish_new(registry: Registry, name: str, source: CheckpointSource, alias:
             bases.release()
 
 
+def _choose_snapshot(registry: Registry, made: Manifest, identity: str, bases: Bases) -> Manifest:
+    """Return the manifest to commit: the one that was made, or that of the snapshot which has this content already.
+
+    A digest that was deleted never lives again, and what was damaged is not built upon: then its own id makes the
+    manifest the only one of its digest.
+    """
+    alone = made.model_copy(update={"salt": identity})
+    if not bases.reserve(made.digest):
+        return alone
+    if not exists(registry.manifest_url(made.digest)):
+        return made
+    try:
+        known = registry.manifest(made.digest)
+        return known if _is_intact(registry, known, made) else alone
+    except (CorruptBlob, CheckpointError, SnapshotGone):
+        return alone
+
+
+def _drop_unnamed(registry: Registry, manifest: Manifest, stored: list[str]) -> None:
+    """Delete what a publish has stored and its manifest does not name: nobody else has ever seen it."""
+    named = {join_url(registry.url, blob) for blob in manifest.blobs}
+    for url in [url for url in stored if url not in named]:
+        with suppress(NotAllowed):  # a publisher need not have the right to delete
+            delete(url)
+        stored.remove(url)
+
+
+def _dump(manifest: Manifest) -> dict[str, Any]:
+    return manifest.model_dump(mode="json", exclude={"checksum"})
+
+
 def finish(registry: Registry, identity: str, commit: dict[str, Any]) -> Version:
     """Do what follows a commit; all of it may have been done, or be under way elsewhere.
 
     A commit that copies a snapshot from another registry brings the records of the publishes that made it there.
     """
     manifest = parse_manifest(commit["manifest"], publish_log(registry, identity).url)
-    snapshot = manifest.digest
+    snapshot, name = manifest.digest, commit.get("name", manifest.model)
     if not create(registry.manifest_url(snapshot), manifest.encode()):
-        raise CorruptBlob(
-            f"{registry.manifest_url(snapshot)} is there with other bytes", hint="Delete that file, then publish again."
-        )
+        # Another publish of the same content was first: its manifest tells where the bytes are.
+        first = _find_first(registry, snapshot)
+        own_blobs = [blob for blob in manifest.blobs if blob.endswith(f".{identity}")]
+        _drop_unnamed(registry, first, [join_url(registry.url, blob) for blob in own_blobs])
     own = {"snapshot": snapshot, "publish": identity, **make_signature()}
     for origin in commit.get("versions", [own]):
-        version = append_version(registry, manifest.model, origin)
+        version = append_version(registry, name, origin)
     refusal = None
     # An alias moves with the rights of whoever asked for it, never with those of a stranger who finishes their publish.
     if "alias" in commit and commit["by"] == name_principal():
         try:
-            registry.set_alias(
-                manifest.model, commit["alias"], snapshot, expect=commit["alias_sequence"], publish=identity
-            )
+            registry.set_alias(name, commit["alias"], snapshot, expect=commit["alias_sequence"], publish=identity)
         except (Conflict, SnapshotGone, YankedVersion):
             pass  # whoever moved the alias since the commit meant it: a late finisher must not move it back
         except NotAllowed as error:
@@ -346,10 +376,19 @@ def finish(registry: Registry, identity: str, commit: dict[str, Any]) -> Version
         delete(pulse_url(registry, identity))
     if refusal is not None:
         raise NotAllowed(
-            f"{manifest.model} v{version.number} was published, but {commit['alias']} was not moved: {refusal.message}",
+            f"{name} v{version.number} was published, but {commit['alias']} was not moved: {refusal.message}",
             hint=refusal.hint,
         )
     return version
+
+
+def _find_first(registry: Registry, snapshot: str) -> Manifest:
+    try:
+        return registry.manifest(snapshot)
+    except CorruptBlob as error:
+        raise CorruptBlob(
+            f"{registry.manifest_url(snapshot)} is there with other bytes", hint="Delete that file, then publish again."
+        ) from error
 
 
 def append_version(registry: Registry, name: str, origin: dict[str, Any]) -> Version:
