@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import re
-from contextlib import suppress
 
 from daskinfer.errors import CheckpointError, CorruptBlob, SnapshotGone
 from daskinfer.ids import canonical_json, sha256_of, shorten
@@ -144,19 +143,19 @@ class Registry:
             raise CheckpointError(
                 f"registry {self.url} has no snapshot {snapshot}", hint="Look at: daskinfer checkpoint list"
             ) from None
-        # Older manifests are named by the digest of their bytes, newer ones by that of their content.
-        actual = sha256_of(data)
-        if actual == snapshot:
-            return parse_manifest(data, url)
-        with suppress(CorruptBlob):
+        try:
             manifest = parse_manifest(data, url)
-            if manifest.digest == snapshot:
-                return manifest
             actual = manifest.digest
-        raise CorruptBlob(
-            f"manifest {url} has digest {actual}, its name says {snapshot}",
-            hint="The registry was damaged or edited by hand: restore the file, or publish the checkpoint again.",
-        )
+        except CorruptBlob:
+            actual = sha256_of(data)
+            if actual == snapshot:  # these are the bytes that somebody wrote: what is wrong is in them
+                raise
+        if actual != snapshot:
+            raise CorruptBlob(
+                f"manifest {url} has digest {actual}, its name says {snapshot}",
+                hint="The registry was damaged or edited by hand: restore the file, or publish the checkpoint again.",
+            )
+        return manifest
 
     def file(self, manifest: Manifest, path: str) -> bytes:
         """Return a plain file of a snapshot, verified.

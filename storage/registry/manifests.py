@@ -34,10 +34,10 @@ def parse_manifest(data: bytes | Mapping[str, Any], where: str) -> Manifest:
     """
     try:
         manifest = Manifest.model_validate_json(data) if isinstance(data, bytes) else Manifest.model_validate(data)
+        _check_names(manifest)
         if isinstance(data, bytes) and manifest.checksum != json.loads(manifest.encode()).get("checksum"):
             raise ValueError("it is not what was written: its checksum differs")
         manifest = manifest.model_copy(update={"checksum": None})
-        _check_names(manifest)
     except ValidationError as error:
         first = error.errors()[0]
         raise _refuse(where, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
