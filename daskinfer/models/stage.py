@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from daskinfer.errors import CheckpointError, JobFailed
+from daskinfer.models.device_check import DeviceCheck, in_order
 from daskinfer.models.devicefaults import explain_failures
 from daskinfer.models.devices import find_cpu, find_device
 from daskinfer.models.module_state import ModuleState, reset_before
@@ -40,6 +41,8 @@ class Stage:
         What computes.
     inputs
         What it takes of the model's inputs.
+    check
+        Compares rows of its first microbatch with the same rows alone; None where that proves nothing.
     device
         On what.
     read_bytes
@@ -52,6 +55,7 @@ class Stage:
         self,
         runner: Runner,
         inputs: tuple[InputArray, ...],
+        check: DeviceCheck | None,
         device: DeviceShape,
         read_bytes: int,
         scratch: TemporaryDirectory[str] | None,
@@ -60,6 +64,7 @@ class Stage:
         self.read_bytes = read_bytes
         self._runner = runner
         self._inputs = inputs
+        self._check = check
         if scratch is not None:
             weakref.finalize(self, scratch.cleanup)
 
@@ -84,11 +89,27 @@ class Stage:
             Arrays that cross to the next stage; on the last stage what the model returns, by name.
         int
             How often it did not fit the device and was run in smaller parts.
+
+        Raises
+        ------
+        JobFailed
+            Not even one row fits the device, or rows of its first microbatch differ when they are computed alone.
         """
         before = self._runner.usage.out_of_memory
         taken = {array.name: inputs[array.name] for array in self._inputs}
-        results = self._runner.run(taken, received, length=padded_length(taken, self._inputs))
+        results = self._run(taken, received)
+        if self._check is not None and self._check.compare(
+            lambda inputs, received: in_order(self._run(inputs, received)),
+            taken,
+            received,
+            in_order(results),
+            self.device,
+        ):
+            self._check = None
         return results, self._runner.usage.out_of_memory - before
+
+    def _run(self, inputs: Mapping[str, Array], received: tuple[Array, ...]) -> Results:
+        return self._runner.run(inputs, received, length=padded_length(inputs, self._inputs))
 
 
 def load_stage(
@@ -100,6 +121,7 @@ def load_stage(
     numerics: Numerics,
     read: Read,
     scratch: str | None = None,
+    check_rows: bool = True,
 ) -> Stage:
     """Build a stage and fill it with exactly its tensors.
 
@@ -119,6 +141,8 @@ def load_stage(
         Brings the bytes.
     scratch
         Folder for weights on disk; by default the system's for temporary files.
+    check_rows
+        Whether rows of the first microbatch are computed once more, alone: not where what it receives is made up.
 
     Raises
     ------
@@ -160,16 +184,20 @@ def load_stage(
     if outline.sharing is not None and outline.sharing.reset:
         forward = reset_before(forward, ModuleState(module))
     is_last = stage.last == len(outline.layers)
+    received = tuple(item.tensor for item in outline.layers[stage.first].cut)
+    returned = outline.outputs if is_last else tuple(item.tensor for item in outline.layers[stage.last].cut)
     runner = Runner(
         forward,
-        received=tuple(item.tensor for item in outline.layers[stage.first].cut),
-        returned=outline.outputs if is_last else tuple(item.tensor for item in outline.layers[stage.last].cut),
+        received=received,
+        returned=returned,
         dtype=numerics.dtype,
         snapshot=manifest.digest,
         device=device,
         threads=numerics.threads,
     )
-    return Stage(runner, outline.inputs, device, read_bytes, folder)
+    results = tuple(returned.values()) if isinstance(returned, Mapping) else returned
+    check = DeviceCheck(outline.inputs, received, results) if check_rows else None
+    return Stage(runner, outline.inputs, check, device, read_bytes, folder)
 
 
 def _refuse_gaps(module: TaskModule, outline: Outline, stage: StagePlan, owned: Collection[str]) -> None:
