@@ -95,8 +95,8 @@ class JobContext:
         """Where committed partitions go."""
         handle = self.handle
         if handle.round:
-            return open_supplement(self.record, handle.pin, handle.round, handle.epoch)
-        return open_part_sink(self.record, handle.pin)
+            return open_supplement(self.record, handle.pin, handle.round, handle.workspace, handle.epoch)
+        return open_part_sink(self.record, handle.pin, handle.workspace, handle.epoch)
 
     @cached_property
     def round(self) -> Round | None:

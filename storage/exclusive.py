@@ -31,7 +31,8 @@ _ONE_PUT = 32 * 2**20
 _PART = 16 * 2**20
 _PARTS = 9_000
 _LINKLESS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
-_MEMORY_LOCK = threading.Lock()
+MEMORY_LOCK = threading.RLock()
+"""Held while an object in memory is looked for and written."""
 
 
 def create(url: str, data: bytes, part_bytes: int = PART_BYTES) -> bool:
@@ -63,11 +64,11 @@ def create(url: str, data: bytes, part_bytes: int = PART_BYTES) -> bool:
         raise ValueError(f"refusing to create the empty object {url}")
     with explain_errors(url, "create"):
         if is_local(url):
-            return _create_by_link(Path(absolute_url(url)), lambda: [data], partial(_holds, data=data))
+            return _create_by_link(Path(absolute_url(url)), lambda: [data], partial(holds, data=data))
         filesystem, path = open_filesystem(url)
         protocols = {filesystem.protocol} if isinstance(filesystem.protocol, str) else set(filesystem.protocol)
         if "memory" in protocols:
-            return _create_in_memory(filesystem, path, data)
+            return create_in_memory(filesystem, path, data)
         if protocols & CONDITIONAL_STORES:
             return _create_conditionally(
                 url,
@@ -132,19 +133,24 @@ def _link_or_compare(target: Path, pieces: Callable[[], Iterable[bytes]], holds:
     if target.exists():
         return holds(target)
     with temporary_file(target, pieces()) as temporary:
-        try:
-            os.link(temporary, target)
-        except OSError as error:
-            # NFS may lose the answer and then report a link that it made itself; the link count tells.
-            if temporary.stat().st_nlink != 2:
-                if isinstance(error, FileExistsError):
-                    return holds(target)
-                if error.errno in _LINKLESS:
-                    raise StorageError(
-                        f"{target.parent} is not safe to use: its filesystem has no hard links ({error.strerror})",
-                        hint="Use another directory, s3:// or gs://.",
-                    ) from error
-                raise
+        return link(temporary, target, holds)
+
+
+def link(temporary: Path, target: Path, holds: Callable[[Path], bool]) -> bool:
+    """Let a whole file appear under its name too, unless one is there; say whether what is there holds what it should."""
+    try:
+        os.link(temporary, target)
+    except OSError as error:
+        # NFS may lose the answer and then report a link that it made itself; the link count tells.
+        if temporary.stat().st_nlink != 2:
+            if isinstance(error, FileExistsError):
+                return holds(target)
+            if error.errno in _LINKLESS:
+                raise StorageError(
+                    f"{target.parent} is not safe to use: its filesystem has no hard links ({error.strerror})",
+                    hint="Use another directory, s3:// or gs://.",
+                ) from error
+            raise
     folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)
@@ -153,12 +159,14 @@ def _link_or_compare(target: Path, pieces: Callable[[], Iterable[bytes]], holds:
     return True
 
 
-def _holds(target: Path, data: bytes) -> bool:
+def holds(target: Path, data: bytes) -> bool:
+    """Say whether a file has these bytes."""
     return target.stat().st_size == len(data) and target.read_bytes() == data
 
 
-def _create_in_memory(filesystem: AbstractFileSystem, path: str, data: bytes) -> bool:
-    with _MEMORY_LOCK:
+def create_in_memory(filesystem: AbstractFileSystem, path: str, data: bytes) -> bool:
+    """Create an object of this process's memory unless one is there."""
+    with MEMORY_LOCK:
         if filesystem.exists(path):
             return bool(filesystem.cat_file(path) == data)
         filesystem.pipe_file(path, data)

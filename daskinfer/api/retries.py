@@ -16,6 +16,7 @@ from daskinfer.spec.loader import override_recipe
 from daskinfer.spec.recipe import Recipe
 from daskinfer.storage.filesystem import absolute_url
 from daskinfer.storage.jobs import JobStore, find_job
+from daskinfer.storage.outputs.job import open_fence
 from daskinfer.storage.outputs.owner import confirm
 from daskinfer.storage.outputs.supplements import clear_supplements, next_round
 
@@ -73,7 +74,7 @@ def retry(
     round = next_round(absolute_url(record.output), record.job)
     if not round.parts:
         _refresh(store)  # a driver may have died after its last step but this
-        clear_supplements(absolute_url(record.output), record.job, round.number - 1)
+        clear_supplements(open_fence(record, workspace), round.number - 1)
         return None
     session = RetrySession(reopen_job(store, recipe, find_workers(recipe.cluster)), recipe, tell, began, round)
     session.run()

@@ -63,7 +63,8 @@ def join_job(job: OpenedJob, workspace: str) -> Membership:
             time.sleep(_LOOK_SECONDS)  # another is about to do it
             continue
         try:
-            clear_output(store, job.record, open_output(job.record, workspace), workspace)
+            sink = open_output(job.record, workspace, epoch=lease.epoch)
+            clear_output(store, job.record, sink, workspace)
         finally:
             lease.release()
     return store.join()

@@ -202,9 +202,9 @@ class Keeper:
     def prepare_places(self, pin: Pin) -> None:
         """Make the folders that attempts on a pin write into; idempotent."""
         if self._round:
-            open_supplement(self._record, pin, self._round, self._epoch).create()
+            open_supplement(self._record, pin, self._round, self._workspace, self._epoch).create()
         elif self._record.is_staged or pin.generation:
-            open_stage(self._record, pin).create()
+            open_stage(self._record, pin, self._workspace, self._epoch).create()
         for transport in open_transports(self._record, self.handle(pin)):
             transport.create()
 
@@ -214,7 +214,7 @@ class Keeper:
 
     def output(self) -> WholeOutput:
         """Return the job's output as this driver knows it."""
-        return open_output(self._record, self._workspace, self.log)
+        return open_output(self._record, self._workspace, self.log, self._epoch)
 
     def switch(self, pin: Pin, partitions: Iterable[int]) -> Iterator[CommitDigest]:
         """Let a generation take over partitions; return the commits that still count."""

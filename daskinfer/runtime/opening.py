@@ -38,7 +38,7 @@ from daskinfer.storage.inputs.index import index_input
 from daskinfer.storage.inputs.overlap import refuse_overlap
 from daskinfer.storage.jobs import JobStore, create_job
 from daskinfer.storage.outputs.choice import choose_output_format
-from daskinfer.storage.outputs.job import open_output, read_generations
+from daskinfer.storage.outputs.job import open_fence, open_output, read_generations
 from daskinfer.storage.outputs.owner import Owner, claim, current_owner
 from daskinfer.storage.outputs.verification import find_missing, reopen_output
 from daskinfer.storage.registry.catalog import Registry
@@ -93,7 +93,7 @@ def _reopen(job: OpenedJob, recipe: Recipe, workers: Sequence[WorkerShape]) -> O
         return job
     lease = job.store.acquire()
     try:
-        reopen_output(job.record, missing or ())
+        reopen_output(job.record, missing or (), open_fence(job.record, recipe.workspace, lease.epoch))
         job.store.reopen()
     finally:
         lease.release()

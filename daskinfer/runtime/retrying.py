@@ -26,7 +26,7 @@ from daskinfer.storage.inputs.index import index_input
 from daskinfer.storage.jobs import JobStore
 from daskinfer.storage.outputs.choice import choose_output_format
 from daskinfer.storage.outputs.commits import CommitDigest
-from daskinfer.storage.outputs.job import merge_round, open_supplement
+from daskinfer.storage.outputs.job import merge_round, open_fence, open_supplement
 from daskinfer.storage.outputs.owner import confirm
 from daskinfer.storage.outputs.supplements import Round, next_round, note_inputs, save_round
 from daskinfer.storage.registry.catalog import Registry
@@ -96,7 +96,7 @@ class RetrySession(Session):
 
     def _table(self) -> PartitionTable:
         table = read_input(self.job.store, self.job.record, [part.partition for part in self.round.parts])
-        note_inputs(absolute_url(self.job.record.output), self.round, digest_files(table.files))
+        note_inputs(self._fence, self.round, digest_files(table.files))
         return table
 
     def _limits(self) -> Limits:
@@ -111,13 +111,15 @@ class RetrySession(Session):
         record = self.job.record
         self._enter("starting")
         confirm(record.output, record.job)
+        self._fence = open_fence(record, self.recipe.workspace, self.epoch)
+        self._fence.sweep()
         self._take_up(next_round(absolute_url(record.output), record.job))
         number = self.round.number
         if self.round.parts:
-            save_round(absolute_url(record.output), self.round)
+            save_round(self._fence, self.round)
             self._note("retry", f"retry {number} of {self.round.rows} quarantined rows, epoch {self.epoch}")
         keeper = Keeper(record, self.recipe, self.epoch, number)
-        sink = open_supplement(record, record.first_pin, number, self.epoch)
+        sink = open_supplement(record, record.first_pin, number, self.recipe.workspace, self.epoch)
         for commit in sink.committed():
             self.ledger.add_earlier(CommitDigest.of(commit))
 
@@ -137,15 +139,11 @@ class RetrySession(Session):
         self._enter("sealing")
         self._lease.check()
         if self.round.parts:
-            merge_round(record, keeper.log.known, self.round, self._check)
+            merge_round(record, keeper.log.known, self.round, self._fence)
             _log.info("retry merged", extra={"output": record.output})
         self.merged = True
         delete(join_url(absolute_url(self.recipe.workspace), "activations", record.job), recursive=True)
         keeper.release()
-
-    def _check(self) -> None:
-        self._lease.check()
-        confirm(self.job.record.output, self.job.record.job)
 
 
 def reopen_job(store: JobStore, recipe: Recipe, workers: Sequence[WorkerShape]) -> OpenedJob:

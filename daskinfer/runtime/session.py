@@ -38,7 +38,7 @@ from daskinfer.storage.control import ControlLog
 from daskinfer.storage.journal import Event, Journal
 from daskinfer.storage.lease import Lease
 from daskinfer.storage.members import Membership
-from daskinfer.storage.outputs.job import describe_result
+from daskinfer.storage.outputs.job import describe_result, open_fence
 from daskinfer.storage.outputs.owner import confirm
 from daskinfer.storage.outputs.sink import WholeOutput
 from daskinfer.storage.retries import outlast
@@ -239,6 +239,7 @@ class Session:
     def _open_output(self, keeper: Keeper) -> WholeOutput:
         """Prepare the output. Under the lease and before the first task, so that nothing of this job can be lost."""
         confirm(self.job.record.output, self.job.record.job)
+        open_fence(self.job.record, self.recipe.workspace, self.epoch).sweep()
         sink = keeper.output()
         if not self.member:  # members have done so before they were members
             clear_output(self.job.store, self.job.record, sink, self.recipe.workspace)

@@ -16,6 +16,7 @@ from daskinfer.errors import IntegrityError
 from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.job import OutputField
 from daskinfer.spec.rows import Partition, Reject
+from daskinfer.storage.outputs.owner import Owner, claim
 from daskinfer.storage.outputs.sink import OutputPart, Sink, Written
 
 JOB = "job-1"
@@ -215,10 +216,9 @@ class SinkContract(ABC):
     def test_discard_leaves_nothing_of_ours(self, tmp_path: Path) -> None:
         """Data, records, quarantine and manifest go; a stranger's file and the log of owners stay."""
         url = str(tmp_path / "out")
+        claim(url, Owner(job=JOB, request="r", snapshot=SNAPSHOT, created="2024-01-01T00:00:00+00:00"), None)
         self._fill(url)
-        for name in ("note.txt", "_daskinfer/owner/000000000000.json"):
-            (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
-            (tmp_path / "out" / name).write_text("x")
+        (tmp_path / "out" / "note.txt").write_text("x")
         self.open(url).discard()
         assert set(_contents(tmp_path / "out")) == {"note.txt", "_daskinfer/owner/000000000000.json"}
         self._fill(url)

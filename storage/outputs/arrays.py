@@ -20,10 +20,10 @@ from daskinfer.ids import canonical_json
 from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.rows import Partition
 from daskinfer.storage.column_types import decode_type
-from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import absolute_url, explain_errors, is_local, join_url, replace_bytes
+from daskinfer.storage.filesystem import absolute_url, explain_errors, is_local, join_url
 from daskinfer.storage.numpy_columns import Elements, elements_of, to_numpy
-from daskinfer.storage.outputs.ledger import Ledger
+from daskinfer.storage.outputs.fence import Fence, create
+from daskinfer.storage.outputs.ledger import Ledger, write_rejects
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, Written
 
 VALID = "valid"
@@ -46,31 +46,43 @@ class ZarrSink:
         The group.
     layout
         What its parts have in common.
+    fence
+        Through which it is written; by default one of the job.
+    records
+        What says which parts are committed; by default the output's own records.
     """
 
-    def __init__(self, url: str, layout: OutputLayout) -> None:
+    def __init__(
+        self, url: str, layout: OutputLayout, fence: Fence | None = None, records: Ledger | None = None
+    ) -> None:
         self._url = url
         self._layout = layout
-        self._ledger = Ledger(url, layout)
+        self._fence = fence or Fence(url, layout.job)
+        self._ledger = Ledger(url, layout, fence=self._fence)
+        self._records = records or self._ledger
 
     def create(self) -> None:
         """Make the group, its arrays and their consolidated metadata."""
+        made: dict[str, Any] = {}
         with explain_errors(self._url, "create"), warnings.catch_warnings():
             # Listing the group meets our records beside the arrays, which are no nodes; consolidated metadata works
             # everywhere that we know but is not in the v3 specification yet.
             warnings.filterwarnings("ignore", "Object at .* is not recognized as a component of a Zarr hierarchy")
             warnings.filterwarnings("ignore", "Consolidated metadata is currently not part in the Zarr format 3")
-            store = _open_store(self._url)
-            group = zarr.open_group(store, mode="a", zarr_format=3, use_consolidated=False)
+            store = MemoryStore(made)
+            group = zarr.create_group(store, zarr_format=3)
             group.attrs.update({"daskinfer_job": self._layout.job, **dict(sorted(self._layout.metadata.items()))})
             for column in _columns_of(self._layout):
-                if column.name not in group:
-                    group.create_array(column.name, **_settings_of(column, self._layout, self._layout.rows))
+                group.create_array(column.name, **_settings_of(column, self._layout, self._layout.rows))
             zarr.consolidate_metadata(store)
+        for path, value in sorted(made.items()):
+            url, data = join_url(self._url, path), value.to_bytes()
+            if not create(url, data, self._fence):
+                self._fence.replace(url, data)
 
     def write(self, part: OutputPart) -> Written:
         """Write one chunk of every array. What is committed is never written over, however late an attempt comes."""
-        self._ledger.write_rejects(part.partition, part.rejects)
+        write_rejects(self._url, part.partition, part.rejects, self._fence, self._records)
         digest, size = xxhash.xxh3_128(), 0
         for column in _columns_of(self._layout):
             values = _spread(column, _values_of(column, part), part)
@@ -81,8 +93,8 @@ class ZarrSink:
             url = join_url(self._url, *path)
             chunk = self._make_chunk(column, values)
             # Other bytes are of an attempt that ended before its commit, or that was made elsewhere: the record decides.
-            if not create(url, chunk) and not self._ledger.has(part.partition.number):
-                replace_bytes(url, chunk)
+            if not create(url, chunk, self._fence) and not self._records.has(part.partition.number):
+                self._fence.replace(url, chunk)
             if is_local(url):
                 _make_durable(Path(absolute_url(self._url)), path)
         return Written(f"*/c/{part.partition.number}", digest.hexdigest(), size)

@@ -11,6 +11,8 @@ from daskinfer.storage.column_types import decode_type, describe_type
 from daskinfer.storage.filesystem import absolute_url
 from daskinfer.storage.format_limits import advise, holds
 from daskinfer.storage.outputs.arrays import VALID, ZarrSink
+from daskinfer.storage.outputs.fence import Fence
+from daskinfer.storage.outputs.ledger import Ledger
 from daskinfer.storage.outputs.sink import OutputLayout, Sink
 from daskinfer.storage.outputs.tables import ROW, TableSink
 
@@ -68,14 +70,18 @@ def open_sink(
     return make_sink(url, name, OutputLayout(job, tuple(fields), dict(keep), partition_rows, rows, dict(metadata)))
 
 
-def make_sink(url: str, name: str, layout: OutputLayout) -> Sink:
-    """Return the sink of a layout; `name` is zarr, parquet or jsonl. See `open_sink`."""
+def make_sink(
+    url: str, name: str, layout: OutputLayout, fence: Fence | None = None, records: Ledger | None = None
+) -> Sink:
+    """Return the sink of a layout; `name` is zarr, parquet or jsonl. See `open_sink`, and for the rest `ZarrSink`."""
     taken = {field.name for field in layout.fields} | {VALID if name == "zarr" else ROW}
     for column, own in layout.keep.items():
         _check_name(column, name, taken)
         _check_type(column, name, own)
     place = absolute_url(url)
-    return ZarrSink(place, layout) if name == "zarr" else TableSink(place, layout, name)
+    if name == "zarr":
+        return ZarrSink(place, layout, fence, records)
+    return TableSink(place, layout, name, fence, records)
 
 
 def _check_name(column: str, name: str, taken: set[str]) -> None:

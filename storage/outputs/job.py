@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from daskinfer.errors import JobBusy
 from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.generation import Generations, Pin
 from daskinfer.spec.job import JobRecord
@@ -12,6 +14,7 @@ from daskinfer.storage.filesystem import absolute_url
 from daskinfer.storage.generations import GenerationLog
 from daskinfer.storage.jobs import JobStore
 from daskinfer.storage.outputs.choice import choose_output_format, make_sink
+from daskinfer.storage.outputs.fence import Fence
 from daskinfer.storage.outputs.ledger import Ledger
 from daskinfer.storage.outputs.reading import SealedPart, read_part
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, PartSink, WholeOutput
@@ -20,7 +23,29 @@ from daskinfer.storage.outputs.standing import Standing
 from daskinfer.storage.outputs.supplements import Round, SupplementSink, close_round, supplement_url
 
 
-def open_output(record: JobRecord, workspace: str, log: GenerationLog | None = None) -> WholeOutput:
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """Raises once a newer driver has begun."""
+
+    store: JobStore
+    epoch: int
+
+    def __call__(self) -> None:
+        now = self.store.current_epoch()
+        if now != self.epoch:
+            raise JobBusy(
+                f"job {self.store.job} was taken over by a newer driver (epoch {now}); that of epoch {self.epoch} stops",
+                hint="Wait until it ends, or stop it there.",
+            )
+
+
+def open_fence(record: JobRecord, workspace: str, epoch: int = 0) -> Fence:
+    """Return what a job may write through in its output; `epoch` is the life of its driver, 0 where there is none."""
+    check = _Turn(JobStore(workspace, record.job), epoch) if epoch else None
+    return Fence(absolute_url(record.output), record.job, epoch, check)
+
+
+def open_output(record: JobRecord, workspace: str, log: GenerationLog | None = None, epoch: int = 0) -> WholeOutput:
     """Return a job's whole output.
 
     Parameters
@@ -31,14 +56,17 @@ def open_output(record: JobRecord, workspace: str, log: GenerationLog | None = N
         Where it is recorded.
     log
         The driver's own log of generations; without it every look reads the log anew.
+    epoch
+        Life of the driver that writes it; 0 for whoever only looks.
     """
+    fence = open_fence(record, workspace, epoch)
     layout = _make_layout(record, record.first_pin if not record.is_staged else None)
-    sink = make_sink(record.output, _format_of(record), layout)
+    sink = make_sink(record.output, _format_of(record), layout, fence)
     if not record.is_staged:
         return sink
     if log is not None:
-        return StagedOutput(record.output, layout, sink, lambda: log.known)
-    return StagedOutput(record.output, layout, sink, lambda: read_generations(record, workspace))
+        return StagedOutput(record.output, layout, sink, lambda: log.known, fence)
+    return StagedOutput(record.output, layout, sink, lambda: read_generations(record, workspace), fence)
 
 
 def open_standing(record: JobRecord, workspace: str, log: GenerationLog | None = None) -> Standing:
@@ -54,26 +82,28 @@ def read_generations(record: JobRecord, workspace: str) -> Generations:
     return GenerationLog(JobStore(workspace, record.job).url, record.first_pin).known
 
 
-def open_part_sink(record: JobRecord, pin: Pin) -> PartSink:
-    """Return where attempts on a pin write and commit."""
+def open_part_sink(record: JobRecord, pin: Pin, workspace: str = "", epoch: int = 0) -> PartSink:
+    """Return where attempts on a pin write and commit, for the driver of that epoch."""
     layout, name = _make_layout(record, pin), _format_of(record)
     if not (record.is_staged or pin.generation):
-        return make_sink(record.output, name, layout)
-    return open_stage(record, pin)
+        return make_sink(record.output, name, layout, open_fence(record, workspace, epoch))
+    return open_stage(record, pin, workspace, epoch)
 
 
-def open_stage(record: JobRecord, pin: Pin) -> StagedPartSink:
-    """Return the folder of a generation whose parts lie apart."""
-    layout = _make_layout(record, pin)
-    inner = make_sink(staged_url(record.output, record.job, pin.generation), _format_of(record), layout)
-    return StagedPartSink(absolute_url(record.output), layout, pin, inner)
+def open_stage(record: JobRecord, pin: Pin, workspace: str = "", epoch: int = 0) -> StagedPartSink:
+    """Return the folder of a generation whose parts lie apart, for the driver of that epoch."""
+    layout, fence = _make_layout(record, pin), open_fence(record, workspace, epoch)
+    records = Ledger(fence.url, layout, pin.scope, fence=fence)
+    place = staged_url(fence.url, record.job, pin.generation)
+    return StagedPartSink(records, make_sink(place, _format_of(record), layout, fence, records))
 
 
-def open_supplement(record: JobRecord, pin: Pin, round: int, epoch: int) -> SupplementSink:
+def open_supplement(record: JobRecord, pin: Pin, round: int, workspace: str, epoch: int) -> SupplementSink:
     """Return where a driver's merged parts of a retry wait; `pin` is what their rows are computed on."""
-    layout, url = _make_layout(record, pin), absolute_url(record.output)
-    inner = make_sink(supplement_url(url, record.job, round, epoch), _format_of(record), layout)
-    return SupplementSink(url, layout, round, inner)
+    layout, fence = _make_layout(record, pin), open_fence(record, workspace, epoch)
+    records = Ledger(fence.url, layout, round=round, fence=fence)
+    place = supplement_url(fence.url, record.job, round, epoch)
+    return SupplementSink(records, make_sink(place, _format_of(record), layout, fence, records))
 
 
 def read_sealed(record: JobRecord, part: SealedPart) -> OutputPart:
@@ -82,15 +112,15 @@ def read_sealed(record: JobRecord, part: SealedPart) -> OutputPart:
     return read_part(absolute_url(record.output), layout, part.partition, part.path, part.digest)
 
 
-def merge_round(record: JobRecord, generations: Generations, round: Round, check: Callable[[], None]) -> dict[str, Any]:
+def merge_round(record: JobRecord, generations: Generations, round: Round, fence: Fence) -> dict[str, Any]:
     """Merge a retry whose parts are all committed into the output; see `close_round`."""
-    layout, url = _make_layout(record, record.first_pin), absolute_url(record.output)
+    layout, url = _make_layout(record, record.first_pin), fence.url
 
     scopes = {part.partition: generations.owner(part.partition) if record.is_staged else 0 for part in round.parts}
-    opened = {scope: Ledger(url, layout, scope) for scope in {*scopes.values()}}
+    opened = {scope: Ledger(url, layout, scope, fence=fence) for scope in {*scopes.values()}}
     ledgers = {partition: opened[scope] for partition, scope in scopes.items()}
     records = list(Ledger(url, layout, round=round.number).committed())
-    return close_round(url, make_sink(url, _format_of(record), layout), round, records, ledgers, check)
+    return close_round(fence, make_sink(url, _format_of(record), layout, fence), round, records, ledgers)
 
 
 def read_staged(record: JobRecord, pin: Pin, commit: CommitRecord) -> OutputPart:

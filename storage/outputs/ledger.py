@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,28 +16,19 @@ from daskinfer.errors import IntegrityError
 from daskinfer.ids import canonical_json
 from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.rows import Partition, Reject
-from daskinfer.storage.exclusive import create
 from daskinfer.storage.filesystem import (
     clear_halves,
-    delete,
     exists,
     explain_errors,
     join_url,
     list_names,
     open_filesystem,
     read_bytes,
-    replace_bytes,
 )
 from daskinfer.storage.outputs.commits import CommitDigest, CommitIndex, tabulate, walk, write_index
+from daskinfer.storage.outputs.fence import Fence, create
+from daskinfer.storage.outputs.places import COMMITS, MANIFEST, QUARANTINE, RECORDS, RETRIES, STAGED
 from daskinfer.storage.outputs.sink import OutputLayout
-
-MANIFEST = "_MANIFEST.json"
-RECORDS = "_daskinfer"
-QUARANTINE = "_quarantine"
-STAGED = "generations"
-"""Where the parts of a job that may change its snapshot wait for the seal."""
-RETRIES = "retries"
-"""Where the merged parts of a retry wait, and what every retry of a job did."""
 
 _PART = re.compile(r"part-\d{8}\.(parquet|jsonl)")
 _COMMIT = re.compile(r"\d{8}\.json")
@@ -58,28 +49,25 @@ class Ledger:
         Generation whose switch these commits come after; those of different scopes never compete.
     round
         Retry whose commits these are, in its own folder; 0 for the run's.
+    fence
+        Through which they are written; by default one of the job.
     """
 
-    def __init__(self, url: str, layout: OutputLayout, scope: int = 0, round: int = 0) -> None:
+    def __init__(
+        self, url: str, layout: OutputLayout, scope: int = 0, round: int = 0, fence: Fence | None = None
+    ) -> None:
         self._url = url
         self._layout = layout
-        self._commits = join_url(url, RECORDS, "commits", layout.job, *([f"g{scope:04d}"] if scope else []))
+        self._fence = fence or Fence(url, layout.job)
+        self._commits = join_url(url, RECORDS, COMMITS, layout.job, *([f"g{scope:04d}"] if scope else []))
         if round:
             self._commits = join_url(round_url(url, layout.job, round), "commits")
-
-    def write_rejects(self, partition: Partition, rejects: Sequence[Reject]) -> None:
-        """Write the quarantine file of a partition, where it has rejects."""
-        if rejects:
-            lines = [json.dumps(asdict(reject), ensure_ascii=False) for reject in rejects]
-            url = join_url(self._url, QUARANTINE, name_rejects(partition.number))
-            # A lone surrogate, which UTF-8 cannot carry, becomes the escape that JSON has for it.
-            create_same(url, ("\n".join(lines) + "\n").encode(errors="backslashreplace"))
 
     def commit(self, record: CommitRecord) -> CommitRecord:
         """Create the record of a part; return the one that is there."""
         self._check(record)
         url = self._record_url(record.partition)
-        if create(url, canonical_json(record.model_dump(mode="json"))):
+        if create(url, canonical_json(record.model_dump(mode="json")), self._fence):
             return record
         winner = _parse(url, read_bytes(url))
         # Where snapshots may change, the attempt that commits first decides which one the partition is of. And the rows
@@ -114,7 +102,7 @@ class Ledger:
         """Put another record in the place of a partition's: that of its part with a retry's rows merged in."""
         self._check(record)
         url = join_url(self._commits, f"{record.partition:08d}.json")
-        replace_bytes(url, canonical_json(record.model_dump(mode="json")))
+        self._fence.replace(url, canonical_json(record.model_dump(mode="json")))
 
     def numbers(self) -> list[int]:
         """Return the partitions that have a record, in order; none is read."""
@@ -166,32 +154,52 @@ class Ledger:
             "keep": [*map(list, self._layout.keep.items())],
             "parts": parts,
         }
-        clear_halves(self._url)
+        self._sweep(records)
         url, data = join_url(self._url, MANIFEST), canonical_json(whole)
-        if create(url, data):
+        if create(url, data, self._fence):
             return data
         there = read_bytes(url)
-        first = json.loads(there)
-        if any(first.get(key) != whole[key] for key in ("job", "parts")):
+        first = _parse_manifest(url, there)
+        if first.get("job") != self._layout.job:  # of a former owner that came too late
+            self._fence.replace(url, data)
+            return data
+        if first.get("parts") != parts:
             raise IntegrityError(
-                f"{url} is the manifest of other data: job {first.get('job')}, not {self._layout.job}",
+                f"{url} is the manifest of other data of job {self._layout.job}",
                 hint="Start over with --fresh, or choose another output.url.",
             )
         return there
 
     def discard(self) -> None:
         """Delete the output's data and records, the manifest first so that none ever speaks of missing data."""
-        delete(join_url(self._url, MANIFEST))
-        delete(join_url(self._url, RECORDS, "commits"), recursive=True)
-        delete(join_url(self._url, RECORDS, STAGED), recursive=True)
-        delete(join_url(self._url, RECORDS, RETRIES), recursive=True)
-        delete(join_url(self._url, QUARANTINE), recursive=True)
+        self._fence.sweep()
+        self._fence.remove(join_url(self._url, MANIFEST))
+        for folder in (COMMITS, STAGED, RETRIES):
+            self._fence.remove(join_url(self._url, RECORDS, folder), recursive=True)
+        self._fence.remove(join_url(self._url, QUARANTINE), recursive=True)
         for name in list_names(self._url):
             url = join_url(self._url, name)
             if _PART.fullmatch(name) or name == "zarr.json":
-                delete(url)
-            elif name != RECORDS and exists(join_url(url, "zarr.json")):
-                delete(url, recursive=True)
+                self._fence.remove(url)
+            elif name not in (RECORDS, QUARANTINE) and exists(join_url(url, "zarr.json")):
+                self._fence.remove(url, recursive=True)
+
+    def _sweep(self, records: Sequence[CommitDigest]) -> None:
+        """Delete what writers that were killed, or came too late, have left in a whole output."""
+        self._fence.sweep(whole=True)
+        clear_halves(self._url)
+        for folder in (COMMITS, STAGED, RETRIES):
+            for job in list_names(join_url(self._url, RECORDS, folder)):
+                if job != self._layout.job:
+                    self._fence.remove(join_url(self._url, RECORDS, folder, job), recursive=True)
+        paths = {record.path for record in records}
+        for name in list_names(self._url):
+            if _PART.fullmatch(name) and name not in paths:
+                self._fence.remove(join_url(self._url, name))
+        refused = {name_rejects(record.partition) for record in records if record.rows_quarantined}
+        for name in list_names(join_url(self._url, QUARANTINE)):
+            if name not in refused:
+                self._fence.remove(join_url(self._url, QUARANTINE, name))
 
     def _record_url(self, partition: int) -> str:
         return join_url(self._commits, f"{partition:08d}.json")
@@ -250,19 +258,44 @@ def name_rejects(partition: int) -> str:
     return f"part-{partition:08d}.jsonl"
 
 
-def create_same(url: str, data: bytes) -> None:
+def write_rejects(url: str, partition: Partition, rejects: Sequence[Reject], fence: Fence, records: Ledger) -> None:
+    """Write the quarantine file of a partition, where it has rejects; `records` say what is committed."""
+    if rejects:
+        lines = [json.dumps(asdict(reject), ensure_ascii=False) for reject in rejects]
+        place = join_url(url, QUARANTINE, name_rejects(partition.number))
+        # A lone surrogate, which UTF-8 cannot carry, becomes the escape that JSON has for it.
+        data = ("\n".join(lines) + "\n").encode(errors="backslashreplace")
+        create_same(place, data, fence, lambda: records.has(partition.number))
+
+
+def create_same(url: str, data: bytes, fence: Fence, is_committed: Callable[[], bool] = lambda: True) -> None:
     """Create an object, or find it there with the same bytes.
+
+    Parameters
+    ----------
+    url, data
+        What and where.
+    fence
+        Of the job.
+    is_committed
+        Says whether what is there counts already; else it is of an attempt that ended before its commit.
 
     Raises
     ------
     IntegrityError
-        Where it has others.
+        It has others, which count.
+    OutputOwned
+        The output is another job's.
     """
-    if not create(url, data):
+    if create(url, data, fence):
+        return
+    fence.confirm()
+    if is_committed():
         raise IntegrityError(
             f"{url} exists with other bytes than this attempt computed",
             hint="Workers of one job must have equal hardware and libraries; start over with --fresh.",
         )
+    fence.replace(url, data)
 
 
 def read_manifest(url: str) -> dict[str, Any] | None:
@@ -271,10 +304,18 @@ def read_manifest(url: str) -> dict[str, Any] | None:
         data = read_bytes(join_url(url, MANIFEST))
     except FileNotFoundError:
         return None
+    return _parse_manifest(join_url(url, MANIFEST), data)
+
+
+def _parse_manifest(url: str, data: bytes) -> dict[str, Any]:
     try:
-        manifest: dict[str, Any] = json.loads(data)
-    except ValueError as error:
-        raise IntegrityError(f"{join_url(url, MANIFEST)} is damaged: {error}") from error
+        manifest = json.loads(data)
+        if not isinstance(manifest, dict):
+            raise ValueError("it is no JSON object")
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(
+            f"{url} is damaged: {error}", hint="Put it back, or make the output again with --fresh."
+        ) from error
     return manifest
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from daskinfer.errors import Conflict, OutputOwned
+from pydantic import ValidationError
+
+from daskinfer.errors import Conflict, IntegrityError, OutputOwned
 from daskinfer.spec.section import Section
 from daskinfer.storage.filesystem import join_url, list_names
-from daskinfer.storage.outputs.ledger import RECORDS
+from daskinfer.storage.outputs.places import RECORDS
 from daskinfer.storage.slotlog import Slot, SlotLog
 
 
@@ -35,7 +37,8 @@ def current_owner(url: str) -> Owner | None:
 
 def former_owners(url: str, job: str) -> list[str]:
     """Return the ids of all jobs that an output has belonged to before it was this job's, the first one first."""
-    owners = [Owner.model_validate(slot.record).job for slot in _log_of(url).read()]
+    log = _log_of(url)
+    owners = [_parse(log, slot).job for slot in log.read()]
     return list(dict.fromkeys(owner for owner in owners if owner != job))
 
 
@@ -84,15 +87,63 @@ def confirm(url: str, job: str) -> None:
     """
     owner = current_owner(url)
     if owner is None or owner.job != job:
-        raise OutputOwned(
-            f"{url} was taken over by job {owner.job if owner else 'none'}; job {job} stops",
-            hint="Choose another output.url, or start over with --fresh.",
-        )
+        raise _taken_over(url, owner, job)
+
+
+class OwnerWatch:
+    """Whether an output is still a job's, asked again and again: one look at the log after the first time.
+
+    Parameters
+    ----------
+    url
+        The output.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._owner: Owner | None = None
+        self._next: int | None = None
+
+    def confirm(self, job: str) -> None:
+        """Make sure that nobody but this job owns the output; one without a log of owners is nobody's.
+
+        Raises
+        ------
+        OutputOwned
+            Another job does.
+        """
+        log = _log_of(self._url)
+        if self._next is None:
+            head, self._next = log.head(), 0
+            found = iter([] if head is None else [head])
+        else:
+            found = log.follow(self._next)
+        for slot in found:
+            self._owner, self._next = _parse(log, slot), slot.sequence + 1
+        if self._owner is not None and self._owner.job != job:
+            raise _taken_over(self._url, self._owner, job)
+
+
+def _taken_over(url: str, owner: Owner | None, job: str) -> OutputOwned:
+    return OutputOwned(
+        f"{url} was taken over by job {owner.job if owner else 'none'}; job {job} stops",
+        hint="Choose another output.url, or start over with --fresh.",
+    )
+
+
+def _parse(log: SlotLog, slot: Slot) -> Owner:
+    try:
+        return Owner.model_validate(slot.record)
+    except ValidationError as error:
+        raise IntegrityError(
+            f"{log.slot_url(slot.sequence)} does not name the owner of an output",
+            hint="It was damaged or changed by hand; put it back, or choose another output.url.",
+        ) from error
 
 
 def _owner_of(url: str, head: Slot | None) -> Owner | None:
     if head is not None:
-        return Owner.model_validate(head.record)
+        return _parse(_log_of(url), head)
     foreign = [name for name in list_names(url) if name != RECORDS]
     if foreign:
         listed = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")

@@ -6,7 +6,8 @@ import json
 
 from daskinfer.spec.rows import Reject
 from daskinfer.storage.filesystem import join_url, list_names, read_bytes
-from daskinfer.storage.outputs.ledger import QUARANTINE, name_rejects
+from daskinfer.storage.outputs.ledger import name_rejects
+from daskinfer.storage.outputs.places import QUARANTINE
 
 
 def read_quarantine(url: str, limit: int) -> list[Reject]:

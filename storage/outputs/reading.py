@@ -18,7 +18,8 @@ from daskinfer.storage.column_types import decode_type
 from daskinfer.storage.filesystem import absolute_url, join_url, read_bytes
 from daskinfer.storage.numpy_columns import to_arrow
 from daskinfer.storage.outputs.arrays import VALID, read_arrays
-from daskinfer.storage.outputs.ledger import MANIFEST, find_merged, read_manifest
+from daskinfer.storage.outputs.ledger import find_merged, read_manifest
+from daskinfer.storage.outputs.places import MANIFEST
 from daskinfer.storage.outputs.quarantine import read_rejects
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart
 from daskinfer.storage.outputs.tables import ROW, decode_jsonl, decode_parquet, find_values

@@ -13,10 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from daskinfer.spec.commit import CommitRecord
-from daskinfer.spec.generation import Generations, Pin
-from daskinfer.storage.filesystem import delete, join_url, read_bytes, replace_bytes
+from daskinfer.spec.generation import Generations
+from daskinfer.storage.filesystem import join_url, read_bytes
 from daskinfer.storage.outputs.commits import CommitDigest
-from daskinfer.storage.outputs.ledger import QUARANTINE, RECORDS, STAGED, Ledger
+from daskinfer.storage.outputs.fence import Fence
+from daskinfer.storage.outputs.ledger import Ledger
+from daskinfer.storage.outputs.places import QUARANTINE, RECORDS, STAGED
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, Sink, Written
 from daskinfer.storage.outputs.standing import Standing
 
@@ -33,19 +35,15 @@ class StagedPartSink:
 
     Parameters
     ----------
-    url
-        The output.
-    layout
-        Of the output.
-    pin
-        The generation.
+    records
+        Where the generation's commits are recorded.
     inner
         The sink of the generation's folder.
     """
 
-    def __init__(self, url: str, layout: OutputLayout, pin: Pin, inner: Sink) -> None:
+    def __init__(self, records: Ledger, inner: Sink) -> None:
         self._inner = inner
-        self._ledger = Ledger(url, layout, pin.scope)
+        self._ledger = records
 
     def create(self) -> None:
         """Prepare the generation's folder; idempotent."""
@@ -77,11 +75,16 @@ class StagedOutput:
         Of the output itself.
     generations
         Returns the job's generations as they are now.
+    fence
+        Through which it is written.
     """
 
-    def __init__(self, url: str, layout: OutputLayout, sink: Sink, generations: Callable[[], Generations]) -> None:
+    def __init__(
+        self, url: str, layout: OutputLayout, sink: Sink, generations: Callable[[], Generations], fence: Fence
+    ) -> None:
         self._url = url
         self._layout = layout
+        self._fence = fence
         self._sink = sink
         self._generations = generations
 
@@ -107,11 +110,11 @@ class StagedOutput:
         with ThreadPoolExecutor(_COPIES, thread_name_prefix="seal") as pool:
             for _ in pool.map(self._adopt, records):
                 pass
-        data = Ledger(self._url, self._layout).seal(manifest, records)
+        data = Ledger(self._url, self._layout, fence=self._fence).seal(manifest, records)
         for pin in self._generations().pins:
             # What was tried and not taken is kept, to be looked at.
             if not pin.is_trial or pin.scope in self._generations().owned:
-                delete(staged_url(self._url, self._layout.job, pin.generation), recursive=True)
+                self._fence.remove(staged_url(self._url, self._layout.job, pin.generation), recursive=True)
         return data
 
     def discard(self) -> None:
@@ -130,4 +133,5 @@ class StagedOutput:
                 # An earlier sealer put it in place and cleared the stage; the manifest says whether that is true.
                 read_bytes(join_url(self._url, path))
                 continue
-            replace_bytes(join_url(self._url, path), data)
+            if not self._fence.create(join_url(self._url, path), data):
+                self._fence.replace(join_url(self._url, path), data)

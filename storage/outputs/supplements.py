@@ -16,7 +16,7 @@ the way leaves everything that the next one needs to do the same again. The mani
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -26,10 +26,9 @@ from daskinfer.errors import IntegrityError
 from daskinfer.ids import canonical_json
 from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.section import Section
-from daskinfer.storage.filesystem import delete, join_url, list_names, read_bytes, replace_bytes
+from daskinfer.storage.filesystem import join_url, list_names, read_bytes
+from daskinfer.storage.outputs.fence import Fence
 from daskinfer.storage.outputs.ledger import (
-    MANIFEST,
-    QUARANTINE,
     Ledger,
     create_same,
     name_rejects,
@@ -37,8 +36,9 @@ from daskinfer.storage.outputs.ledger import (
     round_url,
 )
 from daskinfer.storage.outputs.merging import merge_manifest, merge_records
+from daskinfer.storage.outputs.places import MANIFEST, QUARANTINE
 from daskinfer.storage.outputs.reading import SealedPart
-from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, Sink, Written
+from daskinfer.storage.outputs.sink import OutputPart, Sink, Written
 
 _COPIES = 8
 
@@ -82,15 +82,16 @@ def next_round(url: str, job: str) -> Round:
     return Round(number=len(manifest.get("retries", [])) + 1, job=job, parts=refused)
 
 
-def save_round(url: str, round: Round) -> None:
+def save_round(fence: Fence, round: Round) -> None:
     """Write down what a round retries; a second time it is there."""
-    create_same(join_url(round_url(url, round.job, round.number), "round.json"), round.model_dump_json().encode())
+    place = join_url(round_url(fence.url, round.job, round.number), "round.json")
+    create_same(place, round.model_dump_json().encode(), fence)
 
 
-def note_inputs(url: str, round: Round, digest: str) -> None:
+def note_inputs(fence: Fence, round: Round, digest: str) -> None:
     """Write down which input files a round reads its rows from: they may have been mended since the run."""
-    place = join_url(round_url(url, round.job, round.number), "inputs.json")
-    replace_bytes(place, canonical_json({"inputs": digest}))
+    place = join_url(round_url(fence.url, round.job, round.number), "inputs.json")
+    fence.replace(place, canonical_json({"inputs": digest}))
 
 
 def read_round(url: str, job: str, number: int) -> Round:
@@ -115,19 +116,15 @@ class SupplementSink:
 
     Parameters
     ----------
-    url
-        The output.
-    layout
-        Of the output.
-    round
-        Number of the retry.
+    records
+        Where the round's commits are recorded.
     inner
         The sink of the driver's own folder.
     """
 
-    def __init__(self, url: str, layout: OutputLayout, round: int, inner: Sink) -> None:
+    def __init__(self, records: Ledger, inner: Sink) -> None:
         self._inner = inner
-        self._ledger = Ledger(url, layout, round=round)
+        self._ledger = records
 
     def create(self) -> None:
         """Prepare the folder; idempotent."""
@@ -147,19 +144,14 @@ class SupplementSink:
 
 
 def close_round(
-    url: str,
-    sink: Sink,
-    round: Round,
-    records: Sequence[CommitRecord],
-    ledgers: Mapping[int, Ledger],
-    check: Callable[[], None],
+    fence: Fence, sink: Sink, round: Round, records: Sequence[CommitRecord], ledgers: Mapping[int, Ledger]
 ) -> dict[str, Any]:
     """Put the merged parts of a round in their places and the manifest that names them in its; return the manifest.
 
     Parameters
     ----------
-    url
-        The output.
+    fence
+        Of the output: no driver that slept while another closed this round, or later ones, writes anything.
     sink
         Of the output.
     round
@@ -168,60 +160,57 @@ def close_round(
         The round's commit record of every part.
     ledgers
         Partition -> the records among which its own counts.
-    check
-        Raises where this driver must not go on; called before each part.
 
     Raises
     ------
     IntegrityError
         A part is not committed, or the folder of one was deleted.
     """
+    url = fence.url
     place = round_url(url, round.job, round.number)
     missing = {part.partition for part in round.parts} - {record.partition for record in records}
     if missing:
         raise IntegrityError(f"{place} cannot be closed: partition {min(missing)} is not committed")
     before = read_bytes(join_url(url, MANIFEST))
-    create_same(join_url(place, "before.json"), before)
+    create_same(join_url(place, "before.json"), before, fence)
 
-    check()
     for ledger in {ledgers[record.partition] for record in records}:
         ledger.drop_index()
 
     def adopt(record: CommitRecord) -> None:
-        check()
-        _adopt(url, sink, round, record, ledgers[record.partition])
+        _adopt(fence, sink, round, record, ledgers[record.partition])
 
     with ThreadPoolExecutor(_COPIES, thread_name_prefix="merge") as pool:
         for _ in pool.map(adopt, records):
             pass
-    check()
     inputs: str = json.loads(read_bytes(join_url(place, "inputs.json")))["inputs"]
     manifest = merge_manifest(json.loads(before), records, round.number, inputs)
-    replace_bytes(join_url(url, MANIFEST), canonical_json(manifest))
-    clear_supplements(url, round.job, round.number)
+    fence.replace(join_url(url, MANIFEST), canonical_json(manifest))
+    clear_supplements(fence, round.number)
     return manifest
 
 
-def clear_supplements(url: str, job: str, round: int) -> None:
+def clear_supplements(fence: Fence, round: int) -> None:
     """Delete the merged parts of a closed round, which are in their places; what it did stays."""
-    place = round_url(url, job, round)
+    place = round_url(fence.url, fence.job, round)
     for name in list_names(place):
         if name.startswith("e"):
-            delete(join_url(place, name), recursive=True)
+            fence.remove(join_url(place, name), recursive=True)
 
 
-def _adopt(url: str, sink: Sink, round: Round, record: CommitRecord, ledger: Ledger) -> None:
+def _adopt(fence: Fence, sink: Sink, round: Round, record: CommitRecord, ledger: Ledger) -> None:
     """Put a merged part in its place: the data first, then what is left of its quarantine, then its record."""
+    url = fence.url
     source = supplement_url(url, round.job, round.number, record.epoch)
     rejects = f"{QUARANTINE}/{name_rejects(record.partition)}"
     try:
         if record.digest != round.part(record.partition).digest:
             for path in sink.objects(record.partition):
-                replace_bytes(join_url(url, path), read_bytes(join_url(source, path)))
+                fence.replace(join_url(url, path), read_bytes(join_url(source, path)))
         if record.rows_quarantined:
-            replace_bytes(join_url(url, rejects), read_bytes(join_url(source, rejects)))
+            fence.replace(join_url(url, rejects), read_bytes(join_url(source, rejects)))
         else:
-            delete(join_url(url, rejects))
+            fence.remove(join_url(url, rejects))
     except FileNotFoundError as error:
         raise IntegrityError(
             f"partition {record.partition} of retry {round.number} cannot be merged: {error} is gone",

@@ -19,7 +19,8 @@ from daskinfer.storage.column_types import JSON, decode_type, is_text
 from daskinfer.storage.column_values import parse_json_column
 from daskinfer.storage.filesystem import join_url
 from daskinfer.storage.json_text import scan_object, to_json_texts
-from daskinfer.storage.outputs.ledger import Ledger, create_same
+from daskinfer.storage.outputs.fence import Fence
+from daskinfer.storage.outputs.ledger import Ledger, create_same, write_rejects
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, Written
 
 ROW = "row"
@@ -47,13 +48,26 @@ class TableSink:
         What its parts have in common.
     suffix
         `parquet` or `jsonl`.
+    fence
+        Through which it is written; by default one of the job.
+    records
+        What says which parts are committed; by default the output's own records.
     """
 
-    def __init__(self, url: str, layout: OutputLayout, suffix: str) -> None:
+    def __init__(
+        self,
+        url: str,
+        layout: OutputLayout,
+        suffix: str,
+        fence: Fence | None = None,
+        records: Ledger | None = None,
+    ) -> None:
         self._url = url
         self._layout = layout
         self._suffix = suffix
-        self._ledger = Ledger(url, layout)
+        self._fence = fence or Fence(url, layout.job)
+        self._ledger = Ledger(url, layout, fence=self._fence)
+        self._records = records or self._ledger
 
     def create(self) -> None:
         """Do nothing: the first part makes the folder."""
@@ -62,9 +76,10 @@ class TableSink:
         """Write the file of a partition."""
         table = make_table(part, self._layout)
         data = encode_parquet(table) if self._suffix == "parquet" else encode_jsonl(table, self._layout.keep)
-        (path,) = self.objects(part.partition.number)
-        self._ledger.write_rejects(part.partition, part.rejects)
-        create_same(join_url(self._url, path), data)
+        number = part.partition.number
+        (path,) = self.objects(number)
+        write_rejects(self._url, part.partition, part.rejects, self._fence, self._records)
+        create_same(join_url(self._url, path), data, self._fence, lambda: self._records.has(number))
         return Written(path, xxhash.xxh3_128_hexdigest(data), len(data))
 
     def commit(self, record: CommitRecord) -> CommitRecord:

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from daskinfer.errors import IntegrityError
 from daskinfer.spec.job import JobRecord
 from daskinfer.spec.verification import DamagedPart, OutputVerification
-from daskinfer.storage.filesystem import absolute_url, delete, find_files, join_url, list_names
+from daskinfer.storage.filesystem import absolute_url, find_files, join_url, list_names
 from daskinfer.storage.outputs.choice import choose_output_format, make_sink
-from daskinfer.storage.outputs.ledger import MANIFEST, QUARANTINE, RECORDS, RETRIES, name_rejects, read_manifest
+from daskinfer.storage.outputs.fence import Fence
+from daskinfer.storage.outputs.ledger import name_rejects, read_manifest
+from daskinfer.storage.outputs.places import MANIFEST, QUARANTINE, RECORDS, RETRIES
 from daskinfer.storage.outputs.reading import SealedOutput, SealedPart, open_output
 
 
@@ -36,7 +38,7 @@ def find_missing(record: JobRecord) -> tuple[int, ...] | None:
     )
 
 
-def reopen_output(record: JobRecord, missing: Sequence[int]) -> None:
+def reopen_output(record: JobRecord, missing: Sequence[int], fence: Fence) -> None:
     """Take back that partitions are committed and that the output is whole, so that a run computes and seals them again.
 
     In this order, so that a kill in between leaves an output that is still found not to be whole.
@@ -51,8 +53,8 @@ def reopen_output(record: JobRecord, missing: Sequence[int]) -> None:
         parts = f"files of {len(missing):,} of its parts are gone" if missing else f"its {MANIFEST} is gone"
         raise _make_damage(record, parts)
     for partition in missing:
-        delete(join_url(url, RECORDS, "commits", record.job, f"{partition:08d}.json"))
-    delete(join_url(url, MANIFEST))
+        fence.remove(join_url(url, RECORDS, "commits", record.job, f"{partition:08d}.json"))
+    fence.remove(join_url(url, MANIFEST))
 
 
 def verify_output(

@@ -17,6 +17,7 @@ import pytest
 from daskinfer.errors import IntegrityError, JobBusy
 from daskinfer.spec.commit import CommitRecord
 from daskinfer.storage.outputs.choice import open_sink
+from daskinfer.storage.outputs.fence import Fence
 from daskinfer.storage.outputs.ledger import Ledger, read_manifest
 from daskinfer.storage.outputs.merging import merge_part, merge_records
 from daskinfer.storage.outputs.quarantine import read_rejects
@@ -72,10 +73,11 @@ def make_retried(before: OutputPart, recovered: tuple[int, ...]) -> OutputPart:
 def compute(url: Path, format: str, recovered: dict[int, tuple[int, ...]], epoch: int = 2) -> None:
     """Do what the tasks of a retry do."""
     round = next_round(str(url), JOB)
-    save_round(str(url), round)
-    note_inputs(str(url), round, "sha256:new")
+    fence = Fence(str(url), JOB)
+    save_round(fence, round)
+    note_inputs(fence, round, "sha256:new")
     inner = open_format(Path(supplement_url(str(url), JOB, round.number, epoch)), format)
-    sink = SupplementSink(str(url), LAYOUT, round.number, inner)
+    sink = SupplementSink(Ledger(str(url), LAYOUT, round=round.number), inner)
     sink.create()
     output = open_output(str(url))
     for part in round.parts:
@@ -89,7 +91,7 @@ def close(url: Path, format: str, check: Any = lambda: None) -> dict[str, Any]:
     round = next_round(str(url), JOB)
     records = list(Ledger(str(url), LAYOUT, round=round.number).committed())
     ledgers = dict.fromkeys(range(3), Ledger(str(url), LAYOUT))
-    return close_round(str(url), open_format(url, format), round, records, ledgers, check)
+    return close_round(Fence(str(url), JOB, check=check), open_format(url, format), round, records, ledgers)
 
 
 def contents(url: Path, *skipped: str) -> dict[str, bytes]:
@@ -97,7 +99,7 @@ def contents(url: Path, *skipped: str) -> dict[str, bytes]:
     return {
         name: data
         for name, data in files.items()
-        if not name.startswith(("_daskinfer/retries", *skipped)) and not name.endswith(".tmp")
+        if not name.startswith(("_daskinfer/retries", "_daskinfer/work", *skipped))
     }
 
 

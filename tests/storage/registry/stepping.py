@@ -125,7 +125,7 @@ def install(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(MemoryFileSystem, "pseudo_dirs", [""])
     for name in _REQUESTS:
         patch.setattr(MemoryFileSystem, name, _stopping(getattr(MemoryFileSystem, name)))
-    patch.setattr(exclusive, "_create_in_memory", _stopping(exclusive._create_in_memory))
+    patch.setattr(exclusive, "create_in_memory", _stopping(exclusive.create_in_memory))
     # Events are written under a lock of the process, which actors must not share; their chains have tests of their own.
     patch.setattr(decisions, "write_event", _at_once(write_event))
     count = iter(range(10**9))
