@@ -173,9 +173,15 @@ class Fence:
             turn = name.partition("-")[0]
             if whole or (turn.isdecimal() and int(turn) < self.turn):
                 _destroy(home / self.job / name)
-        for folder in (home / self.job, home):
-            with suppress(OSError):
-                folder.rmdir()
+        self.leave()
+
+    def leave(self) -> None:
+        """Delete the folders that changes begin in, where nobody makes one."""
+        if is_local(self.url):
+            home = Path(self.url, RECORDS, WORK)
+            for folder in (home / self.job, home):
+                with suppress(OSError):
+                    folder.rmdir()
 
     def _confirm_turn(self) -> None:
         self.confirm()

@@ -155,20 +155,9 @@ class Ledger:
             "parts": parts,
         }
         self._sweep(records)
-        url, data = join_url(self._url, MANIFEST), canonical_json(whole)
-        if create(url, data, self._fence):
-            return data
-        there = read_bytes(url)
-        first = _parse_manifest(url, there)
-        if first.get("job") != self._layout.job:  # of a former owner that came too late
-            self._fence.replace(url, data)
-            return data
-        if first.get("parts") != parts:
-            raise IntegrityError(
-                f"{url} is the manifest of other data of job {self._layout.job}",
-                hint="Start over with --fresh, or choose another output.url.",
-            )
-        return there
+        data = self._create_manifest(whole)
+        self._fence.leave()
+        return data
 
     def discard(self) -> None:
         """Delete the output's data and records, the manifest first so that none ever speaks of missing data."""
@@ -183,6 +172,22 @@ class Ledger:
                 self._fence.remove(url)
             elif name not in (RECORDS, QUARANTINE) and exists(join_url(url, "zarr.json")):
                 self._fence.remove(url, recursive=True)
+
+    def _create_manifest(self, whole: Mapping[str, Any]) -> bytes:
+        url, data = join_url(self._url, MANIFEST), canonical_json(whole)
+        if create(url, data, self._fence):
+            return data
+        there = read_bytes(url)
+        first = _parse_manifest(url, there)
+        if first.get("job") != self._layout.job:  # of a former owner that came too late
+            self._fence.replace(url, data)
+            return data
+        if first.get("parts") != whole["parts"]:
+            raise IntegrityError(
+                f"{url} is the manifest of other data of job {self._layout.job}",
+                hint="Start over with --fresh, or choose another output.url.",
+            )
+        return there
 
     def _sweep(self, records: Sequence[CommitDigest]) -> None:
         """Delete what writers that were killed, or came too late, have left in a whole output."""

@@ -196,6 +196,7 @@ def clear_supplements(fence: Fence, round: int) -> None:
     for name in list_names(place):
         if name.startswith("e"):
             fence.remove(join_url(place, name), recursive=True)
+    fence.leave()
 
 
 def _adopt(fence: Fence, sink: Sink, round: Round, record: CommitRecord, ledger: Ledger) -> None:
