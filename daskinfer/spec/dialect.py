@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from daskinfer.spec.section import Section
+from daskinfer.spec.section import DescribedSection
 
 AUTO = "auto"
 _UTF8 = "utf-8"
@@ -16,7 +16,7 @@ _UTF8 = "utf-8"
 _NO_TEXT = {"charmap", "idna", "mbcs", "oem", "punycode", "raw-unicode-escape", "undefined", "unicode-escape"}
 
 
-class Csv(Section):
+class Csv(DescribedSection):
     """How csv files are written."""
 
     delimiter: str = AUTO

@@ -6,13 +6,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from daskinfer.spec.section import Section
+from daskinfer.spec.section import DescribedSection
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class Gate(Section):
+class Gate(DescribedSection):
     """When a candidate passes; a threshold that is null is not looked at."""
 
     tolerance: Positive = 1e-3

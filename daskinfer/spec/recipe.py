@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from daskinfer.ids import digest_of
 from daskinfer.spec.dialect import AUTO, Csv, check_encoding
 from daskinfer.spec.gate import Gate
-from daskinfer.spec.section import Section
+from daskinfer.spec.section import DescribedSection
 
 Auto = Literal["auto"]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -21,7 +21,7 @@ Amount = Annotated[float, Field(gt=0)]
 Place = Annotated[str, Field(min_length=1)]
 
 
-class ModelOptions(Section):
+class ModelOptions(DescribedSection):
     """What the task does around the model's own layers."""
 
     pooling: Literal["auto", "mean", "cls", "max", "mean_sqrt_len", "weightedmean", "lasttoken"] = "auto"
@@ -38,7 +38,7 @@ class ModelOptions(Section):
     """`score`: also write every token's id and log-probability."""
 
 
-class Model(Section):
+class Model(DescribedSection):
     """Which checkpoint runs, and what it is asked to do."""
 
     checkpoint: str
@@ -60,7 +60,7 @@ class Model(Section):
     """Pooling, normalisation, truncation."""
 
 
-class Input(Section):
+class Input(DescribedSection):
     """Where the rows come from."""
 
     url: Place | Annotated[tuple[Place, ...], Field(min_length=1)]
@@ -92,7 +92,7 @@ class Input(Section):
         return (self.url,) if isinstance(self.url, str) else self.url
 
 
-class Output(Section):
+class Output(DescribedSection):
     """Where the results go."""
 
     url: Place
@@ -111,7 +111,7 @@ class Output(Section):
         return keep
 
 
-class Activations(Section):
+class Activations(DescribedSection):
     """How activations move between stages."""
 
     transport: Literal["auto", "zarr", "direct"] = "auto"
@@ -120,7 +120,7 @@ class Activations(Section):
     """Compression of activation chunks."""
 
 
-class Pipeline(Section):
+class Pipeline(DescribedSection):
     """How the model is cut and how much is in flight."""
 
     stages: Auto | Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)] | str, ...] = "auto"
@@ -134,7 +134,7 @@ class Pipeline(Section):
     """Transport and codec of the edges between stages."""
 
 
-class Placement(Section):
+class Placement(DescribedSection):
     """Which workers may hold a shard."""
 
     requires: dict[str, Amount] = {"GPU": 1}
@@ -145,7 +145,7 @@ class Placement(Section):
     """Workers that keep shards in memory and compute nothing until a stage loses its worker."""
 
 
-class Trial(Section):
+class Trial(DescribedSection):
     """A candidate that is compared with the job's checkpoint on a share of the partitions."""
 
     checkpoint: str
@@ -158,7 +158,7 @@ class Trial(Section):
     """When the candidate passes."""
 
 
-class Consistency(Section):
+class Consistency(DescribedSection):
     """Which snapshot a partition is computed on, when the checkpoint's alias moves while the job runs."""
 
     mode: Literal["strong", "bounded", "eventual"] = "strong"
@@ -225,7 +225,7 @@ class Consistency(Section):
         return 0 if self.max_lag is None and self.max_age is None else self.max_lag
 
 
-class Errors(Section):
+class Errors(DescribedSection):
     """How many rows may fail."""
 
     max_rows: Annotated[int, Field(ge=0)] | Fraction = 0.01
@@ -246,7 +246,7 @@ class Errors(Section):
         return int(self.max_rows * rows) if isinstance(self.max_rows, float) else self.max_rows
 
 
-class Recovery(Section):
+class Recovery(DescribedSection):
     """What is done about what fails, and how long it may go on before that, in seconds."""
 
     missing: Literal["wait", "stop"] = "wait"
@@ -261,7 +261,7 @@ class Recovery(Section):
     """A store that refuses for so long ends the run."""
 
 
-class LocalCluster(Section):
+class LocalCluster(DescribedSection):
     """Worker processes on this machine."""
 
     workers: Annotated[int, Field(ge=1)] = 2
@@ -272,7 +272,7 @@ class LocalCluster(Section):
     """Dask resources that each worker declares."""
 
 
-class Cluster(Section):
+class Cluster(DescribedSection):
     """Where the job runs: `local`, or the `address` of a running Dask scheduler."""
 
     local: LocalCluster | None = None
@@ -305,7 +305,7 @@ OPERATIONAL: dict[str, Any] = {
 }
 
 
-class Recipe(Section):
+class Recipe(DescribedSection):
     """A batch-inference job: this model over these rows, written there."""
 
     daskinfer: Literal[1]

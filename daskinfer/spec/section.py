@@ -1,4 +1,4 @@
-"""The base of every noun that is written down."""
+"""The bases of every noun that is written down."""
 
 from __future__ import annotations
 
@@ -8,4 +8,13 @@ from pydantic import BaseModel, ConfigDict
 class Section(BaseModel):
     """Base of all records: immutable, and unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DescribedSection(Section):
+    """Base of what users write: what a key means is part of the schema and of error messages.
+
+    The docstrings are read from the source when the class is made, which takes too long for every record.
+    """
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
