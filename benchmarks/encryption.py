@@ -11,6 +11,7 @@ import argparse
 import json
 import shutil
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ from daskinfer.testing.tinymodels import make_tiny_bert
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("none", "tls")
 SIZES = {"1 kB": 1_000, "1 MB": 1_000_000, "16 MB": 16_000_000, "64 MB": 64_000_000}
-HOPS = 20
+HOPS = 10
 
 
 def main() -> None:
@@ -55,6 +56,7 @@ def main() -> None:
         for kind in KINDS if round % 2 else reversed(KINDS):
             with encryption(kind):
                 costs = measure_hops() | measure_job(work, f"{kind}-{round}", options.stages)
+            print(kind, costs, file=sys.stderr, flush=True)
             if round:  # the first is what only comes once
                 for what, seconds in costs.items():
                     found[kind].setdefault(what, []).append(seconds)
@@ -64,7 +66,6 @@ def main() -> None:
         target.parent.mkdir(exist_ok=True)
         target.write_text(json.dumps({"rounds": found, "medians": medians}) + "\n")
     show(medians)
-    print(json.dumps(found))
 
 
 def make_bert(path: Path) -> Path:
