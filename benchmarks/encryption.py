@@ -99,7 +99,7 @@ def encryption(kind: str) -> Iterator[None]:
 def measure_hops() -> dict[str, float]:
     """Return seconds from the end of a task on one worker to the end of one that takes its result on another."""
     costs = {}
-    with open_cluster(Cluster()) as client:
+    with open_cluster(Cluster()) as (client, _):
         first, second = sorted(client.scheduler_info(n_workers=-1)["workers"])
         for name, size in SIZES.items():
             costs[name] = statistics.median(hop(client, first, second, size) for _ in range(HOPS))

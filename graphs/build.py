@@ -74,12 +74,17 @@ def stage_token(handle: JobHandle, stage: int) -> str:
 
     The driver is part of it: one that was killed, or lost its scheduler, leaves its tokens behind.
     """
-    return f"{handle.job}/{handle.driver}/g{handle.pin.generation}/stage-{stage}"
+    return f"{token_prefix(handle)}g{handle.pin.generation}/stage-{stage}"
 
 
 def crew_token(handle: JobHandle) -> str:
     """Return the resource that says: this worker works for this driver."""
-    return f"{handle.job}/{handle.driver}/crew"
+    return f"{token_prefix(handle)}crew"
+
+
+def token_prefix(handle: JobHandle) -> str:
+    """Return what the names of all tokens of this driver begin with, and no other driver's."""
+    return f"{handle.job}/{handle.driver}/"
 
 
 def load_graph(handle: JobHandle, stage: int, worker: str, attempt: int = 0) -> TaskGraph:

@@ -202,6 +202,17 @@ def forget_job(handle: JobHandle) -> None:
                 del _SHARDS.shards[key]
 
 
+def forget_driver(job: str, member: str) -> None:
+    """Drop a job's records from this process, of all its generations, and its shards unless something else uses them."""
+    with _CONTEXTS_LOCK:
+        keys = [key for key in _CONTEXTS if key[1:3] == (job, member)]
+        gone = {_CONTEXTS.pop(key).snapshot for key in keys}
+        gone -= {other.snapshot for other in _CONTEXTS.values()}
+    with _SHARDS.lock:
+        for key in [key for key in _SHARDS.shards if key[0] in gone]:
+            del _SHARDS.shards[key]
+
+
 def forget_shards(handles: Sequence[JobHandle], stage: int | None) -> None:
     """Drop a stage's shards of all these generations from this process; everything of theirs where it is None."""
     for handle in handles:

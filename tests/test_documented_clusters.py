@@ -59,8 +59,15 @@ def test_the_processes_of_the_pages_listen_on_loopback_alone(more: str, tmp_path
             if more and "worker" in words:
                 words = [*(word for word in words if word != "--no-nanny"), *shlex.split(more)]
             # Without a word, for nobody would read it.
-            streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            processes.append(psutil.Popen([sys.executable, "-m", *words], cwd=tmp_path, env=environment, **streams))
+            processes.append(
+                psutil.Popen(
+                    [sys.executable, "-m", *words],
+                    cwd=tmp_path,
+                    env=environment,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+            )
         deadline = time.monotonic() + 90
         worker = processes[[" worker " in command for command in DOCUMENTED].index(True)]
         while len(listening(worker)) < (2 if more else 1) and time.monotonic() < deadline:

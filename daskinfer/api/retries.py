@@ -76,7 +76,8 @@ def retry(
         _refresh(store)  # a driver may have died after its last step but this
         clear_supplements(open_fence(record, workspace), round.number - 1)
         return None
-    session = RetrySession(reopen_job(store, recipe, find_workers(recipe.cluster)), recipe, tell, began, round)
+    workers = find_workers(recipe.cluster, lambda line: tell(Progress(phase="preparing", message=line)))
+    session = RetrySession(reopen_job(store, recipe, workers), recipe, tell, began, round)
     session.run()
     report = make_retry_report(session, command, time.monotonic() - began, started)
     store.save_retry_report(session.round.number, report, render_html(report))

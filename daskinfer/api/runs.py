@@ -64,7 +64,8 @@ def run(
     tell(Progress(phase="preparing"))
     if join:
         refuse_changes(recipe)
-    job = open_job(recipe, find_workers(recipe.cluster), fresh)
+    workers = find_workers(recipe.cluster, lambda line: tell(Progress(phase="preparing", message=line)))
+    job = open_job(recipe, workers, fresh)
     if job.done and (report := job.store.report()) is not None:
         return report
     session = Session(job, recipe, tell, began, join)
@@ -102,7 +103,8 @@ def validate(recipe: Recipe) -> list[str]:
         Whatever would stop the run before it begins.
     """
     check_places(recipe)
-    workers = find_workers(recipe.cluster)
+    alone: list[str] = []
+    workers = find_workers(recipe.cluster, alone.append)
     draft, table = draft_job(recipe, workers)
     current_owner(draft.output)  # refuses files of strangers
     resolution, plan = draft.resolution, draft.plan
@@ -119,6 +121,7 @@ def validate(recipe: Recipe) -> list[str]:
         *([f"length: {draft.length}"] if draft.length else []),
         *([f"left out: {draft.left_out}"] if draft.left_out else []),
         f"output: {written}{''.join(f', {name}' for name in recipe.output.keep)}",
+        *alone,
     ]
     try:
         owner = find_owner(recipe, workers)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +13,12 @@ from distributed import Client
 from distributed.utils import silence_logging_cmgr
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from daskinfer.errors import JobFailed, RecipeError
+from daskinfer.errors import JobFailed
 from daskinfer.logs import log_settings
 from daskinfer.models.devices import find_device
+from daskinfer.runtime.admission import Admission, describe_scheduler
+from daskinfer.runtime.cleanup import take_leave
+from daskinfer.runtime.contact import confirm_scheduler
 from daskinfer.runtime.local import memory_of_worker, start_fork_server, start_workers
 from daskinfer.runtime.processes import set_up_processes
 from daskinfer.spec import recipe as recipes
@@ -26,11 +29,21 @@ CONNECT_SECONDS = 10
 _QUIET = {"distributed.admin.low-level-log-length": 20}
 
 
-def find_workers(cluster: recipes.Cluster) -> list[WorkerShape]:
-    """Return the workers that a plan can count on: those of a running cluster, or those that would be started."""
+def find_workers(cluster: recipes.Cluster, say: Callable[[str], None] = lambda line: None) -> list[WorkerShape]:
+    """Return the workers that a plan can count on: those of a running cluster, or those that would be started.
+
+    Parameters
+    ----------
+    cluster
+        Which one.
+    say
+        Told of every worker that is left alone.
+    """
     if cluster.address is not None:
-        with _connect(cluster.address) as client:
-            return measure_workers(client)
+        with dask.config.set(_QUIET), silence_logging_cmgr(logging.CRITICAL), _connect(cluster.address) as client:
+            describe_scheduler(client)
+            connected = [shape.address for shape in worker_shapes(client)]
+            return measure_workers(client, sorted(Admission(client, say=say).require(connected)))
     local = cluster.workers
     device = find_device()
     memory = memory_of_worker(local)
@@ -49,7 +62,9 @@ def start_imports(cluster: recipes.Cluster) -> None:
 
 
 @contextmanager
-def open_cluster(cluster: recipes.Cluster, patience: float = 0) -> Iterator[Client]:
+def open_cluster(
+    cluster: recipes.Cluster, patience: float = 0, say: Callable[[str], None] = lambda line: None
+) -> Iterator[tuple[Client, Admission]]:
     """Start or join a cluster, prepare its processes, and leave it as it was found.
 
     Parameters
@@ -58,6 +73,13 @@ def open_cluster(cluster: recipes.Cluster, patience: float = 0) -> Iterator[Clie
         Which one.
     patience
         Seconds that a scheduler may take until it answers, beyond those of one try.
+    say
+        Told of every worker that is left alone.
+
+    Yields
+    ------
+    tuple
+        A client, and what tells which workers can be used.
 
     Raises
     ------
@@ -74,21 +96,25 @@ def open_cluster(cluster: recipes.Cluster, patience: float = 0) -> Iterator[Clie
             silence_logging_cmgr(logging.CRITICAL),
             _connect_patiently(cluster.address, patience) as client,
         ):
-            set_up_processes(client, logs)
-            yield client
+            try:
+                yield client, set_up_processes(client, logs, say, is_shared=True)
+            finally:
+                if client.status == "running":
+                    with suppress(OSError):  # the scheduler goes in this moment
+                        take_leave(client)
         return
     with dask.config.set(_QUIET), start_workers(cluster.workers) as workers, Client(workers) as client:
-        set_up_processes(client, logs)
-        yield client
+        yield client, set_up_processes(client, logs, say)
 
 
-def measure_workers(client: Client, workers: list[str] | None = None) -> list[WorkerShape]:
-    """Return the workers that are connected now, or those of them that are named, with what they compute on."""
-    devices: dict[str, DeviceShape] = client.run(find_device, workers=workers)
+def measure_workers(client: Client, workers: list[str]) -> list[WorkerShape]:
+    """Return those of some workers that are connected now, with what they compute on."""
+    # One that is gone, or stops answering, is not counted on.
+    found: dict[str, DeviceShape | BaseException] = client.run(find_device, workers=workers, on_error="return")
     return [
-        shape.model_copy(update={"device": devices[shape.address]})
+        shape.model_copy(update={"device": device})
         for shape in worker_shapes(client)
-        if shape.address in devices
+        if isinstance(device := found.get(shape.address), DeviceShape)
     ]
 
 
@@ -112,12 +138,9 @@ def shape_worker(address: str, identity: dict[str, Any]) -> WorkerShape:
 
 
 def _connect(address: str) -> Client:
+    confirm_scheduler(address)
     try:
         return Client(address, timeout=CONNECT_SECONDS)
-    except ValueError as error:
-        raise RecipeError(
-            f"cluster.address: {address} is no address: {error}", hint="Write it as tcp://HOST:PORT or tls://HOST:PORT."
-        ) from error
     except OSError as error:
         raise JobFailed(
             f"no Dask scheduler answers at {address}: {error}", hint="Start it, or mend cluster.address in the recipe."

@@ -13,18 +13,19 @@ from distributed import Client
 from distributed.comm import CommClosedError
 
 from daskinfer.errors import ClusterLost, DaskinferError, Interrupted
-from daskinfer.graphs.build import crew_token, stage_token
-from daskinfer.graphs.context import forget_job
+from daskinfer.graphs.build import crew_token, stage_token, token_prefix
 from daskinfer.graphs.handoff import JobHandle
 from daskinfer.planning.comparison import merge_parts
+from daskinfer.runtime.admission import Admission
 from daskinfer.runtime.claimer import Claimer
 from daskinfer.runtime.claims import Claim, Claimed
+from daskinfer.runtime.cleanup import bring
 from daskinfer.runtime.cluster import measure_workers, worker_shapes
 from daskinfer.runtime.core import DriverCore
 from daskinfer.runtime.departures import Departures
 from daskinfer.runtime.desk import Desk
 from daskinfer.runtime.errands import Errands
-from daskinfer.runtime.health import Restart, WorkerFrozen
+from daskinfer.runtime.health import Restart, WorkerFrozen, WorkerPaused, WorkerResumed
 from daskinfer.runtime.keeper import Keeper
 from daskinfer.runtime.ledger import Ledger
 from daskinfer.runtime.listening import listen
@@ -42,6 +43,7 @@ from daskinfer.runtime.messages import (
     Judge,
     LoadShard,
     LookAtAlias,
+    MemoryPressure,
     Note,
     OpenGeneration,
     Prepare,
@@ -60,7 +62,7 @@ from daskinfer.runtime.narration import narrate
 from daskinfer.runtime.orders import Answer, Say, StandDown, StoodDown
 from daskinfer.runtime.probes import Abandon, Convict, Convicted, Inspect, Probe, SecondStart, Withdraw
 from daskinfer.runtime.submission import Submissions
-from daskinfer.runtime.tokens import ANSWER_SECONDS, grant_tokens
+from daskinfer.runtime.tokens import grant_tokens
 from daskinfer.runtime.vigil import Vigil, restart_worker
 from daskinfer.spec.comparison import PartComparison
 from daskinfer.spec.control import WorkerState
@@ -83,6 +85,8 @@ class Driver:
     ----------
     client
         Connected to a cluster whose processes are set up.
+    admission
+        Which of its workers can be used.
     core
         The logic.
     ledger
@@ -112,6 +116,7 @@ class Driver:
     def __init__(
         self,
         client: Client,
+        admission: Admission,
         core: DriverCore,
         ledger: Ledger,
         handle: JobHandle,
@@ -126,6 +131,7 @@ class Driver:
         claimer: Claimer | None = None,
     ) -> None:
         self._client = client
+        self._admission = admission
         self._connection = client.scheduler_comm
         self._core = core
         self._ledger = ledger
@@ -162,7 +168,10 @@ class Driver:
             It cannot go on; everything committed stays.
         """
         try:
-            with listen(self._client, self._handle, self._ledger.loads, self._measure, self._happened.put), self._vigil:
+            bring(self._client, job=self._handle.job, member=self._handle.member, tokens=token_prefix(self._handle))
+            hearing = listen(self._client, self._handle, self._ledger.loads, self._measure, self._happened.put)
+            with hearing as look_at, self._vigil:
+                self._admission.wake = lambda worker: self._happened.put(partial(look_at, worker))
                 self._perform(self._core.start(self._measure(self._client)))
                 while not self._sealed:
                     self._step()
@@ -186,17 +195,8 @@ class Driver:
         return self._core.crew.roster()
 
     def withdraw(self) -> None:
-        """Take tasks, tokens and shards of this job back from a cluster that others use."""
+        """Take the tasks of this job back from a cluster that others use; all else goes as the connection ends."""
         self._submissions.withdraw()
-        tokens = self._list_tokens(None)
-        workers = self._used & {worker.address for worker in worker_shapes(self._client)}
-        for worker in workers:
-            # It may be gone, or frozen: then it hears of each of these should it wake.
-            with suppress(OSError):
-                grant_tokens(self._client, worker, dict.fromkeys(tokens, 0))
-            for handle in self._handles.values():
-                with suppress(OSError):
-                    self._client.run(forget_job, handle, workers=[worker], callback_timeout=ANSWER_SECONDS)
 
     def _check_connection(self, cause: Exception | None = None) -> None:
         # A client that finds its scheduler again has a new connection, and has lost all futures.
@@ -213,6 +213,10 @@ class Driver:
         with suppress(queue.Empty):
             happened = self._happened.get(timeout=TICK_SECONDS)
             event = happened()
+        if isinstance(event, WorkerFrozen | WorkerPaused | WorkerResumed | MemoryPressure) and not (
+            self._admission.is_usable(event.worker)
+        ):
+            event = None  # somebody else's, and none of our affairs
         if event is not None:
             narrate(event)
             if isinstance(event, ShardLoaded):
@@ -325,9 +329,11 @@ class Driver:
 
     def _measure(self, client: Client, workers: list[str] | None = None) -> list[WorkerShape]:
         """Return the shapes of workers; asking for their devices is for those that may have other memory than the host's."""
+        there = {shape.address: shape for shape in worker_shapes(client)}
+        usable = self._admission.admit([worker for worker in workers or there if worker in there])
         if self._ledger.plan.numerics.device != "cpu":
-            return measure_workers(client, workers)
-        return [shape for shape in worker_shapes(client) if workers is None or shape.address in workers]
+            return measure_workers(client, sorted(usable))
+        return [shape for address, shape in there.items() if address in usable]
 
     def _list_tokens(self, stage: int | None) -> list[str]:
         """Return the tokens of a stage, of all generations; all of the job's for None."""

@@ -24,7 +24,7 @@ def listen(
     loads: Loads,
     measure: Callable[[Client, list[str]], list[WorkerShape]],
     tell: Callable[[Callable[[], Event | None]], None],
-) -> Iterator[None]:
+) -> Iterator[Callable[[str], Event | None]]:
     """Hear what happens on a cluster.
 
     Parameters
@@ -39,6 +39,11 @@ def listen(
         Gives the shapes of workers.
     tell
         Takes a function that gives the event, if there is one; it is called in a thread of the client's.
+
+    Yields
+    ------
+    callable
+        Looks at a worker: it has joined, or is gone again.
     """
 
     def look_at(address: str) -> Event | None:
@@ -68,7 +73,7 @@ def listen(
     client.subscribe_topic("all", hear)
     client.subscribe_topic(LOADING_TOPIC, hear_loading)
     try:
-        yield
+        yield look_at
     finally:
         client.unsubscribe_topic("all")
         client.unsubscribe_topic(LOADING_TOPIC)

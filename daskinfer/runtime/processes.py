@@ -2,53 +2,77 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from distributed import Client, Scheduler, Worker
-from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.gc import disable_gc_diagnosis
 
 from daskinfer.graphs.identity import set_identity
 from daskinfer.graphs.reporting import set_sender
 from daskinfer.logs import LogSettings, set_up_logging
+from daskinfer.runtime import admission, cleanup
+from daskinfer.runtime.admission import Admission
 from daskinfer.runtime.serialization import register_serializers
 
 # Every death of a worker is counted against all tasks assigned to it, innocent ones included; the driver counts
 # attempts itself.
 ALLOWED_FAILURES = 1_000
-_SET_UP_SECONDS = 15.0
 
 
-class ProcessSetup(WorkerPlugin):
-    """Serialisers, sizes and what tasks know of their process, on every worker that is there or comes later."""
+def set_up_processes(
+    client: Client,
+    logs: LogSettings | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    is_shared: bool = False,
+) -> Admission:
+    """Prepare this process, the scheduler's, and those workers that are there and can be used.
 
-    name = "daskinfer-process"
+    No plugin does it, for that would keep every worker without daskinfer from starting, whoever it is for.
 
-    def __init__(self, logs: LogSettings | None) -> None:
-        self._logs = logs
+    Parameters
+    ----------
+    client
+        Connected to the cluster.
+    logs
+        How its workers log.
+    say
+        Told of every worker that cannot be used.
+    is_shared
+        Whether the cluster goes on without this client, and is to be left as it was found.
 
-    def setup(self, worker: Worker) -> None:
-        """Prepare a worker; must be quick, for it runs on the worker's event loop."""
-        register_serializers()
-        set_identity(worker.address, worker.local_directory)
-        set_sender(worker.log_event)
-        if self._logs is not None:
-            set_up_logging(self._logs)
-
-
-def set_up_processes(client: Client, logs: LogSettings | None = None) -> None:
-    """Prepare this process, the scheduler's and all workers', now and in future; these log as `logs` says."""
+    Returns
+    -------
+    Admission
+        What prepares the workers that come later.
+    """
     register_serializers()
     # It calls Python in the middle of everything, and an interrupt that comes there is ignored.
     disable_gc_diagnosis(force=True)
-    plugin = ProcessSetup(logs)
-    # What `register_plugin` does, but that it would wait for ever for a worker that is frozen. Such a one is set up
-    # should it wake, before it takes a task; that it is frozen is found out later.
-    with suppress(TimeoutError):
-        client.sync(
-            client._register_worker_plugin, plugin, plugin.name, idempotent=False, callback_timeout=_SET_UP_SECONDS
-        )
+    admission.describe_scheduler(client)
+    if is_shared:
+        cleanup.arrive(client)
     client.run_on_scheduler(_set_up_scheduler)
+    found = Admission(client, partial(_set_up_workers, client, logs), say)
+    found.require(client.sync(client.scheduler.identity, n_workers=-1)["workers"])
+    return found
+
+
+def _set_up_workers(client: Client, logs: LogSettings | None, workers: list[str]) -> None:
+    cleanup.bring(client, workers)
+    # One that is gone by now, or frozen, is found out later; one that is slow is set up before it hears of a task.
+    with suppress(TimeoutError):
+        client.run(_set_up_worker, logs, workers=workers, on_error="ignore", callback_timeout=admission.ANSWER_SECONDS)
+
+
+def _set_up_worker(logs: LogSettings | None, dask_worker: Worker) -> None:
+    """Prepare a worker; must be quick, for it runs on the worker's event loop."""
+    register_serializers()
+    set_identity(dask_worker.address, dask_worker.local_directory)
+    set_sender(dask_worker.log_event)
+    if logs is not None:
+        set_up_logging(logs)
 
 
 def _set_up_scheduler(dask_scheduler: Scheduler) -> None:

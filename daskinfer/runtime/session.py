@@ -96,6 +96,7 @@ class Session:
         self._began = began
         self._phase: Phase = "starting"
         self._due: dict[str, float] = {}
+        self._said: set[str] = set()
         self._lost: tuple[int, float] | None = None
         """Number of the incident of a lost scheduler that is not over, and when it was noted."""
 
@@ -269,11 +270,13 @@ class Session:
             poison=poison,
             claims=Claims(self.member, record.partitions, committed) if self.member else None,
         )
-        with open_cluster(self.recipe.cluster, PATIENCE_SECONDS if connection else 0) as client:
+        opened = open_cluster(self.recipe.cluster, PATIENCE_SECONDS if connection else 0, self._say_once)
+        with opened as (client, admission):
             self._enter("loading")
             self.ledger.loads.clear()
             driver = Driver(
                 client=client,
+                admission=admission,
                 core=core,
                 ledger=self.ledger,
                 handle=replace(keeper.handle(pin), connection=connection),
@@ -294,6 +297,12 @@ class Session:
                 self.counters = dict(core.counters)
                 self.pins = keeper.log.known.pins
                 self._leave(driver, client)
+
+    def _say_once(self, line: str) -> None:
+        """Say what a run found out about its cluster, unless it has been said over an earlier connection."""
+        if line not in self._said:
+            self._said.add(line)
+            self._note("worker-left-alone", line)
 
     def _limits(self) -> Limits:
         return Limits.of(self.recipe, self.job.record.rows)

@@ -21,7 +21,7 @@ from daskinfer.spec.recipe import Cluster, LocalCluster
 
 @pytest.fixture(scope="module")
 def local() -> Iterator[Client]:
-    with open_cluster(Cluster(local=LocalCluster(workers=1))) as client:
+    with open_cluster(Cluster(local=LocalCluster(workers=1))) as (client, _):
         yield client
 
 

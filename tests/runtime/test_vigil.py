@@ -14,7 +14,7 @@ from dask.utils import key_split
 from distributed import Client, Worker
 
 from daskinfer.graphs.handoff import JobHandle
-from daskinfer.runtime import processes, tokens
+from daskinfer.runtime import admission, processes, tokens
 from daskinfer.runtime.health import WorkerFrozen, WorkerPaused, WorkerResumed
 from daskinfer.runtime.messages import Event, MemoryPressure
 from daskinfer.runtime.probes import Running
@@ -145,14 +145,14 @@ def test_a_stopped_worker_keeps_nobody_waiting(
 ) -> None:
     """A driver that waited for it would be deaf to the news that it is frozen."""
     monkeypatch.setattr(tokens, "ANSWER_SECONDS", 0.3)
-    monkeypatch.setattr(processes, "_SET_UP_SECONDS", 0.3)
+    monkeypatch.setattr(admission, "ANSWER_SECONDS", 0.3)
     frozen = addresses[0]
     process = client.run(os.getpid, workers=[frozen])[frozen]
     os.kill(process, signal.SIGSTOP)
     try:
         with pytest.raises(TimeoutError):
             tokens.grant_tokens(client, frozen, {"token": 1})
-        processes.set_up_processes(client)
+        assert processes.set_up_processes(client).admit(addresses) == {addresses[1]}
     finally:
         os.kill(process, signal.SIGCONT)
     deadline = time.monotonic() + 20

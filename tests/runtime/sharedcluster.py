@@ -1,0 +1,145 @@
+"""A scheduler and workers of other people: processes of their own, some without daskinfer, some with another one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from distributed import Client, Scheduler, Worker
+
+_WITHOUT = """
+import sys
+
+class Hide:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "daskinfer":
+            raise ModuleNotFoundError("No module named 'daskinfer'", name="daskinfer")
+
+sys.meta_path.insert(0, Hide())
+"""
+_OLDER = """
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+sys.path.insert(0, {folder!r})
+"""
+_WORKER = """
+from distributed.cli.dask_worker import main
+main()
+"""
+LOOPBACK = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0")
+
+
+@dataclass
+class SharedCluster:
+    """Its address and its processes, by name."""
+
+    folder: Path
+    address: str = ""
+    processes: dict[str, psutil.Popen] = field(default_factory=dict)
+
+    def start(self) -> None:
+        place = self.folder / "scheduler.json"
+        self._begin("scheduler", "-m", "dask", "scheduler", *LOOPBACK, "--port", "0", "--scheduler-file", str(place))
+        wait_until(lambda: place.exists() and bool(place.read_text().strip()))
+        with Client(scheduler_file=str(place), timeout=60) as client:
+            self.address = client.scheduler.address
+
+    def add(self, name: str, prologue: str = "") -> None:
+        """Start a worker of this name, whose Python runs some lines before all else."""
+        options = [*LOOPBACK, "--no-nanny", "--nthreads", "1", "--memory-limit", "0", "--name", name]
+        words = [self.address, *options, "--resources", "GPU=1"]
+        self._begin(name, "-c", prologue + _WORKER, *words)
+
+    def add_without(self, name: str) -> None:
+        """Start a worker that has no daskinfer."""
+        self.add(name, _WITHOUT)
+
+    def add_older(self, name: str) -> None:
+        """Start a worker that has another daskinfer."""
+        package = self.folder / "older/daskinfer"
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text('__version__ = "0.0.1"\n')
+        self.add(name, _OLDER.format(folder=str(package.parent)))
+
+    def await_workers(self, count: int) -> None:
+        with Client(self.address, timeout=60) as client:
+            client.wait_for_workers(count, timeout=120)
+
+    def stop(self) -> None:
+        for process in self.processes.values():
+            process.kill()
+        psutil.wait_procs(list(self.processes.values()), timeout=30)
+
+    def _begin(self, name: str, *words: str) -> None:
+        environment = os.environ | {"PYTHONPATH": "", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        self.processes[name] = psutil.Popen(
+            [sys.executable, *words],
+            cwd=self.folder,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+
+@contextmanager
+def shared_cluster(folder: Path) -> Iterator[SharedCluster]:
+    """Start a scheduler, a worker that a job can use, one without daskinfer and one with another version."""
+    cluster = SharedCluster(folder)
+    try:
+        cluster.start()
+        cluster.add("able")
+        cluster.add_without("without")
+        cluster.add_older("older")
+        cluster.await_workers(3)
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+def wait_until(is_so: Any, seconds: float = 90.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def look(address: str) -> dict[str, Any]:
+    """Return whatever a job could leave behind on a cluster."""
+
+    # Inside, so that it is sent as code: none of these processes can import the tests.
+    def look_at_scheduler(dask_scheduler: Scheduler) -> dict[str, Any]:
+        return {
+            "plugins": sorted(dask_scheduler.plugins),
+            "worker plugins": sorted(dask_scheduler.worker_plugins),
+            "nanny plugins": sorted(dask_scheduler.nanny_plugins),
+            "allowed failures": dask_scheduler.allowed_failures,
+            "resources": {name: dict(by) for name, by in dask_scheduler.resources.items() if by},
+            "tasks": [str(key) for key in dask_scheduler.tasks],
+            "of workers": {address: dict(state.resources) for address, state in dask_scheduler.workers.items()},
+        }
+
+    def look_at_worker(dask_worker: Worker) -> dict[str, Any]:
+        import logging
+        import os
+
+        return {
+            "process": os.getpid(),
+            "plugins": sorted(dask_worker.plugins),
+            "resources": dict(dask_worker.state.total_resources),
+            "free": dict(dask_worker.state.available_resources),
+            "tasks": [str(key) for key in dask_worker.state.tasks],
+            "handlers": len(logging.getLogger().handlers),
+        }
+
+    with Client(address, timeout=60) as client:
+        found: dict[str, Any] = client.run_on_scheduler(look_at_scheduler)
+        return found | {"workers": client.run(look_at_worker)}
