@@ -23,6 +23,8 @@ NAMED = {
 _ENCODED = "arrow:"
 
 _UNITS = "s|ms|us|ns"
+_UTC = {"UTC", "utc", "Etc/UTC", "Z", "Zulu", "GMT", "+00:00", "-00:00", "+0000"}
+"""Names of one zone, which other writers give it."""
 _SIMPLE = {
     "bool": pa.bool_(),
     "int8": pa.int8(),
@@ -122,7 +124,12 @@ def parse_declared(name: str) -> pa.DataType:
             raise ValueError(f"'{name}' is no type: time32 counts s or ms, time64 us or ns")
         return pa.time32(unit) if bits == "32" else pa.time64(unit)
     if match := _TIMESTAMP.fullmatch(text):
-        return pa.timestamp(*match.groups())
+        own = pa.timestamp(*match.groups())
+        try:
+            pa.array([0], own).cast(pa.string())
+        except pa.ArrowException as error:
+            raise ValueError(f"'{name}' has a time zone that is not known: {error}") from error
+        return own
     raise ValueError(f"'{name}' is no type that is known; known are {', '.join(DECLARABLE)}")
 
 
@@ -149,13 +156,25 @@ def lay_plain(own: pa.DataType) -> pa.DataType:
         return pa.string() if pa.types.is_string_view(own) else pa.binary()
     if pa.types.is_dictionary(own):
         return pa.dictionary(own.index_type, lay_plain(own.value_type), own.ordered)
+    return _map_parts(own, lay_plain)
+
+
+def widen_indices(own: pa.DataType) -> pa.DataType:
+    """Return the type of the same values with dictionaries to which those of other files and row groups can be added."""
+    if pa.types.is_dictionary(own):
+        return pa.dictionary(pa.int32(), own.value_type, own.ordered) if own.index_type.bit_width < 32 else own
+    return _map_parts(own, widen_indices)
+
+
+def _map_parts(own: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
+    """Return a nested type with its parts changed, any other as it is."""
     if pa.types.is_struct(own):
-        return pa.struct([field.with_type(lay_plain(field.type)) for field in own])
+        return pa.struct([field.with_type(change(field.type)) for field in own])
     if pa.types.is_map(own):
-        return pa.map_(lay_plain(own.key_type), lay_plain(own.item_type), own.keys_sorted)
+        return pa.map_(change(own.key_type), change(own.item_type), own.keys_sorted)
     if not is_list(own):
         return own
-    item = own.value_field.with_type(lay_plain(own.value_type))
+    item = own.value_field.with_type(change(own.value_type))
     if pa.types.is_fixed_size_list(own):
         return pa.list_(item, own.list_size)
     kinds = {
@@ -231,6 +250,8 @@ def _unify_times(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     if pa.types.is_date(one) and pa.types.is_date(other):
         return pa.date32()
     if pa.types.is_timestamp(one) and pa.types.is_timestamp(other):
+        if one.tz != other.tz and {one.tz, other.tz} <= _UTC:
+            return pa.timestamp(finest(), "UTC")
         return pa.timestamp(finest(), one.tz) if one.tz == other.tz else None
     if pa.types.is_duration(one) and pa.types.is_duration(other):
         return pa.duration(finest())
@@ -253,9 +274,9 @@ def _unify_nested(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         return None if key is None or item is None else pa.map_(key, item)
     if pa.types.is_struct(one) and pa.types.is_struct(other):
         names = [field.name for field in one]
-        if names != [field.name for field in other]:
+        if sorted(names) != sorted(field.name for field in other) or len({*names}) < len(names):
             return None
-        types = [unify(mine.type, theirs.type) for mine, theirs in zip(one, other, strict=True)]
+        types = [unify(field.type, other.field(field.name).type) for field in one]
         return None if None in types else pa.struct(list(zip(names, types, strict=True)))
     if is_list(one) and is_list(other) and not any(map(_is_list_view, (one, other))):
         item = unify(one.value_type, other.value_type)

@@ -23,6 +23,7 @@ Convert = Callable[[pa.Array], pa.Array]
 _CLOCK = re.compile(r"([01]\d|2[0-3]):([0-5]\d)(?::([0-5]\d)(?:\.(\d{1,9}))?)?")
 _FAR = re.compile(r"(?:[+-]\d{4,6}|\d{5,6})-\d\d-\d\d(?P<clock>[T ]\d\d:\d\d(:\d\d(\.(?P<digits>\d{1,9}))?)?)?")
 _TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+_MISFITS = (pa.ArrowException, ValueError, OverflowError, RecursionError)
 _NAMES = {type(None): "null", str: "a string", bool: "a boolean", list: "a list", dict: "an object"}
 
 
@@ -79,6 +80,8 @@ def parse_json_column(
         if text is not None and text != "null":
             try:
                 value = read(text)
+            except RecursionError:
+                errors.setdefault(index, f"column '{column}': it is nested too deep")
             except ValueError as error:
                 errors.setdefault(index, f"column '{column}': {error}")
         found.append(value)
@@ -118,12 +121,12 @@ def _convert_parts(
     try:
         found = convert(values)
         found.validate(full=True)
-    except (pa.ArrowException, ValueError, OverflowError) as error:
+    except _MISFITS as error:
         if len(values) > 1:
             half = len(values) // 2
             parts = _convert_parts(values.slice(0, half), convert, target, column, errors, first)
             return parts + _convert_parts(values.slice(half), convert, target, column, errors, first + half)
-        with suppress(pa.ArrowException, ValueError, OverflowError):
+        with suppress(*_MISFITS):
             found = convert(_separate(values))
             found.validate(full=True)
             return [found]
@@ -155,7 +158,9 @@ def _join(found: list[pa.Array], target: pa.DataType) -> pa.Array:
 
 
 def _choose(own: pa.DataType, target: pa.DataType) -> Convert:
-    if own == target or pa.types.is_null(own):
+    if pa.types.is_null(own):
+        return lambda values: pa.nulls(len(values), target)
+    if own == target:
         return lambda values: values.cast(target)
     if target == JSON:
         return _check_texts if is_text(own) else _write_json
@@ -177,6 +182,8 @@ def _is_number(own: pa.DataType) -> bool:
 def _cast_number(values: pa.Array, target: pa.DataType) -> pa.Array:
     found = values.cast(target)
     back = found.cast(values.type)
+    if pa.types.is_float16(values.type):  # which Arrow does not compare
+        back, values = back.cast(pa.float32()), values.cast(pa.float32())
     # Arrow looks only at some of the ways in which a number can become another one.
     same = pc.fill_null(pc.equal(back, values), True)
     if pa.types.is_floating(values.type):
@@ -216,6 +223,8 @@ def _parse(values: pa.Array, target: pa.DataType) -> pa.Array:
     is_far = pa.types.is_date(target) or (pa.types.is_timestamp(target) and target.tz is None)
     if is_far and len(values) == 1 and (match := _FAR.fullmatch(values[0].as_py() or "")):
         return _read_far(match, target)
+    if pa.types.is_integer(target) and pc.any(pc.match_substring(values, "x", ignore_case=True)).as_py():
+        raise ValueError("not in decimal digits")
     found = values.cast(target)
     if pa.types.is_floating(target):
         numbers = found.cast(pa.float64()).to_pylist()

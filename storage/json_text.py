@@ -179,7 +179,7 @@ def scan_object(text: str, wanted: Collection[str]) -> tuple[dict[str, Any], dic
     Raises
     ------
     ValueError
-        Where it is no JSON object that Python can read, saying why.
+        Where it is no JSON object that Python can read, or has a wanted key twice, saying why.
     """
     found: dict[str, Any] = {}
     texts: dict[str, str] = {}
@@ -195,6 +195,8 @@ def scan_object(text: str, wanted: Collection[str]) -> tuple[dict[str, Any], dic
             key, position = _scan_key(text, position)
         found[key], end = _read_value(text, position)
         if key in wanted:
+            if key in texts:
+                raise ValueError(f"the key {key[:40]!r} comes twice")
             texts[key] = text[position:end]
         if (match := _AFTER_VALUE.match(text, end)) is None:
             raise json.JSONDecodeError("Expecting ',' delimiter", text, _skip(text, end))
@@ -236,7 +238,10 @@ def check_json(text: str) -> None:
         Where it holds NaN or Infinity.
     """
     if any(word in text for word in _NOT_JSON):
-        json.loads(text, parse_constant=_refuse)
+        try:
+            json.loads(text, parse_constant=_refuse)
+        except RecursionError as error:
+            raise ValueError("it is nested too deep") from error
 
 
 def _refuse(word: str) -> None:

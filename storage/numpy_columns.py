@@ -65,7 +65,7 @@ def type_of(dtype: np.dtype[Any], shape: tuple[int, ...]) -> pa.DataType | None:
     """Return the Arrow type that holds the elements of a Zarr array exactly; None where there is none."""
     own = _scalar_type_of(dtype)
     for size in reversed(shape):
-        if own is None or is_text(own):
+        if own is None or is_text(own) or not size:
             return None
         own = pa.list_(own, size)
     return own

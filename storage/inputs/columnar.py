@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,10 +17,20 @@ from numpy.typing import NDArray
 
 from daskinfer.errors import InputError
 from daskinfer.spec.rows import ArrayColumn, InputFile, Partition, Segment, Want
-from daskinfer.storage.column_types import describe_type, is_binary, is_text, lay_plain, unify
+from daskinfer.storage.column_types import (
+    describe_type,
+    is_binary,
+    is_text,
+    lay_plain,
+    parse_declared,
+    unify,
+    widen_indices,
+)
 from daskinfer.storage.column_values import can_convert, convert_column
 from daskinfer.storage.filesystem import open_filesystem
 from daskinfer.storage.inputs.cutting import cut_files
+from daskinfer.storage.inputs.hive import folder_columns
+from daskinfer.storage.inputs.int96 import is_int96, mend_int96
 from daskinfer.storage.inputs.kinds import check_picture
 from daskinfer.storage.inputs.lists import count_shapes, describe_array, to_numpy
 from daskinfer.storage.inputs.seam import Columns, Harvest, Layout, MissingColumn, Request
@@ -28,7 +39,6 @@ from daskinfer.storage.json_text import describe_row
 from daskinfer.storage.rows import make_excerpt
 
 _BATCH_ROWS = 8192
-_LAST_MICROSECOND = (2**63 - 1) // 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +80,27 @@ class ParquetFormat:
         """
         found: dict[str, list[pa.DataType]] = {column: [] for column in request.columns}
         nulls = dict.fromkeys(request.columns, 0)
+        empty: dict[str, list[bool]] = {column: [] for column in request.columns}
+        groups = 0
         for file in files:
             with _open(file) as parquet:
+                groups += parquet.num_row_groups
                 for column, own in found.items():
                     own.append(_type_of(parquet, column, file))
-                for column in nulls:
-                    nulls[column] += _count_nulls(parquet, column)
+                    if column in request.keep:
+                        _refuse_interval(parquet, column, file)
+                    missing = _count_nulls(parquet, column, file)
+                    nulls[column] += missing
+                    empty[column].append(missing == parquet.metadata.num_rows)
+        for column, own in found.items():
+            if not all(
+                empty[column]
+            ):  # a file without a value says nothing of the type: pandas gives NaN to missing texts
+                found[column] = [
+                    pa.null() if is_empty else one for one, is_empty in zip(own, empty[column], strict=True)
+                ]
+            if groups > 1:
+                found[column] = [widen_indices(one) for one in found[column]]
         arrays: dict[str, ArrayColumn] = {}
         types: dict[str, pa.DataType] = {}
         for column, want in request.wants.items():
@@ -101,8 +126,15 @@ class ParquetFormat:
         with _open(files[0]) as parquet:
             for column in wanted:
                 _type_of(parquet, column, files[0])
-            table = _slice_rows(parquet, segment, wanted)
-            old = [column for column in layout.types if _is_int96(parquet, column)]
+            there = [column for column in wanted if column in parquet.schema_arrow.names]
+            table = _slice_rows(parquet, segment, there)
+            old = [column for column in layout.types if column in there and is_int96(parquet, column)]
+        for column in wanted:
+            if column not in there:
+                value = pa.scalar(folder_columns(files[0].url)[column], pa.string())
+                table = table.append_column(column, pa.repeat(value, segment.rows))
+            elif table.column(column).null_count == segment.rows:  # of whatever type, as this file says
+                table = table.set_column(table.column_names.index(column), column, pa.nulls(segment.rows))
         coarse = None
         if old:
             with _open(files[0], "us") as parquet:
@@ -114,8 +146,8 @@ class ParquetFormat:
             values = table.column(column)
             if column in layout.reads:
                 _refuse_missing(values, column, errors)
-            if coarse is not None and column in old:
-                values = _mend_int96(values, coarse.column(column), target, column, errors)
+            if coarse is not None and column in old and not pa.types.is_null(values.type):
+                values = mend_int96(values, coarse.column(column), target, column, errors)
             columns[column] = convert_column(values, target, column, errors)
         for column, array in layout.arrays.items():
             wrong: dict[int, str] = {}
@@ -173,7 +205,9 @@ def _slice_rows(parquet: pq.ParquetFile, segment: Segment, columns: list[str]) -
 def _type_of(parquet: pq.ParquetFile, column: str, file: InputFile) -> pa.DataType:
     names = parquet.schema_arrow.names
     if column not in names:
-        raise MissingColumn(column, file.url, names)
+        if column in (told := folder_columns(file.url)):
+            return pa.string()
+        raise MissingColumn(column, file.url, [*names, *told])
     if (count := names.count(column)) > 1:
         raise InputError(
             f"{file.url} has {count} columns of the name '{column}', so it cannot be told which one is meant",
@@ -200,11 +234,36 @@ def _unify(column: str, files: Sequence[InputFile], types: Sequence[pa.DataType]
             raise InputError(
                 f"output.keep: column '{column}' holds {describe_type(unified)} in {first.url} and {describe_type(own)} in "
                 f"{file.url}, and no type holds the values of both exactly",
-                hint=f"Say which type is meant, such as input.types: {{{column}: string}}, or narrow input.url.",
+                hint=_suggest(column, unified, own),
             )
         if wider != unified:
             unified, first = wider, file
     return unified
+
+
+def _suggest(column: str, one: pa.DataType, other: pa.DataType) -> str:
+    """Return what to do about two types that no type holds."""
+    both = (one, other)
+    names = ["decimal128(20, 0)"] if all(map(pa.types.is_integer, both)) else ["int64"]
+    if all(map(pa.types.is_timestamp, both)):
+        names = ["timestamp[us, tz=UTC]"]
+    names += ["json"] if any(map(pa.types.is_nested, both)) else ["string"]
+    for name in names:
+        if all(can_convert(own, parse_declared(name)) for own in both):
+            return (
+                f"Say which type is meant, such as input.types: {{{column}: {json.dumps(name)}}}, or narrow input.url."
+            )
+    return "Narrow input.url, or leave the column out of output.keep."
+
+
+def _refuse_interval(parquet: pq.ParquetFile, column: str, file: InputFile) -> None:
+    leaves = [parquet.schema.column(index) for index in range(len(parquet.schema))]
+    if any(leaf.path == column and leaf.converted_type == "INTERVAL" for leaf in leaves):
+        raise InputError(
+            f"output.keep: column '{column}' of {file.url} holds intervals of months, days and milliseconds, which would "
+            "come out as bytes without this meaning",
+            hint="Write them as texts or numbers, or leave the column out of output.keep.",
+        )
 
 
 def _refuse_missing(values: pa.ChunkedArray, column: str, errors: dict[int, str]) -> None:
@@ -276,48 +335,10 @@ def _infer_array(files: Sequence[InputFile], column: str, types: Sequence[pa.Dat
     return ArrayColumn(dtype=dtype.name, shape=shape)
 
 
-def _is_int96(parquet: pq.ParquetFile, column: str) -> bool:
-    found = [parquet.schema.column(index) for index in range(len(parquet.schema))]
-    return any(leaf.path == column and leaf.physical_type == "INT96" for leaf in found)
-
-
-def _mend_int96(
-    fine: pa.ChunkedArray, coarse: pa.ChunkedArray, target: pa.DataType, column: str, errors: dict[int, str]
-) -> pa.ChunkedArray:
-    """Return times of 96 bits, of which Arrow gives those before 1678 and after 2262 other values without a word.
-
-    Parameters
-    ----------
-    fine, coarse
-        The same rows, read in nanoseconds and in microseconds.
-    target
-        Their type; in microseconds or coarser it holds those of all years.
-    """
-    missing = fine.is_null().to_numpy()
-    nanos, micros = (
-        values.cast(pa.timestamp(unit)).cast(pa.int64()).fill_null(0).to_numpy()
-        for values, unit in ((fine, "ns"), (coarse, "us"))
-    )
-    # What was lost is a multiple of 2**64, so the digits behind the microseconds are right all the same.
-    digits = (nanos.view(np.uint64) - micros.view(np.uint64) * np.uint64(1000)).astype(np.int64)
-    far = (micros > _LAST_MICROSECOND) | (micros < -_LAST_MICROSECOND)
-    if not far.any():
-        return fine
-    if pa.types.is_timestamp(target) and target.unit != "ns":
-        for offset in np.flatnonzero(digits).tolist():
-            errors.setdefault(offset, f"column '{column}': a time with nanoseconds does not fit {target}")
-        return pa.chunked_array([pa.array(micros, pa.int64(), mask=missing).cast(pa.timestamp("us", fine.type.tz))])
-    for offset in np.flatnonzero(far).tolist():
-        errors.setdefault(
-            offset,
-            f"column '{column}': a time beyond the years 1678 to 2262 has no nanoseconds; declare it under input.types as "
-            "timestamp[us]",
-        )
-    return fine
-
-
-def _count_nulls(parquet: pq.ParquetFile, column: str) -> int:
+def _count_nulls(parquet: pq.ParquetFile, column: str, file: InputFile) -> int:
     """Return how many values of a column are known to be null; of what is nested nothing is known."""
+    if column not in parquet.schema_arrow.names:
+        return 0 if folder_columns(file.url)[column] is not None else int(parquet.metadata.num_rows)
     if pa.types.is_null(parquet.schema_arrow.field(column).type):
         return int(parquet.metadata.num_rows)
     names = [parquet.schema.column(index).path for index in range(len(parquet.schema))]

@@ -39,7 +39,13 @@ class Dialect:
         quoting: Literal[0, 3] = csv.QUOTE_NONE if self.quote is None else csv.QUOTE_MINIMAL
         try:
             rows = csv.reader(
-                [text], delimiter=self.delimiter, quotechar=self.quote, escapechar=self.escape, quoting=quoting
+                [text],
+                delimiter=self.delimiter,
+                quotechar=self.quote,
+                escapechar=self.escape,
+                quoting=quoting,
+                # Else a field such as "5" tall would lose its quotes. Strictly, no escaped newline is read in the last field.
+                strict=self.escape is None or self.escape not in text,
             )
             return next(rows)
         except csv.Error as error:

@@ -80,6 +80,8 @@ def _refuse_binary(file: InputFile, head: bytes) -> None:
     if b"\0" in head:
         even, odd = (head[first::2].count(0) for first in (0, 1))
         guess = "utf-16-le" if odd > even else "utf-16-be"
+        if 2 * head.count(0) > len(head):  # three of four bytes, where texts are in Latin letters
+            guess = "utf-32-be" if head[:1] == b"\0" else "utf-32-le"
         raise InputError(
             f"{file.url} holds NUL bytes and no mark of its encoding: it is no text in UTF-8",
             hint=f"If it is text, declare its encoding, such as input.encoding: {guess}; with utf-8 only the rows with "

@@ -173,6 +173,11 @@ def _find_files(place: str) -> list[InputFile]:
             raise InputError(
                 f"input.url: {error.filename} was listed and is not there", hint="Is it a link to a deleted file?"
             ) from error
+    if not files and filesystem.isdir(path):
+        raise InputError(
+            f"input.url: {place} has no files of its own: it is empty, or holds only folders",
+            hint=f"Files in its folders are found by a glob, such as {place.rstrip('/')}/**/*.parquet.",
+        )
     if not files:
         looked = "a glob" if has_magic(path) else "a file or a folder with files"
         raise InputError(

@@ -139,7 +139,7 @@ def _open_arrays(root: str, columns: Sequence[str]) -> dict[str, zarr.Array[Any]
             raise InputError(f"{root} cannot be read as zarr: {error}", hint="Check the metadata in it.") from error
         found: dict[str, zarr.Array[Any]] = {}
         for column in dict.fromkeys(columns):
-            array = _pick(node, column, columns)
+            array = _pick(node, column, columns, root)
             if not isinstance(array, zarr.Array):
                 raise MissingColumn(column, root, _names_in(node))
             if not array.shape:
@@ -151,10 +151,15 @@ def _open_arrays(root: str, columns: Sequence[str]) -> dict[str, zarr.Array[Any]
     return found
 
 
-def _pick(node: zarr.Array[Any] | zarr.Group, column: str, columns: Sequence[str]) -> object:
+def _pick(node: zarr.Array[Any] | zarr.Group, column: str, columns: Sequence[str], root: str) -> object:
     if isinstance(node, zarr.Array):
         return node if column == SINGLE or set(columns) == {column} else None
-    return node.get(column)
+    try:
+        return node.get(column)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"array '{column}' of {root} cannot be read as zarr: {error}", hint="Check its metadata, or leave it out."
+        ) from error
 
 
 def _names_in(node: zarr.Array[Any] | zarr.Group) -> list[str]:

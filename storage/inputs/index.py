@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import cast
+from unicodedata import normalize
 
 import pyarrow as pa
 
@@ -152,6 +154,13 @@ def _explain_missing(missing: MissingColumn, section: Input, request: Request) -
     elif missing.column not in request.keep:
         key = "input.types"
     same = [name for name in missing.there if name.casefold() == missing.column.casefold()]
+    other = [name for name in missing.there if normalize("NFC", name) == normalize("NFC", missing.column)]
+    if other:
+        return InputError(
+            f"{key}: {missing.file} has no column '{missing.column}' ({missing.column!a}); it has one that looks the "
+            f"same, in another Unicode form: {other[0]!a}",
+            hint=f"Write it so: {json.dumps(other[0])}",
+        )
     close = same or difflib.get_close_matches(missing.column, missing.there, n=1)
     guess = f"did you mean '{close[0]}'? " if close else ""
     return InputError(

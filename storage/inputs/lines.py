@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -26,12 +27,15 @@ from daskinfer.storage.json_text import scan_object
 from daskinfer.storage.rows import EXCERPT_LENGTH, make_excerpt
 
 LineFormatName = Literal["jsonl", "csv", "text"]
+# What Excel takes for no row, but for the delimiter of all others.
+_SEPARATOR = re.compile(rb"sep=(.)\r?\n", re.IGNORECASE)
 Make = Callable[[Mapping[str, Any], Mapping[str, str]], Any]
 
 # A request to a remote store is worth more bytes than a read from a disk.
 _LOCAL_BLOCK = 1 << 20
 _REMOTE_BLOCK = 8 << 20
 _HEADER_BLOCK = 64 << 10
+_LONGEST_HEADER = 16 << 20
 
 
 class LineFormat:
@@ -60,6 +64,7 @@ class LineFormat:
         if self._options.header is not True:
             return self._options.header
         headers = {file.url: self._parse_header(file)[0] for file in files if size_of_text(file)}
+        headers = {url: names for url, names in headers.items() if names}
         if not headers:
             return ()
         (first, header), *others = headers.items()
@@ -106,6 +111,12 @@ class LineFormat:
         To jsonl the text of its values is copied. What is read as an array is told by the first rows.
         """
         wants, is_json = request.wants, self._name == "jsonl"
+        if twice := sorted(column for column in request.columns if header.count(column) > 1):
+            raise InputError(
+                f"the header of {files[0].url} has {', '.join(map(repr, twice))} more than once, so it cannot be told "
+                "which column is meant",
+                hint="Give every column that is read or kept its own name.",
+            )
         if "image" in wants.values():
             raise InputError(
                 f"a {self._name} file holds no images",
@@ -168,9 +179,10 @@ class LineFormat:
         makers = [(columns[column], self._maker(column, layout)) for column in layout.types]
         makers += [(harvest.arrays[column], self._array_maker(column, layout)) for column in layout.arrays]
         records = self._records(files[0], segment)
+        wanted = {*layout.types, *layout.arrays}
         for offset, (record, line) in enumerate(records):
             try:
-                row, texts = self._parse(files[0], record, layout.header, layout.types)
+                row, texts = self._parse(files[0], record, layout.header, wanted)
                 values = [make(row, texts) for _, make in makers]
             except ValueError as error:
                 harvest.refused.append((offset, line, str(error), _excerpt(record)))
@@ -211,35 +223,21 @@ class LineFormat:
 
     def _parse_header(self, file: InputFile) -> tuple[tuple[str, ...], int, int]:
         """Return names, and position and line number of what follows, of a csv header."""
-        size, dialect = size_of_text(file), dialect_of(self._options, file.url)
-        block = read_text(file, 0, min(size, _HEADER_BLOCK))
-        begin = len(BYTE_ORDER_MARK) if block.startswith(BYTE_ORDER_MARK) else 0
-        scanner = RecordScanner(begin, dialect=dialect)
-        found = scanner.feed(block[begin:])
-        if not len(found) and size <= _HEADER_BLOCK:
-            found = scanner.finish()
-        if not len(found):
-            if size <= _HEADER_BLOCK:
-                return (), size, 1
-            raise InputError(
-                f"{file.url}: no header ends within its first {_HEADER_BLOCK:,} bytes",
-                hint="Check input.format and input.csv.",
-            )
-        first, last, line = found.bounds(0, 1)
+        dialect = dialect_of(self._options, file.url)
+        record, last, line = _read_first(file, dialect, 0, 1)
+        if (told := _SEPARATOR.fullmatch(record.removeprefix(BYTE_ORDER_MARK))) is not None:
+            _check_separator(file, told[1].decode(), dialect)
+            record, last, line = _read_first(file, dialect, last, line + 1)
+        if not record:
+            return (), last, 1
         try:
-            names = tuple(dialect.split(_decode(block[first:last], file.encoding)))
+            names = tuple(dialect.split(_decode(record, file.encoding)))
         except ValueError as error:
             raise InputError(
                 f"{file.url}, line {line}: the header is {error}",
                 hint="Check input.format, input.csv and how its lines end.",
             ) from error
-        twice = {name for name in names if names.count(name) > 1}
-        if twice:
-            raise InputError(
-                f"{file.url}, line {line}: the header has {', '.join(sorted(map(repr, twice)))} more than once",
-                hint="Give every column its own name.",
-            )
-        return names, last, line + block[first:last].count(b"\n")
+        return names, last, line + record.count(b"\n")
 
     def _parse(
         self, file: InputFile, record: bytes, header: tuple[str, ...], kept: Collection[str]
@@ -274,6 +272,41 @@ class LineFormat:
 
     def _number(self, value: Any) -> Any:
         return parse_cell(value) if self._name == "csv" else value
+
+
+def _read_first(file: InputFile, dialect: Dialect, begin: int, line: int) -> tuple[bytes, int, int]:
+    """Return the first record from a position on, where it ends, and its line; no bytes where there is none."""
+    size = size_of_text(file)
+    mark = len(BYTE_ORDER_MARK)
+    if not begin and size >= mark and read_text(file, 0, mark) == BYTE_ORDER_MARK:
+        begin = mark
+    length = _HEADER_BLOCK
+    while True:
+        block = read_text(file, begin, min(size, begin + length))
+        scanner = RecordScanner(begin, line, dialect)
+        found = scanner.feed(block)
+        if not len(found) and begin + len(block) == size:
+            found = scanner.finish()
+            if not len(found):
+                return b"", size, line
+        if len(found):
+            first, last, line = found.bounds(0, 1)
+            return block[first - begin : last - begin], last, line
+        if length >= _LONGEST_HEADER:
+            raise InputError(
+                f"{file.url}: no header ends within its first {_LONGEST_HEADER:,} bytes",
+                hint="Check input.format and input.csv.",
+            )
+        length *= 4
+
+
+def _check_separator(file: InputFile, told: str, dialect: Dialect) -> None:
+    """Refuse a delimiter that contradicts what the file says in the line that Excel reads."""
+    if told != dialect.delimiter:
+        raise InputError(
+            f"{file.url} says in its first line that {told!r} delimits its fields, and {dialect.delimiter!r} is expected",
+            hint=f"Set input.csv: {{delimiter: {json.dumps(told)}}}.",
+        )
 
 
 def _make_required(column: str, fit: Callable[[Any], Any]) -> Callable[[Mapping[str, Any]], Any]:

@@ -121,12 +121,17 @@ def encode_parquet(table: pa.Table) -> bytes:
         version="2.6",
         compression="zstd",
         compression_level=1,
-        use_dictionary=False,
+        # Only the page of a dictionary tells the order of what is ordered.
+        use_dictionary=[field.name for field in table.schema if _is_ordered(field.type)],
         write_statistics=True,
         data_page_version="1.0",
         store_schema=True,
     )
     return stream.getvalue()
+
+
+def _is_ordered(own: pa.DataType) -> bool:
+    return bool(pa.types.is_dictionary(own) and own.ordered)
 
 
 def encode_jsonl(table: pa.Table, keep: Collection[str] = ()) -> bytes:

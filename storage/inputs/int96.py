@@ -1,0 +1,63 @@
+"""Times of 96 bits in Parquet, as Spark and Impala write them, of which Arrow gives some other values without a word."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from daskinfer.storage.column_values import convert_column
+
+_LAST_MICROSECOND = (2**63 - 1) // 1000
+_BEYOND = "a time beyond the years 1678 to 2262 has no nanoseconds"
+
+
+def is_int96(parquet: pq.ParquetFile, column: str) -> bool:
+    """Whether a column has such times, by itself or in what it holds."""
+    nested = pa.types.is_nested(parquet.schema_arrow.field(column).type)
+    leaves = [parquet.schema.column(index) for index in range(len(parquet.schema))]
+    return any(
+        leaf.physical_type == "INT96" and (leaf.path == column or (nested and leaf.path.startswith(f"{column}.")))
+        for leaf in leaves
+    )
+
+
+def mend_int96(
+    fine: pa.ChunkedArray, coarse: pa.ChunkedArray, target: pa.DataType, column: str, errors: dict[int, str]
+) -> pa.ChunkedArray:
+    """Return the times of a column, which before 1678 and after 2262 differ from those that Arrow reads.
+
+    Parameters
+    ----------
+    fine, coarse
+        The same rows, read in nanoseconds and in microseconds.
+    target
+        Their type; in microseconds or coarser it holds those of all years.
+    column
+        Its name, for the errors.
+    errors
+        Row -> why its time does not fit; the first error of a row stays.
+    """
+    if pa.types.is_nested(fine.type):
+        wrong: dict[int, str] = {}
+        convert_column(coarse, fine.type, column, wrong)
+        for offset in wrong:
+            errors.setdefault(offset, f"column '{column}': {_BEYOND}")
+        return fine
+    missing = fine.is_null().to_numpy()
+    nanos, micros = (
+        values.cast(pa.timestamp(unit)).cast(pa.int64()).fill_null(0).to_numpy()
+        for values, unit in ((fine, "ns"), (coarse, "us"))
+    )
+    # What was lost is a multiple of 2**64, so the digits behind the microseconds are right all the same.
+    digits = (nanos.view(np.uint64) - micros.view(np.uint64) * np.uint64(1000)).astype(np.int64)
+    far = (micros > _LAST_MICROSECOND) | (micros < -_LAST_MICROSECOND)
+    if not far.any():
+        return fine
+    if pa.types.is_timestamp(target) and target.unit != "ns":
+        for offset in np.flatnonzero(digits).tolist():
+            errors.setdefault(offset, f"column '{column}': a time with nanoseconds does not fit {target}")
+        return pa.chunked_array([pa.array(micros, pa.int64(), mask=missing).cast(pa.timestamp("us", fine.type.tz))])
+    for offset in np.flatnonzero(far).tolist():
+        errors.setdefault(offset, f"column '{column}': {_BEYOND}; declare it under input.types as timestamp[us]")
+    return fine
