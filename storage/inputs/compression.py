@@ -23,6 +23,7 @@ COMPRESSED_MARKS = {
     b"\xfd7zXZ\x00": "xz",
     b"PK\x03\x04": "zip",
 }
+_BLOCK = 1 << 20
 _FAILURES = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
 
 
@@ -33,14 +34,45 @@ class Stream(Protocol):
         """Return at most `size` bytes; none at the end."""
 
 
+class _Members:
+    """What is in the members of a file, one after another; Python's own readers drop a damaged one after the first."""
+
+    def __init__(self, stream: IO[bytes], make: Callable[[], Any], padding: bytes = b"") -> None:
+        self._stream = stream
+        self._make = make
+        self._padding = padding
+        self._member: Any = None
+        self._left = b""
+
+    def read(self, size: int) -> bytes:
+        while True:
+            if not self._left and (self._member is None or self._member.needs_input):
+                self._left = self._stream.read(_BLOCK)
+                if not self._left and self._member is not None:
+                    raise EOFError("it ends before its content does")
+                if not self._left:
+                    return b""
+            if self._member is None:
+                self._left = self._left.lstrip(self._padding)
+                if not self._left:
+                    continue
+                self._member = self._make()
+            data: bytes = self._member.decompress(self._left, size)
+            self._left = b""
+            if self._member.eof:
+                self._left, self._member = self._member.unused_data, None
+            if data:
+                return data
+
+
 def _open_zstd(stream: IO[bytes]) -> Any:
     return pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd")
 
 
 _OPENERS: dict[str, Callable[[Any], Any]] = {
     ".gz": lambda stream: gzip.GzipFile(fileobj=stream, mode="rb"),
-    ".bz2": lambda stream: bz2.BZ2File(stream),
-    ".xz": lambda stream: lzma.LZMAFile(stream),  # noqa: SIM115 - whoever opened the file closes it
+    ".bz2": lambda stream: _Members(stream, bz2.BZ2Decompressor),
+    ".xz": lambda stream: _Members(stream, lzma.LZMADecompressor, padding=b"\0"),
     ".zst": _open_zstd,
 }
 COMPRESSIONS = frozenset(_OPENERS)

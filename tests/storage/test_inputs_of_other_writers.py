@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import bz2
+import gzip
+import lzma
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +93,19 @@ def test_names_in_another_unicode_form_are_told(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a", "e\u0301": 1}')
     with pytest.raises(InputError, match=r"in another Unicode form: 'e\\u0301'"):
         index_input(Input(url=str(tmp_path / "a.jsonl")), {"text": "text"}, ["\u00e9"])
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [(".bz2", bz2.compress), (".xz", lzma.compress), (".gz", gzip.compress)])
+def test_a_damaged_member_is_never_dropped(tmp_path: Path, suffix: str, pack: Callable[[bytes], bytes]) -> None:
+    path = tmp_path / f"a.txt{suffix}"
+    one, other = pack(b"one\n" * 1000), pack(b"two\n")
+    padding = b"" if suffix == ".bz2" else b"\0" * 8
+    path.write_bytes(one + other + padding)
+    assert index_input(Input(url=str(path)), {"text": "text"}).rows == 1001
+    for damaged in (one + b"XX" + other[2:], one + other[:-5], one[:-5]):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="cannot be decompressed"):
+            index_input(Input(url=str(path)), {"text": "text"})
 
 
 def test_utf32_without_a_mark_is_named(tmp_path: Path) -> None:
@@ -201,11 +217,11 @@ def test_zarr_arrays_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     group.create_array("none", shape=(2, 0), chunks=(2, 1), dtype="i4")
     group.create_array("x", data=np.arange(2))
     section = Input(url=str(tmp_path / "in.zarr"))
-    with pytest.raises(InputError, match="array 'none' of .* cannot be kept"):
+    with pytest.raises(InputError, match=r"array 'none' of .* cannot be kept"):
         index_input(section, {"text": "text"}, ["none"])
     metadata = tmp_path / "in.zarr" / "x" / "zarr.json"
     for text in ("{", metadata.read_text().replace('"int64"', '"int63"')):
         metadata.write_text(text)
-        with pytest.raises(InputError, match="array 'x' of .* cannot be read as zarr"):
+        with pytest.raises(InputError, match=r"array 'x' of .* cannot be read as zarr"):
             index_input(section, {"text": "text"}, ["x"])
     assert index_input(section, {"text": "text"}).rows == 2
