@@ -225,6 +225,7 @@ def commit_partition(
         write=write,
         digest=written.digest,
         path=written.path,
+        size=written.bytes,
         trail=trail,
     )
     committed = context.sink.commit(record)

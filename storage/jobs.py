@@ -34,7 +34,7 @@ from itertools import count
 from pydantic import ValidationError
 
 from daskinfer.errors import Conflict, IntegrityError, UsageError
-from daskinfer.ids import canonical_json, make_nonce
+from daskinfer.ids import canonical_json, make_nonce, sha256_of
 from daskinfer.spec.control import ControlRecord
 from daskinfer.spec.job import JobRecord, JobStatus, Report, State
 from daskinfer.spec.membership import MemberStatus
@@ -81,6 +81,14 @@ class JobStore:
             raise UsageError(f"no job {self.job}: {place} does not exist", hint="List them: daskinfer jobs") from error
         except (ValueError, KeyError, TypeError) as error:
             raise _unreadable(place, "job record") from error
+
+    def record_place(self) -> str:
+        """Return the URL of what the job is."""
+        return self._place("job.json")
+
+    def record_digest(self) -> str:
+        """Return the digest of the bytes that say what the job is."""
+        return sha256_of(read_bytes(self._place("job.json")))
 
     def save_table(self, table: PartitionTable) -> None:
         """Store the partition table, once and for the whole job.

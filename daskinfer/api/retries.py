@@ -16,7 +16,7 @@ from daskinfer.spec.loader import override_recipe
 from daskinfer.spec.recipe import Recipe
 from daskinfer.storage.filesystem import absolute_url
 from daskinfer.storage.jobs import JobStore, find_job
-from daskinfer.storage.outputs.job import open_fence
+from daskinfer.storage.outputs.job import check_record, open_fence
 from daskinfer.storage.outputs.owner import confirm
 from daskinfer.storage.outputs.supplements import clear_supplements, next_round
 
@@ -71,6 +71,7 @@ def retry(
         )
     recipe = _change_recipe(record, workspace, overrides)
     confirm(record.output, record.job)
+    check_record(store, record)
     round = next_round(absolute_url(record.output), record.job)
     if not round.parts:
         _refresh(store)  # a driver may have died after its last step but this

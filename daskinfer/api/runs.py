@@ -21,7 +21,7 @@ from daskinfer.spec.verification import OutputVerification
 from daskinfer.storage import jobs as job_store
 from daskinfer.storage.jobs import JobStore
 from daskinfer.storage.outputs import verification
-from daskinfer.storage.outputs.job import open_standing
+from daskinfer.storage.outputs.job import check_record, open_standing
 from daskinfer.storage.outputs.owner import current_owner
 
 
@@ -187,7 +187,9 @@ def verify_output(job: str, workspace: str, watch: Callable[[int, int], None] | 
             f"job {store.job} is not finished, so there is no whole output to verify",
             hint=f"Look: daskinfer status {store.job}",
         )
-    return verification.verify_output(store.record(), watch or (lambda done, total: None))
+    record = store.record()
+    check_record(store, record)
+    return verification.verify_output(record, watch or (lambda done, total: None))
 
 
 def _committed(record: JobRecord, workspace: str) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from daskinfer.errors import JobBusy, UsageError
+from daskinfer.errors import IntegrityError, JobBusy, UsageError
 from daskinfer.graphs.handoff import JobHandle
 from daskinfer.planning.blocks import cut_blocks
 from daskinfer.runtime.claimer import Claimer
@@ -85,6 +85,9 @@ def _retire(former: JobStore, successor: str, workspace: str) -> None:
     try:
         record = former.record()
     except UsageError:  # of another workspace: what it holds, garbage collection there finds dead
+        return
+    except IntegrityError:  # what it holds, nobody can tell
+        former.mark_replaced(successor)
         return
     former.mark_replaced(successor)
     registry = Registry(record.registry)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from daskinfer.errors import CheckpointError, OutputOwned, RecipeError, UsageError
+from daskinfer.errors import CheckpointError, IntegrityError, OutputOwned, RecipeError, UsageError
 from daskinfer.graphs.context import make_request
 from daskinfer.ids import digest_of, shorten
 from daskinfer.models.arrays import count_row_tokens
@@ -38,7 +38,7 @@ from daskinfer.storage.inputs.index import index_input
 from daskinfer.storage.inputs.overlap import refuse_overlap
 from daskinfer.storage.jobs import JobStore, create_job
 from daskinfer.storage.outputs.choice import choose_output_format
-from daskinfer.storage.outputs.job import open_fence, open_output, read_generations
+from daskinfer.storage.outputs.job import check_record, open_fence, open_output, read_generations
 from daskinfer.storage.outputs.owner import Owner, claim, current_owner
 from daskinfer.storage.outputs.verification import find_missing, reopen_output
 from daskinfer.storage.registry.catalog import Registry
@@ -114,6 +114,12 @@ def find_owner(recipe: Recipe, workers: Sequence[WorkerShape]) -> OpenedJob | No
         return None
     store = JobStore(recipe.workspace, owner.job)
     record = _read_owner_record(store, owner, recipe, output)
+    check_record(store, record)
+    if absolute_url(record.output) != output:
+        raise IntegrityError(
+            f"{store.record_place()} names the output {record.output}, but the job owns {output}",
+            hint="Put the file back as it was, or start over with --fresh.",
+        )
     inputs = digest_files(find_input(absolute_input(recipe)).files)
     numerics = current_numerics(record, recipe, workers)
     if make_job_request(recipe, inputs, digest_source(), numerics) != owner.request:
@@ -223,7 +229,13 @@ def _begin(recipe: Recipe, workers: Sequence[WorkerShape], owner: Owner | None, 
     try:
         claim(
             output,
-            Owner(job=record.job, request=record.request, snapshot=record.resolution.snapshot, created=record.created),
+            Owner(
+                job=record.job,
+                request=record.request,
+                snapshot=record.resolution.snapshot,
+                created=record.created,
+                record=store.record_digest(),
+            ),
             owner,
         )
     except OutputOwned:
@@ -310,7 +322,8 @@ def _hold_back(recipe: Recipe, owner: Owner) -> Iterator[None]:
     """
     store = JobStore(recipe.workspace, owner.job)
     with ExitStack() as held:
-        with suppress(UsageError):  # a job that this workspace does not know cannot be held back
+        # One that this workspace does not know cannot be held back; one that is damaged can never go on.
+        with suppress(UsageError, IntegrityError):
             store.record()
             held.callback(store.acquire().release)
         yield

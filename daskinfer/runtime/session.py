@@ -205,6 +205,8 @@ class Session:
                 committed[commit.partition] = commit.snapshot
                 if connection == 0:
                     self.ledger.add_earlier(commit)
+            if connection == 0:
+                self._outlast(lambda: sink.inspect(found))
             if connection:
                 self.ledger.find_more(found, self.member)
             # An output that is to converge may have to be computed again where it is whole.

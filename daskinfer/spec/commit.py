@@ -65,5 +65,7 @@ class CommitRecord(Section):
     """xxh3-128 of the written part, hex."""
     path: str
     """Written part, relative to the output."""
+    size: int = 0
+    """Bytes of it; for Zarr those of its values before they are chunks. 0 where an older version wrote it."""
     trail: tuple[StageTrail, ...]
     """Where the time went."""

@@ -77,6 +77,7 @@ def make_record(part: OutputPart, written: Written, epoch: int = 1) -> CommitRec
         microbatches=((1, 1),),
         digest=written.digest,
         path=written.path,
+        size=written.bytes,
         trail=(),
     )
 

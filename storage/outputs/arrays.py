@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from daskinfer.spec.rows import Partition
 from daskinfer.storage.column_types import decode_type
 from daskinfer.storage.filesystem import absolute_url, explain_errors, is_local, join_url
 from daskinfer.storage.numpy_columns import Elements, elements_of, to_numpy
+from daskinfer.storage.outputs.commits import CommitDigest
 from daskinfer.storage.outputs.fence import Fence, create
 from daskinfer.storage.outputs.ledger import Ledger, write_rejects
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, Written
@@ -120,9 +122,13 @@ class ZarrSink:
         """Return all commit records, or those of some partitions."""
         return self._ledger.committed(among)
 
+    def inspect(self, records: Iterable[CommitDigest]) -> None:
+        """Make sure that the files of committed parts are there."""
+        self._ledger.inspect(records, self._sizes)
+
     def seal(self, manifest: Mapping[str, Any]) -> bytes:
         """Create the manifest."""
-        return self._ledger.seal(manifest)
+        return self._ledger.seal(manifest, self._sizes)
 
     def discard(self) -> None:
         """Delete everything but the log of owners."""
@@ -132,6 +138,11 @@ class ZarrSink:
         """Return the paths of a partition's chunks; `valid` is the last, as it says which rows the others hold."""
         columns = sorted(_columns_of(self._layout), key=lambda column: column.name == VALID)
         return ["/".join([column.name, *_chunk_path(column, partition)]) for column in columns]
+
+    def _sizes(self, partition: int) -> dict[str, int | None]:
+        """Return the paths of a partition's chunks, with their sizes where these follow from their types."""
+        rows, columns = self._layout.partition_rows, {column.name: column for column in _columns_of(self._layout)}
+        return {path: _size_of(columns[path.partition("/")[0]], rows) for path in self.objects(partition)}
 
 
 def read_arrays(url: str, layout: OutputLayout, partition: Partition) -> tuple[dict[str, NDArray[Any]], str]:
@@ -184,6 +195,13 @@ def _settings_of(column: _Column, layout: OutputLayout, rows: int) -> dict[str, 
         # Every axis but the rows is the array's own: another one of the same length is another axis.
         "dimension_names": ["row", *(f"{column.name}_{axis}" for axis in range(1, len(shape) + 1))],
     }
+
+
+def _size_of(column: _Column, rows: int) -> int | None:
+    """Return the bytes of a whole chunk, which is stored as it is in memory; None for texts."""
+    if column.elements.dtype == "string":
+        return None
+    return rows * math.prod(column.elements.shape) * np.dtype(column.elements.dtype).itemsize
 
 
 def _encode(column: _Column, values: NDArray[Any]) -> bytes:

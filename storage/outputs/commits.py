@@ -44,6 +44,7 @@ _SCHEMA = pa.schema(
         ("digest", pa.string()),
         ("member", _TEXT),
         ("rows_truncated", pa.int64()),
+        ("size", pa.int64()),
     ]
 )
 
@@ -62,6 +63,7 @@ class CommitDigest:
     digest: str
     member: str = ""
     rows_truncated: int = 0
+    size: int = 0
 
     @classmethod
     def of(cls, record: CommitRecord) -> CommitDigest:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from daskinfer.errors import JobBusy
+from daskinfer.errors import IntegrityError, JobBusy
 from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.generation import Generations, Pin
 from daskinfer.spec.job import JobRecord
@@ -16,6 +16,7 @@ from daskinfer.storage.jobs import JobStore
 from daskinfer.storage.outputs.choice import choose_output_format, make_sink
 from daskinfer.storage.outputs.fence import Fence
 from daskinfer.storage.outputs.ledger import Ledger
+from daskinfer.storage.outputs.owner import current_owner
 from daskinfer.storage.outputs.reading import SealedPart, read_part
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, PartSink, WholeOutput
 from daskinfer.storage.outputs.staging import StagedOutput, StagedPartSink, staged_url
@@ -75,6 +76,28 @@ def open_standing(record: JobRecord, workspace: str, log: GenerationLog | None =
     if log is not None:
         return Standing(absolute_url(record.output), layout, lambda: log.known)
     return Standing(absolute_url(record.output), layout, lambda: read_generations(record, workspace))
+
+
+def check_record(store: JobStore, record: JobRecord) -> None:
+    """Make sure that a job is still what it was when its output became its own.
+
+    Raises
+    ------
+    IntegrityError
+        Its job.json was changed since.
+    """
+    owner = current_owner(absolute_url(record.output))
+    if owner is None or owner.job != store.job:
+        return
+    told = {"job": record.job, "request": record.request, "snapshot": record.resolution.snapshot}
+    changed = [f"{key} is {now}, was {getattr(owner, key)}" for key, now in told.items() if now != getattr(owner, key)]
+    if not changed and owner.record and owner.record != store.record_digest():
+        changed = ["its bytes are others"]
+    if changed:
+        raise IntegrityError(
+            f"{store.record_place()} was changed since the job began: {'; '.join(changed)}",
+            hint="Put the file back as it was, or start over with --fresh.",
+        )
 
 
 def read_generations(record: JobRecord, workspace: str) -> Generations:
@@ -158,4 +181,7 @@ def _make_layout(record: JobRecord, pin: Pin | None) -> OutputLayout:
         partition_rows=recipe.input.partition_rows,
         rows=record.rows,
         metadata={**provenance, "daskinfer_recipe": recipe.digest},
+        snapshots={}
+        if record.is_staged
+        else {each.generation: each.snapshot for each in (record.first_pin, pin) if each},
     )

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ from daskinfer.storage.filesystem import (
     clear_halves,
     exists,
     explain_errors,
+    find_files,
     join_url,
     list_names,
     open_filesystem,
@@ -31,9 +32,14 @@ from daskinfer.storage.outputs.places import COMMITS, MANIFEST, QUARANTINE, RECO
 from daskinfer.storage.outputs.sink import OutputLayout
 
 _PART = re.compile(r"part-\d{8}\.(parquet|jsonl)")
+_PATH = re.compile(r"(?:\*/c/|part-0*)(\d+)(?:\.parquet|\.jsonl)?")
+_CHANGED = "It, or the job's job.json, was changed by hand or damaged: put it back, or start over with --fresh."
 _COMMIT = re.compile(r"\d{8}\.json")
 _READ_AT_ONCE = 1000
 _IN_MANIFEST = ("partition", "path", "digest", "rows_out", "rows_quarantined", "snapshot")
+
+
+Commit = TypeVar("Commit", CommitRecord, CommitDigest)
 
 
 class Ledger:
@@ -65,8 +71,8 @@ class Ledger:
 
     def commit(self, record: CommitRecord) -> CommitRecord:
         """Create the record of a part; return the one that is there."""
-        self._check(record)
         url = self._record_url(record.partition)
+        self._check(record, url)
         if create(url, canonical_json(record.model_dump(mode="json")), self._fence):
             return record
         winner = _parse(url, read_bytes(url))
@@ -100,8 +106,8 @@ class Ledger:
 
     def replace(self, record: CommitRecord) -> None:
         """Put another record in the place of a partition's: that of its part with a retry's rows merged in."""
-        self._check(record)
-        url = join_url(self._commits, f"{record.partition:08d}.json")
+        url = self._record_url(record.partition)
+        self._check(record, url)
         self._fence.replace(url, canonical_json(record.model_dump(mode="json")))
 
     def numbers(self) -> list[int]:
@@ -123,17 +129,42 @@ class Ledger:
         whole = pa.concat_tables([held, loose])
         if keep:
             index.save(loose, whole)
-        return walk(whole)
+        return map(self._check_digest, walk(whole))
 
     def keep(self, digests: Iterable[CommitDigest]) -> None:
         """Write an index of records that exist."""
         write_index(self._commits, self._layout.job, tabulate(digests))
 
-    def seal(self, manifest: Mapping[str, Any], records: Sequence[CommitDigest] | None = None) -> bytes:
+    def inspect(self, records: Iterable[CommitDigest], objects: Callable[[int], Mapping[str, int | None]]) -> None:
+        """Make sure that the files of parts are there; `objects` gives the paths of a partition's, with their sizes."""
+        there: dict[str, int] | None = None
+        for record in records:
+            there = find_files(self._url) if there is None else there
+            wanted = {**objects(record.partition)}
+            if len(wanted) == 1 and not record.path.startswith("*/"):
+                wanted = dict.fromkeys(wanted, record.size or None)
+            if record.rows_quarantined:
+                wanted[join_url(QUARANTINE, name_rejects(record.partition))] = None
+            for path, size in wanted.items():
+                if there.get(path, 0) and size in (None, there[path]):
+                    continue
+                found = f"has {there[path]} bytes, not {size}" if there.get(path) else "is gone or empty"
+                raise IntegrityError(
+                    f"{join_url(self._url, path)} {found}, though partition {record.partition} is committed",
+                    hint=f"Put it back; or delete {self._record_url(record.partition)} and what is beside it by the name of "
+                    "index-*, and run the same command again, which computes the partition anew.",
+                )
+
+    def seal(
+        self,
+        manifest: Mapping[str, Any],
+        objects: Callable[[int], Mapping[str, int | None]],
+        records: Sequence[CommitDigest] | None = None,
+    ) -> bytes:
         """Create the manifest from these records, by default all; a second sealer gets the first one's bytes."""
         records = list(self.digests()) if records is None else records
         for record in records:
-            self._check_rows(record)
+            self._check_digest(record)
         missing = sorted(set(range(self._layout.partitions)) - {record.partition for record in records})
         if missing or len(records) != self._layout.partitions:
             raise IntegrityError(
@@ -141,6 +172,7 @@ class Ledger:
                 f"the first missing one is {missing[0] if missing else 'none'}",
                 hint="Run the same command again; it computes what is missing.",
             )
+        self.inspect(records, objects)
         parts = [{key: getattr(record, key) for key in _IN_MANIFEST} for record in records]
         whole = {
             **manifest,
@@ -216,26 +248,44 @@ class Ledger:
             with explain_errors(self._commits, "read"):
                 # Not cat(), which takes brackets in a path for a pattern.
                 found = filesystem.cat_ranges(paths, None, None, on_error="raise")
-            yield from map(_parse, paths, found)
+            for number, path, data in zip(numbers[start : start + _READ_AT_ONCE], paths, found, strict=True):
+                record = _parse(path, data)
+                if record.partition != number:
+                    raise IntegrityError(f"{path} is the record of partition {record.partition}", hint=_CHANGED)
+                yield record
 
     def _digest(self, record: CommitRecord) -> CommitDigest:
-        self._check(record)
+        self._check(record, self._record_url(record.partition))
         return CommitDigest.of(record)
 
-    def _check(self, record: CommitRecord) -> None:
+    def _check(self, record: CommitRecord, url: str) -> None:
         if record.job != self._layout.job or not 0 <= record.partition < self._layout.partitions:
             raise IntegrityError(
-                f"the record of partition {record.partition} of job {record.job} is not of this output"
+                f"{url}: the record of partition {record.partition} of job {record.job} is not of this output",
+                hint=_CHANGED,
             )
-        self._check_rows(record)
+        self._check_digest(record)
 
-    def _check_rows(self, record: CommitRecord | CommitDigest) -> None:
+    def _check_digest(self, record: Commit) -> Commit:
+        """Return a record that is of this job's snapshots, rows and parts."""
+        place = self._record_url(record.partition)
+        wanted = self._layout.snapshots.get(record.generation)
+        if self._layout.snapshots and record.snapshot != wanted:
+            raise IntegrityError(
+                f"{place}, or an index beside it, says that partition {record.partition} was computed on "
+                f"{record.snapshot} (generation {record.generation}), but job {self._layout.job} computes it on {wanted}",
+                hint=_CHANGED,
+            )
+        if not _PATH.fullmatch(record.path) or int(_PATH.fullmatch(record.path)[1]) != record.partition:  # type: ignore[index]
+            raise IntegrityError(f"{place} says that partition {record.partition} is in {record.path}", hint=_CHANGED)
         expected = self._layout.rows_of(record.partition)
         if record.rows_in != expected or record.rows_out + record.rows_quarantined != expected:
             raise IntegrityError(
-                f"the rows of partition {record.partition} do not add up: it has {expected}; {record.rows_in} came in, "
-                f"{record.rows_out} went out and {record.rows_quarantined} were quarantined"
+                f"{place}: the rows of partition {record.partition} do not add up: it has {expected}; {record.rows_in} came in, "
+                f"{record.rows_out} went out and {record.rows_quarantined} were quarantined",
+                hint=_CHANGED,
             )
+        return record
 
 
 def _find_numbers(names: Iterable[str]) -> list[int]:

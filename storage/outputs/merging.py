@@ -59,6 +59,7 @@ def merge_records(before: CommitRecord, retried: CommitRecord) -> CommitRecord:
             "microbatches": (*before.microbatches, *retried.microbatches),
             "digest": retried.digest,
             "path": retried.path,
+            "size": retried.size,
         }
     )
 

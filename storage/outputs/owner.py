@@ -22,6 +22,8 @@ class Owner(Section):
     """Snapshot digest."""
     created: str
     """ISO 8601, UTC."""
+    record: str = ""
+    """Digest of the bytes of the job's job.json; empty where an older version wrote it."""
 
 
 def current_owner(url: str) -> Owner | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.job import OutputField
 from daskinfer.spec.rows import Partition, Reject
+from daskinfer.storage.outputs.commits import CommitDigest
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,6 +65,8 @@ class OutputLayout:
     """Rows of the input."""
     metadata: Mapping[str, str]
     """Provenance that is stored with the data."""
+    snapshots: Mapping[int, str] = field(default_factory=dict)
+    """Generation -> the snapshot that its commits must be of; empty where they are not compared."""
 
     @property
     def partitions(self) -> int:
@@ -102,13 +105,23 @@ class WholeOutput(Protocol):
     def committed(self, among: Container[int] | None = None) -> Iterator[CommitRecord]:
         """Return the records of all parts that exist, in order, or those of some partitions."""
 
+    def inspect(self, records: Iterable[CommitDigest]) -> None:
+        """Make sure that the files of committed parts are there, in their sizes as far as these are known.
+
+        Raises
+        ------
+        IntegrityError
+            One is gone, or has another size.
+        """
+
     def seal(self, manifest: Mapping[str, Any]) -> bytes:
         """Declare the output whole by its manifest, and return the manifest's bytes.
 
         Raises
         ------
         IntegrityError
-            Where a partition is missing or the rows do not add up.
+            Where a partition is missing or the rows do not add up, a commit is of another snapshot than the job's, or a
+            part is not there.
         """
 
     def discard(self) -> None:

@@ -8,13 +8,14 @@ after a record in the generation log has ruled out that anything else will.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from daskinfer.errors import IntegrityError
 from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.generation import Generations
-from daskinfer.storage.filesystem import join_url, read_bytes
+from daskinfer.storage.filesystem import exists, join_url, read_bytes
 from daskinfer.storage.outputs.commits import CommitDigest
 from daskinfer.storage.outputs.fence import Fence
 from daskinfer.storage.outputs.ledger import Ledger
@@ -103,6 +104,9 @@ class StagedOutput:
         }
         return iter([found[partition] for partition in sorted(found)])
 
+    def inspect(self, records: Iterable[CommitDigest]) -> None:
+        """Do nothing: a part of a generation is looked for when it is put in its place."""
+
     def seal(self, manifest: Mapping[str, Any]) -> bytes:
         """Copy what counts to its place and declare the output whole. The generation log must be sealed before."""
         standing = Standing(self._url, self._layout, self._generations)
@@ -110,7 +114,8 @@ class StagedOutput:
         with ThreadPoolExecutor(_COPIES, thread_name_prefix="seal") as pool:
             for _ in pool.map(self._adopt, records):
                 pass
-        data = Ledger(self._url, self._layout, fence=self._fence).seal(manifest, records)
+        layout = standing.layout()
+        data = Ledger(self._url, layout, fence=self._fence).seal(manifest, self._objects, records)
         for pin in self._generations().pins:
             # What was tried and not taken is kept, to be looked at.
             if not pin.is_trial or pin.scope in self._generations().owned:
@@ -120,6 +125,9 @@ class StagedOutput:
     def discard(self) -> None:
         """Delete everything but the log of owners."""
         self._sink.discard()
+
+    def _objects(self, partition: int) -> dict[str, int | None]:
+        return dict.fromkeys(self._sink.objects(partition))
 
     def _adopt(self, record: CommitDigest) -> None:
         source = staged_url(self._url, self._layout.job, record.generation)
@@ -131,7 +139,11 @@ class StagedOutput:
                 data = read_bytes(join_url(source, path))
             except FileNotFoundError:
                 # An earlier sealer put it in place and cleared the stage; the manifest says whether that is true.
-                read_bytes(join_url(self._url, path))
+                if not exists(join_url(self._url, path)):
+                    raise IntegrityError(
+                        f"{join_url(source, path)} is gone, though partition {record.partition} is committed",
+                        hint="Put it back, or start over with --fresh.",
+                    ) from None
                 continue
             if not self._fence.create(join_url(self._url, path), data):
                 self._fence.replace(join_url(self._url, path), data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.generation import Generations
@@ -65,5 +66,10 @@ class Standing:
         del self._fresh[scope]
         return lambda: self._ledger(scope).keep(fresh)
 
+    def layout(self) -> OutputLayout:
+        """Return the layout with the snapshot that every generation's commits must be of."""
+        snapshots = {pin.generation: pin.snapshot for pin in self._generations().pins}
+        return replace(self._layout, snapshots=snapshots)
+
     def _ledger(self, scope: int) -> Ledger:
-        return Ledger(self._url, self._layout, scope)
+        return Ledger(self._url, self.layout(), scope)

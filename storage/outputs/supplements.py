@@ -171,6 +171,13 @@ def close_round(
     missing = {part.partition for part in round.parts} - {record.partition for record in records}
     if missing:
         raise IntegrityError(f"{place} cannot be closed: partition {min(missing)} is not committed")
+    for record in records:
+        if record.snapshot != round.part(record.partition).snapshot:
+            raise IntegrityError(
+                f"{place} cannot be closed: partition {record.partition} was computed on "
+                f"{round.part(record.partition).snapshot}, and its retry on {record.snapshot}",
+                hint="A record was changed by hand: put it back, or make the output again with --fresh.",
+            )
     before = read_bytes(join_url(url, MANIFEST))
     create_same(join_url(place, "before.json"), before, fence)
 

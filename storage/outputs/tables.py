@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Collection, Container, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from daskinfer.storage.column_types import JSON, decode_type, is_text
 from daskinfer.storage.column_values import parse_json_column
 from daskinfer.storage.filesystem import join_url
 from daskinfer.storage.json_text import scan_object, to_json_texts
+from daskinfer.storage.outputs.commits import CommitDigest
 from daskinfer.storage.outputs.fence import Fence
 from daskinfer.storage.outputs.ledger import Ledger, create_same, write_rejects
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, Written
@@ -90,9 +91,13 @@ class TableSink:
         """Return all commit records, or those of some partitions."""
         return self._ledger.committed(among)
 
+    def inspect(self, records: Iterable[CommitDigest]) -> None:
+        """Make sure that the files of committed parts are there."""
+        self._ledger.inspect(records, self._sizes)
+
     def seal(self, manifest: Mapping[str, Any]) -> bytes:
         """Create the manifest."""
-        return self._ledger.seal(manifest)
+        return self._ledger.seal(manifest, self._sizes)
 
     def discard(self) -> None:
         """Delete everything but the log of owners."""
@@ -101,6 +106,9 @@ class TableSink:
     def objects(self, partition: int) -> list[str]:
         """Return the name of a partition's file."""
         return [f"part-{partition:08d}.{self._suffix}"]
+
+    def _sizes(self, partition: int) -> dict[str, int | None]:
+        return dict.fromkeys(self.objects(partition))  # its record has its size
 
 
 def make_table(part: OutputPart, layout: OutputLayout) -> pa.Table:

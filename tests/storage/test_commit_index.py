@@ -171,7 +171,7 @@ def test_indices_do_not_pile_up(url: str) -> None:
 
 
 def test_new_records_are_written_down_as_they_come(url: str) -> None:
-    pins = tuple(Pin(generation=number, snapshot=str(number), scope=number) for number in range(2))
+    pins = tuple(Pin(generation=number, snapshot=f"sha256:{number:064x}", scope=number) for number in range(2))
     generations = Generations(pins=pins, owned={1: ((5, COUNT),)})
     ours = Standing(url, LAYOUT, lambda: generations)
     writes = []

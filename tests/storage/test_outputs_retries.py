@@ -132,6 +132,7 @@ def test_the_merged_output_is_the_one_that_never_had_the_trouble(tmp_path: Path,
             "padded_tokens": 2,
             "microbatches": ((1, 1), (9, 9)),
             "digest": calm["parts"][0]["digest"],
+            "size": records_of(tmp_path / "calm")[0].size,
         }
     )
     assert next_round(str(tmp_path / "out"), JOB).parts == ()
