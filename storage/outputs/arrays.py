@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore, MemoryStore
 
+from daskinfer.errors import StorageError
 from daskinfer.ids import canonical_json
 from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.rows import Partition
@@ -98,7 +99,11 @@ class ZarrSink:
             if not create(url, chunk, self._fence) and not self._records.has(part.partition.number):
                 self._fence.replace(url, chunk)
             if is_local(url):
-                _make_durable(Path(absolute_url(self._url)), path)
+                try:
+                    _make_durable(Path(absolute_url(self._url)), path)
+                except FileNotFoundError as error:
+                    self._fence.confirm()  # says who deleted it
+                    raise StorageError(f"{url} was deleted while it was written", hint="Find out by whom.") from error
         return Written(f"*/c/{part.partition.number}", digest.hexdigest(), size)
 
     def _make_chunk(self, column: _Column, values: NDArray[Any]) -> bytes:
