@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from daskinfer.errors import JobFailed, OutputOwned
+from daskinfer.errors import JobFailed
 from daskinfer.reports.gate import render_gate
 from daskinfer.reports.page import render_html
 from daskinfer.runtime.cluster import find_workers
@@ -82,11 +82,18 @@ def run(
 
 def _save_report(store: JobStore, session: Session, report: Report) -> None:
     """Store what a run did; a member stores the job's report too where it is the first to end it, or the last to leave."""
+    if session.error is not None and not report.rows_this_run and _tells_more(store.report(session.member)):
+        return  # what went wrong is said on the spot; what an earlier run did would be lost
     page, member = render_html(report), session.member
     if member:
         store.save_report(report, page, member)
     if not member or (store.state() != "done" if session.error is None else not store.others(member)):
         store.save_report(report, page)
+
+
+def _tells_more(earlier: Report | None) -> bool:
+    """Tell whether an earlier report is of a run that computed something."""
+    return earlier is not None and earlier.rows_this_run > 0
 
 
 def validate(recipe: Recipe) -> list[str]:
@@ -123,10 +130,7 @@ def validate(recipe: Recipe) -> list[str]:
         f"output: {written}{''.join(f', {name}' for name in recipe.output.keep)}",
         *alone,
     ]
-    try:
-        owner = find_owner(recipe, workers)
-    except OutputOwned as error:  # --fresh may be what the user has in mind
-        return [*lines, f"in the way: {error.message}"]
+    owner = find_owner(recipe, workers)  # refuses another job's
     if owner is not None:
         lines.append(f"job: {owner.record.job} {'is done already' if owner.done else 'would go on'}")
     return lines

@@ -20,6 +20,9 @@ from daskinfer.cli.retry import retry
 from daskinfer.cli.run import run
 from daskinfer.cli.verification import verify
 
+# Nobody's typing mistake is to be mended into the loss of results.
+_DISCARDING = {"--fresh"}
+
 _HELP = """Batch inference on Dask: a model checkpoint over a dataset, on one locked checkpoint version.
 
 \b
@@ -41,6 +44,9 @@ class _Program(click.Group):
         try:
             with told_warnings():
                 return super().invoke(ctx)
+        except click.NoSuchOption as error:
+            offered = [name for name in error.possibilities or () if name not in _DISCARDING]
+            raise click.NoSuchOption(error.option_name, possibilities=offered, ctx=error.ctx) from None
         except (click.ClickException, click.Abort, click.exceptions.Exit):
             raise
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the last line of defence

@@ -18,7 +18,7 @@ def validate(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Check RECIPE and what it names, without running it.
 
     Every mistake is shown with its line. Then the input must match, the checkpoint must resolve, the plan must fit
-    the workers, and the output must be possible; what it holds already is told.
+    the workers, and the output must be possible and no other job's: what `run` would refuse is refused here.
 
     \b
     Examples:

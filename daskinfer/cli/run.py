@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 import sys
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -62,7 +63,8 @@ def run(ctx: click.Context, recipe: str, overrides: tuple[str, ...], fresh: bool
     start_logging(ctx)
     told.resume = command = _command(ctx, recipe, overrides, join, as_json)
     latest: list[Progress] = []
-    told.facts = lambda: _describe_failure(parsed, latest)
+    began = datetime.now(UTC).isoformat(timespec="seconds")
+    told.facts = lambda: _describe_failure(parsed, latest, began)
     from daskinfer import api
     from daskinfer.cli.progress import ProgressDisplay
     from daskinfer.cli.show import print_report
@@ -86,8 +88,8 @@ def run(ctx: click.Context, recipe: str, overrides: tuple[str, ...], fresh: bool
         print_report(result, "already done, nothing to do" if earlier else None)
 
 
-def _describe_failure(recipe: Recipe, latest: list[Progress]) -> dict[str, Any]:
-    """Return the promised fields of a run that failed, as far as they are known."""
+def _describe_failure(recipe: Recipe, latest: list[Progress], began: str) -> dict[str, Any]:
+    """Return the promised fields of a run that began then and failed, as far as they are known."""
     from daskinfer import api
 
     facts: dict[str, Any] = dict.fromkeys(_FIELDS) | {"verdict": "failed", "output": recipe.output.url}
@@ -100,8 +102,8 @@ def _describe_failure(recipe: Recipe, latest: list[Progress]) -> dict[str, Any]:
     # A second failure on the way out must not hide the first.
     with contextlib.suppress(Exception):
         report = api.report(progress.job, recipe.workspace, progress.member)
-        # A driver that could not write its own report leaves that of an earlier run.
-        if report.verdict != "done":
+        # A driver that could not write its own report, or did nothing, leaves that of an earlier run.
+        if report.verdict != "done" and report.started >= began:
             facts |= {name: getattr(report, name) for name in (*_FIELDS, "verdict")}
     return facts
 

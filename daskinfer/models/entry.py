@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import sys
@@ -35,7 +36,29 @@ def find_entry(function: str) -> EntryPoint:
         raise CheckpointError(
             f"model.entry {function!r} is not of the form package.module:function", hint="E.g. mymodels.unet:build."
         )
-    return EntryPoint(function=function, source=sha256_of(_find_source(function, module).read_bytes()))
+    return EntryPoint(function=function, source=digest_code(_find_source(function, module).read_bytes()))
+
+
+def digest_code(source: bytes) -> str:
+    """Return the digest of what Python code says: of its syntax tree, without comments, layout and line numbers.
+
+    Docstrings count, for a program can read them. Code that is none has the digest of its bytes.
+    """
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return sha256_of(source)
+    return sha256_of(repr(_describe_node(tree)).encode(errors="surrogatepass"))
+
+
+def _describe_node(node: Any) -> Any:
+    """Return a syntax tree as nested tuples, the same under every version of Python: empty fields come and go."""
+    if isinstance(node, ast.AST):
+        fields = ((name, _describe_node(value)) for name, value in ast.iter_fields(node))
+        return (type(node).__name__, *(pair for pair in fields if pair[1] not in (None, ())))
+    if isinstance(node, list):
+        return tuple(_describe_node(each) for each in node)
+    return None if node is None else repr(node)
 
 
 def confirm_entry(entry: EntryPoint) -> None:
@@ -47,7 +70,9 @@ def confirm_entry(entry: EntryPoint) -> None:
         Where it is absent or has changed.
     """
     found = find_entry(entry.function)
-    if found.source != entry.source:
+    module, _, _ = entry.function.partition(":")
+    # Earlier versions of daskinfer took the digest of the file's bytes.
+    if entry.source not in (found.source, sha256_of(_find_source(entry.function, module).read_bytes())):
         raise CheckpointError(
             f"model.entry {entry.function}: its source has changed since it was published\n"
             f"  now {found.source}\n  published {entry.source}",

@@ -77,6 +77,9 @@ class Keeper:
             self.settle(candidate, verdict)
         current = self.log.known.current
         self._lock(current)
+        # Its driver ended between the verdict and giving the candidate back: nothing is ever computed on it again.
+        if candidate is not None and verdict is not None and candidate.snapshot != current.snapshot:
+            locks.remove(self._registry, candidate.snapshot, self._record.job)
         for pin in self.log.known.pins:
             if pin.generation == current.generation or pin.generation in self.log.known.dropped or pin.is_trial:
                 continue

@@ -304,3 +304,13 @@ def test_the_dask_plugin_is_the_same_program(fake: FakeApi) -> None:
     result = CliRunner().invoke(infer, ["run", "recipe.yaml"], prog_name="dask infer")
     assert result.exit_code == 1
     assert "  dask infer run recipe.yaml\n" in result.stderr
+
+
+@pytest.mark.parametrize("typed", ["--frsh", "--refresh"])
+def test_no_typing_mistake_is_mended_into_the_loss_of_results(fake: FakeApi, typed: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("")
+    ended = CliRunner().invoke(main, ["run", str(tmp_path / "recipe.yaml"), typed])
+    assert ended.exit_code == 2
+    assert "No such option" in ended.output and "Did you mean" not in ended.output
+    joined = CliRunner().invoke(main, ["run", str(tmp_path / "recipe.yaml"), "--jion"])
+    assert "--join" in joined.output

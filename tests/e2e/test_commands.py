@@ -69,8 +69,8 @@ def test_validate_says_what_a_run_would_meet(bench: Bench, scheduler: str) -> No
     report = run(bench.recipe(), scheduler)
     bench.write_recipe()
     assert f"job: {report.job} is done already\n" in call("validate", "recipe.yaml", cwd=bench.folder)[0]
-    out, _ = call("validate", "recipe.yaml", "--set", "model.options.pooling=cls", cwd=bench.folder)
-    assert f"belongs to job {report.job}; the recipe (model.options.pooling) has changed since" in out
+    _, err = call("validate", "recipe.yaml", "--set", "model.options.pooling=cls", cwd=bench.folder, code=2)
+    assert f"belongs to job {report.job}; the recipe (model.options.pooling) has changed since" in err
 
 
 def test_the_schema_tells_good_recipes_from_bad(bench: Bench) -> None:

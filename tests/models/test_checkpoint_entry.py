@@ -11,8 +11,10 @@ import torch
 from safetensors.torch import load, save_file
 
 from daskinfer.errors import CheckpointError
+from daskinfer.ids import sha256_of
 from daskinfer.models.checkpoint import inspect_entry
-from daskinfer.models.entry import find_entry, load_entry
+from daskinfer.models.entry import confirm_entry, digest_code, find_entry, load_entry
+from daskinfer.spec.snapshot import EntryPoint
 
 ENTRY = """
 import torch
@@ -102,9 +104,33 @@ def test_an_entry_is_built_without_weights_unless_asked(code: str) -> None:
 def test_changed_code_is_refused(code: str, tmp_path: Path) -> None:
     entry = find_entry(f"{code}:build")
     with (tmp_path / f"{code}.py").open("a") as file:
-        file.write("# changed\n")
+        file.write("changed = True\n")
     with pytest.raises(CheckpointError, match="its source has changed"):
         load_entry(entry)
+
+
+def test_comments_and_layout_change_nothing(code: str, tmp_path: Path) -> None:
+    place = tmp_path / f"{code}.py"
+    before = find_entry(f"{code}:build")
+    place.write_text(f"# a comment\n\n{place.read_text()}\n# another\n")
+    assert find_entry(f"{code}:build") == before
+    assert digest_code(b"a = 1 # one") == digest_code(b"a  =  (1)\n")
+    values = (
+        b"a = 1",
+        b"a = 1.0",
+        b"a = True",
+        b"a = '1'",
+        b"b = 1",
+        b"a: int = 1",
+        b"a += 1",
+        b'"""Docstring."""\na = 1',
+    )
+    assert len({digest_code(each) for each in values}) == len(values)
+
+
+def test_an_entry_of_an_earlier_version_is_known_by_its_bytes(code: str, tmp_path: Path) -> None:
+    whole = (tmp_path / f"{code}.py").read_bytes()
+    confirm_entry(EntryPoint(function=f"{code}:build", source=sha256_of(whole)))
 
 
 @pytest.mark.parametrize(
