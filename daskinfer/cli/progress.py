@@ -1,7 +1,9 @@
-"""A run as it goes: one live block on a terminal, one line at the start and at the end elsewhere."""
+"""A run as it goes: one live block on a terminal; elsewhere a line at the start, at the end, and every half minute."""
 
 from __future__ import annotations
 
+import threading
+import time
 from types import TracebackType
 from typing import Self
 
@@ -15,6 +17,8 @@ from daskinfer.spec.job import Progress, Report
 from daskinfer.units import escape_controls, format_bytes, format_duration
 
 _BUSY_WIDTH = 10
+PIPE_SECONDS = 30.0
+"""Where nobody watches, a line is written as often as this."""
 
 
 class ProgressDisplay:
@@ -34,27 +38,45 @@ class ProgressDisplay:
         self._live: Live | None = None
         self._started = False
         self._message = ""
+        self._latest = Progress(phase="preparing")
+        self._heard = self._entered = time.monotonic()
+        self._alone: set[str] = set()
+        self._ended = threading.Event()
+        self._ticking = threading.Thread(target=self._tick, name="daskinfer-progress", daemon=True)
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
-            first = self._render(Progress(phase="preparing"))
-            self._live = Live(first, console=self._console, refresh_per_second=8, transient=True)
+            # Drawn anew several times a second, also while nothing is heard.
+            self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4, transient=True)
             self._live.start()
+        else:
+            self._ticking.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._ended.set()
         if self._live is not None:
             self._live.stop()
 
     def __call__(self, progress: Progress) -> None:
         """Show the newest progress."""
+        now = time.monotonic()
+        if progress.phase != self._latest.phase:
+            self._entered = now
+        self._latest, self._heard = progress, now
+        _, is_alone, worker = progress.message.partition("worker ")
+        if "left alone" in worker:
+            if worker in self._alone:
+                return
+            self._alone.add(worker)
         if self._live is not None:
-            self._live.update(self._render(progress))
-            if progress.message and progress.message != self._message:
+            if progress.message and progress.message != self._message and (progress.job or is_alone):
                 self._console.print(Text(escape_controls(progress.message), style="dim"))
             self._message = progress.message
+        elif "left alone" in worker:
+            self._print(f"{self._name}: worker {escape_controls(worker)}")
         elif progress.job and not self._started:
             self._started = True
             self._print(f"{self._name}: job {progress.job}, {progress.rows_total:,} rows")
@@ -67,8 +89,18 @@ class ProgressDisplay:
             cut = f", {report.rows_truncated:,} truncated" if report.rows_truncated else ""
             self._print(f"{self._name}: {how}, {rows}{cut}")
 
-    def _render(self, progress: Progress) -> RenderableType:
-        return render_progress(self._name, progress, plain=self._console.options.ascii_only)
+    def _tick(self) -> None:
+        while not self._ended.wait(PIPE_SECONDS):
+            self._print(f"{self._name}: {describe_progress(*self._now())}")
+
+    def _now(self) -> tuple[Progress, float]:
+        """Return the newest progress, its clock gone on, and the seconds that its phase has lasted."""
+        now = time.monotonic()
+        latest = self._latest
+        return latest.model_copy(update={"seconds": latest.seconds + now - self._heard}), now - self._entered
+
+    def _render(self) -> RenderableType:
+        return render_progress(self._name, *self._now(), plain=self._console.options.ascii_only)
 
     def _print(self, line: str) -> None:
         self._console.print(Text(line))
@@ -80,8 +112,24 @@ def describe_loading(progress: Progress) -> str:
     return f"{loaded} of {total}, {progress.loaded_shards} of {progress.total_shards} shards"
 
 
-def render_progress(name: str, progress: Progress, plain: bool = False) -> RenderableType:
-    """Return the block that a terminal shows; a plain one has no other characters than those of ASCII."""
+def describe_progress(progress: Progress, lasted: float = 0.0) -> str:
+    """Return how a run stands in a line: `running, 6,144 of 10,000 rows, 1,234 rows/s, 3 s left`."""
+    facts: list[str] = [f"{progress.phase} for {format_duration(lasted)}"]
+    if progress.phase == "loading" and progress.total_shards:
+        facts.append(describe_loading(progress))
+    elif progress.phase == "running":
+        facts = [progress.phase, f"{progress.rows_done:,} of {progress.rows_total:,} rows"]
+        facts += [f"{progress.rows_per_second:,.0f} rows/s"] if progress.rows_per_second else []
+        facts += [f"{format_duration(progress.eta)} left"] if progress.eta is not None else []
+    if progress.rows_quarantined:
+        facts.append(f"{progress.rows_quarantined:,} quarantined")
+    if not progress.job and progress.message:
+        facts.append(escape_controls(progress.message))
+    return ", ".join(facts)
+
+
+def render_progress(name: str, progress: Progress, lasted: float = 0.0, *, plain: bool = False) -> RenderableType:
+    """Return the block that a terminal shows, of a phase that has lasted some seconds; a plain one is ASCII."""
     total, done = progress.rows_total, progress.rows_done
     head = Table.grid(padding=(0, 2), expand=True)
     for ratio in (None, None, 1, None):
@@ -96,6 +144,10 @@ def render_progress(name: str, progress: Progress, plain: bool = False) -> Rende
         bar.total, bar.completed, counted = progress.total_bytes, progress.loaded_bytes, describe_loading(progress)
     head.add_row(Text(name, style="bold"), Text(progress.phase, style="cyan"), bar, counted)
     facts = [f"{format_duration(progress.seconds)} so far"]
+    if lasted >= 1 and progress.phase not in ("running", "done"):
+        facts.insert(0, f"{progress.phase} for {format_duration(lasted)}")
+    if not progress.job and progress.message:
+        facts.insert(0, escape_controls(progress.message))
     if progress.rows_per_second:
         facts.insert(0, f"{progress.rows_per_second:,.0f} rows/s")
     if progress.eta is not None:

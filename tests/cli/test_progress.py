@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import io
 import re
+import time
 
+import pytest
 from rich.console import Console
 
 from daskinfer.cli.progress import ProgressDisplay, render_progress
@@ -70,7 +72,47 @@ def test_messages_scroll_by_once_on_a_terminal() -> None:
 
 def test_a_pipe_gets_one_line_at_the_start() -> None:
     file = io.StringIO()
-    with ProgressDisplay("embed-news", Console(file=file)) as display:
+    with ProgressDisplay("embed-news", Console(file=file, width=200)) as display:
         for _ in range(3):
             display(RUNNING)
     assert file.getvalue() == "embed-news: job j, 10,000 rows\n"
+
+
+def test_a_pipe_hears_every_half_minute_how_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where nothing is heard of the run: then for how long."""
+    monkeypatch.setattr("daskinfer.cli.progress.PIPE_SECONDS", 0.05)
+    file = io.StringIO()
+    with ProgressDisplay("embed-news", Console(file=file, width=200)) as display:
+        display(Progress(phase="preparing", message="looking at the workers"))
+        wait_for(file, r"embed-news: preparing for .* s, looking at the workers")
+        display(RUNNING)
+        wait_for(file, r"embed-news: running, 6,144 of 10,000 rows, 1,234 rows/s, 3.1 s left, 2 quarantined")
+    before = file.getvalue()
+    time.sleep(0.2)
+    assert file.getvalue() == before
+
+
+def test_a_terminal_moves_while_nothing_is_heard() -> None:
+    file = io.StringIO()
+    console = Console(file=file, width=100, force_terminal=True, legacy_windows=False)
+    with ProgressDisplay("embed-news", console) as display:
+        display(Progress(phase="starting", job="j"))
+        wait_for(file, r"starting for 1\.\d s")
+
+
+def test_a_worker_that_is_left_alone_is_named_once_in_a_pipe() -> None:
+    file = io.StringIO()
+    with ProgressDisplay("embed-news", Console(file=file, width=200)) as display:
+        for message in (
+            "worker tcp://a is left alone: it is old",
+            "worker-left-alone: worker tcp://a is left alone: it is old",
+        ):
+            display(Progress(phase="preparing", message=message))
+    assert file.getvalue() == "embed-news: worker tcp://a is left alone: it is old\n"
+
+
+def wait_for(file: io.StringIO, pattern: str) -> None:
+    deadline = time.monotonic() + 20
+    while not re.search(pattern, file.getvalue()):
+        assert time.monotonic() < deadline, file.getvalue()
+        time.sleep(0.02)
