@@ -42,7 +42,7 @@ class GenerationLog:
         self._next = len(slots)
         try:
             self.known = fold(self._first, [Step.model_validate(slot.record) for slot in slots])
-        except ValidationError as error:
+        except (ValidationError, AssertionError) as error:
             raise IntegrityError(
                 f"{self._log.url} is not the log of a job's generations", hint="A file was changed by hand."
             ) from error

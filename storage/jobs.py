@@ -79,7 +79,7 @@ class JobStore:
             return JobRecord.model_validate(json.loads(read_bytes(place))["record"])
         except FileNotFoundError as error:
             raise UsageError(f"no job {self.job}: {place} does not exist", hint="List them: daskinfer jobs") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise _unreadable(place, "job record") from error
 
     def record_place(self) -> str:
@@ -104,9 +104,15 @@ class JobStore:
             raise Conflict(f"{place} holds another partition table", hint="Start a new job: run with --fresh.")
 
     def table(self) -> PartitionTable:
-        """Return the partition table; `FileNotFoundError` until it is saved."""
+        """Return the partition table."""
         place = self._place("inputs.json.gz")
-        data = read_bytes(place)
+        try:
+            data = read_bytes(place)
+        except FileNotFoundError as error:
+            raise IntegrityError(
+                f"{place} is gone: which rows are in which partition, nobody can tell",
+                hint="Put it back, or start over with --fresh.",
+            ) from error
         try:
             return PartitionTable.model_validate_json(gzip.decompress(data))
         except (ValueError, OSError, EOFError, zlib.error) as error:

@@ -187,8 +187,15 @@ def is_held(url: str) -> bool:
 
 def read_driver(url: str) -> tuple[int, Driver] | None:
     """Return the newest epoch and its driver; None where the job never ran."""
-    head = SlotLog(join_url(url, "epochs")).head()
-    return None if head is None else (_epoch_of(head), Driver.model_validate(head.record))
+    log = SlotLog(join_url(url, "epochs"))
+    head = log.head()
+    try:
+        return None if head is None else (_epoch_of(head), Driver.model_validate(head.record))
+    except ValidationError as error:
+        place = log.slot_url(head.sequence if head is not None else 0)
+        raise IntegrityError(
+            f"{place} does not name a driver", hint="Put it back, or start over with --fresh."
+        ) from error
 
 
 def read_heartbeat(url: str) -> Heartbeat | None:

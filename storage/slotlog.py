@@ -132,7 +132,7 @@ class SlotLog:
         try:
             record = json.loads(data)
             del record["nonce"]
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise IntegrityError(
                 f"{url} is not a record of a slot log", hint="The file was changed by hand."
             ) from error

@@ -111,9 +111,12 @@ class ObjectStore:
                 raise Refusal(404, "No such object")
             return self._objects[bucket, name]
 
-    def delete(self, bucket: str, name: str) -> None:
-        """Delete an object."""
+    def delete(self, bucket: str, name: str, condition: str | None) -> None:
+        """Delete an object, if its generation is the expected one."""
         with self._lock:
+            there = self._objects.get((bucket, name))
+            if there is not None and condition not in (None, there[0]["generation"]) and not self._ignore_conditions:
+                raise Refusal(412, "conditionNotMet")
             if self._objects.pop((bucket, name), None) is None:
                 raise Refusal(404, "No such object")
 
@@ -198,6 +201,8 @@ class Handler(BaseHTTPRequestHandler):
         if match is None:
             raise Refusal(404, "Not Found")
         condition = query.get("ifGenerationMatch")
+        if query.get("uploadType") == "media":
+            return _as_json(self.store.insert(match[1], query["name"], body, condition))
         if query.get("uploadType") == "multipart":
             boundary = self.headers["Content-Type"].partition('boundary="')[2].rstrip('"').encode()
             _, about, content = body.removesuffix(b"\n--" + boundary + b"--").split(b"--" + boundary + b"\n", 2)
@@ -228,7 +233,7 @@ class Handler(BaseHTTPRequestHandler):
         match = _OBJECT.fullmatch(path)
         if match is None:
             raise Refusal(404, "Not Found")
-        self.store.delete(match[1], unquote(match[2]))
+        self.store.delete(match[1], unquote(match[2]), query.get("ifGenerationMatch"))
         return 204, {}, b""
 
 

@@ -77,7 +77,13 @@ def next_round(url: str, job: str) -> Round:
             f"{join_url(url, MANIFEST)} is not the manifest of job {job}",
             hint="The output was deleted or made by another job; make it again with --fresh.",
         )
-    parts = TypeAdapter(tuple[SealedPart, ...]).validate_python(manifest["parts"])
+    try:
+        parts = TypeAdapter(tuple[SealedPart, ...]).validate_python(manifest["parts"])
+        len(manifest.get("retries", []))
+    except (ValidationError, KeyError, TypeError) as error:
+        raise IntegrityError(
+            f"{join_url(url, MANIFEST)} does not say what its parts are", hint="Put it back, or use --fresh."
+        ) from error
     refused = tuple(part for part in parts if part.rows_quarantined)
     return Round(number=len(manifest.get("retries", [])) + 1, job=job, parts=refused)
 
@@ -99,8 +105,11 @@ def read_round(url: str, job: str, number: int) -> Round:
     place = join_url(round_url(url, job, number), "round.json")
     try:
         return Round.model_validate_json(read_bytes(place))
-    except ValidationError as error:
-        raise IntegrityError(f"{place} is not the record of a retry", hint="It was changed by hand.") from error
+    except (ValidationError, FileNotFoundError) as error:
+        raise IntegrityError(
+            f"{place} is gone, or is not the record of a retry",
+            hint="Put it back, or make the output again with --fresh.",
+        ) from error
 
 
 def supplement_url(url: str, job: str, round: int, epoch: int) -> str:
@@ -190,7 +199,13 @@ def close_round(
     with ThreadPoolExecutor(_COPIES, thread_name_prefix="merge") as pool:
         for _ in pool.map(adopt, records):
             pass
-    inputs: str = json.loads(read_bytes(join_url(place, "inputs.json")))["inputs"]
+    try:
+        inputs = str(json.loads(read_bytes(join_url(place, "inputs.json")))["inputs"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(
+            f"{place}/inputs.json is gone, or does not name the inputs of a retry",
+            hint="Put it back, or make the output again with --fresh.",
+        ) from error
     manifest = merge_manifest(json.loads(before), records, round.number, inputs)
     fence.replace(join_url(url, MANIFEST), canonical_json(manifest))
     clear_supplements(fence, round.number)
@@ -224,6 +239,12 @@ def _adopt(fence: Fence, sink: Sink, round: Round, record: CommitRecord, ledger:
             f"partition {record.partition} of retry {round.number} cannot be merged: {error} is gone",
             hint="Something of _daskinfer/retries was deleted; make the output again with --fresh.",
         ) from error
-    before = ledger.read(record.partition)
+    try:
+        before = ledger.read(record.partition)
+    except FileNotFoundError as error:
+        raise IntegrityError(
+            f"the commit record of partition {record.partition} in {url} is gone",
+            hint="Put it back, or make the output again with --fresh.",
+        ) from error
     if before.digest != record.digest:
         ledger.replace(merge_records(before, record))

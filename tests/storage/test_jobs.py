@@ -142,7 +142,7 @@ def test_creators_of_equal_records_get_different_jobs(workspace: str) -> None:
 
 
 def test_table_is_fixed(store: JobStore) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(IntegrityError, match=r"inputs\.json\.gz is gone"):
         store.table()
     table = make_table()
     store.save_table(table)
