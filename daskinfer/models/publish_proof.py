@@ -77,8 +77,15 @@ def compare_with_transformers(found: CheckpointFiles, directory: Path) -> str:
     worst = 0.0
     with proof_settings(), torch.inference_mode():
         for text, inputs in rows.items():
-            worst = max(worst, _compare(module, plain, text, inputs, request))
+            try:
+                worst = max(worst, _compare(module, plain, text, inputs, request))
+            except _PlainFailure as error:
+                return f"not compared: transformers cannot run it: {error}"
     return f"{request.task} of {len(rows)} texts equals plain transformers within {TOLERANCE:g}"
+
+
+class _PlainFailure(Exception):
+    """transformers' own model raised."""
 
 
 class _Plain(nn.Module):
@@ -159,7 +166,15 @@ def _compare(module: TaskModule, plain: _Plain, text: str, inputs: Mapping[str, 
     ours, theirs = inputs["input_ids"][0].tolist(), plain.tokens["input_ids"][0].tolist()
     if ours != theirs:
         raise _refuse(request, text, f"its tokens are {ours[:12]}, but those of transformers {theirs[:12]}")
-    difference = find_difference(_run(module, module.model, inputs), _run(module, plain, inputs))
+    try:
+        wanted = _run(module, plain, inputs)
+    except _FAILURES as error:
+        raise _PlainFailure(f"{type(error).__name__}: {error}") from error
+    try:
+        found = _run(module, module.model, inputs)
+    except _FAILURES as error:
+        raise _refuse(request, text, f"it fails, where transformers does not: {type(error).__name__}: {error}") from error
+    difference = find_difference(found, wanted)
     if difference > TOLERANCE:
         raise _refuse(
             request, text, f"its result differs from that of transformers by {difference:.1g} of the largest number"

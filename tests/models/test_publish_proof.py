@@ -13,6 +13,7 @@ from daskinfer.errors import CheckpointError
 from daskinfer.models import publish_proof
 from daskinfer.models.checkpoint import inspect_checkpoint
 from daskinfer.models.publish_proof import compare_with_transformers
+from daskinfer.models.tasks.textmodel import TextInputs
 from daskinfer.runtime.checkpoints import publish_checkpoint
 from daskinfer.storage.registry.catalog import Registry
 
@@ -76,3 +77,22 @@ def test_what_does_not_fit_is_said(tiny: Callable[[str], Path], monkeypatch: pyt
     said = compare_with_transformers(inspect_checkpoint(tiny("BertModel")), tiny("BertModel"))
     assert said.startswith("not compared:")
     assert "free memory" in said
+
+
+def test_a_model_that_fails_is_no_crash(tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("sizes of tensors")
+
+    found, directory = inspect_checkpoint(tiny("BertModel")), tiny("BertModel")
+    with monkeypatch.context() as patch:
+        patch.setattr(publish_proof._Plain, "forward", fail)
+        said = compare_with_transformers(found, directory)
+        assert said == "not compared: transformers cannot run it: RuntimeError: sizes of tensors"
+    run = TextInputs.run
+
+    def fail_ours(self: TextInputs, model: Any, inputs: Any) -> Any:
+        return run(self, model, inputs) if isinstance(model, publish_proof._Plain) else fail()
+
+    monkeypatch.setattr(TextInputs, "run", fail_ours)
+    with pytest.raises(CheckpointError, match="it fails, where transformers does not: RuntimeError"):
+        compare_with_transformers(found, directory)

@@ -255,6 +255,16 @@ def test_what_sentence_transformers_can_do_and_we_cannot_is_refused(tmp_path: Pa
     )
     refuse("sentence_bert_config.json", {"tokenizer_args": {"do_lower_case": True}}, CheckpointError, "tokenizer_args")
     refuse("sentence_bert_config.json", {"unknown": 1}, CheckpointError, "unknown is 1")
+    for changed in (
+        {"transformer_task": "fill-mask"},
+        {"module_output_name": "sentence_embedding"},
+        {"modality_config": {"text": {"method": "get_text_features", "method_output_name": "pooler_output"}}},
+        {"modality_config": {"message": {"method": "forward", "method_output_name": "last_hidden_state"}}},
+        {"processing_kwargs": {"text": {"max_length": 4}}},
+        {"model_kwargs": {"num_labels": 3}},
+        {"query_length": 8},
+    ):
+        refuse("sentence_bert_config.json", changed, CheckpointError, r"^sentence_bert_config.json: .* not supported")
     refuse("config_sentence_transformers.json", {"truncate_dim": 8}, CheckpointError, "truncate_dim is 8")
     refuse("config_sentence_transformers.json", {"model_type": "SparseEncoder"}, CheckpointError, "SparseEncoder")
     refuse("1_Pooling/config.json", {"pooling_mode": "attention"}, CheckpointError, "'attention'")
@@ -271,7 +281,15 @@ def test_what_sentence_transformers_can_do_and_we_cannot_is_refused(tmp_path: Pa
 def test_what_a_pooling_leaves_unsaid_is_as_sentence_transformers_has_it(tmp_path: Path) -> None:
     directory = add_sentence_modules(make_tiny(tmp_path, "BertModel"), pooling={"pooling_mode_cls_token": True})
     assert read_sentence(ask_task(directory, "embed")).pooling == ("cls", "mean")
+    forward = {"method": "forward", "method_output_name": "last_hidden_state"}
     harmless = {
+        "transformer_task": "feature-extraction",
+        "module_output_name": "token_embeddings",
+        "modality_config": {"text": forward, "message": forward | {"format": "flat"}},
+        "unpad_inputs": False,
+        "processing_kwargs": {},
+        "query_length": None,
+        "model_kwargs": {"dtype": "auto"},
         "model_args": {"torch_dtype": "float16"},
         "tokenizer_args": {"padding_side": "left"},
         "max_seq_length": None,

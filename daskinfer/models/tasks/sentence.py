@@ -35,6 +35,12 @@ TEXT_SETTINGS = (
     "sentence_xlnet_config.json",
 )
 """What the Transformer module's settings may be called; the first that is there counts."""
+# What the Transformer module's settings may say besides without changing anything; newer versions write them out.
+_PLAIN_SETTINGS: Mapping[str, Any] = {
+    "transformer_task": "feature-extraction",
+    "module_output_name": "token_embeddings",
+}
+_PLAIN_TEXT = {"method": "forward", "method_output_name": "last_hidden_state"}
 # Arguments for loading that change no value of the whole model in its own precision.
 _WITHOUT_EFFECT = frozenset(
     [
@@ -54,6 +60,7 @@ _WITHOUT_EFFECT = frozenset(
         "use_safetensors",
     ]
 )
+_LOADING = ("model_args", "config_args", "tokenizer_args", "model_kwargs", "config_kwargs", "processor_kwargs")
 _UNSUPPORTED = "Choose a checkpoint with Transformer, Pooling, Dense and Normalize modules only."
 
 
@@ -169,12 +176,17 @@ def _read_text_settings(request: TaskRequest) -> Mapping[str, Any]:
     unknown = dict(settings)
     for key in ("max_seq_length", "do_lower_case"):
         unknown.pop(key, None)
-    for key in ("model_args", "config_args", "tokenizer_args"):
+    unknown.pop("unpad_inputs", None)  # how it is computed, not what
+    for key in _LOADING:
         given = unknown.pop(key, None) or {}
         unknown |= {f"{key}.{one}": value for one, value in given.items() if one not in _WITHOUT_EFFECT}
-    if unknown.get("transformer_task") == "feature-extraction":
-        del unknown["transformer_task"]
+    # Of a model of texts and more, only what is done with texts counts.
+    modalities = unknown.get("modality_config")
+    if isinstance(modalities, Mapping) and modalities.get("text") == _PLAIN_TEXT:
+        del unknown["modality_config"]
     for key, value in unknown.items():
+        if _PLAIN_SETTINGS.get(key) == value:
+            continue
         if value:
             raise CheckpointError(
                 f"{name}: {key} is {value!r}, which is not supported", hint="Take it out and publish again."
