@@ -9,9 +9,10 @@ from typing import Any
 
 # Tokens of rows that tell padding, order and history of most models.
 _SHORT, _MIDDLE, _LONG = 7, 12, 25
-_NAMES = re.compile(r"window|chunk|block|stride|local|landmark|segment|position|span|radius|context|bucket")
-# Attention in blocks begins where a row has several of them.
-_BLOCKS = re.compile(r"block")
+_NAMES = re.compile(r"window|chunk|block|stride|local|landmark|segment|position|span|radius|context|bucket|index_topk")
+# Attention in blocks begins where a row has several of them, and which of equally good tokens a row attends to may
+# hang on its padded length where it has many more than are chosen.
+_BLOCKS = re.compile(r"block|index_topk")
 _BLOCKS_OF_A_ROW = 16
 _ORIGINAL = re.compile(r"original_max_position|max_trained_position|^max_position_embeddings$")
 # What a configuration recommends for other uses of the model.

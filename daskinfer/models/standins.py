@@ -73,6 +73,12 @@ def make_random(name: str, tensor: Tensor) -> Tensor:
     return numbers.to(tensor.dtype).repeat(max(repeats, 1))[: tensor.numel()].reshape(tensor.shape)
 
 
+def make_filling(name: str, tensor: Tensor) -> Tensor:
+    """Return a tensor's own values where its class computes them, such as decays and masks that are saved; else random ones."""
+    is_computed = not tensor.is_meta and bool((tensor != tensor.reshape(-1)[:1]).any()) and bool(tensor.isfinite().all())
+    return tensor if is_computed else make_random(name, tensor)
+
+
 @contextmanager
 def random_weights(model: nn.Module, always: Iterable[str]) -> Iterator[Callable[[str], Any]]:
     """Yield a context manager that gives a unit random weights while it runs; only `always` keep theirs.
@@ -81,15 +87,19 @@ def random_weights(model: nn.Module, always: Iterable[str]) -> Iterator[Callable
     """
     names = state_names(model)
     before = dict(model.state_dict(keep_vars=True))
-    replace_state(model, names, make_blank)
-    replace_state(model, always, make_random)
     kept = frozenset(always)
+
+    def make(name: str, _: Tensor) -> Tensor:
+        return make_filling(name, before[name])
+
+    replace_state(model, names, make_blank)
+    replace_state(model, kept, make)
 
     @contextmanager
     def around(path: str) -> Iterator[None]:
         mine = [name for name in names if name.startswith(f"{path}.") and name not in kept]
         blanks = {name: _tensor(model, name) for name in mine}
-        replace_state(model, mine, make_random)
+        replace_state(model, mine, make)
         try:
             yield
         finally:
@@ -109,7 +119,7 @@ def whole_random_weights(model: nn.Module) -> Iterator[None]:
     before = dict(model.state_dict(keep_vars=True))
 
     def make(name: str, tensor: Tensor) -> Tensor:
-        return make_random(name, tensor) if tensor.is_meta or tensor.is_floating_point() else tensor
+        return make_filling(name, tensor) if tensor.is_meta or tensor.is_floating_point() else tensor
 
     replace_state(model, before, make)
     try:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import CausalLMOutput
 
 from daskinfer.errors import CheckpointError
 from daskinfer.models import row_proof
@@ -147,6 +148,14 @@ class LongRowsGrow(Bag):
         return hidden * max(1.0, hidden.shape[1] / 32)
 
 
+class PicksByThePadding(Bag):
+    """As sparse attention that takes another one of equally good tokens where a long row is padded by a few."""
+
+    def spoil(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        count = mask.sum(1, keepdim=True)
+        return hidden * torch.where((count > 20) & (count < hidden.shape[1]), 2.0, 1.0)
+
+
 class IsNotANumber(Bag):
     def spoil(self, hidden: Tensor, mask: Tensor) -> Tensor:
         return hidden * float("nan")
@@ -171,6 +180,7 @@ LIMIT = ProbeLengths(7, 12, 25, beyond=40, limits=(32,))
         (Bag, LENGTHS, Sharing()),
         (Rounds, LENGTHS, Sharing()),
         (PaddingCounts, LENGTHS, Sharing(rows="same length")),
+        (PicksByThePadding, LENGTHS, Sharing(rows="same length")),
         (NeighboursCount, LENGTHS, Sharing(rows="none")),
         (OrderCounts, LENGTHS, Sharing(rows="none")),
         (RemembersShortRows, LENGTHS, Sharing(rows="same length", reset=True)),
@@ -248,6 +258,33 @@ def test_a_model_that_cannot_compute_a_row_alone_is_refused_by_name() -> None:
 
     with pytest.raises(CheckpointError, match=r"rows of 7, 12, 25 tokens one by one and together: .*no pair"):
         prove_sharing(*outline_of(Pairs()), LENGTHS)
+
+
+class SavesItsMask(nn.Module):
+    """As MiniMax, whose decays are saved with the weights: what a token sees is a buffer that the class computes."""
+
+    mask: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(96, WIDTH)
+        self.head = nn.Linear(WIDTH, 96)
+        self.register_buffer("mask", torch.ones(64, 64).tril())
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> CausalLMOutput:
+        length = input_ids.shape[1]
+        hidden = self.mask[:length, :length] @ self.embedding(input_ids)
+        return CausalLMOutput(logits=self.head(hidden))
+
+
+@pytest.mark.parametrize("whole", [1 << 30, 0])
+def test_a_saved_buffer_that_the_class_computes_keeps_its_values(whole: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_proof, "_WHOLE_BYTES", whole)
+    arrays = tuple(array.model_copy(update={"bound": 2 if "mask" in array.name else 96}) for array in TEXT)
+    empty = SavesItsMask().eval()
+    empty.embedding.to("meta"), empty.head.to("meta")
+    module = CausalScore(empty, (), TextInputs(arrays, tuple(array.name for array in arrays)), None)
+    prove_sight(module, make_outline(module, module.inputs, task="score", dtype="float32"), 32)
 
 
 def test_a_reset_module_computes_as_a_fresh_one() -> None:
@@ -331,6 +368,7 @@ def test_what_a_scoring_model_sees_is_tried(architecture: str, is_decoder: bool,
         ({"attention_window": [16, 96]}, 256, ProbeLengths(7, 12, 25, 108)),
         ({"block_size": 8}, 4096, ProbeLengths(7, 12, 25, 144)),
         ({"block_size": 64}, 256, ProbeLengths(7, 12, 25, 256)),
+        ({"index_topk": 4}, 64, ProbeLengths(7, 12, 25, 64)),
         ({"original_max_position_embeddings": 64}, 65, ProbeLengths(7, 12, 25, 65, (64,))),
         ({"task_specific_params": {"window": 30}}, 256, ProbeLengths(7, 12, 25)),
     ],

@@ -13,7 +13,8 @@ from daskinfer.spec.job import OutputField
 from daskinfer.spec.outline import TensorSpec
 
 CLASSIFIER = "ForSequenceClassification"
-_CAUSAL = ("ForCausalLM", "LMHeadModel")
+# Models of images and texts are asked for texts alone.
+_CAUSAL = ("ForCausalLM", "LMHeadModel", "WithLMHead", "ForConditionalGeneration", "BertGenerationDecoder")
 _MASKED = ("ForMaskedLM", "BertForPreTraining")
 # Everything else embeds.
 _USUAL_TASKS = {"Classification": "classify", "ForMaskedLM": "score", "ForCausalLM": "score", "LMHeadModel": "score"}
