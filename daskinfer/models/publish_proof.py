@@ -173,7 +173,9 @@ def _compare(module: TaskModule, plain: _Plain, text: str, inputs: Mapping[str, 
     try:
         found = _run(module, module.model, inputs)
     except _FAILURES as error:
-        raise _refuse(request, text, f"it fails, where transformers does not: {type(error).__name__}: {error}") from error
+        raise _refuse(
+            request, text, f"it fails, where transformers does not: {type(error).__name__}: {error}"
+        ) from error
     difference = find_difference(found, wanted)
     if difference > TOLERANCE:
         raise _refuse(

@@ -75,7 +75,9 @@ def make_random(name: str, tensor: Tensor) -> Tensor:
 
 def make_filling(name: str, tensor: Tensor) -> Tensor:
     """Return a tensor's own values where its class computes them, such as decays and masks that are saved; else random ones."""
-    is_computed = not tensor.is_meta and bool((tensor != tensor.reshape(-1)[:1]).any()) and bool(tensor.isfinite().all())
+    is_computed = (
+        not tensor.is_meta and bool((tensor != tensor.reshape(-1)[:1]).any()) and bool(tensor.isfinite().all())
+    )
     return tensor if is_computed else make_random(name, tensor)
 
 
