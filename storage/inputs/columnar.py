@@ -182,23 +182,19 @@ def _open(file: InputFile, unit: str | None = None) -> Iterator[pq.ParquetFile]:
 
 
 def _slice_rows(parquet: pq.ParquetFile, segment: Segment, columns: list[str]) -> pa.Table:
-    groups: list[int] = []
-    start = first = 0
+    pieces, stop = [], 0
     for number in range(parquet.num_row_groups):
-        stop = start + parquet.metadata.row_group(number).num_rows
-        if start < segment.end and stop > segment.begin:
-            first = start if not groups else first
-            groups.append(number)
-        start = stop
-    pieces, position = [], first
-    # Rows may be images: no more of them at once than are wanted.
-    for batch in parquet.iter_batches(min(_BATCH_ROWS, segment.rows), row_groups=groups, columns=columns):
-        low, high = max(segment.begin - position, 0), min(segment.end - position, batch.num_rows)
-        if low < high:
-            pieces.append(batch.slice(low, high - low))
-        position += batch.num_rows
-        if position >= segment.end:
-            break
+        position, stop = stop, stop + parquet.metadata.row_group(number).num_rows
+        if position >= segment.end or stop <= segment.begin:
+            continue
+        # Rows may be images: no more of them at once than are wanted. Arrow joins no nested dictionaries of row groups.
+        for batch in parquet.iter_batches(min(_BATCH_ROWS, segment.rows), row_groups=[number], columns=columns):
+            low, high = max(segment.begin - position, 0), min(segment.end - position, batch.num_rows)
+            if low < high:
+                pieces.append(batch.slice(low, high - low))
+            position += batch.num_rows
+            if position >= segment.end:
+                break
     return pa.Table.from_batches(pieces).select(columns)
 
 
@@ -244,9 +240,9 @@ def _unify(column: str, files: Sequence[InputFile], types: Sequence[pa.DataType]
 def _suggest(column: str, one: pa.DataType, other: pa.DataType) -> str:
     """Return what to do about two types that no type holds."""
     both = (one, other)
-    names = ["decimal128(20, 0)"] if all(map(pa.types.is_integer, both)) else ["int64"]
-    if all(map(pa.types.is_timestamp, both)):
-        names = ["timestamp[us, tz=UTC]"]
+    names = ["timestamp[us, tz=UTC]"] if all(map(pa.types.is_timestamp, both)) else []
+    if all(pa.types.is_integer(own) or pa.types.is_floating(own) for own in both):
+        names = ["decimal128(20, 0)"] if all(map(pa.types.is_integer, both)) else ["int64"]
     names += ["json"] if any(map(pa.types.is_nested, both)) else ["string"]
     for name in names:
         if all(can_convert(own, parse_declared(name)) for own in both):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -34,6 +35,6 @@ def parse_cell(cell: str) -> Any:
         return None
     if _INTEGER.fullmatch(cell):
         return int(cell)
-    if _FLOAT.fullmatch(cell):
+    if _FLOAT.fullmatch(cell) and (math.isfinite(float(cell)) or not cell[-1].isdigit()):
         return float(cell)
     return _BOOLEANS.get(cell, cell)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 
 from daskinfer.errors import InputError
@@ -268,7 +269,15 @@ class LineFormat:
     def _array_maker(self, column: str, layout: Layout) -> Make:
         array = layout.arrays[column]
         fit = _make_required(column, lambda value: fit_array(array, self._number(value)))
-        return lambda row, texts: fit(row)
+
+        def make(row: Mapping[str, Any], texts: Mapping[str, str]) -> Any:
+            found = fit(row)
+            # JSON's reader takes 1e400 for infinity, which is written otherwise.
+            if column in texts and np.isinf(found).any() and "Infinity" not in texts[column]:
+                raise ValueError(f"column '{column}': a number is larger than fits {array.dtype}")
+            return found
+
+        return make
 
     def _number(self, value: Any) -> Any:
         return parse_cell(value) if self._name == "csv" else value

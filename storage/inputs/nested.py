@@ -48,7 +48,10 @@ def fit_array(column: ArrayColumn, value: Any) -> NDArray[Any]:
         raise ValueError(f"expected an array of shape {column.shape}, got one of shape {found.shape}")
     if not np.can_cast(found.dtype, column.dtype):
         raise ValueError(f"expected {column.dtype}, got {found.dtype}")
-    return found.astype(column.dtype, copy=False)
+    fitted = found.astype(column.dtype, copy=False)
+    if found.dtype.kind == "i" and (fitted.astype(found.dtype) != found).any():
+        raise ValueError(f"an integer has more digits than fit {column.dtype}")
+    return fitted
 
 
 def _read_array(value: Any) -> NDArray[Any]:

@@ -19,6 +19,7 @@ from daskinfer.errors import InputError, RecipeError
 from daskinfer.spec.dialect import Csv
 from daskinfer.spec.recipe import Input
 from daskinfer.storage.inputs.index import index_input
+from daskinfer.storage.inputs.reading import partition_source, read_partition
 from tests.storage.kept_columns import read_parquet, run
 
 
@@ -225,3 +226,25 @@ def test_zarr_arrays_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"array 'x' of .* cannot be read as zarr"):
             index_input(section, {"text": "text"}, ["x"])
     assert index_input(section, {"text": "text"}).rows == 2
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_dictionaries_inside_others_are_read_across_row_groups(tmp_path: Path, rows: int) -> None:
+    words = pa.array(list("xyxz")).dictionary_encode().cast(pa.dictionary(pa.int8(), pa.string()))
+    columns = {"s": pa.StructArray.from_arrays([words], ["a"]), "l": pa.ListArray.from_arrays([0, 1, 2, 3, 4], words)}
+    pq.write_table(pa.table({"text": list("abcd"), **columns}), tmp_path / "a.parquet", row_group_size=2)
+    found, _ = keep(tmp_path / "a.parquet", ["s", "l"], tmp_path / "out", rows)
+    assert found.column("s").to_pylist() == [{"a": word} for word in "xyxz"]
+    assert found.column("l").to_pylist() == [[word] for word in "xyxz"]
+
+
+@pytest.mark.parametrize("format", ["jsonl", "csv"])
+def test_numbers_that_floats_cannot_hold_cost_their_row(tmp_path: Path, format: str) -> None:
+    values = ["1.5", "1e400", "9007199254740993", "9007199254740992", "-1e999", "2"]
+    lines = ["x", *values] if format == "csv" else [f'{{"x": {value}}}' for value in [*values, "Infinity"]]
+    path = tmp_path / f"a.{format}"
+    path.write_text("\n".join(lines))
+    table = index_input(Input(url=str(path)), {"x": "array"})
+    batch = read_partition(partition_source(table, 0))
+    assert [reject.row for reject in batch.rejects] == [1, 2, 4]
+    assert list(batch.values("x"))[:3] == [1.5, 2.0**53, 2.0]
