@@ -118,7 +118,7 @@ def describe_progress(progress: Progress, lasted: float = 0.0) -> str:
     if progress.phase == "loading" and progress.total_shards:
         facts.append(describe_loading(progress))
     elif progress.phase == "running":
-        facts = [progress.phase, f"{progress.rows_done:,} of {progress.rows_total:,} rows"]
+        facts = [progress.phase, f"{progress.rows_done + progress.rows_in_work:,} of {progress.rows_total:,} rows"]
         facts += [f"{progress.rows_per_second:,.0f} rows/s"] if progress.rows_per_second else []
         facts += [f"{format_duration(progress.eta)} left"] if progress.eta is not None else []
     if progress.rows_quarantined:
@@ -130,7 +130,7 @@ def describe_progress(progress: Progress, lasted: float = 0.0) -> str:
 
 def render_progress(name: str, progress: Progress, lasted: float = 0.0, *, plain: bool = False) -> RenderableType:
     """Return the block that a terminal shows, of a phase that has lasted some seconds; a plain one is ASCII."""
-    total, done = progress.rows_total, progress.rows_done
+    total, done = progress.rows_total, progress.rows_done + progress.rows_in_work
     head = Table.grid(padding=(0, 2), expand=True)
     for ratio in (None, None, 1, None):
         head.add_column(ratio=ratio, no_wrap=True)

@@ -44,9 +44,11 @@ from daskinfer.runtime.messages import (
     LoadShard,
     LookAtAlias,
     MemoryPressure,
+    MicrobatchDone,
     Note,
     OpenGeneration,
     Prepare,
+    Prepared,
     Recovered,
     Release,
     Retire,
@@ -219,6 +221,7 @@ class Driver:
             event = None  # somebody else's, and none of our affairs
         if event is not None:
             narrate(event)
+            self._follow(event)
             if isinstance(event, ShardLoaded):
                 self._ledger.add_ack(event.ack)
             elif isinstance(event, Committed):
@@ -249,6 +252,15 @@ class Driver:
             self._perform(self._core.handle(Tick(), time.monotonic()))
         self._pulse()
 
+    def _follow(self, event: Event) -> None:
+        """Count what is computed and not committed yet, but for what only compares."""
+        advance = self._ledger.advance
+        if isinstance(event, Prepared) and not self._core.is_on_trial(event.generation):
+            rows = self._ledger.rows_of(event.partition, self._table.partitions[event.partition].rows)
+            advance.begin((event.generation, event.partition), rows, event.microbatches)
+        elif isinstance(event, MicrobatchDone):
+            advance.step((event.generation, event.partition))
+
     def _perform(self, actions: Sequence[Action]) -> None:
         for action in actions:
             match action:
@@ -267,6 +279,7 @@ class Driver:
                 case Commit(partition, attempt, generation):
                     self._submissions.commit(self._handles[generation], partition, attempt)
                 case Release(partition, generation):
+                    self._ledger.advance.end((generation, partition))
                     self._submissions.release((generation, partition))
                 case Withdraw(partition, number, generation):
                     self._submissions.withdraw_microbatch((generation, partition), number)
@@ -322,6 +335,7 @@ class Driver:
             with suppress(OSError):  # it died meanwhile
                 grant_tokens(self._client, worker, dict.fromkeys(self._tokens_of(handle), 0))
                 self._submissions.forget(handle, worker)
+        self._ledger.advance.drop(handle.pin.generation)
         self._errands.retire(handle.pin, given_up)
 
     def _free(self, stage: int | None, worker: str) -> None:

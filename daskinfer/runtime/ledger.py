@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
+from daskinfer.runtime.advance import Advance
 from daskinfer.runtime.loads import Loads
 from daskinfer.runtime.messages import ShardAck
 from daskinfer.spec.commit import CommitRecord
@@ -39,6 +40,7 @@ class Ledger:
         self.padded_tokens = 0
         self.incidents: list[Incident] = []
         self._numbered: dict[int, int] = {}
+        self.advance = Advance()
         self.loads = Loads([stage.stored_bytes for stage in plan.stages])
         self._shares: dict[str, list[int]] = {}
         self._members: dict[str, list[int]] = {}
@@ -90,6 +92,10 @@ class Ledger:
     def members(self) -> dict[str, tuple[int, int]]:
         """Return member -> partitions and rows that it committed, of those that ran the job together."""
         return {member: (partitions, rows) for member, (partitions, rows) in self._members.items()}
+
+    def rows_of(self, partition: int, rows: int) -> int:
+        """Return how many rows of a partition this run is to compute, of all that it has."""
+        return rows
 
     def add_ack(self, ack: ShardAck) -> None:
         """Count a shard that was loaded."""

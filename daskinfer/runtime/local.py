@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver, resource_tracker, spawn
 from typing import Any
 
 import dask
@@ -20,6 +20,7 @@ from daskinfer.runtime.security import make_security, private_folder
 from daskinfer.spec import recipe as recipes
 
 _HOST = "127.0.0.1"
+_WORKER_NAME = "Dask Worker process"
 
 
 class QuietScheduler(Scheduler):
@@ -55,7 +56,7 @@ def start_workers(local: recipes.LocalCluster) -> Iterator[SpecCluster]:
         They do not start.
     """
     # What a nanny gives its workers is read when it is made, restarts included, so the settings outlive the start.
-    with dask.config.set(_settings(local) | fork_workers()):
+    with dask.config.set(_settings(local) | fork_workers()), _without_main():
         try:
             with _deaf():
                 workers = _make_cluster(local)
@@ -91,6 +92,27 @@ def _make_cluster(local: recipes.LocalCluster) -> SpecCluster:
         security=security,
         silence_logs=logging.CRITICAL,
     )
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Let no worker run the user's script again, as multiprocessing would have it.
+
+    A script without `if __name__ == "__main__"` would start the job once more in every worker. Nothing of a job is in it.
+    """
+    prepare = spawn.get_preparation_data
+
+    def prepare_without(name: str) -> dict[str, Any]:
+        data = prepare(name)
+        if name.startswith(_WORKER_NAME):
+            data = {key: value for key, value in data.items() if not key.startswith("init_main")}
+        return data
+
+    spawn.get_preparation_data = prepare_without
+    try:
+        yield
+    finally:
+        spawn.get_preparation_data = prepare
 
 
 @contextmanager

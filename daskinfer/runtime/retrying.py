@@ -60,6 +60,10 @@ class RoundLedger(Ledger):
         narrow = self._narrow(CommitDigest.of(record))
         super().add(record.model_copy(update={"rows_in": narrow.rows_in, "rows_out": narrow.rows_out}), is_ours)
 
+    def rows_of(self, partition: int, rows: int) -> int:
+        """Return how many rows of a partition are retried."""
+        return min(rows, self._wanted.get(partition, 0))
+
     def recount(self, records: Iterable[CommitDigest]) -> None:
         """Count what is committed anew."""
         super().recount(map(self._narrow, records))

@@ -96,6 +96,7 @@ class Session:
         self._began = began
         self._phase: Phase = "starting"
         self._due: dict[str, float] = {}
+        self._busy: tuple[int, tuple[float, ...]] = (-1, ())
         self._said: set[str] = set()
         self._lost: tuple[int, float] | None = None
         """Number of the incident of a lost scheduler that is not over, and when it was noted."""
@@ -149,7 +150,12 @@ class Session:
     def progress(self, message: str = "") -> Progress:
         """Return how the run stands now."""
         ledger, running = self.ledger, self.running_seconds
-        rate = ledger.rows_this_run / running if running > 0 else 0.0
+        in_work = ledger.advance.rows
+        computed = ledger.rows_this_run + in_work
+        rate = computed / running if running > 0 else 0.0
+        # Busy shares are told with commits: until the next one they are those of the last.
+        if ledger.partitions_done != self._busy[0]:
+            self._busy = (ledger.partitions_done, ledger.busy(running))
         return Progress(
             phase=self._phase,
             job=self.job.record.job,
@@ -161,8 +167,9 @@ class Session:
             rows_this_run=ledger.rows_this_run,
             seconds=time.monotonic() - self._began,
             rows_per_second=rate,
-            eta=(ledger.rows_total - ledger.rows_done) / rate if rate > 0 else None,
-            busy=ledger.busy(running),
+            rows_in_work=in_work,
+            eta=max(0, ledger.rows_total - ledger.rows_done - in_work) / rate if rate > 0 else None,
+            busy=self._busy[1],
             devices=ledger.devices(),
             loaded_bytes=ledger.loads.loaded_bytes,
             total_bytes=ledger.loads.total_bytes,
@@ -272,10 +279,14 @@ class Session:
             poison=poison,
             claims=Claims(self.member, record.partitions, committed) if self.member else None,
         )
-        opened = open_cluster(self.recipe.cluster, PATIENCE_SECONDS if connection else 0, self._say_once)
+        cluster = self.recipe.cluster
+        where = cluster.address or f"{cluster.workers.workers} worker(s) of this machine"
+        self._tell(f"starting on {where}")
+        opened = open_cluster(cluster, PATIENCE_SECONDS if connection else 0, self._say_once)
         with opened as (client, admission):
             self._enter("loading")
             self.ledger.loads.clear()
+            self.ledger.advance.clear()
             driver = Driver(
                 client=client,
                 admission=admission,

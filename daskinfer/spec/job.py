@@ -283,6 +283,8 @@ class Progress(Section):
     """Rows of the input."""
     rows_done: int = 0
     """Rows committed, quarantined ones and those of earlier runs included."""
+    rows_in_work: int = 0
+    """Rows that are computed and wait for the rest of their partition to be committed."""
     rows_quarantined: int = 0
     """Rows refused so far."""
     rows_truncated: int = 0
@@ -292,7 +294,7 @@ class Progress(Section):
     seconds: float = 0.0
     """Since the run began."""
     rows_per_second: float = 0.0
-    """Committed by this run, over its running time."""
+    """Computed by this run, over its running time."""
     eta: float | None = None
     """Seconds left, where it can be told."""
     busy: tuple[float, ...] = ()

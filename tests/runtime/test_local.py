@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from multiprocessing import forkserver
 from pathlib import Path
@@ -91,3 +94,22 @@ def test_the_folder_of_workers_is_the_users_own(tmp_path: Path) -> None:
         first.rmdir()
         first.symlink_to("/tmp", target_is_directory=True)
         assert Path(private_folder()) != first
+
+
+@pytest.mark.slow
+@pytest.mark.late
+def test_a_script_needs_no_guard(tmp_path: Path) -> None:
+    """A worker that ran it again would try to start workers of its own."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from daskinfer.runtime.cluster import open_cluster\n"
+        "from daskinfer.spec.recipe import Cluster, LocalCluster\n"
+        "print('begun', flush=True)\n"
+        "with open_cluster(Cluster(local=LocalCluster(workers=1))) as (client, _):\n"
+        "    print(client.submit(sum, [1, 2]).result(), flush=True)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    ended = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=150, check=False
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "begun\n3\n", "")
