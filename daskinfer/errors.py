@@ -33,6 +33,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from daskinfer.redaction import conceal
+
 
 class DaskinferError(Exception):
     """Base of all deliberate errors.
@@ -48,6 +50,8 @@ class DaskinferError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, hint: str | None = None) -> None:
+        # What a store or a user gave may hold a URL with its password.
+        message, hint = conceal(message), None if hint is None else conceal(hint)
         super().__init__(message, hint)
         self.message = message
         self.hint = hint

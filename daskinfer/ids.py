@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+from collections.abc import Callable
 from typing import Any
 
 
@@ -18,6 +19,20 @@ def canonical_json(value: Any) -> bytes:
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode()
+
+
+def parse_json(data: str | bytes, parse_constant: Callable[[str], Any] | None = None) -> Any:
+    """Return what a JSON text says; `parse_constant` is that of `json.loads`.
+
+    Raises
+    ------
+    ValueError
+        It is no JSON, or nested so deeply that no program of ours wrote it.
+    """
+    try:
+        return json.loads(data, parse_constant=parse_constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def sha256_of(data: bytes | bytearray | memoryview) -> str:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from daskinfer.redaction import conceal
+
 Format = Literal["text", "json"]
 Level = Literal["info", "debug"]
 
@@ -71,7 +73,8 @@ class TextFormatter(logging.Formatter):
         """Return the line, and a traceback below it where there is one."""
         about = " ".join(f"{name}={value}" for name, value in _facts_of(record).items())
         head = f"{_time_of(record)} {record.levelname} {record.name}"
-        return "\n".join([f"{head} [{about}] {record.getMessage().translate(_ESCAPES)}", *_trace_of(record)])
+        lines = [f"{head} [{about}] {record.getMessage()}", *_trace_of(record)]
+        return conceal("\n".join(lines)).translate(_ESCAPES)
 
 
 class JsonFormatter(logging.Formatter):
@@ -89,7 +92,7 @@ class JsonFormatter(logging.Formatter):
         }
         if trace := _trace_of(record):
             facts["traceback"] = "\n".join(trace)
-        return json.dumps(facts, ensure_ascii=False, default=str)
+        return conceal(json.dumps(facts, ensure_ascii=False, default=str))
 
 
 class _Lines(logging.Handler):

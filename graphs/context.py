@@ -17,6 +17,7 @@ from daskinfer.models.remotecode import check_trust
 from daskinfer.models.tasks.encode import Encoder, make_encoder
 from daskinfer.models.tasks.fields import task_wants
 from daskinfer.models.tasks.request import TaskRequest
+from daskinfer.redaction import learn
 from daskinfer.spec.activation import Edge
 from daskinfer.spec.job import JobRecord
 from daskinfer.spec.outline import InputArray
@@ -179,6 +180,7 @@ _CONTEXTS_LOCK = threading.Lock()
 
 def open_context(handle: JobHandle) -> JobContext:
     """Return this process's view of a job and one of its generations."""
+    learn(handle.secrets)
     key = _key_of(handle)
     with _CONTEXTS_LOCK:
         if key not in _CONTEXTS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,8 @@ class JobHandle:
     """Id of the driver among the members of the job; empty where it runs the job alone."""
     connection: int = 0
     """Connection to a scheduler that the driver submitted it over; what one left behind means nothing to the next."""
+    secrets: tuple[tuple[str, str], ...] = field(default=(), repr=False, compare=False)
+    """Secrets of the job's URLs, by name: for the worker's memory, and never written."""
 
     @property
     def driver(self) -> str:

@@ -10,13 +10,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from daskinfer.errors import DeviceFailed, JobBusy, SnapshotSkew
+from daskinfer.errors import DeviceFailed, JobBusy, JobFailed, SnapshotSkew
 from daskinfer.graphs.blame import note_place
 from daskinfer.graphs.context import JobContext, open_context
 from daskinfer.graphs.handoff import Encoded, Handoff, Hop, JobHandle
 from daskinfer.graphs.identity import get_identity
 from daskinfer.logs import logging_context
-from daskinfer.models.tasks.finish import finish_rows
+from daskinfer.models.tasks.encode import encode_rows
+from daskinfer.models.tasks.finish import find_not_finite, finish_rows
 from daskinfer.planning.blocks import cut_blocks
 from daskinfer.planning.comparison import compare_parts
 from daskinfer.planning.microbatches import pack_microbatches
@@ -71,7 +72,9 @@ def read_rows(handle: JobHandle, source: PartitionSource) -> RowBatch:
 def encode(handle: JobHandle, rows: RowBatch) -> Encoded:
     """Turn a partition's accepted rows into the model's inputs and pack them into microbatches."""
     context = open_context(handle)
-    encoded, refused = context.encoder.encode({role: rows.values(column) for role, column in context.columns.items()})
+    encoded, refused = encode_rows(
+        context.encoder, {role: rows.values(column) for role, column in context.columns.items()}
+    )
     plan = context.record.plan
     packed = pack_microbatches(encoded.lengths, plan.microbatch_tokens, plan.sharing)
     return Encoded(encoded, refused, packed, np.delete(rows.positions, list(refused)))
@@ -186,8 +189,18 @@ def commit_partition(
         {position: row.kind for position, row in poison.items()},
     )
     results = finish_rows(context.request, encoded.rows, arrays)
-    if poison:
-        kept = ~np.isin(encoded.positions, list(poison))
+    not_finite = {
+        int(encoded.positions[index]): reason
+        for index, reason in find_not_finite(encoded.rows, arrays).items()
+        if int(encoded.positions[index]) not in poison
+    }
+    dropped = set(poison) | _quarantine_not_finite(context, rows, not_finite)
+    rows = rows.without(
+        {position: reason for position, reason in not_finite.items() if position in dropped},
+        dict.fromkeys(not_finite, "not-finite"),
+    )
+    if dropped:
+        kept = ~np.isin(encoded.positions, list(dropped))
         results = {name: values[kept] for name, values in results.items()}
     if context.record.is_staged:
         results = {**results, SNAPSHOT: np.full(len(rows.positions), context.snapshot, object)}
@@ -215,7 +228,8 @@ def commit_partition(
         rows_in=rows.partition.rows,
         rows_out=len(part.positions),
         rows_quarantined=len(part.rejects),
-        rows_truncated=int(np.isin(encoded.positions[encoded.rows.truncated], list(poison), invert=True).sum()),
+        rows_truncated=int(np.isin(encoded.positions[encoded.rows.truncated], list(dropped), invert=True).sum()),
+        rows_not_finite=len(not_finite),
         tokens=int(encoded.rows.lengths.sum()),
         padded_tokens=sum(microbatch.tokens for microbatch in encoded.microbatches),
         microbatches=tuple(
@@ -233,6 +247,26 @@ def commit_partition(
     for transport in context.transports:
         transport.delete(base + number for number in range(len(encoded.microbatches)))
     return committed
+
+
+def _quarantine_not_finite(context: JobContext, rows: RowBatch, found: Mapping[int, str]) -> set[int]:
+    """Return which rows with NaN or infinity go to the quarantine, by position in the partition.
+
+    Raises
+    ------
+    JobFailed
+        The recipe wants to stop at the first.
+    """
+    model, policy = context.record.recipe.model, context.record.recipe.errors.nan
+    if policy == "auto":
+        policy = "keep" if model.task == "forward" else "quarantine"
+    if found and policy == "stop":
+        position, reason = min(found.items())
+        raise JobFailed(
+            f"row {rows.partition.first_row + position:,}: {reason}",
+            hint="errors.nan: quarantine or keep would go on; that is another job, with --fresh or another output.url.",
+        )
+    return set(found) if policy == "quarantine" else set()
 
 
 def confirm_driver(context: JobContext, handle: JobHandle, partition: int) -> None:

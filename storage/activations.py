@@ -39,7 +39,7 @@ from daskinfer.storage.bundles import (
     take,
     unpack,
 )
-from daskinfer.storage.filesystem import absolute_url, delete, explain_errors, is_local, open_filesystem
+from daskinfer.storage.filesystem import absolute_url, delete, explain_errors, is_local, open_filesystem, reveal_url
 
 Sent = TypeVar("Sent")
 
@@ -279,7 +279,7 @@ def _stores(url: str) -> Store:
     if is_local(url):
         # FsspecStore writes local files in place: a killed writer would leave a torn chunk under its final name.
         return LocalStore(open_filesystem(url)[1])
-    return FsspecStore.from_url(absolute_url(url), storage_options={"use_listings_cache": False})
+    return FsspecStore.from_url(reveal_url(absolute_url(url)), storage_options={"use_listings_cache": False})
 
 
 # Chunks go through the store and not through the array: a missing chunk must be an error and not zeros, the length

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -11,6 +10,7 @@ from itertools import accumulate, pairwise
 from blake3 import blake3
 
 from daskinfer.errors import CheckpointError, CorruptBlob
+from daskinfer.ids import parse_json
 from daskinfer.spec.snapshot import LayerGroup, TensorEntry
 from daskinfer.storage.filesystem import ShortRead, is_local, join_url, open_reader, read_bytes, size_of
 from daskinfer.storage.tensorreads import DAMAGED, stream_tensors
@@ -29,7 +29,7 @@ def read_header(data: bytes, group: str) -> tuple[TensorEntry, ...]:
     """
     try:
         start = 8 + int.from_bytes(data[:8], "little")
-        header = json.loads(data[8:start])
+        header = parse_json(data[8:start])
         header.pop("__metadata__", None)
         view = memoryview(data)[start:]
         entries = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from daskinfer.ids import parse_json
 from daskinfer.storage.column_types import JSON, describe_type, is_binary, is_text
 from daskinfer.storage.json_text import check_json, to_json_texts
 
@@ -197,7 +197,7 @@ def _check_texts(values: pa.Array) -> pa.Array:
     texts = values.cast(pa.string())
     for text in texts.to_pylist():
         if text is not None:
-            json.loads(text)
+            parse_json(text)
             check_json(text)
     return pa.ExtensionArray.from_storage(JSON, texts)
 
@@ -211,7 +211,7 @@ def _write_json(values: pa.Array) -> pa.Array:
 
 
 def _write_times(values: pa.Array, target: pa.DataType) -> pa.Array:
-    texts = [json.loads(text) for text in to_json_texts(values)]
+    texts = [parse_json(text) for text in to_json_texts(values)]
     return pa.array(texts, target)
 
 
@@ -277,18 +277,18 @@ def _read_any(text: str) -> str:
 
 def _read_number(target: pa.DataType, text: str) -> str:
     if text[0] in '"{[tfn':
-        raise ValueError(f"expected {describe_type(target)}, got {describe(json.loads(text))}")
+        raise ValueError(f"expected {describe_type(target)}, got {describe(parse_json(text))}")
     return {"NaN": "nan", "Infinity": "inf", "-Infinity": "-inf"}.get(text, text)
 
 
 def _read_boolean(text: str) -> str:
     if text not in ("true", "false"):
-        raise ValueError(f"expected bool, got {describe(json.loads(text))}")
+        raise ValueError(f"expected bool, got {describe(parse_json(text))}")
     return text
 
 
 def _read_string(text: str) -> str:
-    value = json.loads(text)
+    value = parse_json(text)
     if not isinstance(value, str):
         raise ValueError(f"expected a string, got {describe(value)}")
     return convert_text(value)

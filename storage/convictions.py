@@ -6,7 +6,6 @@ bytes are the same whoever finishes it.
 
 from __future__ import annotations
 
-import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -14,7 +13,7 @@ from datetime import UTC, datetime
 from pydantic import ValidationError
 
 from daskinfer.errors import IntegrityError
-from daskinfer.ids import canonical_json
+from daskinfer.ids import canonical_json, parse_json
 from daskinfer.spec.poison import Conviction
 from daskinfer.storage.exclusive import create
 from daskinfer.storage.filesystem import join_url, list_names, read_bytes
@@ -57,7 +56,7 @@ class Convictions:
 
 def _read(url: str) -> Conviction:
     try:
-        stored = json.loads(read_bytes(url))
+        stored = parse_json(read_bytes(url))
         stored.pop("decided")
         return Conviction.model_validate(stored)
     except (ValueError, KeyError, AttributeError, ValidationError) as error:

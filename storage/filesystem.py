@@ -17,6 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from daskinfer.errors import DaskinferError, IntegrityError, NotAllowed, StorageError, StorageRefused, UsageError
 from daskinfer.ids import make_nonce
+from daskinfer.redaction import protect, reveal
 from daskinfer.storage.retries import is_away, persist
 
 _LOCAL_PREFIXES = ("file://", "local://")
@@ -55,7 +56,7 @@ def absolute_url(url: str, base: Path | None = None) -> str:
     if "\0" in url or not _is_text(url):
         raise UsageError(f"{url!r} cannot be a place: its name is no text of UTF-8", hint="Give it another name.")
     if not is_local(url):
-        return url.rstrip("/")
+        return protect(url.rstrip("/"))
     path = url
     for prefix in _LOCAL_PREFIXES:
         path = path.removeprefix(prefix)
@@ -123,12 +124,30 @@ def find_filesystem(url: str) -> tuple[AbstractFileSystem, str]:
     """Do what `open_filesystem` does, for a URL that is absolute."""
     if is_local(url):
         return LocalFileSystem(use_listings_cache=False), url
+    url = reveal_url(url)
     if "::" in url and not _LINK.match(url):
         # fsspec takes every such URL for a chain of filesystems, though the name of an object may hold it.
         kind = get_filesystem_class(url.partition("://")[0])
         return kind(**kind._get_kwargs_from_urls(url), use_listings_cache=False), kind._strip_protocol(url)
     filesystem, path = url_to_fs(url, use_listings_cache=False)
     return filesystem, path
+
+
+def reveal_url(url: str) -> str:
+    """Return a URL with its secrets, for nobody but whoever opens it.
+
+    Raises
+    ------
+    UsageError
+        One of them is not known here.
+    """
+    try:
+        return reveal(url)
+    except KeyError as error:
+        raise UsageError(
+            f"{url}: its secret {error.args[0]} is not known here",
+            hint="Set the environment variable of that name, or run the recipe that holds it.",
+        ) from None
 
 
 def read_bytes(url: str, begin: int | None = None, end: int | None = None) -> bytes:

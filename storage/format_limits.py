@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from daskinfer.ids import parse_json
 from daskinfer.storage.column_types import JSON, is_binary, is_fixed_binary, is_list
 from daskinfer.storage.json_text import check_json, to_json_texts
 from daskinfer.storage.numpy_columns import elements_of
@@ -110,7 +110,7 @@ def _is_infinite(column: pa.Array) -> NDArray[np.bool_]:
 def _is_json(text: str | None) -> bool:
     try:
         if text is not None:
-            json.loads(text)
+            parse_json(text)
             check_json(text)
     except (ValueError, RecursionError):
         return False
@@ -121,7 +121,7 @@ def _has_word(text: str) -> bool:
     if "NaN" not in text and "Infinity" not in text:
         return False
     found: list[Any] = []
-    json.loads(text, parse_constant=found.append)
+    parse_json(text, parse_constant=found.append)
     return bool(found)
 
 

@@ -23,7 +23,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import time
 import zlib
 from collections.abc import Callable, Collection
@@ -34,7 +33,7 @@ from itertools import count
 from pydantic import ValidationError
 
 from daskinfer.errors import Conflict, IntegrityError, UsageError
-from daskinfer.ids import canonical_json, make_nonce, sha256_of
+from daskinfer.ids import canonical_json, make_nonce, parse_json, sha256_of
 from daskinfer.spec.control import ControlRecord
 from daskinfer.spec.job import JobRecord, JobStatus, Report, State
 from daskinfer.spec.membership import MemberStatus
@@ -76,7 +75,7 @@ class JobStore:
         """
         place = self._place("job.json")
         try:
-            return JobRecord.model_validate(json.loads(read_bytes(place))["record"])
+            return JobRecord.model_validate(parse_json(read_bytes(place))["record"])
         except FileNotFoundError as error:
             raise UsageError(f"no job {self.job}: {place} does not exist", hint="List them: daskinfer jobs") from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -307,6 +306,7 @@ def status(workspace: str, job: str, committed: Callable[[JobRecord], Collection
         rows_done=sum(min(size, record.rows - number * size) for number in done),
         rows_quarantined=0 if progress is None else progress.rows_quarantined,
         rows_truncated=0 if progress is None else progress.rows_truncated,
+        rows_not_finite=0 if progress is None else progress.rows_not_finite,
         partitions=record.partitions,
         partitions_done=len(done),
         checkpoint=record.resolution.reference,

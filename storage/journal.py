@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from daskinfer.errors import Conflict, IntegrityError
-from daskinfer.ids import canonical_json
+from daskinfer.ids import canonical_json, parse_json
 from daskinfer.storage.exclusive import create
 from daskinfer.storage.filesystem import join_url, list_names, read_bytes
 
@@ -99,7 +98,7 @@ def read_journal(url: str) -> Iterator[Event]:
         place = join_url(folder, match[0])
         for number, line in enumerate(read_bytes(place).splitlines(), start=1):
             try:
-                detail = json.loads(line)
+                detail = parse_json(line)
                 yield Event(detail.pop("at"), detail.pop("kind"), detail, int(match[1]))
             except (ValueError, KeyError, AttributeError) as error:
                 raise IntegrityError(

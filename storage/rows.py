@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from daskinfer.ids import parse_json
 from daskinfer.spec.rows import Partition, Reject, RejectKind
 from daskinfer.storage.column_types import JSON
 from daskinfer.storage.json_text import describe_row
@@ -50,7 +50,7 @@ class RowBatch:
             return self.arrays[column]
         found = self.table.column(column)
         if found.type == JSON:
-            return [json.loads(text) for text in found.combine_chunks().storage.to_pylist()]
+            return [parse_json(text) for text in found.combine_chunks().storage.to_pylist()]
         if pa.types.is_struct(found.type):  # as `datasets` writes images
             found = pc.struct_field(found, "bytes")
         values: list[Any] = found.to_pylist()

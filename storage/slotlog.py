@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from daskinfer.errors import Conflict, IntegrityError
-from daskinfer.ids import canonical_json, make_nonce, sha256_of
+from daskinfer.ids import canonical_json, make_nonce, parse_json, sha256_of
 from daskinfer.storage.exclusive import create
 from daskinfer.storage.filesystem import join_url, list_names, read_bytes
 
@@ -130,7 +129,7 @@ class SlotLog:
         except FileNotFoundError:
             return None
         try:
-            record = json.loads(data)
+            record = parse_json(data)
             del record["nonce"]
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise IntegrityError(

@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from daskinfer.errors import DaskinferError, Interrupted, MissingEvent
+from daskinfer.redaction import conceal
 from daskinfer.units import escape_controls
 
 RESUMABLE = (1, 4, 130)
@@ -63,14 +64,14 @@ def fail(ctx: click.Context, error: BaseException) -> int:
     resume = told.resume if known.exit_code in RESUMABLE else None
     if resume:
         begun = "Nothing that was committed is lost. To resume:" if facts.get("job") else "To run it again:"
-        click.echo(f"{begun}\n  {resume}", err=True)
+        click.echo(f"{begun}\n  {conceal(resume)}", err=True)
     if report := facts.get("report"):
         click.echo(f"What it did: {escape_controls(report)}", err=True)
     if told.as_json:
         end = {"code": known.exit_code, "error": known.message, "hint": known.hint}
         if told.resume:
             end["resume"] = resume
-        click.echo(json.dumps(facts | end))
+        click.echo(conceal(json.dumps(facts | end)))
     return known.exit_code
 
 
@@ -100,7 +101,7 @@ def _recognise(error: BaseException) -> DaskinferError:
         return Interrupted("interrupted")
     try:
         with tempfile.NamedTemporaryFile("w", prefix="daskinfer-bug-", suffix=".txt", delete=False) as file:
-            traceback.print_exception(error, file=file)
+            file.write(conceal("".join(traceback.format_exception(error))))
         hint = f"please report it with {file.name}"
     except OSError as full:
         hint = f"its traceback could not be written: {full.strerror}"

@@ -87,6 +87,7 @@ class ProgressDisplay:
             how = "was done already" if earlier else f"{report.verdict} in {format_duration(report.seconds)}"
             rows = f"{report.rows_out:,} rows out, {report.rows_quarantined:,} quarantined"
             cut = f", {report.rows_truncated:,} truncated" if report.rows_truncated else ""
+            cut += f", {report.rows_not_finite:,} with NaN or infinity" if report.rows_not_finite else ""
             self._print(f"{self._name}: {how}, {rows}{cut}")
 
     def _tick(self) -> None:

@@ -28,6 +28,7 @@ _FIELDS = (
     "rows_out",
     "rows_quarantined",
     "rows_truncated",
+    "rows_not_finite",
     "seconds",
     "output",
     "report",
@@ -97,7 +98,7 @@ def _describe_failure(recipe: Recipe, latest: list[Progress], began: str) -> dic
         return facts
     (progress,) = latest
     facts |= {"job": progress.job, "rows_in": progress.rows_total, "rows_quarantined": progress.rows_quarantined}
-    facts["rows_truncated"] = progress.rows_truncated
+    facts |= {"rows_truncated": progress.rows_truncated, "rows_not_finite": progress.rows_not_finite}
     facts |= {"rows_out": progress.rows_done - progress.rows_quarantined, "seconds": progress.seconds}
     # A second failure on the way out must not hide the first.
     with contextlib.suppress(Exception):

@@ -50,6 +50,8 @@ def print_report(report: Report, remark: str | None = None) -> None:
         lines["rows"] += f" + {missing:,} to go"
     if report.rows_truncated:
         lines["truncated"] = f"{report.rows_truncated:,} rows had more than {report.max_tokens:,} tokens, and were cut"
+    if report.rows_not_finite:
+        lines["not finite"] = f"the model returned NaN or infinity for {report.rows_not_finite:,} rows"
     if report.rejects:
         lines["refused"] = _tell_rejects(report)
     if report.retries:
@@ -132,7 +134,8 @@ def print_status(status: JobStatus) -> None:
         "job": status.job,
         "snapshot": f"{status.checkpoint} sha256:{shorten(status.snapshot)}",
         "rows": f"{status.rows_done:,} of {status.rows_total:,}{share}, {status.rows_quarantined:,} quarantined"
-        + (f", {status.rows_truncated:,} truncated" if status.rows_truncated else ""),
+        + (f", {status.rows_truncated:,} truncated" if status.rows_truncated else "")
+        + (f", {status.rows_not_finite:,} with NaN or infinity" if status.rows_not_finite else ""),
         "partitions": f"{status.partitions_done:,} of {status.partitions:,}",
     }
     progress = status.progress

@@ -6,7 +6,6 @@ Tensors get the names that a stage's modules have, so that a stage reads its gro
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
 from daskinfer.errors import CheckpointError
+from daskinfer.ids import parse_json
 from daskinfer.models.architecture import build_model, choose_class
 from daskinfer.models.conversion import as_tensor, cast, map_tensors, precision_of
 from daskinfer.models.entry import check_builds, find_entry, load_entry
@@ -221,7 +221,7 @@ def inspect_snapshot(
         return found
     model = None
     if manifest.entry is None:
-        model, _ = _build(manifest.model, json.loads(files["config.json"]), manifest.architecture, files)
+        model, _ = _build(manifest.model, parse_json(files["config.json"]), manifest.architecture, files)
     return _convert(found, model, dtype)
 
 

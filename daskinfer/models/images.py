@@ -17,6 +17,7 @@ from daskinfer.errors import CheckpointError, InputError
 from daskinfer.models.arrays import Array, make_rows
 from daskinfer.models.encoding import EncodedRows
 from daskinfer.spec.outline import InputArray
+from daskinfer.spec.recipe import ModelOptions
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,6 +27,8 @@ _FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM"
 # What its decoders raise on damaged bytes; not MemoryError, which says nothing about the image.
 _DECODE_ERRORS = (OSError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, RuntimeError, struct.error)
 _SETTINGS = ("preprocessor_config.json", "processor_config.json")
+# A processor that brings the shorter side to 500 pixels makes 150 MB of such an image before it crops it.
+_LONGEST_SIDES = 200
 # Two sizes, one wide and one tall: a processor whose output follows its input shows it.
 _PROBES = ((64, 48), (40, 90))
 
@@ -37,6 +40,8 @@ class ImageEncoder:
     ----------
     files
         The snapshot's plain files: config.json and preprocessor_config.json or processor_config.json.
+    max_pixels
+        Images of more are refused.
 
     Raises
     ------
@@ -44,7 +49,8 @@ class ImageEncoder:
         Where there is no usable processor, or its images differ in shape.
     """
 
-    def __init__(self, files: Mapping[str, bytes]) -> None:
+    def __init__(self, files: Mapping[str, bytes], max_pixels: int = ModelOptions().max_pixels) -> None:
+        self._max_pixels = max_pixels
         self._processor = _load_processor(files)
         outputs = [self._call(_make_probe(size)) for size in _PROBES]
         for output in outputs:
@@ -102,12 +108,18 @@ class ImageEncoder:
         filled = 0
         for position, image in enumerate(images):
             try:
-                pixels[filled] = self._process(_from_array(image) if isinstance(image, np.ndarray) else decode(image))
+                pixels[filled] = self._process(self._open(image))
             except ValueError as error:
                 refused[position] = f"image: {error}"
             else:
                 filled += 1
         return make_rows({"pixel_values": pixels[:filled]}), refused
+
+    def _open(self, image: bytes | Array) -> Image:
+        if isinstance(image, np.ndarray):
+            _check_size(image.shape[1], image.shape[0], self._max_pixels)
+            return _from_array(image)
+        return decode(image, self._max_pixels)
 
     def _process(self, image: Image) -> Array:
         pixels: Array = self._call(image)["pixel_values"][0]
@@ -119,7 +131,7 @@ class ImageEncoder:
         return output
 
 
-def decode(data: bytes) -> Image:
+def decode(data: bytes, max_pixels: int = ModelOptions().max_pixels) -> Image:
     """Return an encoded image upright and in RGB, as transformers itself loads images.
 
     Raises
@@ -132,8 +144,7 @@ def decode(data: bytes) -> Image:
     Image.init()
     try:
         with Image.open(BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
-            if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels are more than {Image.MAX_IMAGE_PIXELS}")
+            _check_size(image.width, image.height, min(max_pixels, Image.MAX_IMAGE_PIXELS or max_pixels))
             return ImageOps.exif_transpose(image).convert("RGB")
     except UnidentifiedImageError:
         # Its own message names an address in memory, which no two runs have in common.
@@ -142,6 +153,14 @@ def decode(data: bytes) -> Image:
         raise ValueError(str(error)) from error
     except _DECODE_ERRORS as error:
         raise ValueError(f"cannot be decoded: {error}") from error
+
+
+def _check_size(width: int, height: int, most: int) -> None:
+    """Raise `ValueError` where decoding an image, or resizing it by its shorter side, would take too much memory."""
+    if width * height > most:
+        raise ValueError(f"{width} x {height} pixels are more than model.options.max_pixels, {most}")
+    if max(width, height) > _LONGEST_SIDES * min(width, height):
+        raise ValueError(f"{width} x {height} pixels: one side is more than {_LONGEST_SIDES} times the other")
 
 
 def _load_processor(files: Mapping[str, bytes]) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 
 from daskinfer import errors
 from daskinfer.errors import DaskinferError, JobFailed
-from daskinfer.ids import digest_of, sha256_of
+from daskinfer.ids import digest_of, parse_json, sha256_of
 from daskinfer.models.entry import check_builds
 from daskinfer.models.probe_lengths import ProbeLengths, choose_lengths
 from daskinfer.models.tasks.encode import row_length
@@ -41,7 +41,8 @@ def outline_key(request: TaskRequest, dtype: str) -> str:
     }
     lengths = _lengths_of(request)
     # Else a length only shows where a column has one place for every token.
-    options = request.options.model_dump(mode="json", exclude=set() if request.options.per_token else {"max_length"})
+    silent = {"max_characters", "max_pixels"} | (set() if request.options.per_token else {"max_length"})
+    options = request.options.model_dump(mode="json", exclude=silent)
     return digest_of(
         [
             request.task,
@@ -102,7 +103,7 @@ def trace_apart(request: TaskRequest, dtype: str) -> Outline:
         raise JobFailed(
             f"tracing {request.architecture} ended with exit code {done.returncode}:\n{done.stderr[-2000:]}"
         )
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    answer: dict[str, Any] = parse_json(done.stdout.splitlines()[-1])
     if "error" in answer:
         kind = getattr(errors, answer["error"], DaskinferError)
         raise kind(answer["message"], hint=answer["hint"])
@@ -129,7 +130,7 @@ def _encode(request: TaskRequest, dtype: str) -> str:
 
 
 def _decode(text: str) -> tuple[TaskRequest, str]:
-    fields = json.loads(text)
+    fields = parse_json(text)
     request = TaskRequest(
         task=fields["task"],
         options=ModelOptions.model_validate(fields["options"]),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from stat import S_ISBLK, S_ISCHR, S_ISFIFO, S_ISSOCK
 from typing import Any
 
 from daskinfer.errors import CheckpointError
+from daskinfer.ids import parse_json
+from daskinfer.models.config_limits import refuse_absurd
 from daskinfer.models.tasks.sentence import TEXT_SETTINGS
 from daskinfer.models.tensorfiles import Folder, GroupFile, as_stored, read_header, refuse_pickles
+from daskinfer.units import format_bytes
 
 _KEPT = (
     "config.json",
@@ -32,9 +36,12 @@ _KEPT = (
     "LICENSE.txt",
     "NOTICE",
 )
+_SPECIAL = ((S_ISFIFO, "named pipe"), (S_ISSOCK, "socket"), (S_ISBLK, "device"), (S_ISCHR, "device"))
 _SENTENCE_MODULES = ("Transformer", "Pooling", "Normalize", "Dense", "Dropout")
 # As peft writes them; transformers takes them where peft is installed, and passes over them where it is not.
 _ADAPTERS = ("adapter_config.json", "adapter_model.")
+_LARGEST_FILE = 512_000_000  # bytes; tokenizers of a million words have a tenth
+_LARGEST_CONFIG = 16_000_000
 _QUANTISED = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 
 
@@ -46,7 +53,45 @@ def list_files(folder: Folder) -> list[str]:
             f"{folder.url}: no such directory, or an empty one",
             hint="Give a folder written by `save_pretrained` or downloaded whole.",
         )
+    refuse_special_files(folder.url)
     return names
+
+
+def read_bounded(folder: Folder, name: str, most: int = _LARGEST_FILE) -> bytes:
+    """Return the content of a plain file; refuse one that is longer than any has."""
+    size = folder.size(name)
+    if size is not None and size > most:
+        raise CheckpointError(
+            f"{folder.url}/{name}: {format_bytes(size)}, and at most {format_bytes(most)} is read",
+            hint="Fetch the checkpoint again.",
+        )
+    return folder.read(name)
+
+
+def refuse_special_files(url: str) -> None:
+    """Raise `CheckpointError` where a local folder, or one in it, holds what is no file of its own.
+
+    A link may lead to another place in the folder, or where the cache of a hub has its files: `../../blobs`.
+    """
+    root = Path(url)
+    if "://" in url or not root.is_dir():
+        return
+    inside = root.resolve()
+    for path in sorted(each for pattern in ("*", "*/*") for each in root.glob(pattern)):
+        try:
+            mode = path.stat().st_mode
+        except OSError as error:
+            raise _refuse_special(path, f"a link that leads nowhere: {error.strerror}") from error
+        kind = next((name for test, name in _SPECIAL if test(mode)), None)
+        if kind is not None:
+            raise _refuse_special(path, f"a {kind}, not a file")
+        target = path.resolve()
+        if path.is_symlink() and not target.is_relative_to(inside) and target.parent != inside.parents[1] / "blobs":
+            raise _refuse_special(path, f"a link to {target}, which is not in the checkpoint's folder")
+
+
+def _refuse_special(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(f"{path}: it is {what}", hint="Put the file itself there, or take it away.")
 
 
 def read_config(folder: Folder, names: list[str]) -> dict[str, Any]:
@@ -75,9 +120,10 @@ def read_config(folder: Folder, names: list[str]) -> dict[str, Any]:
             if adapter
             else "A checkpoint directory holds config.json and model.safetensors; a model of your own needs its entry.",
         )
-    config = _parse(folder, "config.json", folder.read("config.json"))
+    config = _parse(folder, "config.json", read_bounded(folder, "config.json", _LARGEST_CONFIG))
     if not isinstance(config, dict):
         raise CheckpointError(f"{folder.url}/config.json: a JSON object is wanted", hint="Fetch the checkpoint again.")
+    refuse_absurd(config)
     return config
 
 
@@ -119,10 +165,10 @@ def _find_quantised(config: Mapping[str, Any], path: str = "") -> Iterator[str]:
 
 def read_plain_files(folder: Folder, names: list[str]) -> dict[str, bytes]:
     """Return the files of a checkpoint that a snapshot keeps; empty ones say nothing and are left out."""
-    files = {name: folder.read(name) for name in _KEPT if name in names}
+    files = {name: read_bounded(folder, name) for name in _KEPT if name in names}
     for _, path in _sentence_modules(folder, files):
         if path and folder.size(f"{path}/config.json") is not None:
-            files[f"{path}/config.json"] = folder.read(f"{path}/config.json")
+            files[f"{path}/config.json"] = read_bounded(folder, f"{path}/config.json", _LARGEST_CONFIG)
     return {name: data for name, data in files.items() if data}
 
 
@@ -174,7 +220,7 @@ def _sentence_modules(folder: Folder, files: Mapping[str, bytes]) -> list[tuple[
 
 def _parse(folder: Folder, name: str, data: bytes) -> Any:
     try:
-        return json.loads(data)
+        return parse_json(data)
     except ValueError as error:
         raise CheckpointError(
             f"{folder.url}/{name}: not valid JSON ({error})", hint="Fetch the checkpoint again."

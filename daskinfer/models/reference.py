@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from transformers import (
     AutoTokenizer,
 )
 
+from daskinfer.ids import parse_json
 from daskinfer.spec.recipe import ModelOptions
 
 Batch = tuple[NDArray[np.int32], NDArray[np.int32]] | Mapping[str, NDArray[np.int64]]
@@ -58,7 +58,7 @@ def run_unsplit(
         `per_token` those of a causal model's tokens, (rows, tokens), NaN where nothing is predicted.
     """
     options = options or ModelOptions()
-    architecture = json.loads((directory / "config.json").read_text())["architectures"][0]
+    architecture = parse_json((directory / "config.json").read_text())["architectures"][0]
     is_masked = architecture.endswith(("ForMaskedLM", "ForPreTraining"))
     factory: Any = {
         "embed": AutoModel,
@@ -113,10 +113,10 @@ def _score_masked(logits: Tensor, inputs: dict[str, Tensor]) -> Tensor:
 
 def _embed(hidden: Tensor, inputs: dict[str, Tensor], directory: Path, options: ModelOptions, dtype: str) -> Tensor:
     listed = directory / "modules.json"
-    modules: list[dict[str, str]] = json.loads(listed.read_text()) if listed.exists() else []
+    modules: list[dict[str, str]] = parse_json(listed.read_text()) if listed.exists() else []
     kinds = {module["path"]: module["type"].rpartition(".")[2] for module in modules}
     settings = {
-        path: json.loads((directory / path / "config.json").read_text())
+        path: parse_json((directory / path / "config.json").read_text())
         for path, kind in kinds.items()
         if kind in ("Pooling", "Dense")
     }
@@ -160,7 +160,7 @@ def _pool(hidden: Tensor, mask: Tensor, mode: str) -> Tensor:
 def _count_prompt(directory: Path, options: ModelOptions) -> int:
     prompt = options.prompt
     if prompt is None:
-        settings = json.loads((directory / "config_sentence_transformers.json").read_text())
+        settings = parse_json((directory / "config_sentence_transformers.json").read_text())
         prompt = settings["prompts"][options.prompt_name or settings["default_prompt_name"]]
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     ids = tokenizer(prompt)["input_ids"]

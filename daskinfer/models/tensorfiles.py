@@ -17,13 +17,15 @@ from typing import Any, Protocol
 from blake3 import blake3
 
 from daskinfer.errors import CheckpointError, CorruptBlob
+from daskinfer.ids import parse_json
 
 # Bytes of one element, by safetensors' name of the type.
 ITEM_SIZES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 DAMAGED = "The file is damaged or was not fully downloaded; fetch it again."
 _INDEX = ".safetensors.index.json"
 _OTHER_FORMATS = ("tf", "flax", "jax")
-_LARGEST_HEADER = 100_000_000
+# Of a hundred thousand tensors each is 12 MB.
+_LARGEST_HEADER = 24_000_000
 _PIECE_BYTES = 32 * 2**20  # a multiple of every item's size
 
 
@@ -226,10 +228,14 @@ def read_header(folder: Folder, file: str) -> dict[str, StoredTensor]:
         raise CheckpointError(f"{where}: no such file", hint="Download every file of the checkpoint.")
     prefix = folder.read(file, 0, min(8, size))
     length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-    if not 2 <= length <= min(_LARGEST_HEADER, size - 8):
+    if _LARGEST_HEADER < length <= size - 8:
+        raise CheckpointError(
+            f"{where}: its header has {length:,} bytes, and at most {_LARGEST_HEADER:,} are read", hint=DAMAGED
+        )
+    if not 2 <= length <= size - 8:
         raise CheckpointError(f"{where}: not a whole safetensors file ({size} bytes)", hint=DAMAGED)
     try:
-        header: dict[str, Any] = json.loads(folder.read(file, 8, 8 + length))
+        header: dict[str, Any] = parse_json(folder.read(file, 8, 8 + length))
         tensors = {
             name: StoredTensor(
                 folder,
@@ -302,7 +308,9 @@ def serialize(tensors: Sequence[tuple[str, Tensor]]) -> bytes:
 
 def _read_shards(folder: Folder, names: list[str], index: str) -> dict[str, StoredTensor]:
     try:
-        weight_map: dict[str, str] = json.loads(folder.read(index))["weight_map"]
+        if (folder.size(index) or 0) > _LARGEST_HEADER:
+            raise ValueError("it is too long")
+        weight_map: dict[str, str] = parse_json(folder.read(index))["weight_map"]
         shards = sorted(set(weight_map.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder.url}/{index}: no readable weight_map", hint="Fetch it again.") from error

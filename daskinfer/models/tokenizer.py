@@ -12,6 +12,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from daskinfer.errors import CheckpointError, InputError, RecipeError
+from daskinfer.ids import parse_json
 from daskinfer.models.textconfig import max_positions, pad_id
 
 Ids = NDArray[np.int32]
@@ -201,7 +202,7 @@ def make_tokenizer(files: Mapping[str, bytes], max_length: int) -> Tokenizer:
             "the checkpoint has no tokenizer.json, so its texts cannot be tokenised",
             hint="Write one with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR); publish again.",
         )
-    config: dict[str, Any] = json.loads(files["config.json"])
+    config: dict[str, Any] = parse_json(files["config.json"])
     settings = read_settings(files)
     if settings.refused:
         raise CheckpointError(
@@ -224,7 +225,7 @@ def read_settings(files: Mapping[str, bytes]) -> TokenizerSettings:
     """
     name = SETTINGS if SETTINGS in files else _CONFIG
     try:
-        found = json.loads(files.get(name, b"{}"))
+        found = parse_json(files.get(name, b"{}"))
         if name == SETTINGS:
             return TokenizerSettings(**found | {"model_input_names": tuple(found["model_input_names"])})
         mask = found.get("mask_token")

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from daskinfer.redaction import conceal
 from daskinfer.spec.poison import PoisonRow
 from daskinfer.spec.rows import Fault
 
@@ -106,7 +107,7 @@ class Bisection:
         if self._strikes[row] < ALONE:
             self._split(rows)
             return None
-        self.convicted[row] = PoisonRow(row=row, kind=kind, error=error)
+        self.convicted[row] = PoisonRow(row=row, kind=kind, error=conceal(error))
         self.is_decided = not self._todo and not self._rest
         return self.convicted[row]
 

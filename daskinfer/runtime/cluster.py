@@ -16,6 +16,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 from daskinfer.errors import JobFailed
 from daskinfer.logs import log_settings
 from daskinfer.models.devices import find_device
+from daskinfer.redaction import reveal
 from daskinfer.runtime.admission import Admission, describe_scheduler
 from daskinfer.runtime.cleanup import take_leave
 from daskinfer.runtime.contact import confirm_scheduler
@@ -138,9 +139,9 @@ def shape_worker(address: str, identity: dict[str, Any]) -> WorkerShape:
 
 
 def _connect(address: str) -> Client:
-    confirm_scheduler(address)
+    confirm_scheduler(reveal(address))
     try:
-        return Client(address, timeout=CONNECT_SECONDS)
+        return Client(reveal(address), timeout=CONNECT_SECONDS)
     except OSError as error:
         raise JobFailed(
             f"no Dask scheduler answers at {address}: {error}", hint="Start it, or mend cluster.address in the recipe."

@@ -12,6 +12,7 @@ from daskinfer.ids import shorten
 from daskinfer.models.tasks.encode import row_length
 from daskinfer.models.tasks.fields import takes_text
 from daskinfer.planning.sampling import choose_sample
+from daskinfer.redaction import known_secrets
 from daskinfer.runtime.gates import judge_candidate, read_gate, tell_verdict
 from daskinfer.runtime.outlines import find_outline
 from daskinfer.runtime.pinning import Head
@@ -213,7 +214,15 @@ class Keeper:
 
     def handle(self, pin: Pin) -> JobHandle:
         """Return what tasks on a pin are told of the job."""
-        return JobHandle(self._workspace, self._record.job, self._epoch, pin, round=self._round, member=self._member)
+        return JobHandle(
+            self._workspace,
+            self._record.job,
+            self._epoch,
+            pin,
+            round=self._round,
+            member=self._member,
+            secrets=known_secrets(),
+        )
 
     def output(self) -> WholeOutput:
         """Return the job's output as this driver knows it."""

@@ -33,6 +33,7 @@ class Ledger:
         self.rows_out = 0
         self.rows_quarantined = 0
         self.rows_truncated = 0
+        self.rows_not_finite = 0
         self.rows_this_run = 0
         self.partitions_done = 0
         self.partitions_resumed = 0
@@ -72,7 +73,8 @@ class Ledger:
 
     def recount(self, records: Iterable[CommitDigest]) -> None:
         """Count what is committed anew: partitions that are to be computed again no longer are."""
-        self.rows_done = self.rows_out = self.rows_quarantined = self.rows_truncated = self.partitions_done = 0
+        self.rows_done = self.rows_out = self.rows_quarantined = self.partitions_done = 0
+        self.rows_truncated = self.rows_not_finite = 0
         self._shares.clear()
         self._members.clear()
         for record in records:
@@ -165,6 +167,7 @@ class Ledger:
         self.rows_out += record.rows_out
         self.rows_quarantined += record.rows_quarantined
         self.rows_truncated += record.rows_truncated
+        self.rows_not_finite += record.rows_not_finite
         self.partitions_done += 1
         shares = [self._shares.setdefault(record.snapshot, [0, 0])]
         if record.member:

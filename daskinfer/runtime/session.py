@@ -164,6 +164,7 @@ class Session:
             rows_done=ledger.rows_done,
             rows_quarantined=ledger.rows_quarantined,
             rows_truncated=ledger.rows_truncated,
+            rows_not_finite=ledger.rows_not_finite,
             rows_this_run=ledger.rows_this_run,
             seconds=time.monotonic() - self._began,
             rows_per_second=rate,

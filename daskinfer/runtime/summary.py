@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Literal
 
 from daskinfer.errors import DaskinferError, Interrupted, RejectBudgetExceeded
+from daskinfer.redaction import conceal
 from daskinfer.runtime.gates import GATE, read_gate, tell_verdict
 from daskinfer.runtime.session import Session
 from daskinfer.spec.job import Report, SnapshotShare
@@ -57,6 +58,7 @@ def make_report(session: Session, command: str, seconds: float, started: str) ->
         rows_out=ledger.rows_out,
         rows_quarantined=ledger.rows_quarantined,
         rows_truncated=ledger.rows_truncated,
+        rows_not_finite=ledger.rows_not_finite,
         max_tokens=record.plan.max_length if record.plan.is_text else 0,
         rows_this_run=ledger.rows_this_run,
         partitions=record.partitions,
@@ -79,7 +81,7 @@ def make_report(session: Session, command: str, seconds: float, started: str) ->
         versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
         output=record.output,
         report=session.job.store.report_url(session.member),
-        command=command,
+        command=conceal(command),
         started=started,
     )
 

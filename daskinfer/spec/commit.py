@@ -51,6 +51,8 @@ class CommitRecord(Section):
     """Rows refused; `rows_out + rows_quarantined == rows_in`."""
     rows_truncated: int = 0
     """Rows written whose text was longer than a row may be."""
+    rows_not_finite: int = 0
+    """Rows for which the model returned NaN or infinity, quarantined or not."""
     tokens: int
     """Tokens computed, padding excluded."""
     padded_tokens: int

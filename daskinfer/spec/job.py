@@ -213,6 +213,8 @@ class Report(Section):
     """Rows in the quarantine."""
     rows_truncated: int = 0
     """Rows in the output whose text was longer than `max_tokens`, and was cut."""
+    rows_not_finite: int = 0
+    """Rows for which the model returned NaN or infinity, quarantined or not."""
     max_tokens: int = 0
     """Longest row in tokens; 0 where rows are no texts."""
     rows_this_run: int
@@ -289,6 +291,8 @@ class Progress(Section):
     """Rows refused so far."""
     rows_truncated: int = 0
     """Rows so far whose text was cut."""
+    rows_not_finite: int = 0
+    """Rows for which the model returned NaN or infinity, quarantined or not."""
     rows_this_run: int = 0
     """Rows that this run committed itself."""
     seconds: float = 0.0
@@ -334,6 +338,8 @@ class JobStatus(Section):
     """Rows refused so far."""
     rows_truncated: int = 0
     """Rows so far whose text was cut."""
+    rows_not_finite: int = 0
+    """Rows for which the model returned NaN or infinity, quarantined or not."""
     partitions: int
     """Partitions of the input."""
     partitions_done: int

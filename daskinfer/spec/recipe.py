@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from daskinfer.ids import digest_of
+from daskinfer.redaction import protect
 from daskinfer.spec.dialect import AUTO, Csv, check_encoding
 from daskinfer.spec.gate import Gate
 from daskinfer.spec.section import DescribedSection
@@ -18,7 +19,9 @@ from daskinfer.spec.section import DescribedSection
 Auto = Literal["auto"]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Amount = Annotated[float, Field(gt=0)]
-Place = Annotated[str, Field(min_length=1)]
+Url = Annotated[str, AfterValidator(protect)]
+"""Its password and the values of its query are known in memory only, and named in what is written."""
+Place = Annotated[Url, Field(min_length=1)]
 
 
 class ModelOptions(DescribedSection):
@@ -34,6 +37,10 @@ class ModelOptions(DescribedSection):
     """Name of one of the checkpoint's own prompts."""
     max_length: Annotated[int, Field(ge=1)] = 256
     """Longest input in tokens, special tokens included; longer texts are truncated."""
+    max_characters: Annotated[int, Field(ge=1)] = 2_000_000
+    """Longer texts are quarantined before they are put to tokens, which takes memory and time of their whole length."""
+    max_pixels: Annotated[int, Field(ge=1)] = 50_000_000
+    """Images of more pixels are quarantined before they are decoded."""
     per_token: bool = False
     """`score`: also write every token's id and log-probability."""
 
@@ -41,9 +48,9 @@ class ModelOptions(DescribedSection):
 class Model(DescribedSection):
     """Which checkpoint runs, and what it is asked to do."""
 
-    checkpoint: str
+    checkpoint: Url
     """`NAME@alias`, `NAME@v3`, `NAME@sha256:...`, or a local directory (published on first use)."""
-    registry: str | None = None
+    registry: Url | None = None
     """URL of the registry; the default is `registry/` under the workspace."""
     entry: str | None = None
     """`package.module:function` that builds a model of your own; its source is hashed into the snapshot."""
@@ -148,7 +155,7 @@ class Placement(DescribedSection):
 class Trial(DescribedSection):
     """A candidate that is compared with the job's checkpoint on a share of the partitions."""
 
-    checkpoint: str
+    checkpoint: Url
     """`NAME@alias`, `NAME@v3`, `NAME@sha256:...`, in the job's registry."""
     fraction: Annotated[float, Field(gt=0, le=1)] = 0.05
     """Share of the partitions; at least one is taken, always the same ones."""
@@ -234,6 +241,10 @@ class Errors(DescribedSection):
     """Seconds that a microbatch may take in a stage before its worker is restarted and its rows are looked into. `auto`:
     20 times what is usual, at least 60 s; `null`: no limit."""
 
+    nan: Literal["auto", "quarantine", "keep", "stop"] = "auto"
+    """What is done with rows for which the model returns NaN or infinity; `auto`: `keep` for `forward`, which may mean
+    them, and `quarantine` for the other tasks."""
+
     @field_validator("max_rows", mode="before")
     @classmethod
     def _refuse_booleans(cls, value: Any) -> Any:
@@ -277,7 +288,7 @@ class Cluster(DescribedSection):
 
     local: LocalCluster | None = None
     """Start worker processes here."""
-    address: str | None = None
+    address: Url | None = None
     """Connect to this scheduler instead."""
 
     @model_validator(mode="after")
@@ -298,7 +309,7 @@ OPERATIONAL: dict[str, Any] = {
     "output": {"url"},
     "cluster": True,
     "placement": True,
-    "errors": True,
+    "errors": {"max_rows", "microbatch_seconds"},
     "recovery": True,
     "pipeline": {"window"},
     "model": {"registry", "signed_by"},
@@ -312,7 +323,7 @@ class Recipe(DescribedSection):
     """Version of the recipe format."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     """Short name of the job; letters, digits, dot, dash and underscore."""
-    workspace: str = "./work"
+    workspace: Url = "./work"
     """fsspec URL under which registry/, jobs/ and activations/ live."""
     model: Model
     """Which checkpoint runs."""
@@ -342,6 +353,12 @@ class Recipe(DescribedSection):
         for key in ("encoding", "csv", "types"):
             if told["input"][key] == silent[key]:
                 del told["input"][key]
+        if told["errors"]["nan"] == "auto":
+            del told["errors"]
+        usual = ModelOptions().model_dump(mode="json")
+        for key in ("max_characters", "max_pixels"):
+            if told["model"]["options"][key] == usual[key]:
+                del told["model"]["options"][key]
         return digest_of(told)
 
     @property

@@ -193,8 +193,9 @@ class PartitionTable(Section):
 
 Fault = Literal["raised", "hung", "killed"]
 """What a row did to the worker that computed it."""
-RejectKind = Literal["unreadable", "refused", Fault]
-"""`unreadable`: it is not a row of the input's format. `refused`: the model's encoder does not take it."""
+RejectKind = Literal["unreadable", "refused", "not-finite", Fault]
+"""`unreadable`: it is not a row of the input's format. `refused`: the model's encoder does not take it. `not-finite`: the
+model returned NaN or infinity for it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ from typing import Any
 
 import yaml
 
+from daskinfer.redaction import is_telling, learn, secret_spans
+
 KeyPath = tuple[str | int, ...]
 
 _LONGEST_EXCERPT = 120
@@ -23,6 +25,8 @@ _MOST_VALUES = 20_000
 _MOST_CHARACTERS = 2_000_000
 _VARIABLE = re.compile(r"\$\$\{|\$\{(?:(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\})?")
 _TAG = "tag:yaml.org,2002:"
+# Keys whose values are URLs.
+_URLS = frozenset({"address", "checkpoint", "registry", "url", "workspace"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +250,10 @@ class _Reader:
             return None
 
     def _expand(self, text: str, path: KeyPath, spot: Spot) -> str:
+        # Secrets of URLs stay names, and are filled in where the URL is opened.
+        names = [step for step in path if isinstance(step, str)]
+        secret = secret_spans(text) if names and names[-1] in _URLS else []
+
         def replace(match: re.Match[str]) -> str:
             token, name, default = match.group(), match["name"], match["default"]
             if token == "$${":
@@ -262,7 +270,13 @@ class _Reader:
                 self._report(place, path, message)
                 return token
             # As in a shell, :- also covers a variable that is set to nothing.
-            return (found or default) if default is not None else (found or "")
+            value = (found or default) if default is not None else (found or "")
+            if any(begin <= match.start() and match.end() <= end for begin, end in secret):
+                learn([(name, value)])
+                return f"${{{name}}}"
+            if is_telling(name):  # at least no message shows it
+                learn([(name, value)])
+            return value
 
         return _VARIABLE.sub(replace, text)
 

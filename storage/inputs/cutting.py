@@ -6,8 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from daskinfer.errors import InputError
 from daskinfer.spec.rows import InputFile, Partition, Segment
 from daskinfer.storage.inputs.files import unchanged
+
+MOST_PARTITIONS = 1_000_000
+"""Of one input: the table of so many takes 80 MB."""
 
 
 class Rows(Protocol):
@@ -55,6 +59,11 @@ def cut_evenly(rows: int, partition_rows: int, segment_of: Callable[[int, int], 
     segment_of
         (first row, one past the last) -> segment.
     """
+    if rows > MOST_PARTITIONS * partition_rows:  # a claim of metadata: nobody has counted them
+        raise InputError(
+            f"input.url: {rows:,} rows are more than {MOST_PARTITIONS:,} partitions of {partition_rows:,}",
+            hint="Raise input.partition_rows, or mend the metadata that claims so many.",
+        )
     for number, first in enumerate(range(0, rows, partition_rows)):
         last = min(first + partition_rows, rows)
         yield Partition(number=number, first_row=first, rows=last - first, segments=(segment_of(first, last),))

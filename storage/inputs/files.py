@@ -9,15 +9,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import has_magic, iglob
 from pathlib import Path, PurePosixPath
-from stat import S_ISREG
+from stat import S_ISDIR, S_ISFIFO, S_ISREG, S_ISSOCK
 from typing import Any, TypeVar
 
 from fsspec import AbstractFileSystem
 
 from daskinfer.errors import InputError
+from daskinfer.redaction import conceal_known, protect
 from daskinfer.spec.recipe import Input
 from daskinfer.spec.rows import InputFile
-from daskinfer.storage.filesystem import absolute_url, explain_errors, is_local, open_filesystem
+from daskinfer.storage.filesystem import absolute_url, explain_errors, is_local, open_filesystem, reveal_url
 from daskinfer.storage.inputs.compression import compression_of
 from daskinfer.storage.inputs.patterns import read_pattern
 
@@ -119,7 +120,7 @@ def path_of(filesystem: AbstractFileSystem, file: InputFile) -> str:
     """Return the path of a file inside its filesystem."""
     if is_local(file.url):
         return file.url
-    return str(filesystem._strip_protocol(file.url))
+    return str(filesystem._strip_protocol(reveal_url(file.url)))
 
 
 def _store_of(url: str) -> str:
@@ -278,11 +279,45 @@ def _describe(
         if isinstance(found, Mapping):
             info = found[path]
             if info["type"] == "file":
-                etag = info.get("ETag") or info.get("etag") or info.get("md5Hash") or filesystem.checksum(path)
-                yield InputFile(filesystem.unstrip_protocol(path), int(info["size"]), str(etag).strip('"'))
+                yield InputFile(
+                    _name_url(filesystem.unstrip_protocol(path)), _size_of(path, info), _tag(filesystem, path, info)
+                )
         elif S_ISREG((status := Path(path).stat()).st_mode):
             # fsspec gives the time as a float, which cannot tell nanoseconds.
             yield InputFile(path, status.st_size, f"mtime:{status.st_mtime_ns}")
+        elif not S_ISDIR(status.st_mode):  # opening a pipe would wait for its writer, for ever
+            raise InputError(
+                f"input.url: {path} is a {_tell_kind(status.st_mode)}, not a file", hint="Write it to a file first."
+            )
+
+
+def _name_url(url: str) -> str:
+    """Return a URL that a store tells, without the secrets that it was asked with."""
+    return protect(conceal_known(url))
+
+
+def _size_of(path: str, info: Mapping[str, Any]) -> int:
+    size = info.get("size")
+    if size is None:
+        raise InputError(
+            f"input.url: {path}: the server does not tell how long it is", hint="Copy the file to a store that does."
+        )
+    return int(size)
+
+
+def _tag(filesystem: AbstractFileSystem, path: str, info: Mapping[str, Any]) -> str:
+    """Return what changes with the content; a store's own summary of a web page would hold the URL with its secrets."""
+    told = [info.get(name) for name in ("ETag", "etag", "md5Hash", "Content-MD5", "Digest", "Last-Modified")]
+    found = next(filter(None, told), None)
+    if found is None:
+        found = "none" if path.startswith(("http://", "https://")) else filesystem.checksum(path)
+    return str(found).strip('"')
+
+
+def _tell_kind(mode: int) -> str:
+    if S_ISFIFO(mode):
+        return "named pipe"
+    return "socket" if S_ISSOCK(mode) else "device"
 
 
 def _check_name(path: str) -> None:

@@ -18,7 +18,7 @@ from daskinfer.errors import InputError
 from daskinfer.spec.rows import ArrayColumn, InputFile, Partition, Segment
 from daskinfer.storage.column_types import describe_type, is_text
 from daskinfer.storage.column_values import can_convert, convert_column, convert_text
-from daskinfer.storage.filesystem import explain_errors, is_local
+from daskinfer.storage.filesystem import explain_errors, is_local, reveal_url
 from daskinfer.storage.inputs.cutting import cut_evenly
 from daskinfer.storage.inputs.files import ZARR_METADATA
 from daskinfer.storage.inputs.kinds import check_picture
@@ -27,6 +27,11 @@ from daskinfer.storage.numpy_columns import to_arrow, type_of
 
 SINGLE = "array"
 """Column of an array that is in no group, unless the recipe reads it under another name."""
+
+
+_LARGEST_ROW = 1 << 30  # bytes
+_LARGEST_CHUNK = 1 << 32
+_MOST_CHUNKS = 100_000
 
 
 class ZarrFormat:
@@ -131,7 +136,7 @@ def _open_arrays(root: str, columns: Sequence[str]) -> dict[str, zarr.Array[Any]
         store = (
             LocalStore(root, read_only=True)
             if is_local(root)
-            else FsspecStore.from_url(root, storage_options={"use_listings_cache": False}, read_only=True)
+            else FsspecStore.from_url(reveal_url(root), storage_options={"use_listings_cache": False}, read_only=True)
         )
         try:
             node = zarr.open(store, mode="r")
@@ -147,8 +152,27 @@ def _open_arrays(root: str, columns: Sequence[str]) -> dict[str, zarr.Array[Any]
                     f"array '{column}' of {root} is a single value and has no rows",
                     hint="Rows are the elements along the first axis.",
                 )
+            _refuse_absurd(array, f"array '{column}' of {root}")
             found[column] = array
     return found
+
+
+def _refuse_absurd(array: zarr.Array[Any], where: str) -> None:
+    """Refuse what metadata claim and no memory holds: a chunk is decoded whole, whatever lies in it."""
+    item = max(1, array.dtype.itemsize)
+    row, chunk = (item * math.prod(map(int, shape)) for shape in (array.shape[1:], array.shards or array.chunks))
+    if row > _LARGEST_ROW or chunk > _LARGEST_CHUNK:
+        what, size, most = ("row", row, _LARGEST_ROW) if row > _LARGEST_ROW else ("chunk", chunk, _LARGEST_CHUNK)
+        raise InputError(
+            f"{where}: its metadata claim {size:,} bytes a {what}, and at most {most:,} are read",
+            hint="Mend the metadata, or write the array in smaller chunks.",
+        )
+    chunks = math.prod(-(-size // length) for size, length in zip(array.shape[1:], array.chunks[1:], strict=True))
+    if chunks > _MOST_CHUNKS:
+        raise InputError(
+            f"{where}: its metadata claim {chunks:,} chunks a row, and at most {_MOST_CHUNKS:,} are read",
+            hint="Mend the metadata, or write the array in larger chunks.",
+        )
 
 
 def _pick(node: zarr.Array[Any] | zarr.Group, column: str, columns: Sequence[str], root: str) -> object:

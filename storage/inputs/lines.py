@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from daskinfer.errors import InputError
+from daskinfer.ids import parse_json
 from daskinfer.spec.dialect import Csv
 from daskinfer.spec.rows import ArrayColumn, InputFile, Partition, Segment
 from daskinfer.storage.column_types import JSON, is_text
@@ -343,7 +344,7 @@ def _parse_object(text: str, kept: Collection[str]) -> tuple[dict[str, Any], dic
     try:
         if kept and text.lstrip()[:1] == "{":
             return scan_object(text, kept)
-        value = json.loads(text)
+        value = parse_json(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON: {error.msg} at column {error.colno}") from error
     except (ValueError, RecursionError) as error:

@@ -22,7 +22,7 @@ from daskinfer.ids import canonical_json
 from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.rows import Partition
 from daskinfer.storage.column_types import decode_type
-from daskinfer.storage.filesystem import absolute_url, explain_errors, is_local, join_url
+from daskinfer.storage.filesystem import absolute_url, explain_errors, is_local, join_url, reveal_url
 from daskinfer.storage.numpy_columns import Elements, elements_of, to_numpy
 from daskinfer.storage.outputs.commits import CommitDigest
 from daskinfer.storage.outputs.fence import Fence, create
@@ -175,7 +175,7 @@ def read_arrays(url: str, layout: OutputLayout, partition: Partition) -> tuple[d
 def _open_store(url: str) -> Store:
     if is_local(url):
         return LocalStore(absolute_url(url))
-    return FsspecStore.from_url(url, storage_options={"use_listings_cache": False})
+    return FsspecStore.from_url(reveal_url(url), storage_options={"use_listings_cache": False})
 
 
 def _columns_of(layout: OutputLayout) -> list[_Column]:

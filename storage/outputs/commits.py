@@ -45,6 +45,7 @@ _SCHEMA = pa.schema(
         ("member", _TEXT),
         ("rows_truncated", pa.int64()),
         ("size", pa.int64()),
+        ("rows_not_finite", pa.int64()),
     ]
 )
 
@@ -64,6 +65,7 @@ class CommitDigest:
     member: str = ""
     rows_truncated: int = 0
     size: int = 0
+    rows_not_finite: int = 0
 
     @classmethod
     def of(cls, record: CommitRecord) -> CommitDigest:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from daskinfer.errors import IntegrityError
-from daskinfer.ids import canonical_json
+from daskinfer.ids import canonical_json, parse_json
 from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.rows import Partition, Reject
 from daskinfer.storage.filesystem import (
@@ -364,7 +364,7 @@ def read_manifest(url: str) -> dict[str, Any] | None:
 
 def _parse_manifest(url: str, data: bytes) -> dict[str, Any]:
     try:
-        manifest = json.loads(data)
+        manifest = parse_json(data)
         if not isinstance(manifest, dict):
             raise ValueError("it is no JSON object")
     except (ValueError, RecursionError) as error:

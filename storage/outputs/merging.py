@@ -53,6 +53,7 @@ def merge_records(before: CommitRecord, retried: CommitRecord) -> CommitRecord:
             "round": retried.round,
             "rows_out": retried.rows_out,
             "rows_quarantined": retried.rows_quarantined,
+            "rows_not_finite": before.rows_not_finite + retried.rows_not_finite,
             "rows_truncated": before.rows_truncated + retried.rows_truncated,
             "tokens": before.tokens + retried.tokens,
             "padded_tokens": before.padded_tokens + retried.padded_tokens,

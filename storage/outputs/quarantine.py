@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 from daskinfer.errors import IntegrityError
+from daskinfer.ids import parse_json
 from daskinfer.spec.rows import Reject
 from daskinfer.storage.filesystem import join_url, list_names, read_bytes
 from daskinfer.storage.outputs.ledger import name_rejects
@@ -30,7 +29,7 @@ def read_rejects(url: str, partition: int) -> tuple[Reject, ...]:
 def _read(url: str) -> list[Reject]:
     # Not splitlines(): an excerpt may hold separators that JSON need not escape.
     try:
-        return [Reject(**json.loads(line)) for line in read_bytes(url).decode().split("\n") if line]
+        return [Reject(**parse_json(line)) for line in read_bytes(url).decode().split("\n") if line]
     except (ValueError, TypeError, RecursionError) as error:
         raise IntegrityError(
             f"{url} does not hold the rows that were refused: {error}",

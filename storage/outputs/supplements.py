@@ -15,7 +15,6 @@ the way leaves everything that the next one needs to do the same again. The mani
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -23,7 +22,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from daskinfer.errors import IntegrityError
-from daskinfer.ids import canonical_json
+from daskinfer.ids import canonical_json, parse_json
 from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.section import Section
 from daskinfer.storage.filesystem import join_url, list_names, read_bytes
@@ -200,13 +199,13 @@ def close_round(
         for _ in pool.map(adopt, records):
             pass
     try:
-        inputs = str(json.loads(read_bytes(join_url(place, "inputs.json")))["inputs"])
+        inputs = str(parse_json(read_bytes(join_url(place, "inputs.json")))["inputs"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IntegrityError(
             f"{place}/inputs.json is gone, or does not name the inputs of a retry",
             hint="Put it back, or make the output again with --fresh.",
         ) from error
-    manifest = merge_manifest(json.loads(before), records, round.number, inputs)
+    manifest = merge_manifest(parse_json(before), records, round.number, inputs)
     fence.replace(join_url(url, MANIFEST), canonical_json(manifest))
     clear_supplements(fence, round.number)
     return manifest

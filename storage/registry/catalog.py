@@ -21,7 +21,7 @@ import json
 import re
 
 from daskinfer.errors import CheckpointError, CorruptBlob, SnapshotGone
-from daskinfer.ids import canonical_json, sha256_of, shorten
+from daskinfer.ids import canonical_json, parse_json, sha256_of, shorten
 from daskinfer.spec.listing import AliasMove
 from daskinfer.spec.snapshot import Manifest, Resolution
 from daskinfer.storage.doctor import confirm_exclusive
@@ -258,7 +258,7 @@ class Registry:
 
     def _check_format(self, names: list[str]) -> None:
         try:
-            found = json.loads(read_bytes(join_url(self.url, "format.json"))) if "format.json" in names else None
+            found = parse_json(read_bytes(join_url(self.url, "format.json"))) if "format.json" in names else None
         except ValueError:
             found = None
         if not isinstance(found, dict) or "daskinfer_registry" not in found:

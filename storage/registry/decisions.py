@@ -6,13 +6,12 @@ reference means or what may be deleted. Reading, heartbeats and blobs that nothi
 
 from __future__ import annotations
 
-import json
 import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from daskinfer.errors import MissingEvent
-from daskinfer.ids import sha256_of
+from daskinfer.ids import parse_json, sha256_of
 from daskinfer.storage.exclusive import create
 from daskinfer.storage.naming import name_principal
 from daskinfer.storage.registry.events import write_event
@@ -57,7 +56,7 @@ def create_record(decision: Decision, url: str, data: bytes) -> bool:
     NotAllowed
         A policy forbids it; nothing was written.
     """
-    record = json.loads(data)
+    record = parse_json(data)
     _ask(decision, record)
     if not create(url, data):
         return False

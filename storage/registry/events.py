@@ -7,7 +7,6 @@ event, and never an event without a record.
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import defaultdict
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from daskinfer.errors import IntegrityError
+from daskinfer.ids import parse_json
 from daskinfer.spec.trust import AuditEvent
 from daskinfer.storage.exclusive import create
 from daskinfer.storage.filesystem import join_url
@@ -89,7 +89,7 @@ def read_event(data: bytes) -> AuditEvent:
         Where it was changed.
     """
     try:
-        record = json.loads(data)
+        record = parse_json(data)
         del record["nonce"]
         checksum = record.pop("checksum")
         event = AuditEvent.model_validate(record)

@@ -7,7 +7,6 @@ A heartbeat is a value that changes: a collector judges it by its own clock, and
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from daskinfer.errors import CheckpointError, CorruptBlob, IntegrityError, SnapshotGone
-from daskinfer.ids import canonical_json, make_nonce, shorten
+from daskinfer.ids import canonical_json, make_nonce, parse_json, shorten
 from daskinfer.spec.snapshot import Manifest
 from daskinfer.storage.filesystem import delete, join_url, list_names, read_bytes
 from daskinfer.storage.naming import check_name, make_signature
@@ -156,7 +155,7 @@ def list_holders(registry: Registry, snapshot: str) -> list[LockHolder]:
             continue
         job = name.removesuffix(".json")
         try:
-            record = json.loads(read_bytes(join_url(url, name)))
+            record = parse_json(read_bytes(join_url(url, name)))
             value = read_beat(heartbeat_url(registry, snapshot, job))
             holder = LockHolder(job, record["purpose"], record["by"], record["at"], record["ttl_seconds"], value)
         except FileNotFoundError:

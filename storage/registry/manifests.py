@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from daskinfer.errors import CorruptBlob
-from daskinfer.ids import shorten
+from daskinfer.ids import parse_json, shorten
 from daskinfer.spec.names import check_count, check_hex, check_path
 from daskinfer.spec.snapshot import Manifest
 
@@ -35,7 +34,7 @@ def parse_manifest(data: bytes | Mapping[str, Any], where: str) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(data) if isinstance(data, bytes) else Manifest.model_validate(data)
         _check_names(manifest)
-        if isinstance(data, bytes) and manifest.checksum != json.loads(manifest.encode()).get("checksum"):
+        if isinstance(data, bytes) and manifest.checksum != parse_json(manifest.encode()).get("checksum"):
             raise ValueError("it is not what was written: its checksum differs")
         manifest = manifest.model_copy(update={"checksum": None})
     except ValidationError as error:

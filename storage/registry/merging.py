@@ -7,12 +7,11 @@ histories stand at the same place.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from daskinfer.ids import sha256_of
+from daskinfer.ids import parse_json, sha256_of
 
 Side = Literal["source", "target"]
 """Whose target is kept where two histories are made one."""
@@ -50,7 +49,7 @@ def compare_histories(source: Sequence[bytes], target: Sequence[bytes]) -> Compa
 
 def make_merge(source: Sequence[bytes], target: Sequence[bytes], keep: Side) -> dict[str, Any]:
     """Return the record that, appended to the target's history, takes in the source's, without a signature."""
-    kept = json.loads((source if keep == "source" else target)[-1])
+    kept = parse_json((source if keep == "source" else target)[-1])
     merged = {"sequence": len(source) - 1, "record": sha256_of(source[-1])}
     return {"op": "merge", "snapshot": kept["snapshot"], "publish": None, "merged": merged, "kept": keep}
 
@@ -64,7 +63,7 @@ def _count_known(records: Sequence[bytes], other: Sequence[bytes], common: int) 
     adopted = [
         number + 1
         for number, data in enumerate(records)
-        if find(data) is not None and json.loads(data)["kept"] == "source"
+        if find(data) is not None and parse_json(data)["kept"] == "source"
     ]
     return max([common, *taken, *adopted])
 
@@ -72,7 +71,7 @@ def _count_known(records: Sequence[bytes], other: Sequence[bytes], common: int) 
 def _find_merged(history: Sequence[bytes]) -> Callable[[bytes], int | None]:
     def find(data: bytes) -> int | None:
         """Return which record of the history a merge record took in."""
-        record = json.loads(data)
+        record = parse_json(data)
         if record["op"] != "merge":
             return None
         number = int(record["merged"]["sequence"])

@@ -10,14 +10,13 @@ raises anything else, or returns a value refuses: nobody would notice a guard th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from daskinfer.errors import NotAllowed
-from daskinfer.ids import canonical_json
+from daskinfer.ids import canonical_json, parse_json
 
 GROUP = "daskinfer.policy"
 """The entry-point group."""
@@ -47,7 +46,7 @@ def authorize(principal: str, action: str, resource: str, registry: str, record:
     """
     for entry in _find_policies():
         # Its own copy for each: a policy must not be able to change what is written, or what the next one sees.
-        context = {"registry": registry, "record": json.loads(canonical_json(record))}
+        context = {"registry": registry, "record": parse_json(canonical_json(record))}
         try:
             policy: Policy = entry.load()
             answer = policy(principal, action, resource, context)

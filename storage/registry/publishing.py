@@ -27,7 +27,7 @@ from daskinfer.errors import (
 )
 from daskinfer.ids import make_nonce
 from daskinfer.spec.snapshot import EntryPoint, LayerGroup, Manifest, PlainFile, Resolution
-from daskinfer.storage.blobs import read_group, read_header
+from daskinfer.storage.blobs import read_header
 from daskinfer.storage.exclusive import create
 from daskinfer.storage.filesystem import delete, exists, join_url
 from daskinfer.storage.naming import check_alias, check_name, make_signature, name_principal
@@ -38,6 +38,7 @@ from daskinfer.storage.registry.decisions import Decision
 from daskinfer.storage.registry.heartbeats import TTL_SECONDS, try_beat
 from daskinfer.storage.registry.manifests import parse_manifest
 from daskinfer.storage.registry.publications import abort, list_publications, name_job, publish_log, pulse_url
+from daskinfer.storage.registry.same_content import choose_snapshot, drop_unnamed, find_first, is_intact
 from daskinfer.storage.registry.versions import Version, fold
 
 PLAIN_SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja", ".md", ".bpe", ".codes", ".tiktoken"})
@@ -235,30 +236,11 @@ def _find_equal(registry: Registry, name: str, source: CheckpointSource, watch: 
             continue
         try:
             manifest = registry.manifest(version.snapshot)
-            if manifest.content == wanted.content and _is_intact(registry, manifest, wanted):
+            if manifest.content == wanted.content and is_intact(registry, manifest, wanted):
                 return version
         except (CorruptBlob, CheckpointError, SnapshotGone):
             continue
     return None
-
-
-def _is_intact(registry: Registry, manifest: Manifest, wanted: Manifest) -> bool:
-    """Say whether a version that claims to have the wanted content has it: publishing again mends a damaged one.
-
-    Raises
-    ------
-    CorruptBlob
-        Where a file or a blob of its own is damaged.
-    """
-    for piece in manifest.files:
-        registry.file(manifest, piece.path)
-    for group in manifest.groups:
-        if group.blob is not None:
-            read_group(registry.url, group)
-        # By reference: the files were read a moment ago, if they are the same ones.
-        elif group != wanted.group(group.name):
-            return False
-    return True
 
 
 def _publish_new(registry: Registry, name: str, source: CheckpointSource, alias: str | None, watch: Watch) -> Version:
@@ -286,8 +268,8 @@ def _publish_new(registry: Registry, name: str, source: CheckpointSource, alias:
 
     try:
         bases.lock(name, source.parent)
-        manifest = _choose_snapshot(registry, _describe(name, source, store, tell), identity, bases)
-        _drop_unnamed(registry, manifest, stored)
+        manifest = choose_snapshot(registry, _describe(name, source, store, tell), identity, bases)
+        drop_unnamed(registry, manifest, stored)
         record: dict[str, Any] = {"op": "commit", "name": name, "manifest": _dump(manifest), **make_signature()}
         if alias is not None:
             head = registry.alias_log(name, alias).head()
@@ -315,33 +297,6 @@ def _publish_new(registry: Registry, name: str, source: CheckpointSource, alias:
             bases.release()
 
 
-def _choose_snapshot(registry: Registry, made: Manifest, identity: str, bases: Bases) -> Manifest:
-    """Return the manifest to commit: the one that was made, or that of the snapshot which has this content already.
-
-    A digest that was deleted never lives again, and what was damaged is not built upon: then its own id makes the
-    manifest the only one of its digest.
-    """
-    alone = made.model_copy(update={"salt": identity})
-    if not bases.reserve(made.digest):
-        return alone
-    if not exists(registry.manifest_url(made.digest)):
-        return made
-    try:
-        known = registry.manifest(made.digest)
-        return known if _is_intact(registry, known, made) else alone
-    except (CorruptBlob, CheckpointError, SnapshotGone):
-        return alone
-
-
-def _drop_unnamed(registry: Registry, manifest: Manifest, stored: list[str]) -> None:
-    """Delete what a publish has stored and its manifest does not name: nobody else has ever seen it."""
-    named = {join_url(registry.url, blob) for blob in manifest.blobs}
-    for url in [url for url in stored if url not in named]:
-        with suppress(NotAllowed):  # a publisher need not have the right to delete
-            delete(url)
-        stored.remove(url)
-
-
 def _dump(manifest: Manifest) -> dict[str, Any]:
     return manifest.model_dump(mode="json", exclude={"checksum"})
 
@@ -355,9 +310,9 @@ def finish(registry: Registry, identity: str, commit: dict[str, Any]) -> Version
     snapshot, name = manifest.digest, commit.get("name", manifest.model)
     if not create(registry.manifest_url(snapshot), manifest.encode()):
         # Another publish of the same content was first: its manifest tells where the bytes are.
-        first = _find_first(registry, snapshot)
+        first = find_first(registry, snapshot)
         own_blobs = [blob for blob in manifest.blobs if blob.endswith(f".{identity}")]
-        _drop_unnamed(registry, first, [join_url(registry.url, blob) for blob in own_blobs])
+        drop_unnamed(registry, first, [join_url(registry.url, blob) for blob in own_blobs])
     own = {"snapshot": snapshot, "publish": identity, **make_signature()}
     for origin in commit.get("versions", [own]):
         version = append_version(registry, name, origin)
@@ -380,15 +335,6 @@ def finish(registry: Registry, identity: str, commit: dict[str, Any]) -> Version
             hint=refusal.hint,
         )
     return version
-
-
-def _find_first(registry: Registry, snapshot: str) -> Manifest:
-    try:
-        return registry.manifest(snapshot)
-    except CorruptBlob as error:
-        raise CorruptBlob(
-            f"{registry.manifest_url(snapshot)} is there with other bytes", hint="Delete that file, then publish again."
-        ) from error
 
 
 def append_version(registry: Registry, name: str, origin: dict[str, Any]) -> Version:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from daskinfer.errors import CheckpointError
-from daskinfer.ids import canonical_json, shorten
+from daskinfer.ids import canonical_json, parse_json, shorten
 from daskinfer.spec.snapshot import Resolution
 from daskinfer.spec.trust import SignatureRow
 from daskinfer.storage.filesystem import join_url
@@ -145,7 +144,7 @@ def _is_valid(envelope: Any, snapshot: str, key: Ed25519PublicKey) -> bool:
         signatures = [base64.b64decode(one["sig"], validate=True) for one in envelope["signatures"]]
         if not any(_verifies(key, signature, signed) for signature in signatures):
             return False
-        statement = json.loads(payload)
+        statement = parse_json(payload)
         (subject,) = statement["subject"]
         says = (envelope["payloadType"], statement["_type"], statement["predicateType"], subject["digest"])
     except (KeyError, TypeError, AttributeError, ValueError, binascii.Error):

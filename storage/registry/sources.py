@@ -5,11 +5,10 @@ This machine's own notes, for each registry: whoever else may write to a registr
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 
 from daskinfer.errors import StorageError
-from daskinfer.ids import canonical_json, digest_of, shorten
+from daskinfer.ids import canonical_json, digest_of, parse_json, shorten
 from daskinfer.spec.snapshot import Resolution
 from daskinfer.storage.filesystem import read_bytes, replace_bytes
 from daskinfer.storage.folder import Folder
@@ -44,7 +43,7 @@ def recall_source(registry: Registry, source: str | None) -> Resolution | None:
     if place is None:
         return None
     try:
-        record = json.loads(read_bytes(place))
+        record = parse_json(read_bytes(place))
         name, snapshot = record["name"], record["snapshot"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None

@@ -6,13 +6,12 @@ where both have moves that the other does not know, nothing of it is changed unt
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from daskinfer.errors import CheckpointError, Conflict, SnapshotGone, UsageError, YankedVersion
-from daskinfer.ids import make_nonce, shorten
+from daskinfer.ids import make_nonce, parse_json, shorten
 from daskinfer.spec.listing import AliasMove
 from daskinfer.spec.snapshot import Manifest
 from daskinfer.spec.upkeep import Outcome, SyncedAlias, SyncedVersion, SyncReport
@@ -278,7 +277,7 @@ class _Work:
             outcome = course if keep is None else "merged"
             moves = len(comparison.records) or 1
             record = None if course == "forward" else make_merge(ours, theirs, keep or "source")
-            snapshot = json.loads(ours[-1])["snapshot"] if record is None else record["snapshot"]
+            snapshot = parse_json(ours[-1])["snapshot"] if record is None else record["snapshot"]
             try:
                 if self.dry_run:
                     self.check_target(plan, snapshot)
@@ -322,4 +321,4 @@ def _describe_origin(version: Version) -> dict[str, Any]:
 
 
 def _describe_head(alias: str, history: Sequence[bytes], versions: Sequence[Version]) -> AliasMove:
-    return describe_move(alias, Slot(len(history) - 1, json.loads(history[-1])), versions)
+    return describe_move(alias, Slot(len(history) - 1, parse_json(history[-1])), versions)

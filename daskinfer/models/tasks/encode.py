@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
+from daskinfer.errors import DaskinferError
 from daskinfer.models.encoding import EncodedRows, Variants
 from daskinfer.models.tasks.fields import score_kind, takes_text
 from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.models.tasks.sentence import read_sentence
 from daskinfer.models.textconfig import max_positions, vocab_size
 from daskinfer.models.tokenizer import Ids, TokenizedRow, Tokenizer, make_tokenizer, mask_id, read_settings
+from daskinfer.redaction import conceal
+from daskinfer.spec.recipe import ModelOptions
+
+_LONGEST_REASON = 300
+# All of fewer rows may well be bad ones.
+_FEWEST_TO_BLAME = 7
 
 Columns = Mapping[str, Any]
 """Column name -> values of a partition's rows: a sequence of texts or images, or an array."""
@@ -43,6 +51,8 @@ class TextEncoder:
         Ids from this number on are unknown to the model; None where it does not say.
     mask
         Id of the mask token, where every token of a text is to be masked in turn.
+    max_characters
+        Longer texts are refused.
     """
 
     def __init__(
@@ -53,7 +63,9 @@ class TextEncoder:
         strip: bool = False,
         vocabulary: int | None = None,
         mask: int | None = None,
+        max_characters: int = ModelOptions().max_characters,
     ) -> None:
+        self._max_characters = max_characters
         self._tokenizer = tokenizer
         self._prompt = prompt
         self._lower_case = lower_case
@@ -63,8 +75,15 @@ class TextEncoder:
 
     def encode(self, columns: Columns) -> tuple[EncodedRows, dict[int, str]]:
         """Encode the column `text`; refused are texts that are not Unicode, and those without a single token."""
-        texts = [self._prepare(text) for text in columns["text"]]
-        refused = self._tokenizer.find_unusable(texts)
+        given = columns["text"]
+        too_long = {
+            number: f"the text has {len(text):,} characters, more than model.options.max_characters, "
+            f"{self._max_characters:,}"
+            for number, text in enumerate(given)
+            if len(text) > self._max_characters
+        }
+        texts = ["" if number in too_long else self._prepare(text) for number, text in enumerate(given)]
+        refused = self._tokenizer.find_unusable(texts) | too_long
         numbers = [number for number in range(len(texts)) if number not in refused]
         rows: dict[int, TokenizedRow] = {}
         for number, row in zip(numbers, self._tokenizer.encode_rows([texts[n] for n in numbers]), strict=True):
@@ -128,19 +147,56 @@ def make_encoder(request: TaskRequest, max_length: int) -> Encoder:
     if not takes_text(request):
         from daskinfer.models.images import ImageEncoder
 
-        return ImageEncoder(request.files)
+        return ImageEncoder(request.files, request.options.max_pixels)
     return _make_text_encoder(request, max_length)
 
 
 def _make_text_encoder(request: TaskRequest, max_length: int) -> TextEncoder:
-    tokenizer = make_tokenizer(request.files, max_length)
-    vocabulary = vocab_size(request.config)
+    make = partial(
+        TextEncoder,
+        make_tokenizer(request.files, max_length),
+        vocabulary=vocab_size(request.config),
+        max_characters=request.options.max_characters,
+    )
     if request.task == "embed":
         sentence = read_sentence(request)
-        return TextEncoder(tokenizer, sentence.prompt, sentence.lower_case, sentence.strip, vocabulary)
+        return make(sentence.prompt, sentence.lower_case, sentence.strip)
     if request.task == "score" and score_kind(request) == "masked":
-        return TextEncoder(tokenizer, vocabulary=vocabulary, mask=mask_id(request.files, tokenizer))
-    return TextEncoder(tokenizer, vocabulary=vocabulary)
+        return make(mask=mask_id(request.files, make_tokenizer(request.files, max_length)))
+    return make()
+
+
+def encode_rows(encoder: Encoder, columns: Columns) -> tuple[EncodedRows, dict[int, str]]:
+    """Encode rows; where that fails, find the rows that it fails with, one by one, and refuse them.
+
+    Raises
+    ------
+    Exception
+        What every row raises is no fault of the rows.
+    """
+    try:
+        return encoder.encode(columns)
+    except DaskinferError:
+        raise
+    except Exception:
+        count = len(next(iter(columns.values())))
+        failed: dict[int, str] = {}
+        for number in range(count):
+            try:
+                encoder.encode({role: values[number : number + 1] for role, values in columns.items()})
+            except DaskinferError:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever the row makes it raise
+                failed[number] = conceal(f"preparing it raised {type(error).__name__}: {error}"[:_LONGEST_REASON])
+        if not failed or len(failed) == count > _FEWEST_TO_BLAME:
+            raise
+    kept = [number for number in range(count) if number not in failed]
+    encoded, refused = encoder.encode({role: _choose(values, kept) for role, values in columns.items()})
+    return encoded, {**failed, **{kept[number]: reason for number, reason in refused.items()}}
+
+
+def _choose(values: Any, numbers: list[int]) -> Any:
+    return values[numbers] if isinstance(values, np.ndarray) else [values[number] for number in numbers]
 
 
 def row_length(request: TaskRequest) -> int:

@@ -32,6 +32,34 @@ def finish_rows(request: TaskRequest, encoded: EncodedRows, arrays: Mapping[str,
     return dict(arrays)
 
 
+def find_not_finite(encoded: EncodedRows, arrays: Mapping[str, Array]) -> dict[int, str]:
+    """Return for which rows the model returned NaN or infinity, and where; what a task makes of it later does not count.
+
+    Parameters
+    ----------
+    encoded
+        The rows.
+    arrays
+        What the model returned, (items, ...) each.
+    """
+    found: dict[int, str] = {}
+    for name, values in arrays.items():
+        # What stands beyond a text's own tokens is nobody's result.
+        if not values.size or not np.issubdtype(values.dtype, np.floating) or name == "token_logprobs":
+            continue
+        flat = values.reshape(len(values), -1)
+        for item in np.flatnonzero(~np.isfinite(flat).all(axis=1)).tolist():
+            wrong = flat[item][~np.isfinite(flat[item])]
+            kinds = " and ".join(
+                kind for kind, some in (("NaN", np.isnan(wrong).any()), ("infinity", np.isinf(wrong).any())) if some
+            )
+            row = item if encoded.variants is None else int(encoded.variants.rows[item])
+            found.setdefault(
+                row, f"the model returned {kinds} in {len(wrong):,} of {flat.shape[1]:,} numbers of {name}"
+            )
+    return found
+
+
 def name_classes(names: tuple[str, ...], scores: Array) -> dict[str, Array]:
     """Return the best class as `label` (rows,), its `score` (rows,), and all `scores` (rows, classes)."""
     best = scores.argmax(axis=1)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, cast
 
 from daskinfer.errors import CheckpointError
+from daskinfer.ids import parse_json
 from daskinfer.spec.job import OutputField
 from daskinfer.spec.outline import TensorSpec
 
@@ -67,7 +67,7 @@ def fields_of_outputs(outputs: Mapping[str, TensorSpec]) -> tuple[OutputField, .
 
 def _read(files: Mapping[str, bytes], name: str) -> Mapping[str, Any]:
     try:
-        content: Mapping[str, Any] = json.loads(files.get(name, b"{}"))
+        content: Mapping[str, Any] = parse_json(files.get(name, b"{}"))
     except ValueError as error:
         raise CheckpointError(f"{name} is not JSON: {error}", hint="Fetch the checkpoint again.") from error
     return content

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from daskinfer.ids import parse_json
 from daskinfer.spec.outline import InputArray
 from daskinfer.spec.recipe import ModelOptions
 from daskinfer.spec.snapshot import EntryPoint
@@ -33,5 +33,5 @@ class TaskRequest:
     @cached_property
     def config(self) -> Mapping[str, Any]:
         """Content of config.json; empty for a user's own model without one."""
-        config: Mapping[str, Any] = json.loads(self.files.get("config.json", b"{}"))
+        config: Mapping[str, Any] = parse_json(self.files.get("config.json", b"{}"))
         return config

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from daskinfer.errors import CheckpointError, RecipeError
+from daskinfer.ids import parse_json
 from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.models.textconfig import hidden_width
 
@@ -146,7 +146,7 @@ def _read(request: TaskRequest, path: str, needed: bool = False) -> Any:
             raise CheckpointError(f"modules.json names {path}, which is missing", hint="Fetch the checkpoint again.")
         return None
     try:
-        return json.loads(request.files[path])
+        return parse_json(request.files[path])
     except ValueError as error:
         raise CheckpointError(f"{path} is not JSON: {error}", hint="Fetch the checkpoint again.") from error
 

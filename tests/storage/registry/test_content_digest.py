@@ -36,7 +36,7 @@ def test_what_a_killed_publish_left_changes_no_digest(tmp_path: Path, monkeypatc
     clean, hurt = Registry(str(tmp_path / "clean")), Registry(str(tmp_path / "hurt"))
     expected = publish(clean, "mini", make_checkpoint()).snapshot
     with monkeypatch.context() as patch:
-        patch.setattr("daskinfer.storage.registry.publishing._choose_snapshot", lambda *given: 1 / 0)
+        patch.setattr("daskinfer.storage.registry.publishing.choose_snapshot", lambda *given: 1 / 0)
         patch.setattr("daskinfer.storage.registry.publishing.abort", lambda *given: False)
         with pytest.raises(ZeroDivisionError):
             publish(hurt, "mini", make_checkpoint())

@@ -1,0 +1,142 @@
+"""Secrets of URLs: known in this process's memory only. What is written names them; what opens a URL fills them in.
+
+A secret is the password of a URL (`user:password@`), or a value of its query, as signed URLs have them. In its place
+stands `${NAME}`: the variable that a recipe took it from, or a name made of where it stands, never of what it is, so that
+a job goes on when its token has changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from urllib.parse import quote, unquote
+
+_MARK = re.compile(r"\$\{([A-Za-z_][\w.-]*)\}")
+_LOGIN = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*://)(?P<login>[^/?#\s'\"<>]*)@")
+_QUERY = re.compile(r"(?P<base>[A-Za-z][\w+.-]*://[^?\s'\"<>]*)\?(?P<query>[^\s'\"<>]*)")
+_TELLING = re.compile(
+    r"sig|token|secret|passw|pwd|auth|cred|session|api.?key|access.?key|^key$|policy|jwt|^x-(amz|goog|ms)-",
+    re.IGNORECASE,
+)
+_WEB = ("http://", "https://")
+# Shorter values are common words, and are hidden only where a URL holds them.
+_SHORTEST, _SHORTEST_OTHER = 6, 12
+
+_known: dict[str, str] = {}
+
+
+def learn(secrets: Iterable[tuple[str, str]]) -> None:
+    """Take up secrets, by name, that another process of the job knows."""
+    _known.update(secrets)
+
+
+def known_secrets() -> tuple[tuple[str, str], ...]:
+    """Return what this process knows, for its workers: to be handed on in memory, and never written."""
+    return tuple(sorted(_known.items()))
+
+
+def protect(url: str) -> str:
+    """Return a URL with names in place of its secrets, which this process remembers; others come back as they are."""
+    if "://" not in url:
+        return url
+    pieces: list[str] = []
+    end = 0
+    for begin, stop, name in _find_secrets(url):
+        _known[name] = url[begin:stop]
+        pieces += [url[end:begin], f"${{{name}}}"]
+        end = stop
+    return "".join([*pieces, url[end:]])
+
+
+def reveal(url: str) -> str:
+    """Return a URL to open, its secrets filled in.
+
+    Raises
+    ------
+    KeyError
+        Nobody has told this process one of them; the environment does not either.
+    """
+    if "${" not in url or "://" not in url:
+        return url
+
+    def look_up(match: re.Match[str]) -> str:
+        name = match[1]
+        return _known[name] if name in _known else os.environ[name]
+
+    return _MARK.sub(look_up, url)
+
+
+def conceal_known(text: str) -> str:
+    """Return a text with names in place of the secrets that this process knows."""
+    for name, value in sorted(_known.items(), key=lambda item: -len(item[1])):
+        shortest = _SHORTEST_OTHER if _is_other(name) else _SHORTEST
+        for spelling in {value, quote(value, safe=""), quote(value), unquote(value)}:
+            if len(spelling) >= shortest and spelling in text:
+                text = text.replace(spelling, f"${{{name}}}")
+    return text
+
+
+def conceal(text: str) -> str:
+    """Return a text without secrets: known ones, wherever they stand, and those of any URL in it."""
+    text = conceal_known(text)
+    if "://" not in text:
+        return text
+    pieces: list[str] = []
+    end = 0
+    for begin, stop, name in _find_secrets(text):
+        pieces += [text[end:begin], f"${{{name}}}"]
+        end = stop
+    return "".join([*pieces, text[end:]])
+
+
+def secret_spans(url: str) -> list[tuple[int, int]]:
+    """Return where a URL that may hold variables (`${VAR}`) has its secrets: begin and end of each."""
+    return [(begin, stop) for begin, stop, _ in _find_secrets(url, skip=lambda value: False)]
+
+
+def _find_secrets(
+    text: str, skip: Callable[[str], bool] = lambda value: _MARK.search(value) is not None
+) -> Iterator[tuple[int, int, str]]:
+    """Yield begin, end and name of every secret, in order."""
+    found: list[tuple[int, int, str]] = []
+    for match in _LOGIN.finditer(text):
+        user, colon, password = match["login"].partition(":")
+        begin = match.start("login") + (len(user) + 1 if colon else 0)
+        host = re.split(r"[/?#\s]", text[match.end() :], maxsplit=1)[0]
+        value = password if colon else user
+        if value and not skip(value):
+            place = f"{match['scheme']}{user if colon else ''}@{host}"
+            found.append((begin, match.end("login"), f"password-{_digest(place)}"))
+    for match in _QUERY.finditer(text):
+        base = _LOGIN.sub(r"\g<scheme>", match["base"])
+        is_web = base.startswith(_WEB)
+        begin = match.start("query")
+        for piece in match["query"].partition("#")[0].split("&"):
+            key, equals, value = piece.partition("=")
+            start = begin + (len(key) + 1 if equals else 0)
+            value = value if equals else key
+            begin += len(piece) + 1
+            key = key if equals else "query"
+            if not value or skip(value) or not (is_web or (equals and _TELLING.search(key))):
+                continue
+            label = re.sub(r"[^\w.-]", "-", key)[:40]
+            # What is no token tells which data are meant, and its digest keeps them apart.
+            which = "" if _TELLING.search(key) else f"-{_digest(value)}"
+            found.append((start, start + len(value), f"q-{label}-{_digest(f'{base}?{key}')}{which}"))
+    yield from sorted(found)
+
+
+def is_telling(name: str) -> bool:
+    """Say whether a name tells that what it names is a secret."""
+    return _TELLING.search(name) is not None
+
+
+def _is_other(name: str) -> bool:
+    """Say whether a name is that of a query's value that is no token."""
+    return name.startswith("q-") and not is_telling(name.removeprefix("q-"))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:8]
