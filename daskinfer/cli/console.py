@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,9 +16,16 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 
+# What click and rich write: colours, the cursor's moves to redraw a line, hiding it.
+_OWN = re.compile(r"(\x1b\[(?:[0-9;]*m|[0-9]*[AKG]|\?25[hl]))")
+# Control characters, and those that change the direction of what follows.
+_ORDER = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
 @contextmanager
 def patient_streams() -> Iterator[None]:
     """Let no console end a command: not by a character that it cannot write, and not by closing."""
+    _fill_closed()
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = cast(TextIO, _Patient(sys.stdout)), cast(TextIO, _Patient(sys.stderr))
     try:
@@ -31,6 +39,29 @@ def patient_streams() -> Iterator[None]:
 def print_json(model: BaseModel) -> None:
     """Print a record as one line of JSON that any console can write."""
     click.echo(json.dumps(json.loads(model.model_dump_json()), separators=(",", ":")))
+
+
+def _fill_closed() -> None:
+    """Open what was closed at the start, or the next file that is opened becomes standard error, for child processes too."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            os.set_inheritable(number, True)
+
+
+def _disarm(text: str) -> str:
+    """Return a text whose only orders to a terminal are those of our own output: colours, and lines that are redrawn."""
+    if _ORDER.search(text) is None:
+        return text
+    return "".join(
+        piece if number % 2 else _ORDER.sub(lambda match: ascii(match[0])[1:-1], piece)
+        for number, piece in enumerate(_OWN.split(text))
+    )
 
 
 class _Patient:
@@ -48,7 +79,7 @@ class _Patient:
     def write(self, text: str) -> int:
         """Write as the stream does."""
         with self._tolerant():
-            self._stream.write(text)
+            self._stream.write(_disarm(text))
         return len(text)
 
     def writelines(self, lines: list[str]) -> None:
@@ -65,8 +96,9 @@ class _Patient:
     def _tolerant(self) -> Iterator[None]:
         try:
             yield
-        except BrokenPipeError:
+        except OSError:  # nobody reads it any more, or its disk is full: the exit code tells what became of the command
             # Python flushes once more at its end, and would complain.
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self._stream.fileno())
-            os.close(null)
+            with suppress(OSError, ValueError):
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, self._stream.fileno())
+                os.close(null)

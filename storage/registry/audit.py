@@ -13,6 +13,7 @@ from daskinfer.errors import IntegrityError
 from daskinfer.ids import sha256_of
 from daskinfer.spec.trust import AuditEvent, AuditFinding, AuditTrail
 from daskinfer.storage.filesystem import join_url, list_names, read_bytes
+from daskinfer.storage.registry.anchors import drop_anchor, list_anchored, read_anchor
 from daskinfer.storage.registry.events import read_event
 
 _SLOT = re.compile(r"(\d{12})\.json")
@@ -33,8 +34,9 @@ class _Stored:
 def read_trail(registry: str) -> AuditTrail:
     """Return all events of a registry, and whatever does not fit.
 
-    The newest event of a principal has none after it that vouches for it: who deletes it together with its record goes
-    unnoticed, as does who writes a whole chain anew. Rights of the store prevent that, not an audit.
+    The newest event of a principal has none after it that vouches for it, and a whole chain may be written anew. A machine
+    that wrote an event or audited before remembers the last one that it saw, and finds either; any other machine does
+    not. Rights of the store prevent it.
 
     Parameters
     ----------
@@ -48,13 +50,14 @@ def read_trail(registry: str) -> AuditTrail:
         records = {found.path: found for found in _read(pool, registry, paths)}
         chains = {
             name: list(_read(pool, registry, _list_slots(registry, f"audit/{name}")))
-            for name in list_names(join_url(registry, "audit"))
+            for name in {*list_names(join_url(registry, "audit")), *list_anchored(registry)}
         }
         findings: list[AuditFinding] = []
         events: list[AuditEvent] = []
         for name, stored in chains.items():
             _check_gaps(f"audit/{name}", stored, findings)
             events += _check_chain(name, stored, findings)
+            _check_anchor(registry, name, stored, findings)
         # What a forged event names may lie anywhere; only records are looked for.
         later = {event.record for event in events if _RECORD.fullmatch(event.record)} - records.keys()
         records |= {found.path: found for found in _read(pool, registry, later)}
@@ -118,6 +121,26 @@ def _check_chain(name: str, stored: list[_Stored], findings: list[AuditFinding])
                 findings.append(_broken(found.path, "the event does not follow the one before it: one was changed"))
             yield event
         previous = found
+
+
+def _check_anchor(registry: str, name: str, stored: list[_Stored], findings: list[AuditFinding]) -> None:
+    """Hold a chain against the last event of it that this machine saw, and remember the one that is last now."""
+    anchor, digests = read_anchor(registry, name), {found.path: found.digest for found in stored}
+    if anchor is not None:
+        path = f"audit/{name}/{anchor.number:012d}.json"
+        what = "is gone" if path not in digests else "is another one" if digests[path] != anchor.digest else None
+        if what:
+            findings.append(
+                _broken(
+                    path,
+                    f"the event {what} since this machine saw it: the chain was cut or written anew "
+                    f"(where that was meant, delete {anchor.file})",
+                )
+            )
+            return
+    if stored and not any(finding.where.startswith(f"audit/{name}/") for finding in findings):
+        last = stored[-1]
+        drop_anchor(registry, name, int(last.path[-17:-5]), last.digest)
 
 
 def _check_records(events: list[AuditEvent], records: dict[str, _Stored], findings: list[AuditFinding]) -> None:

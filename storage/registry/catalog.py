@@ -30,6 +30,7 @@ from daskinfer.storage.filesystem import absolute_url, exists, is_local, join_ur
 from daskinfer.storage.naming import check_alias, check_name, suggest
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.aliases import describe_move, set_alias
+from daskinfer.storage.registry.anchors import forget_anchors
 from daskinfer.storage.registry.manifests import name_manifest, parse_manifest
 from daskinfer.storage.registry.versions import Version, find_version, fold, refuse_yanked
 from daskinfer.storage.slotlog import SlotLog
@@ -69,6 +70,8 @@ class Registry:
             Where the store turns out to be unsafe.
         """
         url = join_url(self.url, "format.json")
+        if not list_names(self.url):
+            forget_anchors(self.url)
         if exists(url) or not create(url, canonical_json(FORMAT)):
             self._check_format(["format.json"])
         elif not is_local(url):

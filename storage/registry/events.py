@@ -16,10 +16,11 @@ from typing import Any
 from urllib.parse import quote
 
 from daskinfer.errors import IntegrityError
-from daskinfer.ids import parse_json
+from daskinfer.ids import parse_json, sha256_of
 from daskinfer.spec.trust import AuditEvent
 from daskinfer.storage.exclusive import create
 from daskinfer.storage.filesystem import join_url
+from daskinfer.storage.registry.anchors import drop_anchor
 from daskinfer.storage.slotlog import SlotLog, encode_record
 
 
@@ -77,6 +78,7 @@ def write_event(
             stored = encode_record({**event.model_dump(mode="json"), "checksum": event.checksum})
             if create(log.slot_url(chain.known + 1), stored):
                 chain.known += 1
+                drop_anchor(registry, quote(principal, safe="@"), chain.known, sha256_of(stored))
                 return
 
 

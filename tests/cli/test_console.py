@@ -102,3 +102,22 @@ def test_a_console_that_has_gone_ends_nothing(redirection: str) -> None:
     assert "done" in found.stdout
     assert "Traceback" not in found.stdout + found.stderr
     assert "Exception ignored" not in found.stdout + found.stderr
+
+
+@pytest.mark.parametrize("redirection", ["> /dev/full", "2> /dev/full", "> /dev/full 2>&1", "2>&-", ">&-", ">&- 2>&-"])
+@pytest.mark.parametrize(("arguments", "code"), [("schema", 0), ("validate nowhere.yaml", 2)])
+def test_a_full_or_closed_console_ends_nothing(redirection: str, arguments: str, code: int) -> None:
+    command = f"{sys.executable} -m daskinfer {arguments} {redirection}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == code
+    assert "bug" not in done.stdout + done.stderr and "Traceback" not in done.stdout + done.stderr
+
+
+def test_only_our_own_orders_reach_a_terminal() -> None:
+    with console("utf-8") as (out, _), patient_streams():
+        sys.stdout.write("\x1b[1;31mred\x1b[0m \x1b[2K\x1b[1A\n\tnext\r")
+        sys.stdout.write("\x1b]0;title\x07 \x1b[2J \x9b31m \u202ename \x1bP \x00 \x1b[6n")
+    text = written(out).decode()
+    assert text.startswith("\x1b[1;31mred\x1b[0m \x1b[2K\x1b[1A\n\tnext\r")
+    rest = text.partition("\r")[2]
+    assert rest == r"\x1b]0;title\x07 \x1b[2J \x9b31m \u202ename \x1bP \x00 \x1b[6n"

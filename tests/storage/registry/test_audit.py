@@ -49,7 +49,7 @@ ALIAS = "models/mini/aliases/prod"
 
 
 def make_registry(url: str | Path) -> Registry:
-    """Publish two versions, move an alias twice, condemn one and spare it, lock it: 16 events."""
+    """Publish two versions, move an alias twice, condemn one and spare it, lock it: 18 events."""
     registry = Registry(str(url))
     for seed in range(2):
         publish(registry, "mini", make_checkpoint(seed), "prod")
@@ -71,7 +71,8 @@ def test_every_decision_is_told(any_store: str) -> None:
     assert trail.findings == ()
     told = [(event.action, event.operation) for event in trail.events]
     begun, lock = ("publish", "begin"), ("lock", None)
-    published = [("publish", "commit"), ("publish", "publish"), lock, ("alias", "set")]
+    # Every publish locks what it is to become, whether that is there yet or not.
+    published = [lock, ("publish", "commit"), ("publish", "publish"), lock, ("alias", "set")]
     collected = [("collect", "condemn"), ("collect", "live")]
     # The second version locks the first, whose blobs it may share.
     assert told == [begun, *published, begun, lock, *published, *collected, lock, lock, ("alias", "set")]
@@ -126,13 +127,13 @@ TAMPERING: dict[str, tuple[Tamper, str, str]] = {
         "cannot be trusted: it is no event",
     ),
     "the newest event is changed": (
-        lambda registry, chain: edit(chain / "000000000015.json", operation="unset", checksum="sha256:0"),
-        "15.json",
+        lambda registry, chain: edit(chain / "000000000017.json", operation="unset", checksum="sha256:0"),
+        "17.json",
         "cannot be trusted",
     ),
     "the newest event is somebody else's": (
-        lambda registry, chain: edit(chain / "000000000015.json", by="eve@x"),
-        "15.json",
+        lambda registry, chain: edit(chain / "000000000017.json", by="eve@x"),
+        "17.json",
         "is one of eve@x",
     ),
     "an event is deleted": (
@@ -147,9 +148,9 @@ TAMPERING: dict[str, tuple[Tamper, str, str]] = {
     ),
     "an event is inserted": (
         lambda registry, chain: copy(
-            chain / "000000000015.json", chain / "000000000016.json", record=f"{ALIAS}/000000000003.json"
+            chain / "000000000017.json", chain / "000000000018.json", record=f"{ALIAS}/000000000003.json"
         ),
-        "16.json",
+        "18.json",
         "does not follow the one before it",
     ),
     "a move is changed": (
@@ -185,7 +186,7 @@ def test_tampering_is_found(tmp_path: Path, name: str) -> None:
     registry = make_registry(tmp_path)
     tamper, where, what = TAMPERING[name]
     (chain,) = (tmp_path / "audit").iterdir()
-    assert len(list(chain.iterdir())) == 16
+    assert len(list(chain.iterdir())) == 18
     tamper(tmp_path, chain)
     found = broken(read_trail(registry.url))
     assert any(where in place and what in reason for place, reason in found), found
@@ -203,8 +204,8 @@ def test_an_inserted_record_is_told_as_what_a_crash_leaves(tmp_path: Path) -> No
 def test_a_decision_that_is_told_twice_is_found(tmp_path: Path) -> None:
     registry = make_registry(tmp_path)
     (chain,) = (tmp_path / "audit").iterdir()
-    previous = sha256_of((chain / "000000000015.json").read_bytes())
-    copy(chain / "000000000015.json", chain / "000000000016.json", previous=previous)
+    previous = sha256_of((chain / "000000000017.json").read_bytes())
+    copy(chain / "000000000017.json", chain / "000000000018.json", previous=previous)
     (found,) = read_trail(registry.url).findings
     assert (found.severity, found.where) == ("warning", f"{ALIAS}/000000000002.json")
     assert found.what.startswith("2 events tell of this record: alias by ")
@@ -236,10 +237,10 @@ def test_a_decision_stands_where_its_event_cannot_be_written() -> None:
 def test_a_damaged_end_does_not_stop_the_chain(tmp_path: Path) -> None:
     registry = make_registry(tmp_path)
     (chain,) = (tmp_path / "audit").iterdir()
-    (chain / "000000000015.json").write_bytes(b"not JSON")
+    (chain / "000000000017.json").write_bytes(b"not JSON")
     registry.set_alias("mini", "prod", "v2")
-    assert len(list(chain.iterdir())) == 18
-    assert [place for place, _ in broken(read_trail(registry.url))] == [f"audit/{chain.name}/000000000015.json"]
+    assert len(list(chain.iterdir())) == 20
+    assert [place for place, _ in broken(read_trail(registry.url))] == [f"audit/{chain.name}/000000000017.json"]
 
 
 def test_a_registry_that_is_made_anew_begins_a_chain(tmp_path: Path) -> None:
@@ -248,7 +249,48 @@ def test_a_registry_that_is_made_anew_begins_a_chain(tmp_path: Path) -> None:
     delete(url, recursive=True)
     make_registry(url)
     trail = read_trail(url)
-    assert trail.findings == () and trail.checked == 16
+    assert trail.findings == () and trail.checked == 18
+
+
+def rewrite(chain: Path, count: int) -> None:
+    """Write a chain anew: the first event another one, all others following it, so that it fits together."""
+    previous = None
+    for number in range(count):
+        path = chain / f"{number:012d}.json"
+        record = json.loads(path.read_bytes())
+        nonce = record.pop("nonce")
+        del record["checksum"]
+        event = AuditEvent.model_validate(record | {"previous": previous, "client": "forged"})
+        data = canonical_json({**event.model_dump(mode="json"), "checksum": event.checksum, "nonce": nonce})
+        path.write_bytes(data)
+        previous = sha256_of(data)
+
+
+def test_a_chain_that_is_written_anew_is_found_where_it_was_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = make_registry(tmp_path / "registry")
+    (chain,) = (tmp_path / "registry" / "audit").iterdir()
+    monkeypatch.setenv("DASKINFER_CACHE", str(tmp_path / "auditor"))
+    assert read_trail(registry.url).findings == ()
+    rewrite(chain, 18)
+    (place, reason), *_ = broken(read_trail(registry.url))
+    assert place == f"audit/{chain.name}/000000000017.json"
+    assert reason.startswith("the event is another one since this machine saw it")
+    monkeypatch.setenv("DASKINFER_CACHE", str(tmp_path / "a machine that has seen nothing"))
+    assert broken(read_trail(registry.url)) == []
+
+
+def test_a_chain_that_is_cut_is_found_where_it_was_written(tmp_path: Path) -> None:
+    registry = make_registry(tmp_path)
+    (chain,) = (tmp_path / "audit").iterdir()
+    for number in (16, 17):
+        (chain / f"{number:012d}.json").unlink()
+    assert any("is gone since this machine saw it" in reason for _, reason in broken(read_trail(registry.url)))
+    for path in chain.iterdir():
+        path.unlink()
+    chain.rmdir()
+    assert any("is gone since this machine saw it" in reason for _, reason in broken(read_trail(registry.url)))
 
 
 def test_reading_and_heartbeats_are_no_decisions(tmp_path: Path) -> None:
@@ -274,7 +316,7 @@ def test_an_audit_during_decisions_finds_nothing_broken(tmp_path: Path) -> None:
     trails = [trail for _ in range(3) for trail in race(act, writers=4) if trail is not None]
     assert [broken(trail) for trail in trails] == [[], [], []]
     final = read_trail(registry.url)
-    assert final.findings == () and final.checked == 16 + 3 * 3 * 5 * 2
+    assert final.findings == () and final.checked == 18 + 3 * 3 * 5 * 2
 
 
 def test_processes_of_one_principal_make_one_chain(tmp_path: Path) -> None:
@@ -286,4 +328,4 @@ def test_processes_of_one_principal_make_one_chain(tmp_path: Path) -> None:
     moves = len(registry.alias_history("mini", "prod"))
     trail = read_trail(registry.url)
     assert moves == 3 + processes * turns
-    assert trail.findings == () and trail.checked == 16 + 2 * processes * turns
+    assert trail.findings == () and trail.checked == 18 + 2 * processes * turns
