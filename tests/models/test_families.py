@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from daskinfer.models.architecture import stored_prefix
+from daskinfer.models.outlining import make_outline
+from daskinfer.models.probe_lengths import choose_lengths
+from daskinfer.models.row_proof import prove_sharing
+from daskinfer.models.score_proof import prove_sight
 from daskinfer.models.tasks.build import build_task
 from daskinfer.models.tasks.module import TaskModule
 from daskinfer.models.tasks.request import TaskRequest
+from daskinfer.models.tasks.score import CausalScore
+from daskinfer.spec.outline import InputArray
 from daskinfer.spec.recipe import ModelOptions
-from daskinfer.testing.taskcases import EMBED_ALONE, SCORE_ALONE
-from daskinfer.testing.zoo import ZOO, make_inputs
+from daskinfer.testing.taskcases import EMBED_ALONE, SCORE_ALONE, SCORE_MORE
+from daskinfer.testing.zoo import ZOO, make_inputs, make_model
+from daskinfer.testing.zoosettings import SMALL_DECODER
 
 TOLERANCE = 2e-5
 
@@ -23,11 +34,17 @@ TOLERANCE = 2e-5
 def load(name: str, task: str) -> tuple[TaskModule, torch.nn.Module]:
     """A task's module on a case of the zoo, and the plain model with the same weights."""
     case = next(case for case in ZOO if case.name == name)
-    torch.set_num_threads(1)
     plain, inputs = case.make()
-    files = {"config.json": json.dumps(case.config).encode()}
-    arrays = inputs if task == "forward" else ()
-    module = build_task(TaskRequest(task, ModelOptions(), case.architecture, files, None, arrays), "float32")
+    return fill(plain, task, case.config, inputs if task == "forward" else ())
+
+
+def fill(
+    plain: torch.nn.Module, task: str, config: Mapping[str, Any] | None, arrays: tuple[InputArray, ...] = ()
+) -> tuple[TaskModule, torch.nn.Module]:
+    """A task's module with a plain model's weights, and the plain model."""
+    torch.set_num_threads(1)
+    request = TaskRequest(task, ModelOptions(), type(plain).__name__, request_files(config), None, arrays)
+    module = build_task(request, "float32")
     stored = {name.removeprefix(stored_prefix(plain)): tensor for name, tensor in plain.state_dict().items()}
     module.load_state_dict({name: stored[module.stored_name(name)] for name in module.state_dict()}, assign=True)
     return module, plain
@@ -67,13 +84,48 @@ def test_a_text_among_longer_ones_has_the_vector_that_it_has_alone(name: str, ar
 @pytest.mark.parametrize(("name", "architecture"), SCORE_ALONE)
 def test_a_text_among_longer_ones_has_the_probability_that_it_has_alone(name: str, architecture: str) -> None:
     module, plain = load(name, "score")
+    assert type(plain).__name__ == architecture
+    check_probabilities(module, plain)
+
+
+def check_probabilities(module: TaskModule, plain: torch.nn.Module) -> None:
     ids, mask, rows = texts()
     found = run(module, ids, mask)["logprob"]
-    assert type(plain).__name__ == architecture
     with torch.inference_mode():
         for value, row in zip(found, rows, strict=True):
             logits = plain(input_ids=row[None]).logits[0, :-1].log_softmax(-1)
             assert np.isclose(value, logits.gather(1, row[1:, None]).sum(), atol=20 * TOLERANCE)
+
+
+@pytest.mark.late
+@pytest.mark.parametrize("architecture", SCORE_MORE)
+def test_further_decoders_score_a_text_as_alone(architecture: str) -> None:
+    model_class: Any = getattr(transformers, architecture)
+    config = {
+        "model_type": model_class.config_class.model_type,
+        "architectures": [architecture],
+        **SMALL_DECODER,
+        **SCORE_MORE[architecture],
+    }
+    module, plain = fill(make_model(architecture, config), "score", config)
+    assert isinstance(module, CausalScore)
+    check_probabilities(module, plain)
+    lengths = choose_lengths(config, 32)
+    empty = build_task(TaskRequest("score", ModelOptions(), architecture, request_files(config)), "float32")
+    assert isinstance(empty, CausalScore)
+    outline = make_outline(empty, empty.inputs, task="score", dtype="float32")
+    prove_sight(empty, outline, 32)
+    assert prove_sharing(empty, outline, lengths).is_free
+
+
+def request_files(config: Mapping[str, Any]) -> dict[str, bytes]:
+    return {"config.json": json.dumps(config).encode()}
+
+
+def test_further_decoders_are_named_on_the_page_of_models() -> None:
+    page = (Path(__file__).parents[2] / "docs/models.md").read_text()
+    names = page.partition("`score` is tested further, row by row, on ")[2].partition(".")[0]
+    assert names.split() == [f"{name}," for name in list(SCORE_MORE)[:-1]] + [list(SCORE_MORE)[-1]]
 
 
 @pytest.mark.parametrize("name", ["dinov3", "detr", "timesfm"])
