@@ -118,7 +118,7 @@ def test_further_decoders_score_a_text_as_alone(architecture: str) -> None:
     assert prove_sharing(empty, outline, lengths).is_free
 
 
-def request_files(config: Mapping[str, Any]) -> dict[str, bytes]:
+def request_files(config: Mapping[str, Any] | None) -> dict[str, bytes]:
     return {"config.json": json.dumps(config).encode()}
 
 
