@@ -13,6 +13,7 @@ from daskinfer.cli.console import patient_streams
 from daskinfer.cli.control import cancel, drain
 from daskinfer.cli.doctor import doctor
 from daskinfer.cli.failure import EXIT_CODES, fail, told_warnings
+from daskinfer.cli.interruption import hear_no_more, interrupting, is_program
 from daskinfer.cli.jobs import jobs, report, status
 from daskinfer.cli.profile import profile
 from daskinfer.cli.recipes import schema, validate
@@ -36,8 +37,14 @@ Examples:
 class _Program(click.Group):
     def main(self, *args: Any, **more: Any) -> Any:
         """Run as a program whose console may be anything."""
-        with patient_streams():
-            return super().main(*args, **more)
+        if not is_program():
+            with patient_streams():
+                return super().main(*args, **more)
+        try:
+            with interrupting(), patient_streams():
+                return super().main(*args, **more)
+        finally:
+            hear_no_more()
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; whatever goes wrong is said once and becomes an exit code."""

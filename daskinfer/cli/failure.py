@@ -94,10 +94,19 @@ def told_warnings() -> Iterator[None]:
         yield
 
 
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Tell whether an error is an interrupt, or what a library made of one."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def _recognise(error: BaseException) -> DaskinferError:
     if isinstance(error, DaskinferError):
         return error
-    if isinstance(error, KeyboardInterrupt):
+    if _is_interrupt(error):
         return Interrupted("interrupted")
     try:
         with tempfile.NamedTemporaryFile("w", prefix="daskinfer-bug-", suffix=".txt", delete=False) as file:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
-import signal
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from daskinfer.cli.failure import EXIT_CODES, circumstances
+from daskinfer.cli.failure import EXIT_CODES, circumstances, fail
+from daskinfer.cli.interruption import ending_at_once, interrupting
 from daskinfer.cli.options import json_option, log_options, set_option, start_logging, workspace_option
 from daskinfer.cli.run import tell_program
 
@@ -41,16 +41,16 @@ def retry(ctx: click.Context, job: str, workspace: str, overrides: tuple[str, ..
     """
     told = circumstances(ctx)
     told.facts = lambda: dict.fromkeys(_FIELDS) | {"verdict": "failed"}
-    from daskinfer import api
-    from daskinfer.cli.progress import ProgressDisplay
-    from daskinfer.cli.show import print_retry, stdout
+    with ending_at_once(lambda: fail(ctx, KeyboardInterrupt())):
+        from daskinfer import api
+        from daskinfer.cli.progress import ProgressDisplay
+        from daskinfer.cli.show import print_retry, stdout
 
     start_logging(ctx)
     told.resume = command = _command(ctx, job, workspace, overrides, as_json)
     latest: list[Progress] = []
     told.facts = lambda: _describe_failure(job, workspace, latest)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with ProgressDisplay(f"retry {job}") as display:
+    with interrupting(), ProgressDisplay(f"retry {job}") as display:
 
         def watch(progress: Progress) -> None:
             latest[:] = [progress]

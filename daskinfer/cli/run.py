@@ -6,14 +6,14 @@ import contextlib
 import json
 import shlex
 import shutil
-import signal
 import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from daskinfer.cli.failure import EXIT_CODES, circumstances
+from daskinfer.cli.failure import EXIT_CODES, circumstances, fail
+from daskinfer.cli.interruption import ending_at_once, interrupting
 from daskinfer.cli.options import json_option, log_options, recipe_argument, set_option, start_logging
 
 if TYPE_CHECKING:
@@ -66,14 +66,13 @@ def run(ctx: click.Context, recipe: str, overrides: tuple[str, ...], fresh: bool
     latest: list[Progress] = []
     began = datetime.now(UTC).isoformat(timespec="seconds")
     told.facts = lambda: _describe_failure(parsed, latest, began)
-    from daskinfer import api
-    from daskinfer.cli.progress import ProgressDisplay
-    from daskinfer.cli.show import print_report
+    with ending_at_once(lambda: fail(ctx, KeyboardInterrupt())):
+        from daskinfer import api
+        from daskinfer.cli.progress import ProgressDisplay
+        from daskinfer.cli.show import print_report
 
     # Reports tell time in whole seconds.
-    # Slurm, Kubernetes and Airflow stop a job by SIGTERM: end as tidily as on Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with ProgressDisplay(parsed.name) as display:
+    with interrupting(), ProgressDisplay(parsed.name) as display:
 
         def watch(progress: Progress) -> None:
             latest[:] = [progress]
@@ -91,11 +90,11 @@ def run(ctx: click.Context, recipe: str, overrides: tuple[str, ...], fresh: bool
 
 def _describe_failure(recipe: Recipe, latest: list[Progress], began: str) -> dict[str, Any]:
     """Return the promised fields of a run that began then and failed, as far as they are known."""
-    from daskinfer import api
-
     facts: dict[str, Any] = dict.fromkeys(_FIELDS) | {"verdict": "failed", "output": recipe.output.url}
     if not latest or not latest[0].job:
         return facts
+    from daskinfer import api
+
     (progress,) = latest
     facts |= {"job": progress.job, "rows_in": progress.rows_total, "rows_quarantined": progress.rows_quarantined}
     facts |= {"rows_truncated": progress.rows_truncated, "rows_not_finite": progress.rows_not_finite}

@@ -11,7 +11,11 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 import daskinfer
+from daskinfer.cli.failure import _recognise
+from daskinfer.errors import Interrupted
 
 ROOT = str(Path(daskinfer.__file__).parents[1])
 HEAVY = ["torch", "distributed", "dask", "zarr", "fsspec", "pyarrow", "numpy", "pydantic", "rich", "jinja2"]
@@ -100,6 +104,51 @@ def test_sigint_ends_with_130_and_the_way_back(folder: Path) -> None:
     assert "Traceback" not in err
     found = json.loads(out)
     assert (found["code"], found["job"], found["rows_out"]) == (130, "j", 4)
+
+
+# A library whose import takes long, and which makes something else of an interrupt, as compiled ones do.
+SLOW = """
+import pathlib, time
+pathlib.Path("importing").touch()
+try:
+    time.sleep(60)
+except BaseException as error:
+    raise ImportError("failed to import") from error
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("library", ["click", "pydantic", "distributed"])
+def test_a_signal_while_libraries_are_imported(folder: Path, library: str, number: int) -> None:
+    (folder / f"slow/{library}").mkdir(parents=True)
+    (folder / f"slow/{library}/__init__.py").write_text(SLOW)
+    more = {"PYTHONPATH": f"{folder / 'slow'}{os.pathsep}{ROOT}"}
+    if signal.getsignal(number) is signal.SIG_IGN:
+        pytest.skip("whoever started the tests in the background wants no signals heard")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "daskinfer", "run", "recipe.yaml"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env=environment(**more),
+    )
+    deadline = time.monotonic() + 20
+    while not (folder / "importing").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (130, "")
+    assert err.splitlines()[0] == "error: interrupted"
+    assert "Traceback" not in err and "bug" not in err
+
+
+def test_what_a_library_made_of_an_interrupt_is_one() -> None:
+    error = ImportError("failed to import")
+    error.__cause__ = KeyboardInterrupt()
+    assert isinstance(_recognise(error), Interrupted)
+    assert not isinstance(_recognise(ImportError("no such module")), Interrupted)
 
 
 def on_a_terminal(folder: Path, **more: str) -> str:
