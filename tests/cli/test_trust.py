@@ -51,14 +51,14 @@ def test_roles_that_cannot_be(registry: Registry) -> None:
 
 def test_audit_tells_and_filters(registry: Registry) -> None:
     lines = call("audit").stdout.splitlines()
-    assert len(lines) == 6 and lines[-1] == "5 events verified, 0 broken"
+    assert len(lines) == 7 and lines[-1] == "6 events verified, 0 broken"
     assert "  alias set        models/mini/aliases/prod/000000000000.json  sha256:" in lines[-2]
     found = json.loads(call("audit", "--action", "alias", "--json").stdout)
     assert [event["resource"] for event in found["events"]] == ["models/mini/aliases/prod"]
     user = found["events"][0]["by"].partition("@")[0]
-    assert call("audit", "--by", user).stdout.splitlines()[-1] == "5 events verified, 0 broken"
+    assert call("audit", "--by", user).stdout.splitlines()[-1] == "6 events verified, 0 broken"
     for nothing in (("--by", "nobody"), ("--since", "2999-01-01")):
-        assert call("audit", *nothing).stdout == "5 events verified, 0 shown, 0 broken\n"
+        assert call("audit", *nothing).stdout == "6 events verified, 0 shown, 0 broken\n"
     assert call("audit", "--since", "2020-01-01T00:00+02:00").stdout.splitlines() == lines
     assert call("audit", "--since", "yesterday").exit_code == 2
     assert call("audit", "--registry", "none").stdout == "0 events verified, 0 broken\n"
@@ -109,4 +109,4 @@ def test_signing(registry: Registry, tmp_path: Path) -> None:
     assert json.loads(call("checkpoint", "sign", "mini", "--key", "release.key", "--json").stdout)["valid"] is True
     assert call("checkpoint", "sign", "mini@prod", "--key", "nowhere").exit_code == 2
     assert call("checkpoint", "sign", "nobody@prod", "--key", "release.key").exit_code == 2
-    assert call("audit").stdout.splitlines()[-1] == "7 events verified, 0 broken"
+    assert call("audit").stdout.splitlines()[-1] == "8 events verified, 0 broken"

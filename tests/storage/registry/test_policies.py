@@ -87,6 +87,7 @@ def test_every_decision_is_asked_for(tmp_path: Path) -> None:
     told = [(one["action"], one["resource"].split("/")[0], one["record"].get("op")) for one in asked]
     assert told == [
         ("publish", "publish", "begin"),
+        ("lock", "locks", None),
         ("publish", "publish", "commit"),
         ("publish", "models", "publish"),
         ("lock", "locks", None),
