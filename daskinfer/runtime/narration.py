@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 
-from daskinfer.errors import DaskinferError
+from daskinfer.errors import DaskinferError, Interrupted
 from daskinfer.logs import logging_context
 from daskinfer.runtime.messages import Committed, Event, MicrobatchDone, ShardLoaded
+from daskinfer.spec.job import Phase
 
 _log = logging.getLogger(__name__)
 
@@ -34,3 +35,10 @@ def narrate_end(error: DaskinferError | None, rows_out: int, rows_quarantined: i
         _log.info("job done", extra=facts)
     else:
         _log.error("job ended: %s", error.message, extra=facts)
+
+
+def final_phase(error: DaskinferError | None) -> Phase:
+    """Return the phase that a run ends in."""
+    if error is None:
+        return "done"
+    return "stopped" if isinstance(error, Interrupted) else "failed"

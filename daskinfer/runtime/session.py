@@ -23,10 +23,11 @@ from daskinfer.runtime.keeper import Keeper
 from daskinfer.runtime.ledger import Ledger
 from daskinfer.runtime.limits import Limits
 from daskinfer.runtime.messages import Note, Recovered
-from daskinfer.runtime.narration import narrate_end
+from daskinfer.runtime.narration import final_phase, narrate_end
 from daskinfer.runtime.opening import OpenedJob
 from daskinfer.runtime.pinning import Pinning
 from daskinfer.runtime.posts import Staffing
+from daskinfer.runtime.progress import count_progress
 from daskinfer.runtime.snapshotmap import SnapshotMap
 from daskinfer.runtime.trial import Trial
 from daskinfer.spec.control import WorkerState
@@ -124,7 +125,7 @@ class Session:
                 except DaskinferError as error:
                     self.error = error
                 narrate_end(self.error, self.ledger.rows_out, self.ledger.rows_quarantined)
-            self._enter(_final_phase(self.error))
+            self._enter(final_phase(self.error))
             with suppress(StorageRefused):  # the job has ended as it has, written down or not
                 self._journal.flush()
         finally:
@@ -149,35 +150,18 @@ class Session:
 
     def progress(self, message: str = "") -> Progress:
         """Return how the run stands now."""
-        ledger, running = self.ledger, self.running_seconds
-        in_work = ledger.advance.rows
-        computed = ledger.rows_this_run + in_work
-        rate = computed / running if running > 0 else 0.0
         # Busy shares are told with commits: until the next one they are those of the last.
-        if ledger.partitions_done != self._busy[0]:
-            self._busy = (ledger.partitions_done, ledger.busy(running))
+        if self.ledger.partitions_done != self._busy[0]:
+            self._busy = (self.ledger.partitions_done, self.ledger.busy(self.running_seconds))
         return Progress(
             phase=self._phase,
             job=self.job.record.job,
             member=self.member,
-            rows_total=ledger.rows_total,
-            rows_done=ledger.rows_done,
-            rows_quarantined=ledger.rows_quarantined,
-            rows_truncated=ledger.rows_truncated,
-            rows_not_finite=ledger.rows_not_finite,
-            rows_this_run=ledger.rows_this_run,
             seconds=time.monotonic() - self._began,
-            rows_per_second=rate,
-            rows_in_work=in_work,
-            eta=max(0, ledger.rows_total - ledger.rows_done - in_work) / rate if rate > 0 else None,
             busy=self._busy[1],
-            devices=ledger.devices(),
-            loaded_bytes=ledger.loads.loaded_bytes,
-            total_bytes=ledger.loads.total_bytes,
-            loaded_shards=ledger.loads.loaded_shards,
-            total_shards=ledger.loads.total_shards,
             workers=self.workers,
             message=message,
+            **count_progress(self.ledger, self.running_seconds),
         )
 
     def _run(self) -> None:
@@ -187,7 +171,9 @@ class Session:
         if record.length:
             self._tell(f"length: {record.length}")
         if self.job.resumed:
-            self._note("resumed", f"epoch {self.epoch} goes on where an earlier one stopped{self._explain_stop()}")
+            cancel = ControlLog(self.job.store.url).cancelled(self.epoch - 1)
+            stopped = "" if cancel is None else f": it was cancelled by {cancel.by} at {cancel.at}"
+            self._note("resumed", f"epoch {self.epoch} goes on where an earlier one stopped{stopped}")
         keeper = Keeper(record, self.recipe, self.epoch, member=self.member)
         pin = self._outlast(keeper.begin)
         sink = self._outlast(lambda: self._open_output(keeper))
@@ -333,10 +319,6 @@ class Session:
             is_shared=bool(self.member),
         )
 
-    def _explain_stop(self) -> str:
-        cancel = ControlLog(self.job.store.url).cancelled(self.epoch - 1)
-        return "" if cancel is None else f": it was cancelled by {cancel.by} at {cancel.at}"
-
     def _table(self) -> PartitionTable:
         return self.job.store.table()
 
@@ -415,9 +397,3 @@ class Session:
         progress = self.progress(message)
         self._lease.show(progress)
         self._watch(progress)
-
-
-def _final_phase(error: DaskinferError | None) -> Phase:
-    if error is None:
-        return "done"
-    return "stopped" if isinstance(error, Interrupted) else "failed"
