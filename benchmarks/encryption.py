@@ -1,8 +1,6 @@
 """What the encryption of a local cluster costs: a hop between two workers, and a whole job, with it and without in turn.
 
-    python benchmarks/encryption.py --rounds 3
-
-Only this benchmark starts a local cluster without it.
+python benchmarks/encryption.py --rounds 3
 """
 
 from __future__ import annotations
@@ -13,22 +11,17 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
-from distributed import Client, SpecCluster, wait
-from distributed.security import Security
+from distributed import Client, wait
 from rich.console import Console
 from rich.table import Table
 
 from daskinfer import api
-from daskinfer.runtime import local
 from daskinfer.runtime.cluster import open_cluster
-from daskinfer.spec.recipe import Cluster, Recipe
+from daskinfer.spec.recipe import Cluster, LocalCluster, Recipe
 from daskinfer.testing.tinymodels import make_tiny_bert
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,8 +47,8 @@ def main() -> None:
     found: dict[str, dict[str, list[float]]] = {kind: {} for kind in KINDS}
     for round in range(options.rounds + 1):
         for kind in KINDS if round % 2 else reversed(KINDS):
-            with encryption(kind):
-                costs = measure_hops() | measure_job(work, f"{kind}-{round}", options.stages)
+            workers = LocalCluster(tls=kind == "tls")
+            costs = measure_hops(workers) | measure_job(work, f"{kind}-{round}", options.stages, workers)
             print(kind, costs, file=sys.stderr, flush=True)
             if round:  # the first is what only comes once
                 for what, seconds in costs.items():
@@ -79,27 +72,10 @@ def write_rows(path: Path, rows: int) -> None:
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
 
-@contextmanager
-def encryption(kind: str) -> Iterator[None]:
-    """Let local clusters be started with it, or in plain."""
-    if kind == "tls":
-        yield
-        return
-    make = SpecCluster
-
-    def make_plain(*, scheduler: dict, workers: dict, security: Security, **options: object) -> SpecCluster:
-        for each in (scheduler, *workers.values()):
-            each["options"] |= {"protocol": "tcp://", "security": None}
-        return make(scheduler=scheduler, workers=workers, **options)
-
-    with mock.patch.object(local, "SpecCluster", make_plain):
-        yield
-
-
-def measure_hops() -> dict[str, float]:
+def measure_hops(workers: LocalCluster) -> dict[str, float]:
     """Return seconds from the end of a task on one worker to the end of one that takes its result on another."""
     costs = {}
-    with open_cluster(Cluster()) as (client, _):
+    with open_cluster(Cluster(local=workers)) as (client, _):
         first, second = sorted(client.scheduler_info(n_workers=-1)["workers"])
         for name, size in SIZES.items():
             costs[name] = statistics.median(hop(client, first, second, size) for _ in range(HOPS))
@@ -115,7 +91,7 @@ def hop(client: Client, first: str, second: str, size: int) -> float:
     return time.perf_counter() - began
 
 
-def measure_job(work: Path, name: str, stages: int) -> dict[str, float]:
+def measure_job(work: Path, name: str, stages: int, workers: LocalCluster) -> dict[str, float]:
     """Return the seconds of an embedding job whose activations move over the connections, running and as a whole."""
     recipe = Recipe.model_validate(
         {
@@ -125,6 +101,7 @@ def measure_job(work: Path, name: str, stages: int) -> dict[str, float]:
             "model": {"checkpoint": "bert@prod", "task": "embed"},
             "input": {"url": str(work / "rows.jsonl"), "partition_rows": 256},
             "output": {"url": str(work / f"{name}.zarr")},
+            "cluster": {"local": workers.model_dump()},
             "pipeline": {"stages": stages, "activations": {"transport": "direct"}},
         }
     )

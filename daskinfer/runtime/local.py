@@ -73,8 +73,8 @@ def start_workers(local: recipes.LocalCluster) -> Iterator[SpecCluster]:
 
 
 def _make_cluster(local: recipes.LocalCluster) -> SpecCluster:
-    security = make_security()
-    closed: dict[str, Any] = {"host": _HOST, "protocol": "tls://", "security": security}
+    security = make_security() if local.tls else None
+    closed: dict[str, Any] = {"host": _HOST, "protocol": "tls://" if local.tls else "tcp://", "security": security}
     worker = {
         "nthreads": local.threads,
         "resources": local.resources,

@@ -281,6 +281,9 @@ class LocalCluster(DescribedSection):
     """Cores that each worker computes with."""
     resources: dict[str, Amount] = {"GPU": 1}
     """Dask resources that each worker declares."""
+    tls: bool = True
+    """Encrypt what its processes say to each other, so that no other user of the machine can connect. `false` moves large
+    activations of `direct` edges up to twice as fast, and lets whoever is logged in run code as you."""
 
 
 class Cluster(DescribedSection):

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 import dask
 import psutil
@@ -18,6 +19,7 @@ from distributed import Client
 from distributed.security import Security
 
 from daskinfer.runtime.cluster import open_cluster
+from daskinfer.runtime.local import _make_cluster
 from daskinfer.runtime.security import make_security, private_folder
 from daskinfer.spec.recipe import Cluster, LocalCluster
 
@@ -113,3 +115,17 @@ def test_a_script_needs_no_guard(tmp_path: Path) -> None:
         [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=150, check=False
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "begun\n3\n", "")
+
+
+@pytest.mark.parametrize(("tls", "protocol"), [(True, "tls://"), (False, "tcp://")])
+def test_encryption_is_the_default_and_can_be_left_out(
+    tls: bool, protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert LocalCluster().tls
+    made: list[Any] = []
+    monkeypatch.setattr("daskinfer.runtime.local.SpecCluster", lambda **options: made.append(options))
+    _make_cluster(LocalCluster(tls=tls))
+    (options,) = made
+    for each in (options["scheduler"], *options["workers"].values()):
+        assert (each["options"]["protocol"], each["options"]["host"]) == (protocol, "127.0.0.1")
+        assert (each["options"]["security"] is None) != tls
