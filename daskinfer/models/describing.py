@@ -71,6 +71,18 @@ def describe_traces(
         return _leave_whole(model, units, shapes, traces, whole, str(error))
 
 
+def read_by(model: nn.Module, units: Mapping[str, Unit], traces: Sequence[Trace]) -> frozenset[str]:
+    """Return the names in the snapshot of all tensors that traces of a model read."""
+    shared = {name_in_snapshot(model, name) for trace in traces for name in trace.shared}
+    return frozenset({*shared, *_tensors_of(model, _units_of(traces, units))})
+
+
+def _units_of(traces: Sequence[Trace], units: Iterable[str]) -> tuple[str, ...]:
+    """Return the units that forwards ran; where the path follows the input, others may need what none of these did."""
+    paths = [[call.unit for call in trace.calls] for trace in traces]
+    return _used_units(traces, paths[0] if all(path == paths[0] for path in paths) else units)
+
+
 def _fit_outputs(
     traces: Sequence[Trace], shapes: Sequence[tuple[int, int]]
 ) -> tuple[dict[str, TensorSpec], dict[str, str]]:
@@ -171,9 +183,7 @@ def _leave_whole(
     problem: str,
 ) -> Outline:
     """Return the outline with one layer that holds whatever any of the forwards ran."""
-    paths = [[call.unit for call in trace.calls] for trace in traces]
-    # Where the path follows the input, other inputs may need what none of these did.
-    used = _used_units(traces, paths[0] if all(path == paths[0] for path in paths) else units)
+    used = _units_of(traces, units)
     layer = LayerOutline(
         name=whole.architecture,
         units=used,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from daskinfer.errors import CheckpointError
-from daskinfer.models.describing import describe_traces
+from daskinfer.models.describing import describe_traces, read_by
 from daskinfer.models.fitting import FIXED_SHAPES, SHAPES
 from daskinfer.models.module_state import ModuleState
 from daskinfer.models.skeleton import Skeleton, name_in_snapshot
@@ -51,9 +51,7 @@ def make_inputs(inputs: Sequence[InputArray], rows: int, length: int, dtype: str
     return made
 
 
-def make_outline(
-    model: nn.Module, inputs: Sequence[InputArray], *, task: str, dtype: str, is_proved: bool = True
-) -> Outline:
+def make_outline(model: nn.Module, inputs: Sequence[InputArray], *, task: str, dtype: str) -> Outline:
     """Trace a model and return its outline.
 
     Parameters
@@ -66,8 +64,6 @@ def make_outline(
         What it was built for; recorded.
     dtype
         Precision of its parameters.
-    is_proved
-        Whether its cuts are proved; without, it tells only which tensors the model reads.
 
     Raises
     ------
@@ -93,13 +89,41 @@ def make_outline(
             f"{type(model).__name__} fails on inputs such as it would get ({wanted}): {type(error).__name__}: {error}",
             hint="Check the task, model.dtype and, for forward, the shapes and types of the arrays.",
         ) from error
-    if not is_proved:
-        return outline
     if outline.uncut is None and has_length and _changes_when_long(model, list(units), outline, traces, state):
         return _make_whole(outline, "its sizes or its path change where rows are long")
     if outline.uncut is None and (problem := prove(model, outline)):
         return _make_whole(outline, problem)
     return outline
+
+
+def tensors_read(model: nn.Module, inputs: Sequence[InputArray], dtype: str) -> frozenset[str]:
+    """Return the names in the snapshot of the tensors that a model's forward reads, by a short and a longer input.
+
+    Parameters
+    ----------
+    model
+        The module, its parameters on the meta device, its buffers real.
+    inputs
+        Arrays that its forward takes by name.
+    dtype
+        Precision of its parameters.
+
+    Raises
+    ------
+    CheckpointError
+        Where it cannot run on such inputs.
+    """
+    units = _units_with_state(model)
+    state = ModuleState(model)
+    shapes = SHAPES if any(None in array.shape for array in inputs) else FIXED_SHAPES
+    try:
+        traces = [_trace(model, list(units), make_inputs(inputs, *shapes[place], dtype), state) for place in (0, -1)]
+    except (Unsupported, *_FAILURES) as error:
+        raise CheckpointError(
+            f"{type(model).__name__} fails on inputs such as it would get: {type(error).__name__}: {error}",
+            hint="Check the task and model.dtype.",
+        ) from error
+    return read_by(model, units, traces)
 
 
 def prove(model: nn.Module, outline: Outline) -> str | None:

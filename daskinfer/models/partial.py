@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 
 from daskinfer.errors import DaskinferError
-from daskinfer.models.outlining import make_outline
+from daskinfer.models.outlining import tensors_read
 from daskinfer.models.tasks.build import build_task
 from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.spec.recipe import ModelOptions
@@ -36,7 +36,6 @@ def find_possible_task(architecture: str, files: Mapping[str, bytes], missing: C
     for task, options in _TASKS:
         with suppress(DaskinferError):
             module = build_task(TaskRequest(task, options, architecture, files), "float32")
-            outline = make_outline(module, module.inputs, task=task, dtype="float32", is_proved=False)
-            if lacking.isdisjoint({*outline.shared, *(name for layer in outline.layers for name in layer.tensors)}):
+            if lacking.isdisjoint(tensors_read(module, module.inputs, "float32")):
                 return task
     return None

@@ -71,7 +71,8 @@ def read_bounded(folder: Folder, name: str, most: int = _LARGEST_FILE) -> bytes:
 def refuse_special_files(url: str) -> None:
     """Raise `CheckpointError` where a local folder, or one in it, holds what is no file of its own.
 
-    A link may lead to another place in the folder, or where the cache of a hub has its files: `../../blobs`.
+    A link may lead to another place in the folder, or where the cache of a hub has its files: `../../blobs`. Weights may
+    lie anywhere: of what is no tensor in them, nothing is stored.
     """
     root = Path(url)
     if "://" in url or not root.is_dir():
@@ -86,7 +87,8 @@ def refuse_special_files(url: str) -> None:
         if kind is not None:
             raise _refuse_special(path, f"a {kind}, not a file")
         target = path.resolve()
-        if path.is_symlink() and not target.is_relative_to(inside) and target.parent != inside.parents[1] / "blobs":
+        is_home = target.is_relative_to(inside) or target.parent == inside.parents[1] / "blobs"
+        if path.is_symlink() and not is_home and path.suffix != ".safetensors":
             raise _refuse_special(path, f"a link to {target}, which is not in the checkpoint's folder")
 
 
