@@ -66,6 +66,11 @@ class Admission:
         """Tell whether a worker was found usable."""
         return worker in self._usable
 
+    def forget(self, worker: str) -> None:
+        """Look at a worker again should one come back under this address."""
+        self._usable.discard(worker)
+        self._refused.pop(worker, None)
+
     def require(self, workers: Iterable[str]) -> set[str]:
         """Return those that can be used.
 

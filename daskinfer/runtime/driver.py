@@ -241,6 +241,7 @@ class Driver:
                 self._submissions.leave_out(event.conviction)
             elif isinstance(event, WorkerLost):
                 event = replace(event, silent=self._vigil.silence(event.worker))
+                self._admission.forget(event.worker)
                 self._ledger.loads.drop(event.worker)
             elif isinstance(event, WorkerFrozen):
                 self._ledger.loads.drop(event.worker)

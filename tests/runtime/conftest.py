@@ -8,13 +8,14 @@ import dask
 import pytest
 from distributed import Client, Nanny, Scheduler, SpecCluster
 
+from daskinfer.runtime.admission import Admission
 from daskinfer.runtime.forking import fork_workers
 from daskinfer.runtime.processes import set_up_processes
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    """A client of two workers that are set up as for a job."""
+def prepared() -> Iterator[tuple[Client, Admission]]:
+    """A client of two workers that are set up as for a job, and what sets up those that come later."""
     workers = {number: {"cls": Nanny, "options": {"nthreads": 1, "memory_limit": 0}} for number in range(2)}
     options = {"dashboard_address": "127.0.0.1:0", "host": "127.0.0.1"}
     with (
@@ -22,8 +23,12 @@ def client() -> Iterator[Client]:
         SpecCluster(workers=workers, scheduler={"cls": Scheduler, "options": options}, silence_logs=50) as cluster,
         Client(cluster) as client,
     ):
-        set_up_processes(client)
-        yield client
+        yield client, set_up_processes(client)
+
+
+@pytest.fixture(scope="module")
+def client(prepared: tuple[Client, Admission]) -> Client:
+    return prepared[0]
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ import torch
 from dask.sizeof import sizeof
 from distributed import Client, wait
 
+from daskinfer.runtime.admission import Admission
+
 # Workers need not be able to import the tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -78,8 +80,10 @@ def test_a_parameter_stays_one(client: Client, addresses: list[str]) -> None:
     assert client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.tasks[key].nbytes) == 600_000
 
 
-def test_a_worker_that_comes_later_is_set_up_too(client: Client, addresses: list[str]) -> None:
+def test_a_worker_that_comes_later_is_set_up_too(prepared: tuple[Client, Admission], addresses: list[str]) -> None:
+    client, admission = prepared
     client.restart_workers([addresses[1]], timeout=60)
-    test_a_tensor_goes_from_worker_to_worker_to_client(
-        client, sorted(client.scheduler_info(n_workers=-1)["workers"]), "bfloat16"
-    )
+    admission.forget(addresses[1])
+    workers = sorted(client.scheduler_info(n_workers=-1)["workers"])
+    assert admission.admit(workers) == set(workers)
+    test_a_tensor_goes_from_worker_to_worker_to_client(client, workers, "bfloat16")
