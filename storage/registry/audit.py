@@ -13,7 +13,7 @@ from daskinfer.errors import IntegrityError
 from daskinfer.ids import sha256_of
 from daskinfer.spec.trust import AuditEvent, AuditFinding, AuditTrail
 from daskinfer.storage.filesystem import join_url, list_names, read_bytes
-from daskinfer.storage.registry.anchors import drop_anchor, list_anchored, read_anchor
+from daskinfer.storage.registry.anchors import Anchor, drop_anchor, list_anchored, read_anchor
 from daskinfer.storage.registry.events import read_event
 
 _SLOT = re.compile(r"(\d{12})\.json")
@@ -48,16 +48,18 @@ def read_trail(registry: str) -> AuditTrail:
         # writer is in between right now.
         paths = [path for folder in _list_logs(registry) for path in _list_slots(registry, folder)]
         records = {found.path: found for found in _read(pool, registry, paths)}
+        # Before the events too: whoever writes one now remembers it after it is there.
+        anchors = {name: read_anchor(registry, name) for name in list_anchored(registry)}
         chains = {
             name: list(_read(pool, registry, _list_slots(registry, f"audit/{name}")))
-            for name in {*list_names(join_url(registry, "audit")), *list_anchored(registry)}
+            for name in {*list_names(join_url(registry, "audit")), *anchors}
         }
         findings: list[AuditFinding] = []
         events: list[AuditEvent] = []
         for name, stored in chains.items():
             _check_gaps(f"audit/{name}", stored, findings)
             events += _check_chain(name, stored, findings)
-            _check_anchor(registry, name, stored, findings)
+            _check_anchor(registry, name, stored, anchors.get(name), findings)
         # What a forged event names may lie anywhere; only records are looked for.
         later = {event.record for event in events if _RECORD.fullmatch(event.record)} - records.keys()
         records |= {found.path: found for found in _read(pool, registry, later)}
@@ -123,9 +125,11 @@ def _check_chain(name: str, stored: list[_Stored], findings: list[AuditFinding])
         previous = found
 
 
-def _check_anchor(registry: str, name: str, stored: list[_Stored], findings: list[AuditFinding]) -> None:
-    """Hold a chain against the last event of it that this machine saw, and remember the one that is last now."""
-    anchor, digests = read_anchor(registry, name), {found.path: found.digest for found in stored}
+def _check_anchor(
+    registry: str, name: str, stored: list[_Stored], anchor: Anchor | None, findings: list[AuditFinding]
+) -> None:
+    """Hold a chain against the last event of it that this machine had seen, and remember the one that is last now."""
+    digests = {found.path: found.digest for found in stored}
     if anchor is not None:
         path = f"audit/{name}/{anchor.number:012d}.json"
         what = "is gone" if path not in digests else "is another one" if digests[path] != anchor.digest else None

@@ -117,8 +117,15 @@ def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
 
 def test_nothing_is_opened_to_index(tmp_path: Path) -> None:
     fill(str(tmp_path), 3)
-    os.mkfifo(tmp_path / "pipe.png")  # opening it would wait for ever
+    (tmp_path / "001.png").write_bytes(b"no image")
     assert index(tmp_path).rows == 3
+
+
+def test_a_pipe_is_refused_by_name(tmp_path: Path) -> None:
+    fill(str(tmp_path), 3)
+    os.mkfifo(tmp_path / "pipe.png")  # opening it would wait for ever
+    with pytest.raises(InputError, match="pipe.png is a named pipe"):
+        index(tmp_path)
 
 
 @pytest.mark.parametrize(
