@@ -25,7 +25,13 @@ from daskinfer.spec.recipe import Cluster, LocalCluster
 
 
 @pytest.fixture(scope="module")
-def local() -> Iterator[Client]:
+def before() -> frozenset[str]:
+    """What other tests of this process have listening."""
+    return frozenset(listening(psutil.Process()))
+
+
+@pytest.fixture(scope="module")
+def local(before: frozenset[str]) -> Iterator[Client]:
     with open_cluster(Cluster(local=LocalCluster(workers=1))) as (client, _):
         yield client
 
@@ -50,9 +56,9 @@ def refused(address: str, security: Security | None) -> bool:
 
 
 @pytest.mark.slow
-def test_nobody_else_gets_in(local: Client) -> None:
+def test_nobody_else_gets_in(local: Client, before: frozenset[str]) -> None:
     """Neither in plain, nor with another certificate of the same name; and there is no page to look at."""
-    found = listening(psutil.Process())
+    found = set(listening(psutil.Process())) - before
     # Scheduler, nanny and worker.
     assert len(found) == 3
     assert all(address.startswith("127.0.0.1:") for address in found)

@@ -124,7 +124,7 @@ def test_nothing_is_opened_to_index(tmp_path: Path) -> None:
 def test_a_pipe_is_refused_by_name(tmp_path: Path) -> None:
     fill(str(tmp_path), 3)
     os.mkfifo(tmp_path / "pipe.png")  # opening it would wait for ever
-    with pytest.raises(InputError, match="pipe.png is a named pipe"):
+    with pytest.raises(InputError, match=r"pipe\.png is a named pipe"):
         index(tmp_path)
 
 

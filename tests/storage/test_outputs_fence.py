@@ -227,7 +227,7 @@ WHAT = ("write", "write again", "create", "seal", "discard")
 def test_whoever_sleeps_at_any_step_on_disk(tmp_path: Path, format: str, what: str) -> None:
     many = steps_of(begin(str(tmp_path / "steps"), format, what))
     assert many > 3 or (what == "create" and format != "zarr")
-    chosen = sorted(random.Random(f"{what} {format}").sample(range(many), min(many, campaign_size(8, many))))
+    chosen = sorted(random.Random(f"{what} {format}").sample(range(many), min(many, campaign_size(5, many))))
     for step in chosen:
         play(str(tmp_path / f"{step}"), format, what, step, late=step % 2 == 0)
 
@@ -236,7 +236,7 @@ def test_whoever_sleeps_at_any_step_on_disk(tmp_path: Path, format: str, what: s
 @pytest.mark.parametrize("what", WHAT)
 def test_whoever_sleeps_at_any_step_in_memory(tmp_path: Path, format: str, what: str) -> None:
     many = steps_of(begin(f"memory://{make_nonce()}", format, what))
-    for step in sorted(random.Random(1).sample(range(many), min(many, campaign_size(8, many)))):
+    for step in sorted(random.Random(1).sample(range(many), min(many, campaign_size(5, many)))):
         url, locked = f"memory://{make_nonce()}", exclusive.MEMORY_LOCK
         with pytest.MonkeyPatch.context() as patch:
             # Of what happens in one step nothing can sleep in the middle.
@@ -272,7 +272,7 @@ def test_whoever_sleeps_at_any_step_on_s3(s3_url: str, format: str) -> None:
             play(join_url(s3_url, make_nonce()), format, what, step, late=step % 2 == 0)
 
 
-@settings(max_examples=campaign_size(15, 500))
+@settings(max_examples=campaign_size(10, 500))
 @given(st.sampled_from(FORMATS), st.sampled_from(WHAT), st.integers(0, 200), st.booleans())
 def test_random_schedules(
     tmp_path_factory: pytest.TempPathFactory, format: str, what: str, step: int, late: bool
