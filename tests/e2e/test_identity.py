@@ -260,7 +260,7 @@ def test_what_cannot_change_the_output_is_the_same_job(bench: Bench, scheduler: 
     run(small(bench, "calm.zarr"), scheduler)
     interrupt(small(bench), scheduler)
     done = commits(bench.folder / "out.zarr")
-    changes = {
+    changes: dict[str, Any] = {
         "pipeline__window": 1,
         "errors__max_rows": 7,
         "model__registry": f"file://{bench.folder}/work/../work/registry/",
