@@ -338,15 +338,18 @@ def finish(registry: Registry, identity: str, commit: dict[str, Any]) -> Version
 
 
 def append_version(registry: Registry, name: str, origin: dict[str, Any]) -> Version:
-    """Append the record of a publish to a model's versions, unless it is there."""
+    """Append the record of a publish to a model's versions, unless its snapshot is one of them.
+
+    A snapshot with two versions could be yanked under one number, and be the latest under the other.
+    """
     log = registry.versions_log(name)
     decision = Decision(registry.url, "publish", f"models/{name}/versions")
     while True:
         slots = log.read()
         versions = fold(slot.record for slot in slots)
-        mine = next((version for version in versions if version.publish == origin["publish"]), None)
-        if mine is not None:
-            return mine
+        known = next((version for version in versions if version.snapshot == origin["snapshot"]), None)
+        if known is not None:
+            return known
         with suppress(Conflict):
             decisions.append(decision, log, {"op": "publish", **origin}, expect=len(slots))
 

@@ -195,7 +195,7 @@ class _Work:
         if not self.dry_run:
             for version in here:
                 append_version(self.target, plan.name, _describe_origin(version))
-        numbers = {version.publish: version.number for version in self.target.versions(plan.name)}
+        numbers = {version.snapshot: version.number for version in self.target.versions(plan.name)}
         self.bring_yanks(plan, here, numbers)
         for snapshot in {version.snapshot: None for version in here}:
             self.bring_signatures(snapshot)
@@ -210,7 +210,7 @@ class _Work:
                     outcome=outcome,
                     size=size,
                     referred=0 if manifest is None else sum(group.blob is None for group in manifest.groups),
-                    becomes=numbers.get(version.publish),
+                    becomes=numbers.get(version.snapshot),
                 )
             )
         for alias, history in plan.histories.items():
@@ -229,7 +229,7 @@ class _Work:
         theirs = [slot.record for slot in log.read()]
         known = {record["yank"] for record in theirs if record["op"] == "yank"}
         undone = {identity for record in theirs if record["op"] == "unyank" for identity in record["undoes"]}
-        wanted = {version.number: numbers.get(version.publish) for version in here}
+        wanted = {version.number: numbers.get(version.snapshot) for version in here}
         for record in plan.records:
             if record["op"] == "publish" or record["version"] not in wanted:
                 continue
