@@ -14,6 +14,8 @@ from daskinfer.storage.registry.collection import collect
 from daskinfer.storage.registry.manifests import parse_manifest
 from daskinfer.storage.registry.publications import list_publications
 from daskinfer.storage.registry.publishing import finish_all, publish
+from daskinfer.storage.registry.syncing import sync
+from daskinfer.storage.registry.versions import yank
 from daskinfer.testing.checkpoints import make_checkpoint
 from daskinfer.testing.registries import LAST, NOTHING, check_registry, read_all
 
@@ -73,14 +75,27 @@ def test_a_deleted_digest_never_lives_again(tmp_path: Path) -> None:
 
 def test_yanks_are_of_a_name(tmp_path: Path) -> None:
     """Two names of one snapshot: what is yanked under one is not under the other."""
-    from daskinfer.storage.registry.versions import yank
-
     registry = Registry(str(tmp_path))
     one, two = (publish(registry, name, make_checkpoint()) for name in ("one", "two"))
     assert one.snapshot == two.snapshot
     yank(registry, "one", "v1", "wrong")
     assert registry.resolve("two").snapshot == one.snapshot
     assert registry.find_version("one", "v1").yanked is not None
+
+
+def test_what_two_registries_published_is_one_version_and_yanked_as_one(tmp_path: Path) -> None:
+    here, there = Registry(str(tmp_path / "here")), Registry(str(tmp_path / "there"))
+    for seed in (0, 1):
+        publish(here, "mini", make_checkpoint(seed))
+    publish(there, "mini", make_checkpoint(1))
+    sync(there, here)
+    sync(here, there)
+    yank(here, "mini", "v2", "wrong")
+    sync(here, there)
+    good = here.find_version("mini", "v1").snapshot
+    for registry in (here, there):
+        assert len(registry.versions("mini")) == 2
+        assert registry.resolve("mini").snapshot == good
 
 
 def test_older_snapshots_keep_their_digest(tmp_path: Path) -> None:
