@@ -20,6 +20,9 @@ _TELLING = re.compile(
     r"sig|token|secret|passw|pwd|auth|cred|session|api.?key|access.?key|^key$|policy|jwt|^x-(amz|goog|ms)-",
     re.IGNORECASE,
 )
+_TELLING_VARIABLE = re.compile(
+    r"(^|_)(token|secret|passw(or)?d|passphrase|credentials?|(api|access|private|secret|account)_?key|sas)$", re.IGNORECASE
+)
 _WEB = ("http://", "https://")
 # Shorter values are common words, and are hidden only where a URL holds them.
 _SHORTEST, _SHORTEST_OTHER = 6, 12
@@ -131,6 +134,11 @@ def _find_secrets(
 def is_telling(name: str) -> bool:
     """Say whether a name tells that what it names is a secret."""
     return _TELLING.search(name) is not None
+
+
+def is_telling_variable(name: str) -> bool:
+    """Say whether an environment variable's name tells that it is a secret: `HF_TOKEN`, and not `TOKENIZER`."""
+    return _TELLING_VARIABLE.search(name) is not None
 
 
 def _is_other(name: str) -> bool:

@@ -1,18 +1,26 @@
 """The one place that wires the floors together.
 
-A notebook and an Airflow task call the same functions as the command line.
+A notebook and an Airflow task call the same functions as the command line. Each loads when it is first used: to list jobs
+takes none of what running one does.
 """
 
-from daskinfer.api.catalog import checkpoint, checkpoints, profile, publish
-from daskinfer.api.comparison import compare
-from daskinfer.api.control import cancel, drain
-from daskinfer.api.moves import alias_history, roll_back, set_alias, unset_alias, yank
-from daskinfer.api.retention import collect_garbage, locks
-from daskinfer.api.retries import retry
-from daskinfer.api.runs import jobs, report, run, status, validate, verify_output
-from daskinfer.api.stores import examine_store
-from daskinfer.api.trust import audit, bucket_policy, keygen, role_policy, roles, sign, signatures
-from daskinfer.api.upkeep import diff, sync, verify
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from daskinfer.api.catalog import checkpoint, checkpoints, profile, publish
+    from daskinfer.api.comparison import compare
+    from daskinfer.api.control import cancel, drain
+    from daskinfer.api.moves import alias_history, roll_back, set_alias, unset_alias, yank
+    from daskinfer.api.records import jobs, report, status, verify_output
+    from daskinfer.api.retention import collect_garbage, locks
+    from daskinfer.api.retries import retry
+    from daskinfer.api.runs import run, validate
+    from daskinfer.api.stores import examine_store
+    from daskinfer.api.trust import audit, bucket_policy, keygen, role_policy, roles, sign, signatures
+    from daskinfer.api.upkeep import diff, sync, verify
 
 __all__ = [
     "alias_history",
@@ -48,3 +56,48 @@ __all__ = [
     "verify_output",
     "yank",
 ]
+
+_HOMES = {
+    "alias_history": "moves",
+    "audit": "trust",
+    "bucket_policy": "trust",
+    "cancel": "control",
+    "checkpoint": "catalog",
+    "checkpoints": "catalog",
+    "collect_garbage": "retention",
+    "compare": "comparison",
+    "diff": "upkeep",
+    "drain": "control",
+    "examine_store": "stores",
+    "jobs": "records",
+    "keygen": "trust",
+    "locks": "retention",
+    "profile": "catalog",
+    "publish": "catalog",
+    "report": "records",
+    "retry": "retries",
+    "role_policy": "trust",
+    "roles": "trust",
+    "roll_back": "moves",
+    "run": "runs",
+    "set_alias": "moves",
+    "sign": "trust",
+    "signatures": "trust",
+    "status": "records",
+    "sync": "upkeep",
+    "unset_alias": "moves",
+    "validate": "runs",
+    "verify": "upkeep",
+    "verify_output": "records",
+    "yank": "moves",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'daskinfer.api' has no attribute {name!r}")
+    return getattr(import_module(f"daskinfer.api.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

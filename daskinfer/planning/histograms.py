@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import rel_entr
 
 from daskinfer.spec.comparison import Bar, Both
 
@@ -57,6 +56,8 @@ def measure_drift(counts: Collection[tuple[int, int]]) -> float:
     ways. Half a row is added to every count, so that a category which one side lacks gives a finite figure. See
     Yurdakul, Statistical Properties of Population Stability Index, 2018, https://scholarworks.wmich.edu/dissertations/3208.
     """
+    from scipy.special import rel_entr  # as long to import as all else that planning takes
+
     if not counts:
         return 0.0
     smooth = np.array(list(counts), float) + 0.5

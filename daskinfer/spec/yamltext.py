@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from daskinfer.redaction import is_telling, learn, secret_spans
+from daskinfer.redaction import is_telling_variable, learn, secret_spans
 
 KeyPath = tuple[str | int, ...]
 
@@ -274,8 +274,10 @@ class _Reader:
             if any(begin <= match.start() and match.end() <= end for begin, end in secret):
                 learn([(name, value)])
                 return f"${{{name}}}"
-            if is_telling(name):  # at least no message shows it
+            if value and is_telling_variable(name):
                 learn([(name, value)])
+                message = f"{name} looks like a secret, and what stands here is written down; only URLs may hold secrets"
+                self._report(place, path, f"{message} (as passwords, or in their query)")
             return value
 
         return _VARIABLE.sub(replace, text)

@@ -1,0 +1,76 @@
+"""Jobs as their records have them: how they stand, what they did, whether their output is whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from daskinfer.errors import JobFailed
+from daskinfer.spec.job import JobRecord, JobStatus, Report
+from daskinfer.spec.verification import OutputVerification
+from daskinfer.storage import jobs as job_store
+from daskinfer.storage.outputs import verification
+from daskinfer.storage.outputs.job import check_record, open_standing
+
+
+def status(job: str, workspace: str) -> JobStatus:
+    """Return how a job stands, from storage alone; `job` may be the beginning of an id."""
+    return job_store.status(workspace, job, lambda record: _committed(record, workspace))
+
+
+def jobs(workspace: str) -> list[JobStatus]:
+    """Return how all jobs of a workspace stand, the newest first."""
+    return [status(name, workspace) for name in job_store.list_jobs(workspace)]
+
+
+def report(job: str, workspace: str, member: str = "") -> Report:
+    """Return what a job's last run did, or one of several drivers that ran it together.
+
+    Raises
+    ------
+    JobFailed
+        No run of it has ended yet.
+    """
+    store = job_store.find_job(workspace, job)
+    found = store.report(member)
+    if found is None:
+        raise JobFailed(
+            f"no run of job {store.job} has ended, so there is no report", hint=f"Look: daskinfer status {store.job}"
+        )
+    return found
+
+
+def verify_output(job: str, workspace: str, watch: Callable[[int, int], None] | None = None) -> OutputVerification:
+    """Compare a finished job's output with its manifest, byte by byte.
+
+    Parameters
+    ----------
+    job, workspace
+        The job, or the beginning of its id, and where it is recorded.
+    watch
+        Called with how many of how many parts have been read.
+
+    Returns
+    -------
+    OutputVerification
+        What is damaged; nothing where `damaged` is empty.
+
+    Raises
+    ------
+    JobFailed
+        The job is not finished.
+    IntegrityError
+        The manifest is gone, or another job's.
+    """
+    store = job_store.find_job(workspace, job)
+    if store.state() != "done":
+        raise JobFailed(
+            f"job {store.job} is not finished, so there is no whole output to verify",
+            hint=f"Look: daskinfer status {store.job}",
+        )
+    record = store.record()
+    check_record(store, record)
+    return verification.verify_output(record, watch or (lambda done, total: None))
+
+
+def _committed(record: JobRecord, workspace: str) -> list[int]:
+    return list(open_standing(record, workspace).numbers())
