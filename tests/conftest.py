@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+import dask
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -32,10 +33,21 @@ def pytest_configure(config: pytest.Config) -> None:
         suppress_health_check=[HealthCheck.too_slow],
     )
     settings.load_profile("daskinfer")
+    # Idle workers with Dask's defaults, of all clusters that the tests keep, take a third of the machine to watch themselves.
+    os.environ["DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED"] = "False"
+    os.environ["DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL"] = "500ms"
+    dask.config.refresh()
     if not hasattr(config, "workerinput"):  # xdist's workers inherit it
         folder = tempfile.TemporaryDirectory(prefix="daskinfer-cache-", ignore_cleanup_errors=True)
         os.environ["DASKINFER_CACHE"] = folder.name
         config.add_cleanup(folder.cleanup)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave the S3 server, which takes ten times as long as a disk for the same, to `make late`."""
+    for item in items:
+        if item.get_closest_marker("s3") or "s3_url" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.late)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

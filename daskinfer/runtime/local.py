@@ -169,6 +169,8 @@ def _settings(local: recipes.LocalCluster) -> dict[str, Any]:
         "distributed.worker.memory.pause": False,
         "distributed.worker.memory.terminate": 0.95,
         "distributed.scheduler.worker-ttl": "60s",
+        # An idle worker with Dask's defaults takes a twentieth of a core to watch itself.
         "distributed.worker.profile.enabled": False,
+        "distributed.admin.tick.interval": "500ms",
         "distributed.admin.system-monitor.gil.enabled": False,
     }

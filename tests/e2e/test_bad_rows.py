@@ -18,6 +18,8 @@ from daskinfer.testing.tinymodels import make_tiny_bert
 from tests.e2e.command import call, start
 from tests.e2e.conftest import Bench, data_bytes, read_output, run, write_rows
 
+pytestmark = pytest.mark.late
+
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:

@@ -26,7 +26,7 @@ from tests.e2e.chaos import (
 )
 from tests.e2e.conftest import Bench, make_bench
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(campaign_size(1200, 4 * 3600))]
+pytestmark = [pytest.mark.slow, pytest.mark.late, pytest.mark.timeout(campaign_size(1200, 4 * 3600))]
 
 SCHEDULES = range(78, campaign_size(90, 278))
 """Seeds; the first twelve have faults of every kind."""

@@ -14,16 +14,17 @@ from jsonschema import Draft202012Validator
 
 from daskinfer import api
 from daskinfer.testing.tinymodels import make_tiny_bert
-from tests.e2e.conftest import Bench, daskinfer, data_bytes, read_output, run, write_rows
+from tests.e2e import command
+from tests.e2e.conftest import Bench, data_bytes, read_output, run, write_rows
+
+pytestmark = pytest.mark.late
 
 
 def call(*words: str, cwd: Path, code: int = 0) -> tuple[str, str]:
     """Run a command; return stdout and stderr."""
-    process = daskinfer(*words, cwd=cwd)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == code, err
-    assert "Traceback" not in err, err
-    return out, err
+    ended = command.call(*words, cwd=cwd)
+    assert ended.code == code, ended.err
+    return ended.out, ended.err
 
 
 def parsed(*words: str, cwd: Path, code: int = 0) -> dict[str, Any]:

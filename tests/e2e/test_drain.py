@@ -23,6 +23,8 @@ from tests.e2e.conftest import Bench, data_bytes, run, write_rows
 from tests.e2e.faults import commits, once, patched_workers
 from tests.e2e.outputs import read_microbatches
 
+pytestmark = pytest.mark.late
+
 # Workers need not be able to import the tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 

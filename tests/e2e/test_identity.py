@@ -21,6 +21,8 @@ from daskinfer.testing.tinymodels import make_tiny_bert
 from tests.e2e.conftest import WORDS, Bench, data_bytes, read_output, run, write_rows
 from tests.e2e.faults import commits, fingerprints, interrupt, once
 
+pytestmark = pytest.mark.late
+
 ROWS, PARTITIONS = 120, 8
 
 

@@ -21,6 +21,8 @@ from daskinfer.testing.tinymodels import make_tiny_bert
 from tests.e2e.conftest import Bench, data_bytes, run, write_rows
 from tests.e2e.faults import commits, interrupt, once, patched_workers
 
+pytestmark = pytest.mark.late
+
 # Workers need not be able to import the tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 

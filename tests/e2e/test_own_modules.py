@@ -29,6 +29,8 @@ CODE = """
 import torch
 from torch import nn
 
+pytestmark = pytest.mark.late
+
 
 def build():
     torch.manual_seed(0)

@@ -31,6 +31,8 @@ from tests.e2e.outputs import read_columns, read_quarantine
 from tests.e2e.test_poison import lay
 from tests.e2e.test_poison import make_recipe as make_mines
 
+pytestmark = pytest.mark.late
+
 BAD = {3: '{"id": "row-3", "text": ', 70: '{"id": "row-70", "text": 7}', 71: '{"id": "row-71"}', 299: "[]"}
 
 

@@ -23,6 +23,8 @@ from daskinfer.testing.tinymodels import add_sentence_modules, make_tiny
 from tests.e2e.conftest import WORDS, run
 from tests.e2e.outputs import read_columns, read_microbatches, read_quarantine
 
+pytestmark = pytest.mark.late
+
 Microbatches = list[tuple[tuple[int, int], ...]]
 
 ROWS = 50

@@ -20,6 +20,8 @@ from daskinfer.storage.registry.catalog import Registry
 from daskinfer.testing.stages import Array, cut_checkpoint, request_of, run_through
 from daskinfer.testing.tinymodels import make_tiny, make_tiny_bert
 
+pytestmark = pytest.mark.late
+
 IMAGE = InputArray(name="image", dtype="float32", shape=(3, 16, 16))
 MEGABYTE = 10**6
 

@@ -14,6 +14,8 @@ from daskinfer.storage.filesystem import delete
 from daskinfer.testing.campaigns import campaign_size
 from tests.runtime.joinworld import TURNS, JoinWorld, Violation
 
+pytestmark = pytest.mark.late
+
 
 @pytest.fixture(autouse=True)
 def cut_so_few(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,6 +126,7 @@ def test_a_damaged_outline_is_traced_again(seen: Seen, tmp_path: Path) -> None:
     assert all(b'"event":1' in file.read_bytes() for file in files)
 
 
+@pytest.mark.late
 def test_a_process_without_torch_has_the_same_found_in_another(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
     _, request = seen
     here = trace_apart(request, "float32")

@@ -240,6 +240,7 @@ def killed_at(step: int) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.late
 def test_killed_between_any_two_steps_and_run_again(tmp_path: Path, format: str) -> None:
     """Every reader in between sees each part as it was or as it will be."""
     fill(tmp_path / "prepared", format, REFUSED)

@@ -31,6 +31,8 @@ from daskinfer.storage.slotlog import Slot, SlotLog
 from daskinfer.testing.campaigns import campaign_size
 from daskinfer.testing.checkpoints import make_checkpoint
 
+pytestmark = pytest.mark.late
+
 Refusal = type[DaskinferError] | None
 
 

@@ -16,6 +16,8 @@ from tests.storage.registry.protocol import (
     explore,
 )
 
+pytestmark = pytest.mark.late
+
 
 def collectors(bug: str = "", count: int = 2) -> tuple[Collector, ...]:
     return tuple(Collector(f"collector {number}", bug) for number in range(count))

@@ -167,6 +167,7 @@ def test_progress_is_told_after_every_group(tmp_path: Path) -> None:
     assert told == [("storing", *step) for step in steps] + [("comparing", *step) for step in steps]
 
 
+@pytest.mark.late
 def test_a_crash_leaves_all_or_nothing(tmp_path: Path) -> None:
     outcomes = []
     for step in range(40):

@@ -33,6 +33,8 @@ from daskinfer.storage.registry.roles import HISTORY, ONCE, ROLES, make_bucket_p
 from daskinfer.testing.checkpoints import make_checkpoint
 from daskinfer.testing.servers import serve_s3
 
+pytestmark = pytest.mark.late
+
 REGISTRY = "s3://models/team/registry"
 
 Acting = Callable[[str], Any]
