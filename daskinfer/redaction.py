@@ -21,7 +21,8 @@ _TELLING = re.compile(
     re.IGNORECASE,
 )
 _TELLING_VARIABLE = re.compile(
-    r"(^|_)(token|secret|passw(or)?d|passphrase|credentials?|(api|access|private|secret|account)_?key|sas)$", re.IGNORECASE
+    r"(^|_)(token|secret|passw(or)?d|passphrase|credentials?|(api|access|private|secret|account)_?key|sas)$",
+    re.IGNORECASE,
 )
 _WEB = ("http://", "https://")
 # Shorter values are common words, and are hidden only where a URL holds them.

@@ -6,6 +6,7 @@ import ast
 import importlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -96,12 +97,7 @@ def load_entry(entry: EntryPoint, *, weights: bool = False) -> nn.Module:
         Where the code is absent, has changed, fails, or returns something else than a module.
     """
     confirm_entry(entry)
-    module, _, name = entry.function.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise CheckpointError(f"model.entry {entry.function} cannot be imported: {error}", hint=_HINT) from error
-    return _call(entry, function, weights)
+    return _call(entry, _import_function(entry.function), weights)
 
 
 def check_builds(entry: EntryPoint, model: nn.Module | None = None) -> None:
@@ -146,8 +142,28 @@ def _run_again(entry: EntryPoint) -> Callable[[], Any]:
             spec.loader.exec_module(fresh)
             again: Callable[[], Any] = getattr(fresh, name)
             return again
-    imported: Callable[[], Any] = getattr(importlib.import_module(module), name)
-    return imported
+    return _import_function(entry.function)
+
+
+def _import_function(function: str) -> Callable[[], Any]:
+    """Return what an entry point names; its module, and the packages that it is in, are run for it."""
+    module, _, name = function.partition(":")
+    try:
+        found: Callable[[], Any] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise CheckpointError(f"model.entry {function} cannot be imported: {error}", hint=_HINT) from error
+    except (Exception, SystemExit) as error:
+        raise CheckpointError(_describe_failure(function, error), hint="Mend the module.") from error
+    return found
+
+
+def _describe_failure(function: str, error: BaseException) -> str:
+    """Say why the user's code cannot be imported, and where."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where, what = f"{place.filename}:{place.lineno}", str(error)
+    if isinstance(error, SyntaxError) and error.filename:
+        where, what = f"{error.filename}:{error.lineno}", error.msg
+    return f"model.entry {function} cannot be imported: {where}: {type(error).__name__}: {what}"
 
 
 def _call(entry: EntryPoint, function: Callable[[], Any], weights: bool) -> nn.Module:
@@ -180,6 +196,8 @@ def _find_source(function: str, module: str) -> Path:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError) as error:
         raise CheckpointError(f"model.entry {function}: {error}", hint=_HINT) from error
+    except (Exception, SystemExit) as error:  # of a package that the module is in
+        raise CheckpointError(_describe_failure(function, error), hint="Mend the package.") from error
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         raise CheckpointError(f"model.entry {function}: there is no Python file for {module}", hint=_HINT)
     return Path(spec.origin)

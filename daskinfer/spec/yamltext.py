@@ -276,7 +276,9 @@ class _Reader:
                 return f"${{{name}}}"
             if value and is_telling_variable(name):
                 learn([(name, value)])
-                message = f"{name} looks like a secret, and what stands here is written down; only URLs may hold secrets"
+                message = (
+                    f"{name} looks like a secret, and what stands here is written down; only URLs may hold secrets"
+                )
                 self._report(place, path, f"{message} (as passwords, or in their query)")
             return value
 

@@ -23,13 +23,13 @@ from tests.e2e.command import Ended, call
 from tests.e2e.conftest import SIZES, run
 from tests.e2e.outputs import read_columns, read_microbatches
 
+pytestmark = pytest.mark.late
+
 ROWS = 48
 BUILDERS = {"own": make_own, "sequential": make_sequential, "unet": make_unet}
 CODE = """
 import torch
 from torch import nn
-
-pytestmark = pytest.mark.late
 
 
 def build():
@@ -149,7 +149,6 @@ def mine(published: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.late
 def test_code_of_the_users_folder(mine: Path) -> None:
     ended = start(mine)
     assert ended.code == 0, ended.err

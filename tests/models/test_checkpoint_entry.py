@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load, save_file
 
 from daskinfer.errors import CheckpointError
-from daskinfer.ids import sha256_of
+from daskinfer.ids import make_nonce, sha256_of
 from daskinfer.models.checkpoint import inspect_entry
 from daskinfer.models.entry import confirm_entry, digest_code, find_entry, load_entry
 from daskinfer.spec.snapshot import EntryPoint
@@ -145,6 +146,31 @@ def test_an_entry_of_an_earlier_version_is_known_by_its_bytes(code: str, tmp_pat
 def test_entries_that_give_no_module_are_refused(code: str, function: str, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         inspect_entry(f"{code}:{function}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import torch\nx = undefined", "2: NameError: name 'undefined' is not defined"),
+        ("\n\ndef build()\n", "3: SyntaxError: expected ':'"),
+        ("import sys\nsys.exit(3)", "2: SystemExit: 3"),
+    ],
+)
+@pytest.mark.parametrize("place", ["{}", "{}/__init__", "{}/deep"])
+def test_a_module_that_cannot_be_imported_is_named_with_the_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str, place: str
+) -> None:
+    name = f"unfit{make_nonce()}"
+    path = (tmp_path / place.format(name)).with_suffix(".py")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = ".".join(path.with_suffix("").relative_to(tmp_path).parts).removesuffix(".__init__")
+    module = f"{module}.inner" if place.endswith("__init__") else module
+    with pytest.raises(
+        CheckpointError, match=re.escape(f"model.entry {module}:build cannot be imported: {path}:{message}")
+    ):
+        inspect_entry(f"{module}:build")
 
 
 @pytest.mark.parametrize("entry", ["no_such_module_at_all:build", "no_such.module:build", "json", "sys:exit"])

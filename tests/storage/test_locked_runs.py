@@ -15,6 +15,7 @@ from daskinfer.testing.lockedruns import LARGE_CREW, SMALL_CREW, Outcome, run_in
 from daskinfer.testing.storefaults import RATES
 
 pytestmark = [
+    pytest.mark.late,
     pytest.mark.filterwarnings("ignore::daskinfer.errors.MissingEvent"),
     pytest.mark.timeout(campaign_size(180, 3600)),
 ]
@@ -48,7 +49,7 @@ def test_in_threads(any_store: str, tmp_path: Path) -> None:
     assert kind == "s3" or all(outcome.counts[each] for each in ("published", "moved", "swept", "gone"))
 
 
-@pytest.mark.parametrize("place", ["local", pytest.param("s3", marks=[pytest.mark.s3, pytest.mark.late])])
+@pytest.mark.parametrize("place", ["local", pytest.param("s3", marks=pytest.mark.s3)])
 def test_in_processes_that_are_killed(request: pytest.FixtureRequest, tmp_path: Path, place: str) -> None:
     root = str(tmp_path) if place == "local" else f"{request.getfixturevalue('s3_url')}/{make_nonce()}"
 

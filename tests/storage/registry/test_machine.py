@@ -278,9 +278,10 @@ BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 _QUIET = settings(stateful_step_count=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 
+@pytest.mark.late
 @pytest.mark.timeout(3600)
 def test_the_real_code_holds_under_any_interleaving() -> None:
-    run_state_machine_as_test(RegistryMachine, settings=settings(_QUIET, max_examples=campaign_size(100, 3000)))
+    run_state_machine_as_test(RegistryMachine, settings=settings(_QUIET, max_examples=campaign_size(50, 3000)))
 
 
 @pytest.mark.late
