@@ -306,6 +306,27 @@ def temporary_file(target: Path, pieces: Iterable[bytes]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def refuse_unwritable(url: str) -> None:
+    """Refuse a local folder that cannot be made or written to; nothing is written. Of other stores only a write can tell.
+
+    Raises
+    ------
+    StorageError
+        It lies under a file, on a read-only disk, or where this user may not write.
+    """
+    if not is_local(url):
+        return
+    folder = Path(absolute_url(url))
+    with explain_errors(url, "write to"):
+        there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
+        if os.statvfs(there).f_flag & os.ST_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(there))
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
+
+
 def clear_temporaries(url: str) -> None:
     """Delete what killed writers of a local file left beside it; one that lives begins again."""
     if is_local(url):
@@ -346,7 +367,8 @@ def _explain(error: OSError, url: str, action: str) -> StorageError:
         return NotAllowed(f"not allowed to {action} {url}: {error}", hint="Check the permissions on that location.")
     if error.errno == errno.ENOTDIR and is_local(url):
         path = Path(absolute_url(url))
-        blocking = next((folder for folder in (path, *path.parents) if folder.is_file()), path)
-        return StorageError(f"cannot {action} {url}: {blocking} is a file, not a folder", hint="Choose another place.")
+        blocking = next((folder for folder in (path, *path.parents) if os.path.lexists(folder)), path)
+        kind_of = "a file, not a folder" if blocking.exists() else "a link to nothing"
+        return StorageError(f"cannot {action} {url}: {blocking} is {kind_of}", hint="Choose another place.")
     kind = StorageRefused if is_away(error) else StorageError
     return kind(f"cannot {action} {url}: {error}", hint="Check that the location exists and works, then try again.")

@@ -185,6 +185,19 @@ def is_held(url: str) -> bool:
     return found == "alive"
 
 
+def refuse_held(url: str) -> None:
+    """Refuse a job that a driver seems to run, as `is_held` says; nothing is taken.
+
+    Raises
+    ------
+    JobBusy
+        Somebody runs it.
+    """
+    head = SlotLog(join_url(url, "epochs")).head()
+    if head is not None and is_held(url):
+        raise _busy(url, head, "is being run by")
+
+
 def read_driver(url: str) -> tuple[int, Driver] | None:
     """Return the newest epoch and its driver; None where the job never ran."""
     log = SlotLog(join_url(url, "epochs"))

@@ -17,6 +17,7 @@ from daskinfer.runtime.summary import make_report
 from daskinfer.spec.job import Progress, Report
 from daskinfer.spec.recipe import Recipe
 from daskinfer.storage.jobs import JobStore
+from daskinfer.storage.lease import refuse_held
 from daskinfer.storage.outputs.owner import current_owner
 
 
@@ -127,5 +128,7 @@ def validate(recipe: Recipe) -> list[str]:
     ]
     owner = find_owner(recipe, workers)  # refuses another job's
     if owner is not None:
+        if not owner.done:
+            refuse_held(owner.store.url)
         lines.append(f"job: {owner.record.job} {'is done already' if owner.done else 'would go on'}")
     return lines

@@ -32,7 +32,7 @@ from daskinfer.spec.recipe import OPERATIONAL, Input, Recipe
 from daskinfer.spec.rows import PartitionTable
 from daskinfer.spec.snapshot import EntryPoint
 from daskinfer.storage.control import ControlLog
-from daskinfer.storage.filesystem import absolute_url, delete, join_url
+from daskinfer.storage.filesystem import absolute_url, delete, join_url, refuse_unwritable
 from daskinfer.storage.inputs.files import find_input
 from daskinfer.storage.inputs.index import index_input
 from daskinfer.storage.inputs.overlap import refuse_overlap
@@ -252,14 +252,18 @@ def absolute_input(recipe: Recipe) -> Input:
 
 
 def check_places(recipe: Recipe) -> None:
-    """Refuse an input that can match what the job writes, before anything is written or deleted.
+    """Refuse an input that can match what the job writes, and places that it cannot write to; nothing is written yet.
 
     Raises
     ------
     InputError
-        It can.
+        It can match that.
+    StorageError
+        The workspace or the output cannot be written to.
     """
     workspace = absolute_url(recipe.workspace)
+    for place in (workspace, absolute_url(recipe.output.url)):
+        refuse_unwritable(place)
     written = {f"workspace ({name}/)": join_url(workspace, name) for name in ("activations", "jobs", "registry")}
     refuse_overlap(recipe.input, {"output.url": recipe.output.url, **written})
 

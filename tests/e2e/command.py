@@ -67,15 +67,15 @@ def start(bench: Bench, **changes: Any) -> Ended:
     return call(*_words(changes), cwd=bench.folder)
 
 
-def start_here(bench: Bench, **changes: Any) -> Ended:
-    """Do so in this process, for runs that are over before anything is begun."""
+def start_here(bench: Bench, command: str = "run", **changes: Any) -> Ended:
+    """Do so in this process, for what is over before anything is begun."""
     with chdir(bench.folder):
-        result = CliRunner().invoke(main, _words(changes))
+        result = CliRunner().invoke(main, _words(changes, command))
     assert "Traceback" not in result.stderr, result.stderr
     assert "a bug" not in result.stderr
     return Ended(result.exit_code, result.stdout, result.stderr)
 
 
-def _words(changes: Mapping[str, Any]) -> list[str]:
+def _words(changes: Mapping[str, Any], command: str = "run") -> list[str]:
     values = {key.replace("__", "."): value for key, value in changes.items()}
-    return ["run", "recipe.yaml", "--json", *overridden(values)]
+    return [command, "recipe.yaml", "--json", *overridden(values)]

@@ -34,6 +34,8 @@ def refuse(bench: Bench, *cases: Refusal) -> None:
             assert words in ended.err
         assert ended.json["code"] == case.code
         assert ended.json["error"] in ended.err
+        validated = start_here(bench, "validate", **case.changes)
+        assert (validated.code, validated.json["error"]) == (case.code, ended.json["error"])
     assert not (bench.folder / "work/jobs").exists()
     assert not list(bench.folder.glob("out*"))
 
@@ -185,6 +187,7 @@ def test_an_output_that_cannot_be(typed: Bench) -> None:
         refusal(2, "'.tiff'", "End output.url with .zarr", output__url="out.tiff"),
         refusal(1, f"{file} is a file, not a folder", output__url="file/out.zarr"),
         refusal(1, f"{file} is a file, not a folder", output__url="file", output__format="zarr"),
+        refusal(1, f"{file} is a file, not a folder", workspace="file", model__registry="work/registry"),
         refusal(2, "output.keep", "'embedding'", input__url="keep.jsonl", output__keep=["embedding"]),
     )
 

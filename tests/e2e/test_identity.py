@@ -313,6 +313,9 @@ def test_a_job_that_runs_elsewhere_is_not_touched(bench: Bench, scheduler: str) 
         for fresh, recipe in ((False, small(bench)), (True, small(bench)), (True, small(bench, output__keep=[]))):
             with pytest.raises(JobBusy, match=f"{job} is being run by process {other.pid}"):
                 run(recipe, scheduler, fresh=fresh)
+        changes = {"address": scheduler, "local": None}
+        with pytest.raises(JobBusy, match=f"{job} is being run by process {other.pid}"):
+            api.validate(small(bench).model_copy(update={"cluster": small(bench).cluster.model_copy(update=changes)}))
         assert fingerprints(bench.folder / "out.zarr") == before
         other.kill()
     assert run(small(bench), scheduler).epoch == 3

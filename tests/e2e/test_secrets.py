@@ -129,7 +129,7 @@ def test_no_secret_is_written(bench: Bench, scheduler: str) -> None:
         type_in(*change, "pipeline.stages=${AWS_SECRET_ACCESS_KEY}", code=2)
     assert search(bench.folder) == {}
     assert find_secrets("".join(said).encode()) == set()
-    assert "${LOGIN_TOKEN}" in (bench.folder / f"work/jobs/{job}/recipe.json").read_text()
+    assert "${LOGIN_TOKEN}" in (bench.folder / f"work/jobs/{job}/job.json").read_text()
 
 
 def test_the_search_finds_what_is_planted(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from daskinfer.storage.filesystem import (
     join_url,
     list_names,
     read_bytes,
+    refuse_unwritable,
     replace_bytes,
 )
 from daskinfer.testing.faultyfs import FaultyFS, be_full, cut_short, deny
@@ -131,3 +132,18 @@ def test_half_written_files_are_not_listed(tmp_path: Path) -> None:
     (tmp_path / "slot.json").write_bytes(b"whole")
     assert list_names(str(tmp_path)) == ["slot.json"]
     assert exists(str(tmp_path))
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_without_a_write(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "shut").mkdir(mode=0o500)
+    refuse_unwritable(str(tmp_path / "new/deep"))
+    refuse_unwritable("s3://bucket/of-which-only-a-write-can-tell")
+    for place, message in {"file": "is a file", "file/deep": "is a file", "link/deep": "is a link to nothing"}.items():
+        with pytest.raises(StorageError, match=message):
+            refuse_unwritable(str(tmp_path / place))
+    if os.geteuid() != 0:  # root may write anywhere
+        with pytest.raises(StorageError, match="not allowed"):
+            refuse_unwritable(str(tmp_path / "shut/deep"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "shut"]
