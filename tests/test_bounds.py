@@ -163,6 +163,13 @@ def long_index(folder: Path) -> None:
         file.truncate(500_000_000)
 
 
+def long_line(folder: Path) -> None:
+    with (folder / "a.jsonl").open("wb") as file:
+        file.write(b'{"text": "')
+        for _ in range(500):
+            file.write(b"x" * 1_000_000)
+
+
 def input_pipe(folder: Path) -> None:
     (folder / "a.jsonl").write_text('{"text": "x"}\n')
     os.mkfifo(folder / "b.jsonl")
@@ -196,6 +203,7 @@ BOMBS = [
     (long_header, "read_weights(LocalFolder(here))", "CheckpointError: .*header has 90,000,000 bytes"),
     (deep_header, "read_weights(LocalFolder(here))", "CheckpointError: .*nested too deeply"),
     (long_index, "read_weights(LocalFolder(here))", "CheckpointError: .*no readable weight_map"),
+    (long_line, "index_input(Input(url=str(here)), {'text': 'text'})", "InputError: .*line 1: has 500,000,010 bytes"),
     (input_pipe, "index_input(Input(url=str(here)), {'text': 'text'})", "InputError: .*b.jsonl is a named pipe"),
     (claim_zarr(shape=[10**15], chunks=[10**6]), READ_ZARR, "InputError: .*partitions"),
     (claim_zarr(shape=[4, 10**12], chunks=[1, 10**6]), READ_ZARR, "InputError: .*bytes a row"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +22,15 @@ from daskinfer.storage.inputs.csv_dialect import Dialect, dialect_of
 from daskinfer.storage.inputs.cutting import cut_files
 from daskinfer.storage.inputs.kinds import parse_cell
 from daskinfer.storage.inputs.nested import fit_array, infer_array
-from daskinfer.storage.inputs.records import BYTE_ORDER_MARK, LineEnds, RecordScanner, Spans, slice_records
+from daskinfer.storage.inputs.records import (
+    BYTE_ORDER_MARK,
+    LONGEST_RECORD,
+    LineEnds,
+    LongRecord,
+    RecordScanner,
+    Spans,
+    read_records,
+)
 from daskinfer.storage.inputs.seam import Columns, Harvest, Layout, MissingColumn, Request
 from daskinfer.storage.inputs.spool import read_text, size_of_text
 from daskinfer.storage.inputs.survey import RowSurvey
@@ -211,8 +220,8 @@ class LineFormat:
         return convert_column(pa.array(values, pa.string()), target, column, errors)
 
     def _records(self, file: InputFile, segment: Segment) -> list[tuple[bytes, int]]:
-        data = read_text(file, segment.begin, segment.end)
-        return slice_records(data, segment.begin, segment.line, self._dialect(file))
+        bounds = (segment.begin, segment.end)
+        return read_records(partial(read_text, file), bounds, segment.line, self._dialect(file))
 
     def _find_body(self, file: InputFile) -> tuple[int, int]:
         """Return position and line number of what follows byte order mark and header."""
@@ -332,6 +341,8 @@ def _make_required(column: str, fit: Callable[[Any], Any]) -> Callable[[Mapping[
 
 
 def _decode(record: bytes, encoding: str = "") -> str:
+    if isinstance(record, LongRecord):
+        raise ValueError(f"has {record.size:,} bytes; a row may have at most {LONGEST_RECORD:,}")
     try:
         return record.decode().removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,11 @@ Offsets = NDArray[np.int64]
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
+LONGEST_RECORD = 128 << 20
+"""Bytes of a row; it takes several times as many to decode and parse it."""
+
+_BLOCK = 8 << 20
+_BEGINNING = 4096
 _NEWLINE = ord("\n")
 _NEXT_LINE = "\x85".encode()
 _WHITESPACE = b" \t\r\n\x0b\x0c"
@@ -35,6 +41,13 @@ class Spans:
     def bounds(self, first: int, last: int) -> tuple[int, int, int]:
         """Return begin, end and line number of the rows from `first` up to `last`."""
         return int(self.begins[first]), int(self.ends[last - 1]), int(self.lines[first])
+
+
+class LongRecord(bytes):
+    """The beginning of a row that is too long to be held in memory."""
+
+    size: int
+    """Bytes of the whole row."""
 
 
 class LineEnds:
@@ -192,3 +205,37 @@ def slice_records(data: bytes, begin: int, line: int, dialect: Dialect | None = 
         numbers = zip(spans.begins.tolist(), spans.ends.tolist(), spans.lines.tolist(), strict=True)
         found += [(data[first - begin : last - begin], number) for first, last, number in numbers]
     return found
+
+
+def read_records(
+    read: Callable[[int, int], bytes], bounds: tuple[int, int], line: int, dialect: Dialect | None = None
+) -> list[tuple[bytes, int]]:
+    """Return every row of a segment with its line number, as `slice_records`; of rows that are too long, the beginning.
+
+    Parameters
+    ----------
+    read
+        Returns the bytes of the file from one position up to another.
+    bounds
+        Those of the segment.
+    line, dialect
+        As for `slice_records`.
+    """
+    begin, end = bounds
+    if end - begin <= LONGEST_RECORD:
+        return slice_records(read(begin, end), begin, line, dialect)
+    scanner = RecordScanner(begin, line, dialect)
+    found: list[tuple[bytes, int]] = []
+    for offset in (*range(begin, end, _BLOCK), None):
+        spans = scanner.finish() if offset is None else scanner.feed(read(offset, min(offset + _BLOCK, end)))
+        for first, last, number in zip(spans.begins.tolist(), spans.ends.tolist(), spans.lines.tolist(), strict=True):
+            found.append((_read_record(read, first, last), number))
+    return found
+
+
+def _read_record(read: Callable[[int, int], bytes], begin: int, end: int) -> bytes:
+    if end - begin <= LONGEST_RECORD:
+        return read(begin, end)
+    record = LongRecord(read(begin, min(end, begin + _BEGINNING)))
+    record.size = end - begin
+    return record

@@ -18,7 +18,7 @@ from daskinfer.errors import InputError
 from daskinfer.spec.recipe import Input
 from daskinfer.spec.rows import PartitionTable
 from daskinfer.storage.filesystem import join_url, replace_bytes
-from daskinfer.storage.inputs import lines
+from daskinfer.storage.inputs import lines, records
 from daskinfer.storage.inputs.index import index_input
 from daskinfer.storage.inputs.reading import partition_source, read_partition
 from daskinfer.storage.rows import RowBatch
@@ -277,3 +277,24 @@ def test_accepted_rows_can_be_refused_later(tmp_path: Path) -> None:
     rest = rest.without({3: "SIGSEGV"}, {3: "killed"})
     assert [(reject.row, reject.kind) for reject in rest.rejects] == [(1, "unreadable"), (2, "refused"), (3, "killed")]
     assert batch.without({}) is batch
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "txt"])
+def test_a_row_too_long_to_hold_costs_itself_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    monkeypatch.setattr(records, "LONGEST_RECORD", 100)
+    monkeypatch.setattr(records, "_BLOCK", 7)
+    values = ["a", "b" * 30, "c" * 300, "d" * 99, "e"]
+    lengths = {"jsonl": '{{"text": "{}"}}', "csv": '"{}"', "txt": "{}"}
+    body = [lengths[suffix].format(value) for value in values]
+    path = tmp_path / f"in.{suffix}"
+    path.write_text("\n".join([*(["text"] if suffix == "csv" else []), *body]))
+    (batch,) = read_all(index(path, rows=9))
+    fits = [len(line) < 100 for line in body]
+    assert batch.values("text") == [value for value, fit in zip(values, fits, strict=True) if fit]
+    assert batch.positions.tolist() == [number for number, fit in enumerate(fits) if fit]
+    for reject, line in zip(batch.rejects, [line for line in body if len(line) >= 100], strict=True):
+        size = len(line) + (line != body[-1])
+        assert f"has {size} bytes; a row may have at most" in reject.error
+        assert line.startswith(reject.excerpt.rstrip("…"))
