@@ -170,6 +170,15 @@ def long_line(folder: Path) -> None:
             file.write(b"x" * 1_000_000)
 
 
+def large_cell(folder: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({"text": pa.array(["x" * 300_000_000])})
+    pq.write_table(table, folder / "a.parquet", compression="zstd", use_dictionary=False, write_statistics=False)
+    assert (folder / "a.parquet").stat().st_size < 1_000_000
+
+
 def input_pipe(folder: Path) -> None:
     (folder / "a.jsonl").write_text('{"text": "x"}\n')
     os.mkfifo(folder / "b.jsonl")
@@ -204,6 +213,11 @@ BOMBS = [
     (deep_header, "read_weights(LocalFolder(here))", "CheckpointError: .*nested too deeply"),
     (long_index, "read_weights(LocalFolder(here))", "CheckpointError: .*no readable weight_map"),
     (long_line, "index_input(Input(url=str(here)), {'text': 'text'})", "InputError: .*line 1: has 500,000,010 bytes"),
+    (
+        large_cell,
+        "index_input(Input(url=str(here)), {'text': 'text'})",
+        "InputError: .*a.parquet: row group 0 has 300,",
+    ),
     (input_pipe, "index_input(Input(url=str(here)), {'text': 'text'})", "InputError: .*b.jsonl is a named pipe"),
     (claim_zarr(shape=[10**15], chunks=[10**6]), READ_ZARR, "InputError: .*partitions"),
     (claim_zarr(shape=[4, 10**12], chunks=[1, 10**6]), READ_ZARR, "InputError: .*bytes a row"),

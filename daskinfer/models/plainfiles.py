@@ -40,7 +40,7 @@ _SPECIAL = ((S_ISFIFO, "named pipe"), (S_ISSOCK, "socket"), (S_ISBLK, "device"),
 _SENTENCE_MODULES = ("Transformer", "Pooling", "Normalize", "Dense", "Dropout")
 # As peft writes them; transformers takes them where peft is installed, and passes over them where it is not.
 _ADAPTERS = ("adapter_config.json", "adapter_model.")
-_LARGEST_FILE = 512_000_000  # bytes; tokenizers of a million words have a tenth
+_LARGEST_FILE = 150_000_000  # bytes; tokenizers of a million words have half of it
 _LARGEST_CONFIG = 16_000_000
 _QUANTISED = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +33,7 @@ from daskinfer.storage.inputs.hive import folder_columns
 from daskinfer.storage.inputs.int96 import is_int96, mend_int96
 from daskinfer.storage.inputs.kinds import check_picture
 from daskinfer.storage.inputs.lists import count_shapes, describe_array, to_numpy
+from daskinfer.storage.inputs.records import LONGEST_RECORD
 from daskinfer.storage.inputs.seam import Columns, Harvest, Layout, MissingColumn, Request
 from daskinfer.storage.inputs.survey import ARRAY_ROWS
 from daskinfer.storage.json_text import describe_row
@@ -85,6 +86,7 @@ class ParquetFormat:
         for file in files:
             with _open(file) as parquet:
                 groups += parquet.num_row_groups
+                _refuse_large_rows(parquet.metadata, found, file)
                 for column, own in found.items():
                     own.append(_type_of(parquet, column, file))
                     if column in request.keep:
@@ -179,6 +181,21 @@ def _open(file: InputFile, unit: str | None = None) -> Iterator[pq.ParquetFile]:
             raise InputError(
                 f"{file.url} cannot be read as parquet: {error}", hint="Check input.format and the file."
             ) from error
+
+
+def _refuse_large_rows(metadata: pq.FileMetaData, columns: Collection[str], file: InputFile) -> None:
+    """Refuse row groups whose rows cannot be held in memory, by their footer: a small file can hold any number of bytes."""
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        chunks = [group.column(index) for index in range(group.num_columns)]
+        read = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns]
+        size = sum(chunk.total_uncompressed_size for chunk in read)
+        if size > max(group.num_rows, 1) * LONGEST_RECORD:
+            raise InputError(
+                f"{file.url}: row group {number} has {size:,} bytes in {group.num_rows:,} rows of {', '.join(columns)}; "
+                f"a row may have at most {LONGEST_RECORD:,}",
+                hint="Narrow input.url, or split what its rows hold.",
+            )
 
 
 def _slice_rows(parquet: pq.ParquetFile, segment: Segment, columns: list[str]) -> pa.Table:
