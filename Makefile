@@ -19,7 +19,7 @@ test: check .venv/.minilm
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not guide and not late"
 
 late: .venv/.minilm .venv-readers/.stamp
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m late
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m late
 
 check: .venv/.stamp
 	$(BIN)/ruff check .

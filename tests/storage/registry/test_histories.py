@@ -347,9 +347,9 @@ def explore(examples: int, **options: Any) -> None:
     )
 
 
-@pytest.mark.timeout(campaign_size(180, 3600))
+@pytest.mark.timeout(campaign_size(600, 3600))
 def test_histories_of_two_registries() -> None:
-    explore(campaign_size(100, 3000))
+    explore(campaign_size(50, 3000))
 
 
 def find_mistake(*errors: type[Exception]) -> None:
