@@ -60,6 +60,7 @@ EMBED_IMAGES = (
     ("clip", "CLIPModel"),
     ("convnext", "ConvNextForImageClassification"),
     ("resnet", "ResNetForImageClassification"),
+    ("dinov3", "DINOv3ViTModel"),
 )
 CLASSIFY_IMAGES = (
     ("vit", "ViTForImageClassification"),

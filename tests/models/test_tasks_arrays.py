@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from daskinfer.errors import CheckpointError, InputError
 from daskinfer.models.architecture import stored_prefix
 from daskinfer.models.arrays import Array, ArrayEncoder
 from daskinfer.models.entry import find_entry
 from daskinfer.models.tasks.forward import Forward, make_forward
-from daskinfer.models.tasks.images import make_image_classify, make_image_embed
+from daskinfer.models.tasks.images import ImageEmbedder, make_image_classify, make_image_embed
 from daskinfer.models.tasks.kinds import fields_of_outputs, is_image_model
 from daskinfer.models.tasks.module import TaskModule
 from daskinfer.models.tasks.request import TaskRequest
@@ -111,7 +112,7 @@ def embed(architecture: str, name: str, **options: Any) -> tuple[Tensor, Any]:
     give_weights(module, plain)
     pixels = pixels_of(CASES[name])
     with torch.inference_mode():
-        base = getattr(plain, plain.base_model_prefix, plain)
+        base = plain if architecture.endswith("Model") else getattr(plain, plain.base_model_prefix, plain)
         if architecture == "CLIPModel":
             output = plain.get_image_features(pixel_values=pixels)
         else:
@@ -145,6 +146,18 @@ def test_clip_embeds_images_with_its_projection() -> None:
     assert embed("CLIPModel", "clip", normalize=False)[0].shape == (3, 16)
     embedding, output = embed("CLIPVisionModelWithProjection", "clip", normalize=False)
     assert torch.equal(embedding, output.image_embeds)
+
+
+def test_one_vector_for_every_patch_is_none_for_the_image() -> None:
+    class Wordy(nn.Module):
+        def forward(self, pixel_values: Tensor) -> Any:
+            return BaseModelOutputWithPooling(pooler_output=pixel_values.flatten(2))
+
+    image = InputArray(name="pixel_values", dtype="float32", shape=(3, 4, 4))
+    module = ImageEmbedder(Wordy(), (), image, ModelOptions())
+    with pytest.raises(CheckpointError, match=r"\[3, 16\], one vector for every patch"):
+        module(pixel_values=torch.ones(2, 3, 4, 4))
+    assert module(pixel_values=torch.ones(2, 3, 1, 1))["embedding"].shape == (2, 3)
 
 
 def test_siglip_embeds_images() -> None:

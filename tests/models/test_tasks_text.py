@@ -181,6 +181,28 @@ def test_several_labels_at_once_take_the_sigmoid(tmp_path: Path) -> None:
     assert np.array_equal(result, expected.numpy())
 
 
+@pytest.mark.parametrize(
+    ("file", "settings"),
+    [
+        ("config.json", {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}),
+        ("config.json", {"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}),
+        ("config_sentence_transformers.json", {"activation_fn": "torch.nn.modules.linear.Identity"}),
+    ],
+)
+def test_the_activation_of_a_cross_encoder_is_followed_or_refused(
+    tmp_path: Path, file: str, settings: dict[str, Any]
+) -> None:
+    directory = make_tiny(tmp_path, "BertForSequenceClassification", labels=1)
+    path = directory / file
+    plain = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(plain | settings))
+    with pytest.raises(CheckpointError, match=f"{file}: .*Identity of its logits, and not their Sigmoid"):
+        build_task(ask_task(directory, "classify"), "float32")
+    path.write_text(json.dumps(settings).replace("linear.Identity", "activation.Sigmoid"))
+    path.write_text(json.dumps(plain | json.loads(path.read_text())))
+    build_task(ask_task(directory, "classify"), "float32")
+
+
 def test_rows_that_cannot_be_computed_are_refused(tiny: Callable[[str], Path]) -> None:
     request = ask_task(tiny("GPT2LMHeadModel"), "score")
     encoded, refused = make_encoder(request, 16).encode({"text": ["", "cat dog", "broken \udcff", "  "]})

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from daskinfer.errors import CheckpointError, RecipeError
 from daskinfer.models.tasks.kinds import fields_of_outputs, is_image_model
 from daskinfer.models.tasks.request import TaskRequest
-from daskinfer.models.tasks.sentence import read_sentence
+from daskinfer.models.tasks.sentence import read_json, read_sentence
 from daskinfer.spec.job import OutputField
 from daskinfer.spec.outline import TensorSpec
 
@@ -172,7 +172,7 @@ def use_sigmoid(config: Mapping[str, Any]) -> bool:
     Raises
     ------
     CheckpointError
-        For regression models, whose output is no probability.
+        For regression models, whose output is no probability, and CrossEncoders with another activation.
     """
     problem = config.get("problem_type")
     if problem == "regression":
@@ -180,7 +180,21 @@ def use_sigmoid(config: Mapping[str, Any]) -> bool:
             "config.json: problem_type is regression, which has no classes",
             hint="Use a checkpoint that was trained to classify.",
         )
-    return problem == "multi_label_classification" or len(label_names(config)) == 1
+    is_sigmoid = problem == "multi_label_classification" or len(label_names(config)) == 1
+    of_encoder = config.get("sentence_transformers")
+    told = of_encoder.get("activation_fn") if isinstance(of_encoder, Mapping) else None
+    _check_activation(told or config.get("sbert_ce_default_activation_function"), is_sigmoid, "config.json")
+    return is_sigmoid
+
+
+def _check_activation(told: Any, is_sigmoid: bool, where: str) -> None:
+    """Refuse a CrossEncoder whose scores are not the probabilities that this task writes."""
+    wanted = "Sigmoid" if is_sigmoid else "Softmax"
+    if told and str(told).rpartition(".")[2] != wanted:
+        raise CheckpointError(
+            f"{where}: the scores of this CrossEncoder are the {told} of its logits, and not their {wanted}",
+            hint="Take that activation out for probabilities, or use the task forward, which writes the logits.",
+        )
 
 
 def _check_classifier(request: TaskRequest) -> None:
@@ -194,3 +208,5 @@ def _check_classifier(request: TaskRequest) -> None:
             f"{request.architecture} cannot classify: encoder-decoder classifiers are not supported",
             hint="Use an encoder's or a decoder's classifier, or the task embed.",
         )
+    settings = read_json(request, "config_sentence_transformers.json") or {}
+    _check_activation(settings.get("activation_fn"), use_sigmoid(request.config), "config_sentence_transformers.json")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 
 from daskinfer.errors import CheckpointError
@@ -104,18 +105,29 @@ def make_image_embed(request: TaskRequest, dtype: str) -> TaskModule:
         )
     image = _find_input(model, request)
     vision: Any = getattr(model, "vision_model", None)
-    if isinstance(vision, nn.Module):
+    # A model that writes texts about images may pool them too, but has no vector of one beside a text's.
+    is_pair = hasattr(model, "get_text_features") or not hasattr(model, "get_image_features")
+    if isinstance(vision, nn.Module) and is_pair:
         tower = VisionTower(vision, getattr(model, "visual_projection", None)).eval()
         return ImageEmbedder(tower, _prefixes(model), image, request.options)
     if hasattr(model, "get_image_features"):
         model.forward = model.get_image_features  # type: ignore[assignment]
         return ImageEmbedder(model, _prefixes(model), image, request.options)
     prefix = stored_prefix(model).removesuffix(".")
-    base: Any = getattr(model, prefix) if prefix else model
+    # Some base models have a part of their own under the name that other classes have them by: DINOv3's `model`.
+    is_base = not prefix or isinstance(model, _base_classes(model))
+    base: Any = model if is_base else getattr(model, prefix)
     pooler = getattr(base, "pooler", None)
     if request.options.pooling != "auto" and pooler is not None and next(pooler.parameters(), None) is not None:
         base.pooler = None  # its output is not asked for, and the checkpoint may lack it
-    return ImageEmbedder(base, (), image, request.options)
+    return ImageEmbedder(base, _prefixes(model) if is_base else (), image, request.options)
+
+
+def _base_classes(model: nn.Module) -> tuple[type, ...]:
+    """Return the classes that transformers has as base models of a model's configuration."""
+    mapping: Any = transformers.AutoModel._model_mapping
+    found = mapping.get(type(model.config), ())
+    return found if isinstance(found, tuple) else (found,)
 
 
 def _find_input(model: nn.Module, request: TaskRequest) -> InputArray:
@@ -136,11 +148,11 @@ def _prefixes(model: nn.Module) -> Prefixes:
 
 def _pool(output: Any, pooling: str) -> Tensor:
     if isinstance(output, Tensor):
-        return output.flatten(1)
+        return _flatten(output, "the model")
     pooled: Tensor | None = getattr(output, "image_embeds", None)
     pooled = getattr(output, "pooler_output", None) if pooled is None else pooled
     if pooling == "auto" and pooled is not None:
-        return pooled.flatten(1)
+        return _flatten(pooled, type(output).__name__)
     hidden: Tensor | None = getattr(output, "last_hidden_state", None)
     if hidden is None or hidden.ndim not in (3, 4):
         raise CheckpointError(
@@ -152,3 +164,13 @@ def _pool(output: Any, pooling: str) -> Tensor:
             raise CheckpointError("model.options.pooling is cls, but the model has no tokens", hint="Use auto or mean.")
         return hidden[:, 0]
     return hidden.float().mean(1) if hidden.ndim == 3 else hidden.float().flatten(2).mean(2)
+
+
+def _flatten(pooled: Tensor, name: str) -> Tensor:
+    """Return (rows, width) from what may have a height and a width of 1 behind it; refuse what is one vector a patch."""
+    if any(size != 1 for size in pooled.shape[2:]):
+        raise CheckpointError(
+            f"{name} has no vector of an image: its pooled output is {list(pooled.shape[1:])}, one vector for every patch",
+            hint="Use the task forward with arrays of pixel values, or the vision tower's own checkpoint.",
+        )
+    return pooled.flatten(1)

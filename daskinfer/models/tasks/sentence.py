@@ -110,16 +110,16 @@ def read_sentence(request: TaskRequest) -> Sentence:
         For prompts that do not exist, and options that do not fit the checkpoint.
     """
     options = request.options
-    modules = _read(request, "modules.json") or []
+    modules = read_json(request, "modules.json") or []
     _check_order([_kind_of(module) for module in modules])
     pooling: Mapping[str, Any] = {}
     steps: list[Dense | None] = []
     for module in modules:
         kind, path = _kind_of(module), str(module.get("path", ""))
         if kind == "Pooling":
-            pooling = _read(request, f"{path}/config.json", needed=True)
+            pooling = read_json(request, f"{path}/config.json", needed=True)
         elif kind == "Dense":
-            steps.append(_read_dense(path, _read(request, f"{path}/config.json", needed=True)))
+            steps.append(_read_dense(path, read_json(request, f"{path}/config.json", needed=True)))
         elif kind == "Normalize":
             steps.append(None)
     if options.normalize is False:
@@ -140,7 +140,8 @@ def read_sentence(request: TaskRequest) -> Sentence:
     )
 
 
-def _read(request: TaskRequest, path: str, needed: bool = False) -> Any:
+def read_json(request: TaskRequest, path: str, needed: bool = False) -> Any:
+    """Return the content of a snapshot's JSON file; None where it is not there and not needed."""
     if path not in request.files:
         if needed:
             raise CheckpointError(f"modules.json names {path}, which is missing", hint="Fetch the checkpoint again.")
@@ -172,7 +173,7 @@ def _check_order(kinds: list[str]) -> None:
 def _read_text_settings(request: TaskRequest) -> Mapping[str, Any]:
     """Return what the Transformer module's settings say of texts; refuse what they say besides."""
     name = next((name for name in TEXT_SETTINGS if name in request.files), "")
-    settings: Mapping[str, Any] = _read(request, name) or {}
+    settings: Mapping[str, Any] = read_json(request, name) or {}
     unknown = dict(settings)
     for key in ("max_seq_length", "do_lower_case"):
         unknown.pop(key, None)
@@ -244,7 +245,7 @@ def _choose_prompt(request: TaskRequest) -> str:
     options = request.options
     if options.prompt is not None and options.prompt_name is not None:
         raise RecipeError("model.options has both prompt and prompt_name", hint="Give one of them.")
-    settings = _read(request, "config_sentence_transformers.json") or {}
+    settings = read_json(request, "config_sentence_transformers.json") or {}
     prompts: Mapping[str, str] = settings.get("prompts") or {}
     if settings.get("truncate_dim"):
         raise CheckpointError(
