@@ -16,7 +16,7 @@ from daskinfer.errors import IntegrityError
 from daskinfer.ids import canonical_json, parse_json
 from daskinfer.spec.poison import Conviction
 from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import join_url, list_names, read_bytes
+from daskinfer.storage.filesystem import delete, join_url, list_names, read_bytes
 
 POISON = "poison"
 
@@ -52,6 +52,11 @@ class Convictions:
         urls = [join_url(self._folder, name) for name in list_names(self._folder) if _NAME.fullmatch(name)]
         with ThreadPoolExecutor(_READERS) as pool:
             return list(pool.map(_read, urls))
+
+
+def forget_convictions(job: str) -> None:
+    """Delete what is stored of a job's poisonous rows: they may have been mended."""
+    delete(join_url(job, POISON), recursive=True)
 
 
 def _read(url: str) -> Conviction:

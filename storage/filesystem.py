@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from stat import S_ISDIR, S_ISFIFO, S_ISREG
 
 from fsspec import AbstractFileSystem, get_filesystem_class
 from fsspec.core import url_to_fs
@@ -177,6 +178,7 @@ def open_reader(url: str) -> Callable[[int | None, int | None], bytes]:
 
     def read_range(begin: int | None, end: int | None) -> bytes:
         with explain_errors(url, "read"):
+            _refuse_special(url)
             try:
                 data = bytes(filesystem.cat_file(path, start=begin, end=end))
             except Exception as error:
@@ -194,6 +196,17 @@ def open_reader(url: str) -> Callable[[int | None, int | None], bytes]:
         return data
 
     return read_range
+
+
+def _refuse_special(url: str) -> None:
+    """Refuse a local pipe, device or socket: whoever opens one may wait for ever."""
+    if is_local(url):
+        mode = Path(absolute_url(url)).stat().st_mode
+        if not (S_ISREG(mode) or S_ISDIR(mode)):
+            raise StorageError(
+                f"{url} is no file but a {'pipe' if S_ISFIFO(mode) else 'device or socket'}",
+                hint="Something else was put in its place: put the file back.",
+            )
 
 
 def exists(url: str) -> bool:

@@ -4,6 +4,7 @@
 
     job.json          what the job is, the snapshot it is locked on included; created once
     inputs.json.gz    its partition table; created once
+    mended.json       digest of the input as it was mended since, where a stopped job was finished on it
     epochs/           slot log: every driver it has had
     lease.json        heartbeat and progress of the last one
     members/          heartbeat and progress of everyone who ran it together with others
@@ -26,7 +27,6 @@ import gzip
 import time
 import zlib
 from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
 from itertools import count
 
@@ -44,8 +44,6 @@ from daskinfer.storage.drivers import BEAT, TTL, Mode
 from daskinfer.storage.exclusive import create
 from daskinfer.storage.filesystem import absolute_url, delete, exists, join_url, list_names, read_bytes, replace_bytes
 from daskinfer.storage.members import Member, Membership, list_members, seems_alive
-
-_READERS = 16
 
 
 class JobStore:
@@ -116,6 +114,20 @@ class JobStore:
             return PartitionTable.model_validate_json(gzip.decompress(data))
         except (ValueError, OSError, EOFError, zlib.error) as error:
             raise _unreadable(place, "partition table") from error
+
+    def inputs(self, record: JobRecord) -> str:
+        """Return the digest of the input files that the job reads: those it began with, or those mended since."""
+        place = self._place("mended.json")
+        try:
+            return str(parse_json(read_bytes(place))["inputs"])
+        except FileNotFoundError:
+            return record.inputs
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise _unreadable(place, "record of mended inputs") from error
+
+    def save_inputs(self, inputs: str) -> None:
+        """Note that the input was mended in place, and that the job reads it as it is now."""
+        replace_bytes(self._place("mended.json"), canonical_json({"inputs": inputs}))
 
     def acquire(self, beat: float = BEAT, ttl: float = TTL, mode: Mode = "alone") -> lease.Lease:
         """Become the job's driver; see `daskinfer.storage.lease.acquire`."""
@@ -241,17 +253,9 @@ def create_job(workspace: str, record_of: Callable[[str], JobRecord], stem: str)
     raise AssertionError("unreachable")
 
 
-def list_records(workspace: str) -> list[JobRecord]:
-    """Return the records of all jobs, the newest first."""
-    names = list_names(join_url(absolute_url(workspace), "jobs"))
-    with ThreadPoolExecutor(_READERS) as pool:
-        records = list(pool.map(lambda name: JobStore(workspace, name).record(), names))
-    return sorted(records, key=lambda record: (record.created, record.job), reverse=True)
-
-
 def list_jobs(workspace: str) -> list[str]:
-    """Return the ids of all jobs, the newest first."""
-    return [record.job for record in list_records(workspace)]
+    """Return the ids of all jobs, whether their records can be read or not."""
+    return list_names(join_url(absolute_url(workspace), "jobs"))
 
 
 def find_job(workspace: str, name: str) -> JobStore:
@@ -262,7 +266,7 @@ def find_job(workspace: str, name: str) -> JobStore:
     UsageError
         There is none, or there are several.
     """
-    jobs = list_names(join_url(absolute_url(workspace), "jobs"))
+    jobs = list_jobs(workspace)
     matches = [name] if name in jobs else [job for job in jobs if job.startswith(name)]
     if len(matches) == 1:
         return JobStore(workspace, matches[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from daskinfer.errors import JobFailed
+from daskinfer.errors import DaskinferError, JobFailed, StorageRefused
 from daskinfer.spec.job import JobRecord, JobStatus, Report
 from daskinfer.spec.verification import OutputVerification
 from daskinfer.storage import jobs as job_store
@@ -17,9 +17,27 @@ def status(job: str, workspace: str) -> JobStatus:
     return job_store.status(workspace, job, lambda record: _committed(record, workspace))
 
 
-def jobs(workspace: str) -> list[JobStatus]:
-    """Return how all jobs of a workspace stand, the newest first."""
-    return [status(name, workspace) for name in job_store.list_jobs(workspace)]
+def jobs(workspace: str, damaged: Callable[[DaskinferError], None] | None = None) -> list[JobStatus]:
+    """Return how all jobs of a workspace stand, the newest first.
+
+    Parameters
+    ----------
+    workspace
+        URL of the workspace.
+    damaged
+        Told of every job whose records cannot be read; without it, the first of them is raised.
+    """
+    found: list[JobStatus] = []
+    for name in job_store.list_jobs(workspace):
+        try:
+            found.append(status(name, workspace))
+        except StorageRefused:  # the store is away, which is no job's fault
+            raise
+        except DaskinferError as error:
+            if damaged is None:
+                raise
+            damaged(error)
+    return sorted(found, key=lambda job: (job.created, job.job), reverse=True)
 
 
 def report(job: str, workspace: str, member: str = "") -> Report:

@@ -1,15 +1,17 @@
-"""Retries: the quarantined rows of a job that is done, computed again."""
+"""Retries: the quarantined rows of a job, computed again."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
-from daskinfer.errors import RecipeError, UsageError
+from daskinfer.errors import RecipeError
 from daskinfer.reports.page import render_html
 from daskinfer.runtime.cluster import find_workers
-from daskinfer.runtime.outcome import make_retry_report, refresh_report
+from daskinfer.runtime.finishing import FinishSession
+from daskinfer.runtime.outcome import make_finish_report, make_retry_report, refresh_report
 from daskinfer.runtime.retrying import RetrySession, reopen_job
 from daskinfer.spec.job import JobRecord, Progress, Report
 from daskinfer.spec.loader import override_recipe
@@ -31,12 +33,13 @@ def retry(
 ) -> Report | None:
     """Compute the quarantined rows of a job again, and merge those that come out into its output, exactly once.
 
-    A retry that was interrupted is gone on with.
+    A retry that was interrupted is gone on with. A job that stopped is finished on its input as it is now, its
+    quarantined rows included.
 
     Parameters
     ----------
     job
-        Job id, or the beginning of one. It must be done.
+        Job id, or the beginning of one.
     workspace
         URL of its workspace.
     overrides
@@ -64,14 +67,21 @@ def retry(
     state = store.state()
     if state == "replaced":
         confirm(record.output, record.job)  # says by whom
-    if state != "done":
-        raise UsageError(
-            f"job {store.job} is not done, and only the quarantine of a whole output can be retried",
-            hint="Finish it first: daskinfer run RECIPE",
-        )
     recipe = _change_recipe(record, workspace, overrides)
     confirm(record.output, record.job)
     check_record(store, record)
+    if state != "done":
+        workers = find_workers(recipe.cluster, lambda line: tell(Progress(phase="preparing", message=line)))
+        rest = FinishSession(replace(reopen_job(store, recipe, workers), done=False), recipe, tell, began)
+        rest.run()
+        report = make_finish_report(rest, command, time.monotonic() - began, started)
+        (share,) = report.retries
+        kept = report if share.rows_retried else report.model_copy(update={"retries": ()})
+        store.save_report(kept, render_html(kept))
+        if rest.error is not None:
+            raise rest.error
+        store.finish()
+        return report
     round = next_round(absolute_url(record.output), record.job)
     if not round.parts:
         _refresh(store)  # a driver may have died after its last step but this

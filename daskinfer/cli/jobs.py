@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 from daskinfer.cli.console import print_json
+from daskinfer.cli.failure import circumstances
 from daskinfer.cli.options import json_option, workspace_option
+from daskinfer.errors import DaskinferError, IntegrityError
 
 if TYPE_CHECKING:
     from daskinfer.spec.job import JobStatus
@@ -58,8 +61,11 @@ def _follow(found: JobStatus, workspace: str) -> JobStatus:
 @click.command()
 @workspace_option
 @json_option
-def jobs(workspace: str, as_json: bool) -> None:
+@click.pass_context
+def jobs(ctx: click.Context, workspace: str, as_json: bool) -> None:
     """List the jobs of a workspace, newest first.
+
+    Jobs whose records are damaged are named after the others, and end it with exit code 1.
 
     \b
     Examples:
@@ -69,11 +75,22 @@ def jobs(workspace: str, as_json: bool) -> None:
     from daskinfer import api
     from daskinfer.cli.show import print_jobs
 
-    found = sorted(api.jobs(workspace), key=lambda job: job.created, reverse=True)
-    if as_json:
-        click.echo(json.dumps({"workspace": workspace, "jobs": [job.model_dump(mode="json") for job in found]}))
-    else:
+    damaged: list[DaskinferError] = []
+    found = api.jobs(workspace, damaged.append)
+    facts = {"workspace": workspace, "jobs": [job.model_dump(mode="json") for job in found]}
+    if not as_json:
         print_jobs(found, workspace)
+    elif not damaged:
+        click.echo(json.dumps(facts))
+    if damaged:
+        circumstances(ctx).facts = lambda: facts
+        raise _join_errors(damaged)
+
+
+def _join_errors(errors: Sequence[DaskinferError]) -> DaskinferError:
+    """Return one error that tells of all of them."""
+    messages = [error.message for error in errors]
+    return IntegrityError("; ".join(messages), hint=errors[0].hint) if len(errors) > 1 else errors[0]
 
 
 @click.command()

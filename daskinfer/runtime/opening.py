@@ -122,8 +122,9 @@ def find_owner(recipe: Recipe, workers: Sequence[WorkerShape]) -> OpenedJob | No
         )
     inputs = digest_files(find_input(absolute_input(recipe)).files)
     numerics = current_numerics(record, recipe, workers)
-    if make_job_request(recipe, inputs, digest_source(), numerics) != owner.request:
-        raise _explain_difference(record, recipe, inputs, output)
+    is_same = inputs == store.inputs(record)
+    if not is_same or make_job_request(recipe, record.inputs, digest_source(), numerics) != owner.request:
+        raise _explain_difference(record, recipe, is_same, output)
     if store.state() != "done":
         drained = ControlLog(store.url).drained()
         plan = place_plan(record.plan, recipe, [worker for worker in workers if worker.address not in drained])
@@ -343,21 +344,26 @@ def _read_owner_record(store: JobStore, owner: Owner, recipe: Recipe, output: st
         ) from error
 
 
-def _explain_difference(record: JobRecord, recipe: Recipe, inputs: str, output: str) -> OutputOwned:
+def _explain_difference(record: JobRecord, recipe: Recipe, same_input: bool, output: str) -> OutputOwned:
     before, now = (
         dict(_flatten(each.model_dump(mode="json", exclude=OPERATIONAL))) for each in (record.recipe, recipe)
     )
     keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     changed = [f"the recipe ({', '.join(keys)})"] if keys else []
-    if record.inputs != inputs:
+    if not same_input:
         changed.append("an input file")
     if record.code != digest_source():
         changed.append("daskinfer's code")
     what = " and ".join(changed) or "a library that decides numerics"
     have = "have" if len(changed) > 1 else "has"
+    mended = (
+        f"Were rows mended in place? Then: daskinfer retry {record.job}. Otherwise choose"
+        if changed == ["an input file"]
+        else "Choose"
+    )
     return OutputOwned(
         f"{output} belongs to job {record.job}; {what} {have} changed since, so this is another job",
-        hint="Choose another output.url to keep both, or start over with --fresh.",
+        hint=f"{mended} another output.url to keep both, or start over with --fresh.",
     )
 
 

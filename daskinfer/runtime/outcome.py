@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from daskinfer.runtime.finishing import FinishSession
 from daskinfer.runtime.retrying import RetrySession
 from daskinfer.runtime.summary import SHOWN_REJECTS, make_report
 from daskinfer.spec.job import Report
@@ -36,6 +37,19 @@ def make_retry_report(session: RetrySession, command: str, seconds: float, start
     if session.error is None:
         changes["message"] = tell_retry(share, left)
     return report.model_copy(update=changes)
+
+
+def make_finish_report(session: FinishSession, command: str, seconds: float, started: str) -> Report:
+    """Return what finishing a job that stopped did; parameters are those of `make_report`."""
+    report = make_report(session, command, seconds, started)
+    before = {commit.partition: commit.rows_quarantined for commit in session.retried}
+    now = {commit.partition: commit.rows_quarantined for commit in session.standing()} if before else {}
+    retried = sum(before.values())
+    left = sum(now.get(partition, rows) for partition, rows in before.items())
+    share = RetryShare(
+        round=0, rows_retried=retried, rows_recovered=retried - left, inputs=session.inputs, seconds=seconds
+    )
+    return report.model_copy(update={"retries": (share,)})
 
 
 def tell_retry(share: RetryShare, left: int) -> str:

@@ -29,5 +29,6 @@ def refuse_rejects(rejects: int, limit: int) -> RejectBudgetExceeded:
     """Return what ends a job with so many quarantined rows."""
     return RejectBudgetExceeded(
         f"{rejects} rows are quarantined; errors.max_rows allows {limit}",
-        hint="Look at the quarantine, mend the input or raise errors.max_rows, then run again.",
+        hint="Look at the quarantine. Raise errors.max_rows and run again; or mend its rows in place, and `daskinfer retry` "
+        "finishes the job with them.",
     )

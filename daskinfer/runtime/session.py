@@ -86,6 +86,7 @@ class Session:
         self.recipe = recipe
         self.rules = job.record.recipe.consistency
         self.ledger = Ledger(job.plan, job.record.rows)
+        self.inputs = job.record.inputs
         self.epoch = 0
         self.pins: tuple[Pin, ...] = (job.record.first_pin,)
         self.counters: dict[str, int] = {}
@@ -364,7 +365,7 @@ class Session:
         if record.is_staged:
             keeper.log.seal()
         self.pins = keeper.log.known.pins
-        sink.seal(describe_result(record, keeper.log.known.current.snapshot))
+        sink.seal({**describe_result(record, keeper.log.known.current.snapshot), "inputs": self.inputs})
         _log.info("output sealed", extra={"output": record.output})
         clear_activations(self.job.store, keeper.handle(keeper.log.known.current))
 

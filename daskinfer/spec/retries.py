@@ -9,7 +9,7 @@ class RetryShare(Section):
     """What one retry of a job's quarantined rows did."""
 
     round: int
-    """Number of the retry, from 1."""
+    """Number of the retry, from 1; 0 for one that finished a job that had stopped."""
     rows_retried: int
     """Quarantined rows that it computed again."""
     rows_recovered: int

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from daskinfer import api
-from daskinfer.errors import CheckpointError
+from daskinfer.errors import CheckpointError, DaskinferError
 from daskinfer.spec.job import JobStatus, Progress, Report
 from daskinfer.spec.listing import AliasRow, CheckpointDetail, CheckpointRow, VersionRow
 from daskinfer.spec.recipe import Recipe
@@ -117,7 +117,7 @@ class FakeApi:
             }
         )  # fmt: skip
 
-    def jobs(self, workspace: str) -> list[JobStatus]:
+    def jobs(self, workspace: str, damaged: Callable[[DaskinferError], None] | None = None) -> list[JobStatus]:
         return [] if workspace == "empty" else [self.status("embed-news-1", workspace)]
 
     def report(self, job: str, workspace: str, member: str = "") -> Report:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from daskinfer import api
-from daskinfer.errors import InputError, JobBusy, OutputOwned, RecipeError, RejectBudgetExceeded, UsageError
+from daskinfer.errors import InputError, JobBusy, OutputOwned, RecipeError, RejectBudgetExceeded
 from daskinfer.spec.job import Report
 from daskinfer.spec.recipe import Recipe
 from daskinfer.storage.jobs import JobStore
@@ -199,10 +199,39 @@ def test_what_cannot_be_retried_is_said(bench: Bench, scheduler: str) -> None:
             retry(report, recipe, scheduler)
     finally:
         held.release()
-    (Path(store.url) / "done.json").unlink()
-    with pytest.raises(UsageError, match="is not done"):
-        retry(report, recipe, scheduler)
     assert data_bytes(bench.folder / "out.parquet") == before
+
+
+def test_a_job_that_stopped_over_its_budget_is_finished_on_mended_rows(
+    bench: Bench, scheduler: str, calm: dict[str, Any]
+) -> None:
+    spoil(bench, BAD)
+    spoilt = (bench.folder / "in.jsonl").read_bytes()
+    recipe = bench.recipe("out.zarr", errors__max_rows=0)
+    with pytest.raises(RejectBudgetExceeded, match=r"errors\.max_rows allows 0") as stopped:
+        run(recipe, scheduler)
+    assert "daskinfer retry" in stopped.value.hint
+    (status,) = api.jobs(recipe.workspace)
+    spoil(bench, {299: "[]"})
+    with pytest.raises(OutputOwned, match="an input file has changed") as refused:
+        run(recipe, scheduler)
+    assert f"daskinfer retry {status.job}" in refused.value.hint
+    words = (f"cluster.address={scheduler}",)
+    with pytest.raises(RejectBudgetExceeded):
+        api.retry(status.job, recipe.workspace, overrides=words)
+    # Rows of both inputs are in no output whose recipe names the old one.
+    mended = (bench.folder / "in.jsonl").read_bytes()
+    (bench.folder / "in.jsonl").write_bytes(spoilt)
+    with pytest.raises(OutputOwned):
+        run(recipe, scheduler)
+    (bench.folder / "in.jsonl").write_bytes(mended)
+    done = api.retry(status.job, recipe.workspace, overrides=(*words, "errors.max_rows=1"))
+    assert done is not None and (done.verdict, done.rows_out, done.rows_quarantined) == ("done", 299, 1)
+    assert api.verify_output(status.job, recipe.workspace).rows_out == 299
+    spoil(bench, {})
+    again = api.retry(status.job, recipe.workspace, overrides=words)
+    assert again is not None and again.rows_quarantined == 0
+    assert_calm(bench.folder / "out.zarr", calm)
 
 
 def test_an_output_that_was_made_anew_is_left_alone(bench: Bench, scheduler: str) -> None:

@@ -147,3 +147,16 @@ def test_a_folder_that_cannot_be_written_to_is_refused_without_a_write(tmp_path:
         with pytest.raises(StorageError, match="not allowed"):
             refuse_unwritable(str(tmp_path / "shut/deep"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "shut"]
+
+
+def test_a_pipe_in_the_place_of_a_file_is_refused_at_once(tmp_path: Path) -> None:
+    place = tmp_path / "job.json"
+    os.mkfifo(place)
+    writer = os.open(place, os.O_RDWR | os.O_NONBLOCK)  # whoever opens it to read does not wait for ever
+    os.write(writer, b"{}")
+    try:
+        with pytest.raises(StorageError, match="no file but a pipe") as refused:
+            read_bytes(str(place), 0, 2)
+    finally:
+        os.close(writer)
+    assert str(place) in refused.value.message and refused.value.hint

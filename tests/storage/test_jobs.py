@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from daskinfer.errors import Conflict, IntegrityError, UsageError
+from daskinfer import api
+from daskinfer.errors import Conflict, DaskinferError, IntegrityError, UsageError
 from daskinfer.ids import make_nonce
 from daskinfer.spec.job import JobRecord, OutputField, Progress, Report
 from daskinfer.spec.outline import Outline
@@ -17,7 +18,7 @@ from daskinfer.spec.plan import Numerics, Plan, StagePlan
 from daskinfer.spec.recipe import Input, Model, Output, Recipe
 from daskinfer.spec.rows import InputFile, Partition, Partitions, PartitionTable, Segment
 from daskinfer.spec.snapshot import Resolution
-from daskinfer.storage.jobs import JobStore, create_job, find_job, list_jobs, list_records, status
+from daskinfer.storage.jobs import JobStore, create_job, find_job, list_jobs, status
 
 STEM = "news-0123456789"
 
@@ -225,11 +226,26 @@ def test_status_counts_from_commits(store: JobStore, workspace: str) -> None:
 
 
 def test_jobs_are_listed_newest_first(workspace: str) -> None:
-    assert list_jobs(workspace) == []
+    assert api.jobs(workspace) == []
     for day, stem in [(2, "b"), (3, "a"), (1, "c")]:
         create_job(workspace, lambda job, day=day: make_record(job, f"2026-01-0{day}T00:00:00+00:00"), stem)  # type: ignore[misc]
-    assert list_jobs(workspace) == ["a", "b", "c"]
-    assert [record.job for record in list_records(workspace)] == ["a", "b", "c"]
+    assert [job.job for job in api.jobs(workspace)] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "gone"])
+def test_a_damaged_job_hides_no_other(workspace: str, damage: str) -> None:
+    for stem in ("a", "b", "c"):
+        create_job(workspace, make_record, stem)
+    place = Path(JobStore(workspace, "b").record_place())
+    place.write_bytes(place.read_bytes()[:40])
+    if damage == "gone":
+        place.unlink()
+    told: list[DaskinferError] = []
+    assert [job.job for job in api.jobs(workspace, told.append)] == ["c", "a"]
+    (error,) = told
+    assert str(place) in error.message and error.hint
+    with pytest.raises(type(error)):
+        api.jobs(workspace)
 
 
 def test_lookup_by_prefix(store: JobStore, workspace: str) -> None:
