@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 from daskinfer import errors
@@ -21,7 +22,7 @@ from daskinfer.models.probe_lengths import ProbeLengths, choose_lengths
 from daskinfer.models.tasks.encode import row_length
 from daskinfer.models.tasks.fields import takes_text
 from daskinfer.models.tasks.request import TaskRequest
-from daskinfer.models.textconfig import pad_id
+from daskinfer.models.textconfig import max_positions, pad_id
 from daskinfer.models.versions import versions
 from daskinfer.source import digest_source
 from daskinfer.spec.outline import InputArray, Outline
@@ -30,6 +31,8 @@ from daskinfer.spec.snapshot import EntryPoint
 
 # What says how a model is built; tokenizers and texts do not.
 _DECIDING = ("config.json", "modules.json", "processor_config.json", "tokenizer_settings.json", ".py")
+# Tables of positions that are learned are no longer than this.
+_MOST_TRIED = 4096
 
 
 def outline_key(request: TaskRequest, dtype: str) -> str:
@@ -51,7 +54,7 @@ def outline_key(request: TaskRequest, dtype: str) -> str:
             deciding,
             None if request.entry is None else request.entry.model_dump(mode="json"),
             [array.model_dump(mode="json") for array in request.arrays],
-            [lengths.short, lengths.middle, lengths.long, lengths.beyond, *lengths.limits],
+            [lengths.short, lengths.middle, lengths.long, lengths.beyond, lengths.longest, *lengths.limits],
             dtype,
             versions(),
             digest_source(),
@@ -112,7 +115,11 @@ def trace_apart(request: TaskRequest, dtype: str) -> Outline:
 
 def _lengths_of(request: TaskRequest) -> ProbeLengths:
     """Return the lengths of the rows that a task's model is tried with."""
-    return choose_lengths(request.config, row_length(request) if takes_text(request) else 1)
+    if not takes_text(request):
+        return choose_lengths(request.config, 1)
+    length = row_length(request)
+    ends = length == max_positions(request.config) and length <= _MOST_TRIED
+    return replace(choose_lengths(request.config, length), longest=length if ends else None)
 
 
 def _encode(request: TaskRequest, dtype: str) -> str:

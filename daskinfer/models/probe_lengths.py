@@ -30,6 +30,8 @@ class ProbeLengths:
     """Longer than whatever the configuration names; None where it names nothing that a row of the job can exceed."""
     limits: tuple[int, ...] = ()
     """Lengths that the model's positions were made for at first, ascending."""
+    longest: int | None = None
+    """Longest row of the job where config.json's positions end there: some models have fewer than it says."""
 
 
 def choose_lengths(config: Mapping[str, Any], max_length: int) -> ProbeLengths:

@@ -61,7 +61,7 @@ def prove_sharing(model: nn.Module, outline: Outline, lengths: ProbeLengths, pad
     try:
         return _prove(model, outline, lengths, pad)
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-        tried = sorted({lengths.short, lengths.middle, lengths.long, lengths.beyond or 0} - {0})
+        tried = sorted({lengths.short, lengths.middle, lengths.long, lengths.beyond or 0, lengths.longest or 0} - {0})
         of = f" of {', '.join(map(str, tried))} tokens" if any(None in array.shape for array in outline.inputs) else ""
         raise CheckpointError(
             f"{outline.architecture} cannot compute rows{of} one by one and together: {type(error).__name__}: {error}",
@@ -71,6 +71,9 @@ def prove_sharing(model: nn.Module, outline: Outline, lengths: ProbeLengths, pad
 
 def _prove(model: nn.Module, outline: Outline, lengths: ProbeLengths, pad: int) -> Sharing:
     with proof_settings(), torch.inference_mode(), with_random_weights(model, outline) as prepare:
+        if lengths.longest is not None and any(None in array.shape for array in outline.inputs):
+            row = make_row(outline.inputs, lengths.longest, 0, pad)
+            prepare(_count_layers(outline, lengths.longest))(collate([row], outline.inputs, pad))
         experiments = list(_make_experiments(model, outline, lengths, prepare, pad))
         worst = max(each.try_all() for each in experiments)
         if any(each.has_nan for each in experiments):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, processors
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, ProphetNetConfig
 
+from daskinfer.errors import CheckpointError
 from daskinfer.models.checkpoint import inspect_checkpoint
 from daskinfer.models.outlines import trace_task
 from daskinfer.models.tasks.build import build_task
@@ -105,6 +107,28 @@ def test_rows_of_a_model_without_mask_share_no_padding(architecture: str, tmp_pa
     sharing = trace_task(request, "float32").sharing
     assert sharing is not None
     assert sharing.rows == "same length"
+
+
+def test_a_row_as_long_as_the_positions_is_tried_before_anything_runs(tmp_path: Path) -> None:
+    # The decoder of ProphetNet has two positions fewer than its configuration says.
+    config = ProphetNetConfig(
+        vocab_size=120,
+        hidden_size=32,
+        num_decoder_layers=1,
+        num_decoder_attention_heads=4,
+        decoder_ffn_dim=32,
+        max_position_embeddings=40,
+        is_encoder_decoder=False,
+        is_decoder=True,
+        architectures=["ProphetNetForCausalLM"],
+    )
+    files = ask_published(make_tiny(tmp_path, "BertModel")).files
+    files = {**files, "config.json": json.dumps(config.to_dict()).encode()}
+    request = TaskRequest("score", ModelOptions(), "ProphetNetForCausalLM", files)
+    with pytest.raises(CheckpointError, match=r"rows of 7, 12, 25, 40 tokens .* IndexError") as raised:
+        trace_task(request, "float32")
+    assert "max_length" in str(raised.value.hint)
+    trace_task(replace(request, options=ModelOptions(max_length=32)), "float32")
 
 
 def test_cut_rows_are_known_by_their_number(tmp_path: Path) -> None:
