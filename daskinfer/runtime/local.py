@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker, spawn
@@ -20,6 +21,7 @@ from daskinfer.runtime.security import make_security, private_folder
 from daskinfer.spec import recipe as recipes
 
 _HOST = "127.0.0.1"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _WORKER_NAME = "Dask Worker process"
 
 
@@ -58,12 +60,14 @@ def start_workers(local: recipes.LocalCluster) -> Iterator[SpecCluster]:
     # What a nanny gives its workers is read when it is made, restarts included, so the settings outlive the start.
     with dask.config.set(_settings(local) | fork_workers()), _without_main():
         try:
-            with _deaf():
+            with _waiting_signals() as came, _deaf():
                 workers = _make_cluster(local)
         except RuntimeError as error:
             raise JobFailed(f"the local workers did not start: {error}") from error
         with workers:
             try:
+                for number in came:
+                    signal.raise_signal(number)
                 yield workers
             finally:
                 if workers.scheduler.status != Status.running:
@@ -113,6 +117,26 @@ def _without_main() -> Iterator[None]:
         yield
     finally:
         spawn.get_preparation_data = prepare
+
+
+@contextmanager
+def _waiting_signals() -> Iterator[list[int]]:
+    """Let Ctrl-C and SIGTERM wait, and yield those that came: a cluster that is half made cannot be stopped.
+
+    What is blocked for one thread reaches the others, and Python hands it to the main one.
+    """
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    before = {each: handler for each in _SIGNALS if callable(handler := signal.getsignal(each))}
+    for each in before:
+        signal.signal(each, lambda number, frame: came.append(number))
+    try:
+        yield came
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 @contextmanager

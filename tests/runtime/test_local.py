@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import ssl
 import stat
 import subprocess
@@ -10,16 +11,17 @@ import sys
 from collections.abc import Iterator
 from multiprocessing import forkserver
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dask
 import psutil
 import pytest
-from distributed import Client
+from distributed import Client, Status
 from distributed.security import Security
 
 from daskinfer.runtime.cluster import open_cluster
-from daskinfer.runtime.local import _make_cluster
+from daskinfer.runtime.local import _make_cluster, start_workers
 from daskinfer.runtime.security import make_security, private_folder
 from daskinfer.spec.recipe import Cluster, LocalCluster
 
@@ -135,3 +137,30 @@ def test_encryption_is_the_default_and_can_be_left_out(
     for each in (options["scheduler"], *options["workers"].values()):
         assert (each["options"]["protocol"], each["options"]["host"]) == (protocol, "127.0.0.1")
         assert (each["options"]["security"] is None) != tls
+
+
+def test_ctrl_c_while_workers_start_stops_them_in_good_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+
+    class Made:
+        scheduler = SimpleNamespace(status=Status.running)
+
+        def __enter__(self) -> None:
+            steps.append("made")
+
+        def __exit__(self, *_: object) -> None:
+            steps.append("stopped")
+
+    def make(_: LocalCluster) -> Made:
+        # As it comes to a thread that does not block it.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.raise_signal(signal.SIGINT)
+        steps.append("whole")
+        return Made()
+
+    monkeypatch.setattr("daskinfer.runtime.local._make_cluster", make)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), start_workers(LocalCluster()):
+        steps.append("used")
+    assert steps == ["whole", "made", "stopped"]
+    assert signal.getsignal(signal.SIGINT) is before
