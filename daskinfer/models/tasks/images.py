@@ -149,7 +149,7 @@ def _prefixes(model: nn.Module) -> Prefixes:
 def _pool(output: Any, pooling: str) -> Tensor:
     if isinstance(output, Tensor):
         return _flatten(output, "the model")
-    pooled: Tensor | None = getattr(output, "image_embeds", None)
+    pooled: Any = getattr(output, "image_embeds", None)
     pooled = getattr(output, "pooler_output", None) if pooled is None else pooled
     if pooling == "auto" and pooled is not None:
         return _flatten(pooled, type(output).__name__)
@@ -166,11 +166,12 @@ def _pool(output: Any, pooling: str) -> Tensor:
     return hidden.float().mean(1) if hidden.ndim == 3 else hidden.float().flatten(2).mean(2)
 
 
-def _flatten(pooled: Tensor, name: str) -> Tensor:
+def _flatten(pooled: Any, name: str) -> Tensor:
     """Return (rows, width) from what may have a height and a width of 1 behind it; refuse what is one vector a patch."""
-    if any(size != 1 for size in pooled.shape[2:]):
+    if not isinstance(pooled, Tensor) or any(size != 1 for size in pooled.shape[2:]):
+        found = list(pooled.shape[1:]) if isinstance(pooled, Tensor) else f"a {type(pooled).__name__}"
         raise CheckpointError(
-            f"{name} has no vector of an image: its pooled output is {list(pooled.shape[1:])}, one vector for every patch",
+            f"{name} has no vector of an image: its pooled output is {found}, one vector for every patch",
             hint="Use the task forward with arrays of pixel values, or the vision tower's own checkpoint.",
         )
     return pooled.flatten(1)
