@@ -1,7 +1,7 @@
 """Loaded by workers (`dask worker --preload`): one that is told to stops itself before a certain call of a store.
 
-The order is a file: a nonce, how many calls to let pass, and what their paths contain. Whoever stops takes it away, and
-leaves its process id in its place.
+The order is a file: a nonce, how many calls to let pass, what their paths contain (`$` after their end), and of which function they are (`any`).
+Whoever stops takes it away, and leaves its process id in its place.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def done_place(order: Path) -> Path:
     return order.with_suffix(".done")
 
 
-def _tick(*words: object) -> None:
+def _tick(function: str, *words: object) -> None:
     order = Path(os.environ[ORDER])
     try:
         fd = _real["open"](order, os.O_RDONLY)
@@ -32,9 +32,9 @@ def _tick(*words: object) -> None:
         return
     with os.fdopen(fd) as file:
         told = file.read().split()
-    if len(told) != 3 or not any(told[2] in str(word) for word in words):
+    if len(told) != 4 or told[3] not in ("any", function) or not any(told[2] in f"{word}$" for word in words):
         return
-    nonce, step, _ = told
+    nonce, step = told[:2]
     _calls[nonce] = _calls.get(nonce, 0) + 1
     if _calls[nonce] <= int(step):
         return
@@ -50,8 +50,8 @@ def _tick(*words: object) -> None:
 def _watch_calls() -> None:
     for name, real in _real.items():
 
-        def call(*args: Any, real: Any = real, **kwargs: Any) -> Any:
-            _tick(*args[:2])
+        def call(*args: Any, name: str = name, real: Any = real, **kwargs: Any) -> Any:
+            _tick(name, *args[:2])
             return real(*args, **kwargs)
 
         setattr(os, name, call)
@@ -60,7 +60,7 @@ def _watch_calls() -> None:
     call_s3 = S3FileSystem._call_s3
 
     async def call_watched(self: Any, method: str, *args: Any, **kwargs: Any) -> Any:
-        _tick(kwargs.get("Key", ""))
+        _tick(method, kwargs.get("Key", ""))
         return await call_s3(self, method, *args, **kwargs)
 
     S3FileSystem._call_s3 = call_watched
@@ -68,12 +68,12 @@ def _watch_calls() -> None:
 
 def _plant_the_old_check() -> None:
     """Look at the owner, and then write where the output is, as it was once done."""
-    from daskinfer.storage import exclusive, filesystem
+    from daskinfer.storage import filesystem
     from daskinfer.storage.outputs import fence
 
     def create(self: fence.Fence, url: str, data: bytes) -> bool:
-        self.confirm()
-        return exclusive.create(url, data)
+        replace(self, url, data)
+        return True
 
     def replace(self: fence.Fence, url: str, data: bytes) -> None:
         self.confirm()

@@ -178,11 +178,24 @@ def scene(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, s3_url: st
         yield scene
 
 
-def fall_asleep(scene: Scene, step: int, output: str, words: list[str]) -> int | None:
+@dataclass(frozen=True)
+class Sleep:
+    """Where a worker stops, and when it wakes."""
+
+    step: int
+    """Calls of the output that it makes before."""
+    early: bool = False
+    """It wakes when whoever took over has committed something; else when that has ended."""
+    needle: str = ""
+    """What the path of the call contains, after the name of the output."""
+    function: str = "any"
+
+
+def fall_asleep(scene: Scene, sleep: Sleep, output: str, words: list[str]) -> int | None:
     """Run a command until a worker stops in the midst of it, and kill it; return the worker. None where it ends before."""
     order = scene.victims.order
     done_place(order).unlink(missing_ok=True)
-    order.write_text(f"{make_nonce()} {step} {output.rpartition('/')[2]}")
+    order.write_text(f"{make_nonce()} {sleep.step} {output.rpartition('/')[2]}{sleep.needle} {sleep.function}")
     driver = daskinfer(*words, cwd=scene.bench.folder)
     try:
         while driver.poll() is None and not done_place(order).exists():
@@ -197,7 +210,7 @@ def fall_asleep(scene: Scene, step: int, output: str, words: list[str]) -> int |
         driver.communicate()
 
 
-def play(scene: Scene, kind: str, format: str, url: str, step: int) -> bool:
+def play(scene: Scene, kind: str, format: str, url: str, sleep: Sleep) -> bool:
     """Play one schedule; return whether a worker fell asleep. The output is that of a job that nothing disturbs."""
     name = url.rpartition("/")[2]
     job, retried = "", kind.startswith("retry")
@@ -219,18 +232,27 @@ def play(scene: Scene, kind: str, format: str, url: str, step: int) -> bool:
 
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(join_in, rescue) if kind == "join" else None
-        worker = fall_asleep(scene, step, url, words)
+        worker = fall_asleep(scene, sleep, url, words)
+        before = commits_of(url)
         try:
-            last = other.result() if other else take_over()
+            other = other or pool.submit(take_over)
+            while not other.done() and not (sleep.early and commits_of(url) - before):
+                time.sleep(0.02)
         finally:
             if worker is not None:
                 os.kill(worker, signal.SIGCONT)
+        last = other.result()
     scene.victims.await_rest()
-    assert data_of(url) == scene.calm(format, version, retried and version == "v1"), (kind, format, step)
+    assert data_of(url) == scene.calm(format, version, retried and version == "v1"), (kind, format, sleep)
     assert api.verify_output(last, str(scene.bench.folder / "work")).damaged == ()
     if not retried:
         assert api.run(scene.recipe(url, version, rows)).job == last  # at once: it is done
     return worker is not None
+
+
+def commits_of(url: str) -> set[str]:
+    """Return the commit records of an output, of whatever job."""
+    return {name for name in find_files(url) if "commits/" in name}
 
 
 def join_in(recipe: Recipe) -> str:
@@ -242,20 +264,20 @@ def join_in(recipe: Recipe) -> str:
     return api.run(recipe, join=True).job
 
 
-def draw(seed: int) -> tuple[str, str, bool, int]:
+def draw(seed: int) -> tuple[str, str, bool, Sleep]:
     source = random.Random(seed)
     kind, format = KINDS[seed % len(KINDS)], FORMATS[seed % len(FORMATS)]
-    return kind, format, seed % 4 == 3, source.randrange(MOST_CALLS)
+    return kind, format, seed % 4 == 3, Sleep(source.randrange(MOST_CALLS), early=source.random() < 0.5)
 
 
 def test_whoever_wakes_up_late_changes_nothing(scene: Scene) -> None:
     asleep = 0
     for seed in range(SCHEDULES):
-        kind, format, remote, step = draw(seed)
+        kind, format, remote, sleep = draw(seed)
         name = f"late-{seed}.{format}"
         url = join_url(scene.s3, name) if remote else str(scene.bench.folder / name)
-        fell = play(scene, kind, format, url, step)
-        print(seed, kind, format, "s3" if remote else "local", step, "asleep" if fell else "awake")
+        fell = play(scene, kind, format, url, sleep)
+        print(seed, kind, format, "s3" if remote else "local", sleep, "asleep" if fell else "awake")
         asleep += fell
     assert asleep >= SCHEDULES // 2
 
@@ -263,10 +285,11 @@ def test_whoever_wakes_up_late_changes_nothing(scene: Scene) -> None:
 def test_whoever_only_looks_before_he_writes_is_found(tmp_path: Path, tiny_model: Path, s3_url: str) -> None:
     (tmp_path / "bench").mkdir()
     with set_scene(tmp_path, tiny_model, s3_url, plant=True) as scene:
-        for step in range(60):
-            name = f"planted-{step}.parquet"
+        for step in range(3, 9):
+            # The owner has been looked at, and nothing is there yet that whoever takes over could sweep.
+            sleep = Sleep(step, needle="$", function="mkdir")
             try:
-                play(scene, "fresh", "parquet", str(scene.bench.folder / name), step)
+                play(scene, "fresh", "parquet", str(scene.bench.folder / f"planted-{step}.parquet"), sleep)
             except AssertionError:
                 return
-    raise AssertionError("the planted check was not found")
+    pytest.fail("whoever only looks before he writes was not found")
