@@ -116,6 +116,11 @@ def find_owner(recipe: Recipe, workers: Sequence[WorkerShape]) -> OpenedJob | No
     record = _read_owner_record(store, owner, recipe, output)
     check_record(store, record)
     if absolute_url(record.output) != output:
+        if owner.record == store.record_digest():
+            raise OutputOwned(
+                f"{output} is where job {record.job} did not write it: it was moved or copied from {record.output}",
+                hint="Move it back, choose another output.url, or start over with --fresh.",
+            )
         raise IntegrityError(
             f"{store.record_place()} names the output {record.output}, but the job owns {output}",
             hint="Put the file back as it was, or start over with --fresh.",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -296,6 +298,18 @@ def test_a_folder_with_foreign_files_is_left_alone(bench: Bench, scheduler: str)
         with pytest.raises(OutputOwned, match=r"files that daskinfer did not write: thesis\.txt"):
             run(small(bench), scheduler, fresh=fresh)
     assert [path.name for path in output.rglob("*")] == ["thesis.txt"]
+
+
+def test_a_folder_that_was_copied_is_not_taken_for_the_place_where_its_job_writes(
+    bench: Bench, scheduler: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    run(small(bench), scheduler)
+    copied = replace(bench, folder=tmp_path_factory.mktemp("copied") / "all")
+    shutil.copytree(bench.folder, copied.folder)
+    before = fingerprints(bench.folder / "out.zarr")
+    with pytest.raises(OutputOwned, match=f"was moved or copied from {bench.folder}/out.zarr"):
+        run(small(copied), scheduler)
+    assert fingerprints(bench.folder / "out.zarr") == before
 
 
 def test_a_job_that_runs_elsewhere_is_not_touched(bench: Bench, scheduler: str) -> None:
