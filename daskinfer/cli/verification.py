@@ -17,7 +17,7 @@ def verify(ctx: click.Context, job: str, workspace: str, as_json: bool) -> None:
     """Compare the output of JOB with its manifest, byte by byte.
 
     Every part is read and its digest compared, and its rows and quarantined rows are counted. The exit code is 1 where
-    anything is missing or differs; nothing is changed.
+    anything is missing or differs, or lies among the parts and is none; nothing is changed.
 
     \b
     Examples:
@@ -38,6 +38,13 @@ def verify(ctx: click.Context, job: str, workspace: str, as_json: bool) -> None:
             f"{len(found.damaged):,} of {found.parts:,} parts of {found.output} are not what job {found.job} committed; "
             f"the first: {first.problem}",
             hint="Put the files back, or compute the output again: daskinfer run RECIPE --fresh",
+        )
+    if found.strays:
+        circumstances(ctx).facts = lambda: facts
+        raise IntegrityError(
+            f"{len(found.strays):,} files among the parts of {found.output} are not of job {found.job}; the first: "
+            f"{found.strays[0]}",
+            hint="Move them away: whoever reads the folder takes them for rows of the output.",
         )
     if as_json:
         click.echo(found.model_dump_json())

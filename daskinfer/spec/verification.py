@@ -31,3 +31,5 @@ class OutputVerification(Section):
     """Digests of the snapshots that computed it."""
     damaged: tuple[DamagedPart, ...]
     """What is not as the manifest says; empty where all is well."""
+    strays: tuple[str, ...] = ()
+    """Files among its parts that no partition has, by their paths in the output: whoever reads the folder reads them, too."""

@@ -87,6 +87,7 @@ def verify_output(
         rows_quarantined=sum(part.rows_quarantined for part in sealed.parts),
         snapshots=tuple(sorted({part.snapshot for part in sealed.parts})),
         damaged=tuple(damaged),
+        strays=_find_strays(record, sealed),
     )
 
 
@@ -105,6 +106,18 @@ def _files_of(record: JobRecord, sealed: SealedOutput, part: SealedPart) -> Iter
     yield from sink.objects(part.partition) if part.path.startswith("*/") else [part.path]
     if part.rows_quarantined:
         yield join_url(QUARANTINE, name_rejects(part.partition))
+
+
+def _find_strays(record: JobRecord, sealed: SealedOutput) -> tuple[str, ...]:
+    """Return what lies among an output's parts and is none. What a Zarr array has beside its chunks, nobody reads."""
+    expected = {path for part in sealed.parts for path in _files_of(record, sealed, part)}
+    is_zarr = choose_output_format(sealed.url, record.recipe.output.format) == "zarr"
+    visible = (
+        name
+        for name in find_files(sealed.url)
+        if name.startswith(f"{QUARANTINE}/") or not (is_zarr or name.startswith(("_", ".")))
+    )
+    return tuple(sorted(name for name in visible if name not in expected))
 
 
 def _check_part(sealed: SealedOutput, part: SealedPart) -> Iterator[DamagedPart]:

@@ -18,6 +18,7 @@ from daskinfer import api
 from daskinfer.errors import CorruptBlob, InputError, IntegrityError, JobFailed, SnapshotSkew
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.testing.tinymodels import make_tiny_bert
+from tests.e2e.command import call
 from tests.e2e.conftest import Bench, data_bytes, run, write_rows
 from tests.e2e.faults import commits, interrupt, once, patched_workers
 
@@ -288,6 +289,22 @@ def test_what_is_gone_of_a_finished_output_is_computed_again(bench: Bench, sched
     assert run(recipe, scheduler).job == job
     assert data_bytes(output) == whole
     assert api.verify_output(job, recipe.workspace).damaged == ()
+
+
+@pytest.mark.parametrize("format", ["zarr", "parquet", "jsonl"])
+def test_a_file_among_the_parts_of_a_finished_output_is_found(bench: Bench, scheduler: str, format: str) -> None:
+    recipe = small(bench, f"out.{format}")
+    job = run(recipe, scheduler).job
+    assert api.verify_output(job, recipe.workspace).strays == ()
+    output = bench.folder / f"out.{format}"
+    (output / "_quarantine").mkdir(exist_ok=True)
+    strays = ["_quarantine/part-00000099.jsonl", *([] if format == "zarr" else [f"part-00000099.{format}"])]
+    for name in (*strays, "_notes.txt", "_daskinfer/notes"):
+        (output / name).touch()
+    assert api.verify_output(job, recipe.workspace).strays == tuple(strays)
+    ended = call("verify", job, cwd=bench.folder)
+    assert ended.code == 1
+    assert strays[0] in ended.err
 
 
 def test_a_changed_bit_of_a_finished_output_is_found(bench: Bench, scheduler: str) -> None:
