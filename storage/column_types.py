@@ -101,6 +101,15 @@ def describe_type(own: pa.DataType) -> str:
     return own.extension_name if isinstance(own, pa.BaseExtensionType) else str(own)
 
 
+def find_extension(field: pa.Field) -> str:
+    """Return the name of a type in a field, or in what it holds, of which Arrow here knows the plain values alone; else ""."""
+    name = (field.metadata or {}).get(b"ARROW:extension:name")
+    if name is not None and not isinstance(field.type, pa.BaseExtensionType):
+        return str(name.decode(errors="replace"))
+    inner = (find_extension(field.type.field(number)) for number in range(field.type.num_fields))
+    return next(filter(None, inner), "")
+
+
 def parse_declared(name: str) -> pa.DataType:
     """Return the type that a recipe names.
 

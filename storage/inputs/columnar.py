@@ -19,6 +19,7 @@ from daskinfer.errors import InputError
 from daskinfer.spec.rows import ArrayColumn, InputFile, Partition, Segment, Want
 from daskinfer.storage.column_types import (
     describe_type,
+    find_extension,
     is_binary,
     is_text,
     lay_plain,
@@ -91,6 +92,8 @@ class ParquetFormat:
                     own.append(_type_of(parquet, column, file))
                     if column in request.keep:
                         _refuse_interval(parquet, column, file)
+                    if column in request.keep and column not in request.declared:
+                        _refuse_unknown(parquet, column, file)
                     missing = _count_nulls(parquet, column, file)
                     nulls[column] += missing
                     empty[column].append(missing == parquet.metadata.num_rows)
@@ -276,6 +279,19 @@ def _refuse_interval(parquet: pq.ParquetFile, column: str, file: InputFile) -> N
             f"output.keep: column '{column}' of {file.url} holds intervals of months, days and milliseconds, which would "
             "come out as bytes without this meaning",
             hint="Write them as texts or numbers, or leave the column out of output.keep.",
+        )
+
+
+def _refuse_unknown(parquet: pq.ParquetFile, column: str, file: InputFile) -> None:
+    """Refuse types that Arrow does not know here: it reads their plain values, and says what they mean beside them."""
+    schema = parquet.schema_arrow
+    unknown = find_extension(schema.field(column)) if column in schema.names else ""
+    if unknown:
+        raise InputError(
+            f"output.keep: column '{column}' of {file.url} has the type {unknown}, which is not known here, and would come "
+            "out as plain values without this meaning",
+            hint="Import in every process what registers it, declare a plain type under input.types, or leave the column "
+            f"out of output.keep. In this file it is {describe_type(schema.field(column).type)}.",
         )
 
 

@@ -248,3 +248,24 @@ def test_numbers_that_floats_cannot_hold_cost_their_row(tmp_path: Path, format: 
     batch = read_partition(partition_source(table, 0))
     assert [reject.row for reject in batch.rejects] == [1, 2, 4]
     assert list(batch.values("x"))[:3] == [1.5, 2.0**53, 2.0]
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_type_that_arrow_does_not_know_is_refused_or_declared(tmp_path: Path, inside: bool) -> None:
+    """Such as pandas' periods and geographic shapes, where nobody has registered them: values without their meaning."""
+    marked = pa.field("item", pa.int64(), metadata={"ARROW:extension:name": "somebodys.period"})
+    field = pa.field("when", pa.list_(marked)) if inside else marked.with_name("when")
+    rows = pa.table(
+        [pa.array(["a", "b"]), pa.array([[1], [2]] if inside else [1, 2], field.type)],
+        schema=pa.schema([pa.field("text", pa.string()), field]),
+    )
+    pq.write_table(rows, tmp_path / "in.parquet")
+    section = Input(url=str(tmp_path / "in.parquet"))
+    with pytest.raises(
+        InputError, match=r"column 'when' of .* has the type somebodys\.period, which is not known here"
+    ):
+        index_input(section, {"text": "text"}, ("when",))
+    index_input(section, {"text": "text"}, ())
+    if not inside:
+        declared = section.model_copy(update={"types": {"when": "int64"}})
+        assert index_input(declared, {"text": "text"}, ("when",)).columns["when"] == "int64"
