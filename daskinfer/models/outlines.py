@@ -31,8 +31,8 @@ from daskinfer.spec.snapshot import EntryPoint
 
 # What says how a model is built; tokenizers and texts do not.
 _DECIDING = ("config.json", "modules.json", "processor_config.json", "tokenizer_settings.json", ".py")
-# Tables of positions that are learned are no longer than this.
-_MOST_TRIED = 4096
+# Tables of positions that are learned are seldom longer; the scores of one row's attention would take gigabytes.
+_MOST_TRIED = 1024
 
 
 def outline_key(request: TaskRequest, dtype: str) -> str:

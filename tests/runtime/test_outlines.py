@@ -152,7 +152,8 @@ def test_only_what_decides_the_outline_is_in_its_key(seen: Seen) -> None:
         changed = ModelOptions.model_validate(options)
         return outline_key(TaskRequest(request.task, changed, request.architecture, request.files), "float32")
 
-    assert key() == key(max_length=26)
+    assert key(max_length=25) == key(max_length=26)
+    assert key() != key(max_length=26), "rows as long as the model's positions are tried"
     assert key() != key(pooling="cls")
     assert key(per_token=True) != key(per_token=True, max_length=7)
     assert outline_key(request, "bfloat16") != outline_key(request, "float32")
