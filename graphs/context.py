@@ -171,7 +171,7 @@ class _ShardCache:
             return self.shards[key]
 
 
-# What a retry writes lies in a folder of its epoch.
+# A fence is of one epoch, and so is the folder of what a retry writes.
 _ContextKey = tuple[str, str, str, int, int, int]
 _SHARDS = _ShardCache()
 _CONTEXTS: dict[_ContextKey, JobContext] = {}
@@ -184,13 +184,15 @@ def open_context(handle: JobHandle) -> JobContext:
     key = _key_of(handle)
     with _CONTEXTS_LOCK:
         if key not in _CONTEXTS:
+            # A late task of an earlier epoch may have left its own behind.
+            for earlier in [other for other in _CONTEXTS if other[:-1] == key[:-1] and other[-1] < key[-1]]:
+                del _CONTEXTS[earlier]
             _CONTEXTS[key] = JobContext(handle)
         return _CONTEXTS[key]
 
 
 def _key_of(handle: JobHandle) -> _ContextKey:
-    epoch = handle.epoch if handle.round else 0
-    return (handle.workspace, handle.job, handle.member, handle.pin.generation, handle.round, epoch)
+    return (handle.workspace, handle.job, handle.member, handle.pin.generation, handle.round, handle.epoch)
 
 
 def forget_job(handle: JobHandle) -> None:

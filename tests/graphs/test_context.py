@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import zarr
 
-from daskinfer.graphs.context import JobContext, forget_job, open_context
+from daskinfer.graphs.context import JobContext, forget_driver, forget_job, open_context
 from daskinfer.graphs.handoff import JobHandle
 from daskinfer.runtime.opening import open_job
 from daskinfer.spec.plan import WorkerShape
@@ -52,3 +53,16 @@ def test_shards_are_shared_only_by_jobs_that_ask_the_same(tmp_path: Path) -> Non
         assert results["last_hidden_state"].shape == (4, length, 32)
     for context in contexts.values():
         forget_job(context.handle)
+
+
+def test_what_a_late_task_of_an_earlier_driver_leaves_behind_is_no_later_drivers(tmp_path: Path) -> None:
+    make_tiny(tmp_path / "bert", "BertModel")
+    group = zarr.open_group(tmp_path / "in.zarr", mode="w")
+    for name in ("short", "short_mask"):
+        group.create_array(name, data=np.ones((4, 5), np.int64))
+    early = begin(tmp_path, "short")
+    assert early.sink is early.sink
+    later = open_context(replace(early.handle, epoch=1))
+    assert later is not early and later.sink is not early.sink
+    assert open_context(replace(early.handle, epoch=1)) is later
+    forget_driver(early.handle.job, "")
