@@ -32,7 +32,7 @@ docs: .venv/.stamp
 
 # The table of docs/models.md, as the tests then check it.
 models: .venv/.stamp
-	$(BIN)/python -m daskinfer.testing.modeltable --write docs/models.md
+	$(BIN)/python -m daskinfer.testing.models.modeltable --write docs/models.md
 
 demo: .venv/.minilm
 	$(BIN)/python recipes/glosses.py data/$(DEMO).jsonl --rows $(ROWS)

@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from daskinfer import api
-from daskinfer.runtime.cluster import open_cluster
-from daskinfer.spec.recipe import Cluster, LocalCluster, Recipe
-from daskinfer.testing.tinymodels import make_tiny_bert
+from daskinfer.runtime.cluster.connection import open_cluster
+from daskinfer.spec.recipe.schema import Cluster, LocalCluster, Recipe
+from daskinfer.testing.models.tinymodels import make_tiny_bert
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("none", "tls")

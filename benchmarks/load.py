@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from daskinfer.spec.snapshot import LayerGroup, TensorEntry
-from daskinfer.testing.groups import store_group
+from daskinfer.testing.fixtures.groups import store_group
 from daskinfer.units import format_bytes, format_duration
 
 LAYERS = 32
@@ -101,8 +101,8 @@ def load(work: Path, groups: list[LayerGroup], dtype: str) -> dict[str, Any]:
     import torch
     from torch import nn
 
-    from daskinfer.models.weights import fill_module
-    from daskinfer.storage.nodecache import load_tensors
+    from daskinfer.models.execution.weights import fill_module
+    from daskinfer.storage.tensors.node_cache import load_tensors
 
     width = groups[0].tensors[0].shape[0]
     layers = nn.ModuleDict()

@@ -29,8 +29,8 @@ from rich.console import Console
 from rich.table import Table
 from separate import Cluster, start_cluster
 
-from daskinfer.testing.tinymodels import make_tiny_bert
-from daskinfer.testing.workers import find_workers
+from daskinfer.testing.fixtures.workers import find_workers
+from daskinfer.testing.models.tinymodels import make_tiny_bert
 from daskinfer.units import format_bytes
 
 DASKINFER = Path(sys.executable).with_name("daskinfer")

@@ -27,8 +27,8 @@ from rich.table import Table
 from separate import start_cluster
 
 from daskinfer import api
-from daskinfer.spec.job import Progress
-from daskinfer.spec.recipe import Recipe
+from daskinfer.spec.job.record import Progress
+from daskinfer.spec.recipe.schema import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 ROLES = ("driver", "scheduler")
@@ -75,7 +75,9 @@ def main() -> None:
     options = parser.parse_args()
     shutil.rmtree(options.work, ignore_errors=True)
     work = options.work.resolve()
-    api.publish("tiny", registry=str(work / "registry"), entry="daskinfer.testing.ownmodels:make_own", alias="prod")
+    api.publish(
+        "tiny", registry=str(work / "registry"), entry="daskinfer.testing.models.ownmodels:make_own", alias="prod"
+    )
     with start_cluster(STAGES) as cluster:
         address, scheduler = cluster.address, cluster.scheduler
         idle = measure_idle(address, scheduler)

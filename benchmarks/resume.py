@@ -20,11 +20,11 @@ from pathlib import Path
 from daskinfer import api
 from daskinfer.errors import Interrupted
 from daskinfer.ids import canonical_json
-from daskinfer.spec.commit import CommitRecord
-from daskinfer.spec.job import Progress
-from daskinfer.spec.recipe import Recipe
-from daskinfer.storage.outputs.commits import INDEX_RECORDS, CommitDigest, tabulate, write_index
-from daskinfer.testing.tinymodels import make_tiny_bert
+from daskinfer.spec.job.commit import CommitRecord
+from daskinfer.spec.job.record import Progress
+from daskinfer.spec.recipe.schema import Recipe
+from daskinfer.storage.outputs.commit_index import INDEX_RECORDS, CommitDigest, tabulate, write_index
+from daskinfer.testing.models.tinymodels import make_tiny_bert
 
 LEFT = 1_000
 """Partitions that are still to be computed."""

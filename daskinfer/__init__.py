@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     )
     from daskinfer.errors import DaskinferError
     from daskinfer.spec.comparison import GateReport
-    from daskinfer.spec.gate import Gate
-    from daskinfer.spec.job import JobStatus, Progress, Report
-    from daskinfer.spec.loader import load_recipe
-    from daskinfer.spec.recipe import Recipe
+    from daskinfer.spec.job.record import JobStatus, Progress, Report
+    from daskinfer.spec.recipe.gate import Gate
+    from daskinfer.spec.recipe.loader import load_recipe
+    from daskinfer.spec.recipe.schema import Recipe
 
     __version__: str
 
@@ -62,13 +62,13 @@ __all__ = [
 
 _HOMES = {
     "DaskinferError": "daskinfer.errors",
-    "Gate": "daskinfer.spec.gate",
+    "Gate": "daskinfer.spec.recipe.gate",
     "GateReport": "daskinfer.spec.comparison",
-    "JobStatus": "daskinfer.spec.job",
-    "Progress": "daskinfer.spec.job",
-    "Recipe": "daskinfer.spec.recipe",
-    "Report": "daskinfer.spec.job",
-    "load_recipe": "daskinfer.spec.loader",
+    "JobStatus": "daskinfer.spec.job.record",
+    "Progress": "daskinfer.spec.job.record",
+    "Recipe": "daskinfer.spec.recipe.schema",
+    "Report": "daskinfer.spec.job.record",
+    "load_recipe": "daskinfer.spec.recipe.loader",
 }
 
 

@@ -28,8 +28,8 @@ from daskinfer.graphs.tasks import (
     run_stage,
     run_task,
 )
-from daskinfer.spec.commit import CommitRecord
-from daskinfer.spec.poison import Conviction
+from daskinfer.spec.job.commit import CommitRecord
+from daskinfer.spec.job.poison import PoisonRecord
 from daskinfer.storage.inputs.reading import PartitionSource
 
 Key = tuple[str | int, ...]
@@ -167,7 +167,7 @@ def commit_graph(
     encoded: Key,
     handoffs: Mapping[int, Key],
     attempt: int,
-    convictions: Sequence[Conviction] = (),
+    convictions: Sequence[PoisonRecord] = (),
 ) -> TaskGraph:
     """Write and commit a partition; wanted: its commit record. A microbatch of poisonous rows alone has no handoff."""
     key = _key(handle, "commit", partition, attempt)

@@ -14,31 +14,31 @@ from daskinfer.graphs.handoff import JobHandle
 from daskinfer.graphs.identity import get_folder
 from daskinfer.graphs.reporting import LoadMeter
 from daskinfer.models.remotecode import check_trust
+from daskinfer.models.request import TaskRequest
 from daskinfer.models.tasks.encode import Encoder, make_encoder
 from daskinfer.models.tasks.fields import task_wants
-from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.redaction import learn
 from daskinfer.spec.activation import Edge
-from daskinfer.spec.job import JobRecord
+from daskinfer.spec.job.record import JobRecord
 from daskinfer.spec.outline import InputArray
 from daskinfer.spec.plan import Numerics
-from daskinfer.spec.recipe import ModelOptions, Recipe
+from daskinfer.spec.recipe.schema import ModelOptions, Recipe
 from daskinfer.spec.snapshot import Manifest
-from daskinfer.storage.activations import DirectTransport, Transport, ZarrTransport
-from daskinfer.storage.filesystem import join_url
-from daskinfer.storage.jobs import JobStore
-from daskinfer.storage.nodecache import load_tensors
-from daskinfer.storage.outputs.job import open_part_sink, open_supplement, read_sealed
+from daskinfer.storage.activations.transports import DirectTransport, Transport, ZarrTransport
+from daskinfer.storage.inputs.row_batch import RowBatch
+from daskinfer.storage.jobs.store import JobStore
+from daskinfer.storage.objects.filesystem import join_url
+from daskinfer.storage.outputs.job_output import open_part_sink, open_supplement, read_sealed
 from daskinfer.storage.outputs.merging import merge_part
 from daskinfer.storage.outputs.quarantine import read_rejects
+from daskinfer.storage.outputs.retry_rounds import Round, read_round
 from daskinfer.storage.outputs.sink import OutputPart, PartSink
-from daskinfer.storage.outputs.supplements import Round, read_round
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.locks import explain_loss
-from daskinfer.storage.rows import RowBatch
+from daskinfer.storage.tensors.node_cache import load_tensors
 
 if TYPE_CHECKING:
-    from daskinfer.models.stage import Stage
+    from daskinfer.models.execution.stage import Stage
 
 ShardKey = tuple[str, int, int, str, Numerics, str, ModelOptions, tuple[InputArray, ...]]
 
@@ -137,7 +137,7 @@ class JobContext:
 
     def _load(self, stage: int) -> Loaded:
         # The driver imports this module to build graphs, and must not pay seconds and memory for torch.
-        from daskinfer.models.stage import load_stage
+        from daskinfer.models.execution.stage import load_stage
 
         plan, wanted = self.record.plan, self.record.plan.stages[stage]
         began = time.perf_counter()

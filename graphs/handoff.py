@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from daskinfer.models.encoding import EncodedRows
+from daskinfer.models.preprocessing.encoding import EncodedRows
 from daskinfer.spec.activation import Activation
-from daskinfer.spec.generation import Pin
+from daskinfer.spec.job.generation import SnapshotPin
 from daskinfer.spec.rows import Microbatch
-from daskinfer.storage.activations import DirectActivation
+from daskinfer.storage.activations.transports import DirectActivation
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class JobHandle:
     """Job id."""
     epoch: int
     """Life of the driver that submitted the task."""
-    pin: Pin
+    pin: SnapshotPin
     """The snapshot that it computes on. A worker never maps a name to weights by itself."""
     round: int = 0
     """Number of the retry that it belongs to; 0 for the run."""

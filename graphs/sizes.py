@@ -5,7 +5,7 @@ from __future__ import annotations
 from dask.sizeof import sizeof
 
 from daskinfer.graphs.handoff import Encoded, Handoff
-from daskinfer.storage.rows import RowBatch
+from daskinfer.storage.inputs.row_batch import RowBatch
 
 # The Python objects around the buffers.
 _OBJECT_BYTES = 500

@@ -23,17 +23,17 @@ from daskinfer.planning.comparison import compare_parts
 from daskinfer.planning.microbatches import pack_microbatches
 from daskinfer.source import digest_source
 from daskinfer.spec.activation import Activation
-from daskinfer.spec.commit import CommitRecord, StageTrail
 from daskinfer.spec.comparison import PartComparison
-from daskinfer.spec.job import SNAPSHOT
-from daskinfer.spec.poison import Conviction
-from daskinfer.storage.activations import DirectActivation
-from daskinfer.storage.claims import ClaimLog
+from daskinfer.spec.job.commit import CommitRecord, StageTrail
+from daskinfer.spec.job.poison import PoisonRecord
+from daskinfer.spec.job.record import SNAPSHOT
+from daskinfer.storage.activations.transports import DirectActivation
 from daskinfer.storage.inputs.reading import PartitionSource, read_partition
-from daskinfer.storage.outputs.job import read_staged
+from daskinfer.storage.inputs.row_batch import RowBatch
+from daskinfer.storage.jobs.partition_claims import ClaimLog
+from daskinfer.storage.outputs.job_output import read_staged
 from daskinfer.storage.outputs.owner import confirm
 from daskinfer.storage.outputs.sink import OutputPart
-from daskinfer.storage.rows import RowBatch
 
 T = TypeVar("T")
 
@@ -152,7 +152,7 @@ def commit_partition(
     encoded: Encoded,
     numbers: Sequence[int],
     handoffs: Sequence[Handoff],
-    convictions: Sequence[Conviction],
+    convictions: Sequence[PoisonRecord],
 ) -> CommitRecord:
     """Put a partition's rows back in order, write them, and commit them exactly once.
 

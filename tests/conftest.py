@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from daskinfer.ids import make_nonce
-from daskinfer.testing.campaigns import VARIABLE
-from daskinfer.testing.servers import S3_BUCKET, environment, serve_gcs, serve_s3
+from daskinfer.testing.servers.servers import S3_BUCKET, environment, serve_gcs, serve_s3
+from daskinfer.testing.stress.campaigns import VARIABLE
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

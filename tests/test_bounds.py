@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from daskinfer.errors import CheckpointError
-from daskinfer.models.config_limits import refuse_absurd
-from daskinfer.models.plainfiles import refuse_special_files
+from daskinfer.models.checkpoints.config_limits import refuse_absurd
+from daskinfer.models.checkpoints.plainfiles import refuse_special_files
 
 MOST_BYTES = 200_000_000
 DEEP = "[" * 200_000 + "]" * 200_000
@@ -24,12 +24,12 @@ DEEP = "[" * 200_000 + "]" * 200_000
 # Runs a statement, and says what it raised and how many bytes of memory it took beyond the imports.
 MEASURE = """
 import resource, sys
-import daskinfer.models.tensorfiles, daskinfer.models.plainfiles, daskinfer.storage.inputs.index
+import daskinfer.models.checkpoints.tensorfiles, daskinfer.models.checkpoints.plainfiles, daskinfer.storage.inputs.partition_table
 from pathlib import Path
-from daskinfer.models.tensorfiles import LocalFolder, read_weights, read_header
-from daskinfer.models.plainfiles import list_files, read_config
-from daskinfer.spec.recipe import Input
-from daskinfer.storage.inputs.index import index_input
+from daskinfer.models.checkpoints.tensorfiles import LocalFolder, read_weights, read_header
+from daskinfer.models.checkpoints.plainfiles import list_files, read_config
+from daskinfer.spec.recipe.schema import Input
+from daskinfer.storage.inputs.partition_table import index_input
 here = Path(sys.argv[1])
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
@@ -130,7 +130,7 @@ def write_png(path: Path, width: int, height: int) -> None:
 
 @pytest.mark.parametrize(("width", "height"), [(80_000_000, 1), (1, 2_000_000), (8000, 7000), (40_100, 200)])
 def test_images_that_would_take_too_much_cost_themselves_only(tmp_path: Path, width: int, height: int) -> None:
-    from daskinfer.models.images import decode
+    from daskinfer.models.preprocessing.images import decode
 
     write_png(tmp_path / "bomb.png", width, height)
     with pytest.raises(ValueError, match=rf"{width} x {height} pixels"):

@@ -21,10 +21,10 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from daskinfer.spec.gate import Gate
-from daskinfer.spec.job import Report, StageReport
-from daskinfer.spec.loader import load_recipe
-from daskinfer.spec.recipe import Recipe
+from daskinfer.spec.job.record import Report, StageReport
+from daskinfer.spec.recipe.gate import Gate
+from daskinfer.spec.recipe.loader import load_recipe
+from daskinfer.spec.recipe.schema import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

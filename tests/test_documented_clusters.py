@@ -48,7 +48,7 @@ def test_every_process_of_a_page_is_told_where_to_listen() -> None:
 
 @pytest.mark.slow
 @pytest.mark.late
-@pytest.mark.parametrize("more", ["", "--preload-nanny daskinfer.runtime.forking"])
+@pytest.mark.parametrize("more", ["", "--preload-nanny daskinfer.runtime.cluster.forking"])
 def test_the_processes_of_the_pages_listen_on_loopback_alone(more: str, tmp_path: Path) -> None:
     """As they are written, and with a nanny as docs/howto/cluster.md advises."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -11,9 +11,9 @@ from daskinfer import redaction
 from daskinfer.errors import DaskinferError, UsageError
 from daskinfer.logs import JsonFormatter, TextFormatter
 from daskinfer.redaction import conceal, known_secrets, learn, protect, reveal
-from daskinfer.spec.loader import load_recipe
-from daskinfer.spec.recipe import Recipe
-from daskinfer.storage.filesystem import absolute_url, reveal_url
+from daskinfer.spec.recipe.loader import load_recipe
+from daskinfer.spec.recipe.schema import Recipe
+from daskinfer.storage.objects.filesystem import absolute_url, reveal_url
 
 RECIPE = """
 daskinfer: 1

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from daskinfer.runtime.checkpoints import publish_checkpoint
-from daskinfer.runtime.outlines import trace_usual_task
-from daskinfer.runtime.profiles import profile_checkpoint
-from daskinfer.spec.listing import AliasRow, CheckpointDetail, CheckpointRow, VersionRow
+from daskinfer.runtime.snapshots.checkpoint_publisher import publish_checkpoint
+from daskinfer.runtime.snapshots.layer_profiles import profile_checkpoint
+from daskinfer.runtime.snapshots.outline_cache import trace_usual_task
 from daskinfer.spec.measured import CheckpointProfile
 from daskinfer.spec.outline import InputArray
-from daskinfer.spec.recipe import Model, ModelOptions
+from daskinfer.spec.recipe.schema import Model, ModelOptions
+from daskinfer.spec.registry.listing import AliasRow, CheckpointDetail, CheckpointRow, VersionRow
 from daskinfer.spec.snapshot import Resolution
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.publishing import Watch

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from daskinfer.planning.comparison import compare_parts, merge_parts
 from daskinfer.planning.judgement import judge
 from daskinfer.spec.comparison import ComparedOutput, GateReport, PartComparison
-from daskinfer.spec.gate import Gate
+from daskinfer.spec.recipe.gate import Gate
 from daskinfer.storage.outputs.pairing import check_pair, pair_parts
 from daskinfer.storage.outputs.reading import SealedOutput, open_output
 from daskinfer.storage.registry.publishing import Watch

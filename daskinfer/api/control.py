@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 
 from daskinfer.errors import JobFailed, UsageError
-from daskinfer.spec.control import Outcome, WorkerState
-from daskinfer.storage.control import ControlLog
-from daskinfer.storage.jobs import JobStore, find_job
-from daskinfer.storage.lease import read_heartbeat
-from daskinfer.storage.members import list_members
-from daskinfer.storage.naming import suggest
+from daskinfer.spec.job.control import Outcome, WorkerState
+from daskinfer.storage.jobs.control_log import ControlLog
+from daskinfer.storage.jobs.lease import read_heartbeat
+from daskinfer.storage.jobs.membership import list_members
+from daskinfer.storage.jobs.store import JobStore, find_job
+from daskinfer.storage.objects.naming import suggest
 
 LOOK_SECONDS = 0.5
 

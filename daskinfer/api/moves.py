@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from daskinfer.spec.listing import AliasMove, VersionRow
+from daskinfer.spec.registry.listing import AliasMove, VersionRow
 from daskinfer.spec.snapshot import Resolution
-from daskinfer.storage.registry import aliases, versions
+from daskinfer.storage.registry import aliases, yanking
 from daskinfer.storage.registry.catalog import Registry
 
 
@@ -112,7 +112,7 @@ def yank(name: str, version: str, *, registry: str, reason: str | None = None, u
     CheckpointError
         There is no such version, or nothing is left to do.
     """
-    row = (versions.unyank if undo else versions.yank)(Registry(registry), name, version, reason)
+    row = (yanking.unyank if undo else yanking.yank)(Registry(registry), name, version, reason)
     return VersionRow(number=row.number, snapshot=row.snapshot, yanked=row.yanked)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from daskinfer.errors import DaskinferError, JobFailed, StorageRefused
-from daskinfer.spec.job import JobRecord, JobStatus, Report
+from daskinfer.spec.job.record import JobRecord, JobStatus, Report
 from daskinfer.spec.verification import OutputVerification
-from daskinfer.storage import jobs as job_store
+from daskinfer.storage.jobs import store as job_store
 from daskinfer.storage.outputs import verification
-from daskinfer.storage.outputs.job import check_record, open_standing
+from daskinfer.storage.outputs.job_output import check_record, open_standing
 
 
 def status(job: str, workspace: str) -> JobStatus:

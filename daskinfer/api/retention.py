@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from daskinfer.spec.collection import CollectionReport, LockRow
+from daskinfer.spec.registry.collection import CollectionReport, LockRow
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.collection import collect
+from daskinfer.storage.registry.garbage_collection import collect
 from daskinfer.storage.registry.heartbeats import Watcher
 from daskinfer.storage.registry.holders import list_locks
 from daskinfer.storage.registry.retention import Retention

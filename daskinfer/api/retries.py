@@ -9,18 +9,18 @@ from datetime import UTC, datetime
 
 from daskinfer.errors import RecipeError
 from daskinfer.reports.page import render_html
-from daskinfer.runtime.cluster import find_workers
-from daskinfer.runtime.finishing import FinishSession
-from daskinfer.runtime.outcome import make_finish_report, make_retry_report, refresh_report
-from daskinfer.runtime.retrying import RetrySession, reopen_job
-from daskinfer.spec.job import JobRecord, Progress, Report
-from daskinfer.spec.loader import override_recipe
-from daskinfer.spec.recipe import Recipe
-from daskinfer.storage.filesystem import absolute_url
-from daskinfer.storage.jobs import JobStore, find_job
-from daskinfer.storage.outputs.job import check_record, open_fence
+from daskinfer.runtime.cluster.connection import find_workers
+from daskinfer.runtime.jobs.finish_session import FinishSession
+from daskinfer.runtime.jobs.retry_report import make_finish_report, make_retry_report, refresh_report
+from daskinfer.runtime.jobs.retry_session import RetrySession, reopen_job
+from daskinfer.spec.job.record import JobRecord, Progress, Report
+from daskinfer.spec.recipe.loader import override_recipe
+from daskinfer.spec.recipe.schema import Recipe
+from daskinfer.storage.jobs.store import JobStore, find_job
+from daskinfer.storage.objects.filesystem import absolute_url
+from daskinfer.storage.outputs.job_output import check_record, open_fence
 from daskinfer.storage.outputs.owner import confirm
-from daskinfer.storage.outputs.supplements import clear_supplements, next_round
+from daskinfer.storage.outputs.retry_rounds import clear_supplements, next_round
 
 
 def retry(

@@ -8,16 +8,16 @@ from datetime import UTC, datetime
 
 from daskinfer.reports.gate import render_gate
 from daskinfer.reports.page import render_html
-from daskinfer.runtime.cluster import find_workers
-from daskinfer.runtime.gates import read_gate
-from daskinfer.runtime.joining import refuse_changes
-from daskinfer.runtime.opening import check_places, draft_job, find_owner, open_job
-from daskinfer.runtime.session import Session
-from daskinfer.runtime.summary import make_report
-from daskinfer.spec.job import Progress, Report
-from daskinfer.spec.recipe import Recipe
-from daskinfer.storage.jobs import JobStore
-from daskinfer.storage.lease import refuse_held
+from daskinfer.runtime.cluster.connection import find_workers
+from daskinfer.runtime.jobs.job_resolution import check_places, draft_job, find_owner, open_job
+from daskinfer.runtime.jobs.multi_driver import refuse_changes
+from daskinfer.runtime.jobs.run_report import make_report
+from daskinfer.runtime.jobs.run_session import RunSession
+from daskinfer.runtime.snapshots.gate_verdict import read_gate
+from daskinfer.spec.job.record import Progress, Report
+from daskinfer.spec.recipe.schema import Recipe
+from daskinfer.storage.jobs.lease import refuse_held
+from daskinfer.storage.jobs.store import JobStore
 from daskinfer.storage.outputs.owner import current_owner
 
 
@@ -64,7 +64,7 @@ def run(
     job = open_job(recipe, workers, fresh)
     if job.done and (report := job.store.report()) is not None:
         return report
-    session = Session(job, recipe, tell, began, join)
+    session = RunSession(job, recipe, tell, began, join)
     session.run()
     report = make_report(session, command, time.monotonic() - began, started)
     _save_report(job.store, session, report)
@@ -76,7 +76,7 @@ def run(
     return report
 
 
-def _save_report(store: JobStore, session: Session, report: Report) -> None:
+def _save_report(store: JobStore, session: RunSession, report: Report) -> None:
     """Store what a run did; a member stores the job's report too where it is the first to end it, or the last to leave."""
     if session.error is not None and not report.rows_this_run and _tells_more(store.report(session.member)):
         return  # what went wrong is said on the spot; what an earlier run did would be lost

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from daskinfer.spec.storecheck import StoreReport
-from daskinfer.storage.doctor import examine
+from daskinfer.spec.registry.storecheck import StoreReport
+from daskinfer.storage.objects.store_check import examine
 
 
 def examine_store(url: str) -> StoreReport:

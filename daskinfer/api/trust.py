@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from daskinfer.spec.trust import AuditTrail, RoleRow, SignatureRow
+from daskinfer.spec.registry.trust import AuditTrail, RoleRow, SignatureRow
 from daskinfer.storage.registry.audit import read_trail
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.keys import make_key, read_public_key

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from daskinfer.spec.upkeep import Difference, SyncReport, Verification
+from daskinfer.spec.registry.upkeep import Difference, SyncReport, Verification
 from daskinfer.storage.registry import differences, syncing, verification
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.merging import Side

@@ -12,7 +12,7 @@ from daskinfer.cli.options import json_option
 from daskinfer.errors import UsageError
 
 if TYPE_CHECKING:
-    from daskinfer.spec.gate import Gate
+    from daskinfer.spec.recipe.gate import Gate
 
 _EXIT_CODES = """\b
 Exit codes:
@@ -90,7 +90,7 @@ def compare(
 def _read_gate(thresholds: list[str]) -> Gate:
     from pydantic import ValidationError
 
-    from daskinfer.spec.gate import Gate
+    from daskinfer.spec.recipe.gate import Gate
 
     values: dict[str, str | None] = {}
     for threshold in thresholds:

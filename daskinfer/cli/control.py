@@ -12,7 +12,7 @@ from daskinfer.cli.console import print_json
 from daskinfer.cli.options import json_option, workspace_option
 
 if TYPE_CHECKING:
-    from daskinfer.spec.control import Outcome
+    from daskinfer.spec.job.control import Outcome
 
 no_wait_option = click.option("--no-wait", is_flag=True, help="Return at once; do not wait for the driver's answer.")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import click
 
 from daskinfer.ids import shorten
-from daskinfer.spec.trust import AuditTrail, RoleRow, SignatureRow
+from daskinfer.spec.registry.trust import AuditTrail, RoleRow, SignatureRow
 
 _WORDS = {True: "valid", False: "of another key", None: "not verified"}
 _DIGEST = re.compile(r"[0-9a-f]{64}")

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from daskinfer.cli.show import print_table, stdout
 from daskinfer.ids import shorten
-from daskinfer.spec.collection import CollectionReport, Holder, KeptSnapshot, LockRow, PublishRow
+from daskinfer.spec.registry.collection import CollectionReport, Holder, KeptSnapshot, LockRow, PublishRow
 from daskinfer.units import format_amount, format_bytes, format_duration
 
 _STYLES = {"deleted": "bold red", "would go": "bold yellow", "kept": "bold green"}

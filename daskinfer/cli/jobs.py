@@ -15,7 +15,7 @@ from daskinfer.cli.options import json_option, workspace_option
 from daskinfer.errors import DaskinferError, IntegrityError
 
 if TYPE_CHECKING:
-    from daskinfer.spec.job import JobStatus
+    from daskinfer.spec.job.record import JobStatus
 
 
 @click.command()
@@ -46,7 +46,7 @@ def status(job: str, workspace: str, watch: bool, as_json: bool) -> None:
 def _follow(found: JobStatus, workspace: str) -> JobStatus:
     from daskinfer import api
     from daskinfer.cli.progress import ProgressDisplay
-    from daskinfer.spec.job import Progress
+    from daskinfer.spec.job.record import Progress
 
     with ProgressDisplay(found.name) as display:
         while found.state == "running":

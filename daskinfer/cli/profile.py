@@ -94,7 +94,7 @@ def profile(
     from daskinfer import api
     from daskinfer.cli.show import print_profile
     from daskinfer.cli.transfer import StepDisplay
-    from daskinfer.spec.recipe import ModelOptions
+    from daskinfer.spec.recipe.schema import ModelOptions
 
     with StepDisplay(checkpoint) as display:
         found = api.profile(

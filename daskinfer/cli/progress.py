@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from daskinfer.spec.job import Progress, Report
+from daskinfer.spec.job.record import Progress, Report
 from daskinfer.units import escape_controls, format_bytes, format_duration
 
 _BUSY_WIDTH = 10

@@ -26,7 +26,7 @@ def validate(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
       daskinfer validate recipe.yaml --set pipeline.stages=3
     """
     from daskinfer import api
-    from daskinfer.spec.loader import load_recipe
+    from daskinfer.spec.recipe.loader import load_recipe
 
     lines = api.validate(load_recipe(recipe, overrides))
     if as_json:
@@ -47,6 +47,6 @@ def schema() -> None:
     and as the first line of a recipe:
       # yaml-language-server: $schema=./recipe.schema.json
     """
-    from daskinfer.spec.loader import recipe_schema
+    from daskinfer.spec.recipe.loader import recipe_schema
 
     click.echo(json.dumps(recipe_schema(), indent=2))

@@ -8,8 +8,15 @@ from rich.text import Text
 
 from daskinfer.cli.show import print_lines, print_table, stdout
 from daskinfer.ids import shorten
-from daskinfer.spec.listing import AliasMove
-from daskinfer.spec.upkeep import Difference, SyncedAlias, SyncedVersion, SyncReport, TensorChange, Verification
+from daskinfer.spec.registry.listing import AliasMove
+from daskinfer.spec.registry.upkeep import (
+    Difference,
+    SyncedAlias,
+    SyncedVersion,
+    SyncReport,
+    TensorChange,
+    Verification,
+)
 from daskinfer.units import format_amount, format_bytes
 
 

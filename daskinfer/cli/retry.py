@@ -14,7 +14,7 @@ from daskinfer.cli.options import json_option, log_options, set_option, start_lo
 from daskinfer.cli.run import tell_program
 
 if TYPE_CHECKING:
-    from daskinfer.spec.job import Progress, Report
+    from daskinfer.spec.job.record import Progress, Report
 
 # What a program may rely on, whether the retry succeeds or fails.
 _FIELDS = ("job", "rows_retried", "rows_recovered", "rows_quarantined", "seconds", "output", "report")

@@ -17,8 +17,8 @@ from daskinfer.cli.interruption import ending_at_once, interrupting
 from daskinfer.cli.options import json_option, log_options, recipe_argument, set_option, start_logging
 
 if TYPE_CHECKING:
-    from daskinfer.spec.job import Progress
-    from daskinfer.spec.recipe import Recipe
+    from daskinfer.spec.job.record import Progress
+    from daskinfer.spec.recipe.schema import Recipe
 
 # What a program may rely on, whether the run succeeds or fails.
 _FIELDS = (
@@ -58,7 +58,7 @@ def run(ctx: click.Context, recipe: str, overrides: tuple[str, ...], fresh: bool
     """
     told = circumstances(ctx)
     told.facts = lambda: dict.fromkeys(_FIELDS) | {"verdict": "failed"}
-    from daskinfer.spec.loader import load_recipe
+    from daskinfer.spec.recipe.loader import load_recipe
 
     parsed = load_recipe(recipe, overrides)
     start_logging(ctx)

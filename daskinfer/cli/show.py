@@ -10,11 +10,11 @@ from rich.text import Text
 
 from daskinfer.cli.progress import describe_loading
 from daskinfer.ids import shorten
-from daskinfer.spec.control import WorkerState
-from daskinfer.spec.job import Incident, JobStatus, Report, SnapshotShare
-from daskinfer.spec.listing import AliasRow, CheckpointDetail, CheckpointRow, VersionRow
+from daskinfer.spec.job.control import WorkerState
+from daskinfer.spec.job.membership import MemberStatus
+from daskinfer.spec.job.record import Incident, JobStatus, Report, SnapshotShare
 from daskinfer.spec.measured import CheckpointProfile, LayerCost, MeasuredLayer
-from daskinfer.spec.membership import MemberStatus
+from daskinfer.spec.registry.listing import AliasRow, CheckpointDetail, CheckpointRow, VersionRow
 from daskinfer.spec.snapshot import Resolution
 from daskinfer.units import escape_controls, format_bytes, format_count, format_duration
 

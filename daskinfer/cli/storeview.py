@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
-from daskinfer.spec.storecheck import StoreReport
+from daskinfer.spec.registry.storecheck import StoreReport
 
 
 def print_examination(report: StoreReport) -> None:

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from daskinfer.spec.job import JobRecord
+from daskinfer.spec.job.record import JobRecord
 
 TURNS = 32
 """How many more blocks of its size the job has left, at least, where a block is cut: the last ones are the smallest, so

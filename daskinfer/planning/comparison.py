@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from daskinfer.planning.histograms import count_bins
 from daskinfer.spec.comparison import Both, FieldSums, PartComparison, RowDifference
-from daskinfer.spec.job import OutputField
+from daskinfer.spec.job.record import OutputField
 
 _FLOATS = ("float32", "float64")
 _LABELS = 1000

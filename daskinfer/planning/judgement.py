@@ -16,7 +16,7 @@ from daskinfer.spec.comparison import (
     LabelCount,
     PartComparison,
 )
-from daskinfer.spec.gate import Gate
+from daskinfer.spec.recipe.gate import Gate
 
 _LENGTHS = "num_tokens"
 _LOGPROB = "logprob"

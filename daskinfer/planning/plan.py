@@ -11,7 +11,7 @@ from daskinfer.planning.placement import count_replicas, eligible_workers
 from daskinfer.planning.stages import choose_starts, make_stages
 from daskinfer.spec.outline import largest_bundle
 from daskinfer.spec.plan import ModelProfile, Numerics, Plan, StagePlan, WorkerShape
-from daskinfer.spec.recipe import Recipe
+from daskinfer.spec.recipe.schema import Recipe
 from daskinfer.units import format_bytes
 
 # Tokens of a row that layers are compared at; attention grows with the square.

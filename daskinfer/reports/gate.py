@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from daskinfer.reports.page import load_template
 from daskinfer.spec.comparison import Both, FieldComparison, GateReport
-from daskinfer.spec.gate import Gate
+from daskinfer.spec.recipe.gate import Gate
 
 
 @dataclass(frozen=True, slots=True)

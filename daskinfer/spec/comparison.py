@@ -7,8 +7,8 @@ from typing import Any, Generic, Literal, TypeVar
 from pydantic import model_validator
 
 from daskinfer.ids import digest_of
-from daskinfer.spec.gate import Gate
-from daskinfer.spec.job import OutputField
+from daskinfer.spec.job.record import OutputField
+from daskinfer.spec.recipe.gate import Gate
 from daskinfer.spec.section import Section
 
 Number = TypeVar("Number", int, float)

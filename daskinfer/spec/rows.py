@@ -9,7 +9,7 @@ from typing import Annotated, Literal, overload
 
 from pydantic import PlainSerializer, PlainValidator
 
-from daskinfer.spec.dialect import Csv
+from daskinfer.spec.recipe.dialect import Csv
 from daskinfer.spec.section import Section
 
 Want = Literal["text", "image", "array"]
@@ -178,7 +178,7 @@ class PartitionTable(Section):
     """All partitions in order."""
     columns: dict[str, str]
     """Column name -> type of the columns that the job reads or keeps: string, int64, float64, bool, or text that
-    `daskinfer.storage.column_types` reads."""
+    `daskinfer.storage.columns.types` reads."""
     reads: tuple[str, ...] = ("text",)
     """Those of them that the task reads: strings or encoded images that must be there."""
     arrays: dict[str, ArrayColumn] = {}

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from daskinfer.errors import InputError
 from daskinfer.spec.rows import ArrayColumn, InputFile, Partition, Segment, Want
-from daskinfer.storage.column_types import (
+from daskinfer.storage.columns.json_text import describe_row
+from daskinfer.storage.columns.types import (
     describe_type,
     find_extension,
     is_binary,
@@ -27,18 +28,17 @@ from daskinfer.storage.column_types import (
     unify,
     widen_indices,
 )
-from daskinfer.storage.column_values import can_convert, convert_column
-from daskinfer.storage.filesystem import open_filesystem
+from daskinfer.storage.columns.values import can_convert, convert_column
 from daskinfer.storage.inputs.cutting import cut_files
 from daskinfer.storage.inputs.hive import folder_columns
 from daskinfer.storage.inputs.int96 import is_int96, mend_int96
+from daskinfer.storage.inputs.interface import Columns, Layout, MissingColumn, ParsedRows, Request
 from daskinfer.storage.inputs.kinds import check_picture
+from daskinfer.storage.inputs.line_scanner import LONGEST_RECORD
 from daskinfer.storage.inputs.lists import count_shapes, describe_array, to_numpy
-from daskinfer.storage.inputs.records import LONGEST_RECORD
-from daskinfer.storage.inputs.seam import Columns, Harvest, Layout, MissingColumn, Request
+from daskinfer.storage.inputs.row_batch import make_excerpt
 from daskinfer.storage.inputs.survey import ARRAY_ROWS
-from daskinfer.storage.json_text import describe_row
-from daskinfer.storage.rows import make_excerpt
+from daskinfer.storage.objects.filesystem import open_filesystem
 
 _BATCH_ROWS = 8192
 
@@ -125,7 +125,7 @@ class ParquetFormat:
         refused = sum(nulls[column] for column in request.wants)
         return Columns(types, arrays, {column: max(nulls[column] - refused, 0) for column in request.keep})
 
-    def read(self, files: Sequence[InputFile], segment: Segment, layout: Layout) -> Harvest:
+    def read(self, files: Sequence[InputFile], segment: Segment, layout: Layout) -> ParsedRows:
         """Read the rows of a segment, decoding only the row groups they lie in."""
         wanted = list(dict.fromkeys([*layout.types, *layout.arrays]))
         with _open(files[0]) as parquet:
@@ -161,7 +161,7 @@ class ParquetFormat:
         offsets = np.setdiff1d(np.arange(segment.rows), list(errors))
         accepted = pa.array(offsets, pa.int64())
         shown = table.select(list(layout.types))
-        return Harvest(
+        return ParsedRows(
             offsets=offsets.tolist(),
             lines=(offsets + (segment.begin + 1)).tolist(),
             columns={column: values.take(accepted) if errors else values for column, values in columns.items()},

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from daskinfer.spec.dialect import AUTO, Csv
+from daskinfer.spec.recipe.dialect import AUTO, Csv
 from daskinfer.storage.inputs.compression import compression_of
 
 

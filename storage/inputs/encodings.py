@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from daskinfer.errors import InputError
-from daskinfer.spec.dialect import AUTO
+from daskinfer.spec.recipe.dialect import AUTO
 from daskinfer.spec.rows import InputFile
 from daskinfer.storage.inputs.compression import COMPRESSED_MARKS, open_decompressed
 from daskinfer.storage.inputs.files import map_files

@@ -16,11 +16,11 @@ from fsspec import AbstractFileSystem
 
 from daskinfer.errors import InputError
 from daskinfer.redaction import conceal_known, protect
-from daskinfer.spec.recipe import Input
+from daskinfer.spec.recipe.schema import Input
 from daskinfer.spec.rows import InputFile
-from daskinfer.storage.filesystem import absolute_url, explain_errors, is_local, open_filesystem, reveal_url
 from daskinfer.storage.inputs.compression import compression_of
 from daskinfer.storage.inputs.patterns import read_pattern
+from daskinfer.storage.objects.filesystem import absolute_url, explain_errors, is_local, open_filesystem, reveal_url
 
 Found = TypeVar("Found")
 

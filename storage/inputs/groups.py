@@ -16,14 +16,14 @@ from zarr.storage import FsspecStore, LocalStore
 
 from daskinfer.errors import InputError
 from daskinfer.spec.rows import ArrayColumn, InputFile, Partition, Segment
-from daskinfer.storage.column_types import describe_type, is_text
-from daskinfer.storage.column_values import can_convert, convert_column, convert_text
-from daskinfer.storage.filesystem import explain_errors, is_local, reveal_url
+from daskinfer.storage.columns.numpy import to_arrow, type_of
+from daskinfer.storage.columns.types import describe_type, is_text
+from daskinfer.storage.columns.values import can_convert, convert_column, convert_text
 from daskinfer.storage.inputs.cutting import cut_evenly
 from daskinfer.storage.inputs.files import ZARR_METADATA
+from daskinfer.storage.inputs.interface import Columns, Layout, MissingColumn, ParsedRows, Request
 from daskinfer.storage.inputs.kinds import check_picture
-from daskinfer.storage.inputs.seam import Columns, Harvest, Layout, MissingColumn, Request
-from daskinfer.storage.numpy_columns import to_arrow, type_of
+from daskinfer.storage.objects.filesystem import explain_errors, is_local, reveal_url
 
 SINGLE = "array"
 """Column of an array that is in no group, unless the recipe reads it under another name."""
@@ -95,7 +95,7 @@ class ZarrFormat:
                     )
         return Columns(types, arrays)
 
-    def read(self, files: Sequence[InputFile], segment: Segment, layout: Layout) -> Harvest:
+    def read(self, files: Sequence[InputFile], segment: Segment, layout: Layout) -> ParsedRows:
         """Read the rows of a segment."""
         root = files[0].url.rpartition("/")[0]
         found: dict[str, NDArray[Any]] = {}
@@ -114,7 +114,7 @@ class ZarrFormat:
             for column, target in layout.types.items()
         }
         offsets = np.setdiff1d(np.arange(segment.rows), list(errors))
-        return Harvest(
+        return ParsedRows(
             offsets=offsets.tolist(),
             lines=(offsets + (segment.begin + 1)).tolist(),
             columns={column: values.take(pa.array(offsets)) for column, values in columns.items()},

@@ -10,10 +10,10 @@ from fsspec import AbstractFileSystem
 
 from daskinfer.errors import InputError
 from daskinfer.spec.rows import InputFile, Partition, Segment
-from daskinfer.storage.filesystem import explain_errors
 from daskinfer.storage.inputs.cutting import cut_evenly
 from daskinfer.storage.inputs.files import map_files, path_of
-from daskinfer.storage.inputs.seam import Columns, Harvest, Layout, MissingColumn, Request
+from daskinfer.storage.inputs.interface import Columns, Layout, MissingColumn, ParsedRows, Request
+from daskinfer.storage.objects.filesystem import explain_errors
 
 _TYPES = {"image": pa.large_binary(), "path": pa.string()}
 _WANTED = {"image": "image", "path": "text"}
@@ -50,7 +50,7 @@ class ImageFormat:
                 )
         return Columns({column: _TYPES[column] for column in [*request.wants, *request.keep]})
 
-    def read(self, files: Sequence[InputFile], segment: Segment, layout: Layout) -> Harvest:
+    def read(self, files: Sequence[InputFile], segment: Segment, layout: Layout) -> ParsedRows:
         """Read the files of a segment; an empty one is refused."""
         contents = map_files(_read_whole, files)
         offsets = [offset for offset, content in enumerate(contents) if content]
@@ -58,7 +58,7 @@ class ImageFormat:
             "image": pa.array([contents[offset] for offset in offsets], _TYPES["image"]),
             "path": [files[offset].url for offset in offsets],
         }
-        return Harvest(
+        return ParsedRows(
             offsets=offsets,
             lines=[1] * len(offsets),
             columns={column: columns[column] for column in layout.types},

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from daskinfer.storage.column_values import convert_column
+from daskinfer.storage.columns.values import convert_column
 
 _LAST_MICROSECOND = (2**63 - 1) // 1000
 _BEYOND = "a time beyond the years 1678 to 2262 has no nanoseconds"

@@ -13,16 +13,16 @@ import pyarrow as pa
 
 from daskinfer.errors import InputError
 from daskinfer.ids import parse_json
-from daskinfer.spec.dialect import Csv
+from daskinfer.spec.recipe.dialect import Csv
 from daskinfer.spec.rows import ArrayColumn, InputFile, Partition, Segment
-from daskinfer.storage.column_types import JSON, is_text
-from daskinfer.storage.column_values import convert_column, convert_text, describe, parse_json_column
-from daskinfer.storage.filesystem import is_local
+from daskinfer.storage.columns.json_text import scan_object
+from daskinfer.storage.columns.types import JSON, is_text
+from daskinfer.storage.columns.values import convert_column, convert_text, describe, parse_json_column
 from daskinfer.storage.inputs.csv_dialect import Dialect, dialect_of
 from daskinfer.storage.inputs.cutting import cut_files
+from daskinfer.storage.inputs.interface import Columns, Layout, MissingColumn, ParsedRows, Request
 from daskinfer.storage.inputs.kinds import parse_cell
-from daskinfer.storage.inputs.nested import fit_array, infer_array
-from daskinfer.storage.inputs.records import (
+from daskinfer.storage.inputs.line_scanner import (
     BYTE_ORDER_MARK,
     LONGEST_RECORD,
     LineEnds,
@@ -31,11 +31,11 @@ from daskinfer.storage.inputs.records import (
     Spans,
     read_records,
 )
-from daskinfer.storage.inputs.seam import Columns, Harvest, Layout, MissingColumn, Request
+from daskinfer.storage.inputs.nested import fit_array, infer_array
+from daskinfer.storage.inputs.row_batch import EXCERPT_LENGTH, make_excerpt
 from daskinfer.storage.inputs.spool import read_text, size_of_text
 from daskinfer.storage.inputs.survey import RowSurvey
-from daskinfer.storage.json_text import scan_object
-from daskinfer.storage.rows import EXCERPT_LENGTH, make_excerpt
+from daskinfer.storage.objects.filesystem import is_local
 
 LineFormatName = Literal["jsonl", "csv", "text"]
 # What Excel takes for no row, but for the delimiter of all others.
@@ -183,9 +183,9 @@ class LineFormat:
             )
         return survey
 
-    def read(self, files: Sequence[InputFile], segment: Segment, layout: Layout) -> Harvest:
+    def read(self, files: Sequence[InputFile], segment: Segment, layout: Layout) -> ParsedRows:
         """Read the rows of a segment."""
-        harvest = Harvest(arrays={column: [] for column in layout.arrays})
+        harvest = ParsedRows(arrays={column: [] for column in layout.arrays})
         columns: dict[str, list[Any]] = {column: [] for column in layout.types}
         makers = [(columns[column], self._maker(column, layout)) for column in layout.types]
         makers += [(harvest.arrays[column], self._array_maker(column, layout)) for column in layout.arrays]

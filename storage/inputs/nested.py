@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daskinfer.spec.rows import ArrayColumn
-from daskinfer.storage.column_values import describe
+from daskinfer.storage.columns.values import describe
 
 
 def infer_array(values: Iterable[Any]) -> ArrayColumn:

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
 from daskinfer.errors import InputError
-from daskinfer.spec.recipe import Input
-from daskinfer.storage.filesystem import absolute_url, explain_errors, is_local, open_filesystem
+from daskinfer.spec.recipe.schema import Input
 from daskinfer.storage.inputs.files import FORMATS, is_zarr
 from daskinfer.storage.inputs.patterns import Pattern, read_pattern
+from daskinfer.storage.objects.filesystem import absolute_url, explain_errors, is_local, open_filesystem
 
 # Nothing that a job writes has such a name.
 _NEVER_WRITTEN = FORMATS.keys() - {".jsonl", ".parquet"}

@@ -8,14 +8,14 @@ import numpy as np
 import pyarrow as pa
 
 from daskinfer.errors import InputError
-from daskinfer.spec.dialect import Csv
+from daskinfer.spec.recipe.dialect import Csv
 from daskinfer.spec.rows import InputFile, Partition, PartitionTable, Reject
-from daskinfer.storage.column_types import JSON, decode_type, is_text
-from daskinfer.storage.format_limits import find_misfits
+from daskinfer.storage.columns.format_limits import find_misfits
+from daskinfer.storage.columns.types import JSON, decode_type, is_text
 from daskinfer.storage.inputs.files import unchanged
-from daskinfer.storage.inputs.index import open_input
-from daskinfer.storage.inputs.seam import Harvest, Layout, MissingColumn
-from daskinfer.storage.rows import RowBatch
+from daskinfer.storage.inputs.interface import Layout, MissingColumn, ParsedRows
+from daskinfer.storage.inputs.partition_table import open_input
+from daskinfer.storage.inputs.row_batch import RowBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ def _find_empty(rows: RowBatch, layout: Layout) -> dict[int, str]:
     return found
 
 
-def _check_count(harvest: Harvest, wanted: int, file: InputFile) -> None:
+def _check_count(harvest: ParsedRows, wanted: int, file: InputFile) -> None:
     found = len(harvest.offsets) + len(harvest.refused)
     if found != wanted:
         raise InputError(

@@ -19,10 +19,10 @@ from pathlib import Path
 from daskinfer.errors import StorageError
 from daskinfer.ids import canonical_json
 from daskinfer.spec.rows import InputFile
-from daskinfer.storage.filesystem import ShortRead, explain_errors, read_bytes, temporary_file
 from daskinfer.storage.inputs.compression import compression_of, open_decompressed
 from daskinfer.storage.inputs.files import unchanged
-from daskinfer.storage.nodecache import cache_folder
+from daskinfer.storage.objects.filesystem import ShortRead, explain_errors, read_bytes, temporary_file
+from daskinfer.storage.tensors.node_cache import cache_folder
 
 LIMIT_VARIABLE = "DASKINFER_SPOOL_BYTES"
 UNDECODABLE = 0xFF

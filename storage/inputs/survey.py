@@ -7,8 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from daskinfer.storage.column_types import JSON
-from daskinfer.storage.column_values import fits_float
+from daskinfer.storage.columns.types import JSON
+from daskinfer.storage.columns.values import fits_float
 
 ARRAY_ROWS = 2048
 """Rows that decide what the rows of an array are, however the input is cut."""

@@ -19,14 +19,14 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore
 
 from daskinfer.errors import StorageError
 from daskinfer.ids import canonical_json
-from daskinfer.spec.commit import CommitRecord
+from daskinfer.spec.job.commit import CommitRecord
 from daskinfer.spec.rows import Partition
-from daskinfer.storage.column_types import decode_type
-from daskinfer.storage.filesystem import absolute_url, explain_errors, is_local, join_url, reveal_url
-from daskinfer.storage.numpy_columns import Elements, elements_of, to_numpy
-from daskinfer.storage.outputs.commits import CommitDigest
+from daskinfer.storage.columns.numpy import Elements, elements_of, to_numpy
+from daskinfer.storage.columns.types import decode_type
+from daskinfer.storage.objects.filesystem import absolute_url, explain_errors, is_local, join_url, reveal_url
+from daskinfer.storage.outputs.commit_index import CommitDigest
+from daskinfer.storage.outputs.commit_log import CommitLog, write_rejects
 from daskinfer.storage.outputs.fence import Fence, create
-from daskinfer.storage.outputs.ledger import Ledger, write_rejects
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, Written
 
 VALID = "valid"
@@ -56,12 +56,12 @@ class ZarrSink:
     """
 
     def __init__(
-        self, url: str, layout: OutputLayout, fence: Fence | None = None, records: Ledger | None = None
+        self, url: str, layout: OutputLayout, fence: Fence | None = None, records: CommitLog | None = None
     ) -> None:
         self._url = url
         self._layout = layout
         self._fence = fence or Fence(url, layout.job)
-        self._ledger = Ledger(url, layout, fence=self._fence)
+        self._ledger = CommitLog(url, layout, fence=self._fence)
         self._records = records or self._ledger
 
     def create(self) -> None:

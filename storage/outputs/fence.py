@@ -30,9 +30,10 @@ from fsspec import AbstractFileSystem
 
 from daskinfer.errors import Conflict, OutputOwned, StorageError
 from daskinfer.ids import make_nonce
-from daskinfer.storage import exclusive
-from daskinfer.storage.conditional import delete_marked, mark_in, mark_of, put_marked
-from daskinfer.storage.filesystem import (
+from daskinfer.storage.objects import create_if_absent
+from daskinfer.storage.objects.backoff import ATTEMPTS, persist
+from daskinfer.storage.objects.conditional import delete_marked, mark_in, mark_of, put_marked
+from daskinfer.storage.objects.filesystem import (
     absolute_url,
     explain_errors,
     is_local,
@@ -42,7 +43,6 @@ from daskinfer.storage.filesystem import (
 )
 from daskinfer.storage.outputs.owner import OwnerWatch
 from daskinfer.storage.outputs.places import RECORDS, WORK
-from daskinfer.storage.retries import ATTEMPTS, persist
 
 _DELETES = 16
 
@@ -101,11 +101,11 @@ class Fence:
             with explain_errors(url, "create"):
                 return self._link(Path(absolute_url(url)), data)
         if _is_memory(url):
-            with exclusive.MEMORY_LOCK:
+            with create_if_absent.MEMORY_LOCK:
                 self.confirm()
-                return exclusive.create_in_memory(*open_filesystem(url), data)
+                return create_if_absent.create_in_memory(*open_filesystem(url), data)
         self.confirm()
-        created = exclusive.create(url, data)
+        created = create_if_absent.create(url, data)
         try:
             self.confirm()
         except OutputOwned:
@@ -128,7 +128,7 @@ class Fence:
                 return
             filesystem, path = open_filesystem(url)
             if _is_memory(url):
-                with exclusive.MEMORY_LOCK:
+                with create_if_absent.MEMORY_LOCK:
                     self._confirm_turn()
                     filesystem.pipe_file(path, data)
                 return
@@ -148,7 +148,7 @@ class Fence:
                 return
             filesystem, path = open_filesystem(url)
             if _is_memory(url):
-                with exclusive.MEMORY_LOCK, suppress(FileNotFoundError):
+                with create_if_absent.MEMORY_LOCK, suppress(FileNotFoundError):
                     self._confirm_turn()
                     filesystem.rm(path, recursive=recursive)
                 return
@@ -194,12 +194,12 @@ class Fence:
         for _ in range(ATTEMPTS):
             with suppress(FileNotFoundError):  # the place was swept, or the target's folder deleted
                 if target.exists():
-                    return exclusive.holds(target, data)
+                    return create_if_absent.holds(target, data)
                 with self._place(target) as place:
                     temporary = _write(place, [data])
                     self.confirm()
                     _make_folder(target.parent, place)
-                    return exclusive.link(temporary, target, lambda path: exclusive.holds(path, data))
+                    return create_if_absent.link(temporary, target, lambda path: create_if_absent.holds(path, data))
             self.confirm()
         raise _keeps_going(target)
 
@@ -214,7 +214,7 @@ class Fence:
                 return
             self._confirm_turn()
             with suppress(FileNotFoundError):  # a network filesystem may lose the answer and do it again
-                if exclusive.holds(target, data):
+                if create_if_absent.holds(target, data):
                     return
         raise _keeps_going(target)
 
@@ -234,7 +234,7 @@ class Fence:
             mark = mark_of(filesystem, path)
             self._confirm_turn()
             if mark is None:
-                if exclusive.create(url, data):
+                if create_if_absent.create(url, data):
                     return
             elif put_marked(filesystem, path, data, mark):
                 return

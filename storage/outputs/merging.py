@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from daskinfer.errors import IntegrityError
-from daskinfer.spec.commit import CommitRecord
-from daskinfer.storage.column_types import JSON
-from daskinfer.storage.json_text import to_json_texts
+from daskinfer.spec.job.commit import CommitRecord
+from daskinfer.storage.columns.json_text import to_json_texts
+from daskinfer.storage.columns.types import JSON
 from daskinfer.storage.outputs.sink import OutputPart
 
 

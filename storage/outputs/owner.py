@@ -6,9 +6,9 @@ from pydantic import ValidationError
 
 from daskinfer.errors import Conflict, IntegrityError, OutputOwned
 from daskinfer.spec.section import Section
-from daskinfer.storage.filesystem import join_url, list_names
+from daskinfer.storage.objects.filesystem import join_url, list_names
+from daskinfer.storage.objects.slotlog import Slot, SlotLog
 from daskinfer.storage.outputs.places import RECORDS
-from daskinfer.storage.slotlog import Slot, SlotLog
 
 
 class Owner(Section):

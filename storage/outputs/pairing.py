@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from daskinfer.errors import Incomparable
-from daskinfer.spec.job import OutputField
-from daskinfer.storage.column_types import JSON, encode_type
-from daskinfer.storage.format_limits import holds
-from daskinfer.storage.json_text import parse_json, to_json_texts
+from daskinfer.spec.job.record import OutputField
+from daskinfer.storage.columns.format_limits import holds
+from daskinfer.storage.columns.json_text import parse_json, to_json_texts
+from daskinfer.storage.columns.types import JSON, encode_type
 from daskinfer.storage.outputs.reading import SealedOutput
 from daskinfer.storage.outputs.sink import OutputPart
 

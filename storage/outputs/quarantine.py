@@ -5,8 +5,8 @@ from __future__ import annotations
 from daskinfer.errors import IntegrityError
 from daskinfer.ids import parse_json
 from daskinfer.spec.rows import Reject
-from daskinfer.storage.filesystem import join_url, list_names, read_bytes
-from daskinfer.storage.outputs.ledger import name_rejects
+from daskinfer.storage.objects.filesystem import join_url, list_names, read_bytes
+from daskinfer.storage.outputs.commit_log import name_rejects
 from daskinfer.storage.outputs.places import QUARANTINE
 
 

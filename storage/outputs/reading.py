@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from daskinfer.errors import Incomparable, IntegrityError
-from daskinfer.spec.job import OutputField
+from daskinfer.spec.job.record import OutputField
 from daskinfer.spec.rows import Partition, Reject
 from daskinfer.spec.section import Section
-from daskinfer.storage.column_types import decode_type
-from daskinfer.storage.filesystem import absolute_url, join_url, read_bytes
-from daskinfer.storage.numpy_columns import to_arrow
+from daskinfer.storage.columns.numpy import to_arrow
+from daskinfer.storage.columns.types import decode_type
+from daskinfer.storage.objects.filesystem import absolute_url, join_url, read_bytes
 from daskinfer.storage.outputs.arrays import VALID, read_arrays
-from daskinfer.storage.outputs.ledger import find_merged, read_manifest
+from daskinfer.storage.outputs.commit_log import find_merged, read_manifest
 from daskinfer.storage.outputs.places import MANIFEST
 from daskinfer.storage.outputs.quarantine import read_rejects
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart

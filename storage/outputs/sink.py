@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from daskinfer.spec.commit import CommitRecord
-from daskinfer.spec.job import OutputField
+from daskinfer.spec.job.commit import CommitRecord
+from daskinfer.spec.job.record import OutputField
 from daskinfer.spec.rows import Partition, Reject
-from daskinfer.storage.outputs.commits import CommitDigest
+from daskinfer.storage.outputs.commit_index import CommitDigest
 
 
 @dataclass(frozen=True, slots=True, eq=False)

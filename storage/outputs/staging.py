@@ -13,15 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from daskinfer.errors import IntegrityError
-from daskinfer.spec.commit import CommitRecord
-from daskinfer.spec.generation import Generations
-from daskinfer.storage.filesystem import exists, join_url, read_bytes
-from daskinfer.storage.outputs.commits import CommitDigest
+from daskinfer.spec.job.commit import CommitRecord
+from daskinfer.spec.job.generation import Generations
+from daskinfer.storage.objects.filesystem import exists, join_url, read_bytes
+from daskinfer.storage.outputs.commit_index import CommitDigest
+from daskinfer.storage.outputs.commit_log import CommitLog
+from daskinfer.storage.outputs.committed import CommittedPartitions
 from daskinfer.storage.outputs.fence import Fence
-from daskinfer.storage.outputs.ledger import Ledger
 from daskinfer.storage.outputs.places import QUARANTINE, RECORDS, STAGED
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, Sink, Written
-from daskinfer.storage.outputs.standing import Standing
 
 _COPIES = 8
 
@@ -42,7 +42,7 @@ class StagedPartSink:
         The sink of the generation's folder.
     """
 
-    def __init__(self, records: Ledger, inner: Sink) -> None:
+    def __init__(self, records: CommitLog, inner: Sink) -> None:
         self._inner = inner
         self._ledger = records
 
@@ -99,7 +99,7 @@ class StagedOutput:
         found = {
             record.partition: record
             for scope in generations.scopes
-            for record in Ledger(self._url, self._layout, scope).committed(among)
+            for record in CommitLog(self._url, self._layout, scope).committed(among)
             if generations.owner(record.partition) == scope
         }
         return iter([found[partition] for partition in sorted(found)])
@@ -109,13 +109,13 @@ class StagedOutput:
 
     def seal(self, manifest: Mapping[str, Any]) -> bytes:
         """Copy what counts to its place and declare the output whole. The generation log must be sealed before."""
-        standing = Standing(self._url, self._layout, self._generations)
+        standing = CommittedPartitions(self._url, self._layout, self._generations)
         records = sorted(standing.digests(), key=lambda record: record.partition)
         with ThreadPoolExecutor(_COPIES, thread_name_prefix="seal") as pool:
             for _ in pool.map(self._adopt, records):
                 pass
         layout = standing.layout()
-        data = Ledger(self._url, layout, fence=self._fence).seal(manifest, self._objects, records)
+        data = CommitLog(self._url, layout, fence=self._fence).seal(manifest, self._objects, records)
         for pin in self._generations().pins:
             # What was tried and not taken is kept, to be looked at.
             if not pin.is_trial or pin.scope in self._generations().owned:

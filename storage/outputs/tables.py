@@ -13,15 +13,15 @@ import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
-from daskinfer.spec.commit import CommitRecord
-from daskinfer.spec.job import OutputField
-from daskinfer.storage.column_types import JSON, decode_type, is_text
-from daskinfer.storage.column_values import parse_json_column
-from daskinfer.storage.filesystem import join_url
-from daskinfer.storage.json_text import scan_object, to_json_texts
-from daskinfer.storage.outputs.commits import CommitDigest
+from daskinfer.spec.job.commit import CommitRecord
+from daskinfer.spec.job.record import OutputField
+from daskinfer.storage.columns.json_text import scan_object, to_json_texts
+from daskinfer.storage.columns.types import JSON, decode_type, is_text
+from daskinfer.storage.columns.values import parse_json_column
+from daskinfer.storage.objects.filesystem import join_url
+from daskinfer.storage.outputs.commit_index import CommitDigest
+from daskinfer.storage.outputs.commit_log import CommitLog, create_same, write_rejects
 from daskinfer.storage.outputs.fence import Fence
-from daskinfer.storage.outputs.ledger import Ledger, create_same, write_rejects
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, Written
 
 ROW = "row"
@@ -61,13 +61,13 @@ class TableSink:
         layout: OutputLayout,
         suffix: str,
         fence: Fence | None = None,
-        records: Ledger | None = None,
+        records: CommitLog | None = None,
     ) -> None:
         self._url = url
         self._layout = layout
         self._suffix = suffix
         self._fence = fence or Fence(url, layout.job)
-        self._ledger = Ledger(url, layout, fence=self._fence)
+        self._ledger = CommitLog(url, layout, fence=self._fence)
         self._records = records or self._ledger
 
     def create(self) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from daskinfer.errors import IntegrityError
-from daskinfer.spec.job import JobRecord
+from daskinfer.spec.job.record import JobRecord
 from daskinfer.spec.verification import DamagedPart, OutputVerification
-from daskinfer.storage.filesystem import absolute_url, find_files, join_url, list_names
-from daskinfer.storage.outputs.choice import choose_output_format, make_sink
+from daskinfer.storage.objects.filesystem import absolute_url, find_files, join_url, list_names
+from daskinfer.storage.outputs.commit_log import name_rejects, read_manifest
 from daskinfer.storage.outputs.fence import Fence
-from daskinfer.storage.outputs.ledger import name_rejects, read_manifest
+from daskinfer.storage.outputs.formats import choose_output_format, make_sink
 from daskinfer.storage.outputs.places import MANIFEST, QUARANTINE, RECORDS, RETRIES
 from daskinfer.storage.outputs.reading import SealedOutput, SealedPart, open_output
 

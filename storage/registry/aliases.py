@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from daskinfer.errors import CheckpointError, Conflict
 from daskinfer.ids import digest_of, make_nonce
-from daskinfer.spec.listing import AliasMove
-from daskinfer.storage.naming import check_alias, make_signature
-from daskinfer.storage.registry import decisions, locks
-from daskinfer.storage.registry.decisions import Decision
-from daskinfer.storage.registry.versions import Version, find_version, refuse_yanked
-from daskinfer.storage.slotlog import Slot
+from daskinfer.spec.registry.listing import AliasMove
+from daskinfer.storage.objects.naming import check_alias, make_signature
+from daskinfer.storage.objects.slotlog import Slot
+from daskinfer.storage.registry import authorised_writes, locks
+from daskinfer.storage.registry.authorised_writes import Decision
+from daskinfer.storage.registry.yanking import Version, find_version, refuse_yanked
 
 if TYPE_CHECKING:
     from daskinfer.storage.registry.catalog import Registry
@@ -191,7 +191,7 @@ def append_move(
     if record["snapshot"] is not None:
         lock = locks.take(registry, record["snapshot"], f"alias-{make_nonce()}", purpose="alias")
     try:
-        slot = decisions.append(decision, log, record, expect)
+        slot = authorised_writes.append(decision, log, record, expect)
     except Conflict as conflict:
         raise explain_conflict(registry, name, alias, expect) from conflict
     finally:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from daskinfer.ids import digest_of, make_nonce, parse_json, shorten
-from daskinfer.storage.nodecache import private_folder
+from daskinfer.storage.tensors.node_cache import private_folder
 
 
 @dataclass(frozen=True, slots=True)

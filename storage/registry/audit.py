@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 from daskinfer.errors import IntegrityError
 from daskinfer.ids import sha256_of
-from daskinfer.spec.trust import AuditEvent, AuditFinding, AuditTrail
-from daskinfer.storage.filesystem import join_url, list_names, read_bytes
+from daskinfer.spec.registry.trust import AuditEvent, AuditFinding, AuditTrail
+from daskinfer.storage.objects.filesystem import join_url, list_names, read_bytes
 from daskinfer.storage.registry.anchors import Anchor, drop_anchor, list_anchored, read_anchor
 from daskinfer.storage.registry.events import read_event
 

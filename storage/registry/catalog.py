@@ -22,18 +22,18 @@ import re
 
 from daskinfer.errors import CheckpointError, CorruptBlob, SnapshotGone
 from daskinfer.ids import canonical_json, parse_json, sha256_of, shorten
-from daskinfer.spec.listing import AliasMove
+from daskinfer.spec.registry.listing import AliasMove
 from daskinfer.spec.snapshot import Manifest, Resolution
-from daskinfer.storage.doctor import confirm_exclusive
-from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import absolute_url, exists, is_local, join_url, list_names, read_bytes
-from daskinfer.storage.naming import check_alias, check_name, suggest
+from daskinfer.storage.objects.create_if_absent import create
+from daskinfer.storage.objects.filesystem import absolute_url, exists, is_local, join_url, list_names, read_bytes
+from daskinfer.storage.objects.naming import check_alias, check_name, suggest
+from daskinfer.storage.objects.slotlog import SlotLog
+from daskinfer.storage.objects.store_check import confirm_exclusive
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.aliases import describe_move, set_alias
 from daskinfer.storage.registry.anchors import forget_anchors
 from daskinfer.storage.registry.manifests import name_manifest, parse_manifest
-from daskinfer.storage.registry.versions import Version, find_version, fold, refuse_yanked
-from daskinfer.storage.slotlog import SlotLog
+from daskinfer.storage.registry.yanking import Version, find_version, fold, refuse_yanked
 
 FORMAT = {"daskinfer_registry": 1, "digest": "sha256"}
 

@@ -18,20 +18,20 @@ from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 from daskinfer.errors import Conflict, CorruptBlob, StorageError
 from daskinfer.ids import make_nonce, shorten
 from daskinfer.spec.snapshot import LayerGroup, Manifest, PlainFile
-from daskinfer.storage.exclusive import create_stream
-from daskinfer.storage.filesystem import ShortRead, clear_temporaries, join_url, list_names, read_bytes
-from daskinfer.storage.naming import make_signature
-from daskinfer.storage.registry import decisions, locks, marks
+from daskinfer.storage.objects.create_if_absent import create_stream
+from daskinfer.storage.objects.filesystem import ShortRead, clear_temporaries, join_url, list_names, read_bytes
+from daskinfer.storage.objects.naming import make_signature
+from daskinfer.storage.objects.slotlog import SlotLog
+from daskinfer.storage.objects.streams import Stream, read_pieces
+from daskinfer.storage.registry import authorised_writes, collection_marks, locks
+from daskinfer.storage.registry.authorised_writes import Decision
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.decisions import Decision
 from daskinfer.storage.registry.heartbeats import TTL_SECONDS, beat, try_beat
 from daskinfer.storage.registry.locks import SnapshotLock
 from daskinfer.storage.registry.manifests import parse_manifest
 from daskinfer.storage.registry.publications import list_publications, publish_log, pulse_url, read_publication
 from daskinfer.storage.registry.publishing import finish
-from daskinfer.storage.slotlog import SlotLog
-from daskinfer.storage.streams import Stream, read_pieces
-from daskinfer.storage.tensorreads import DAMAGED
+from daskinfer.storage.tensors.range_reads import DAMAGED
 
 _COLLECTOR_SECONDS = 10.0
 
@@ -76,7 +76,7 @@ def copy_snapshot(
         commit = {"op": "commit", "manifest": manifest.model_dump(mode="json"), "versions": list(versions)}
         commit |= make_signature()
         try:
-            decisions.append(Decision(target.url, "publish", f"publish/{identity}"), log, commit, expect=1)
+            authorised_writes.append(Decision(target.url, "publish", f"publish/{identity}"), log, commit, expect=1)
         except Conflict as error:
             head = log.head()
             if head is None or head.record["op"] != "commit":  # another sync of this snapshot is as good
@@ -124,7 +124,7 @@ def _begin(target: Registry, manifest: Manifest) -> str:
     identity = make_nonce(8)
     begun = {"op": "begin", "name": manifest.model, "manifest": manifest.model_dump(mode="json"), **make_signature()}
     decision = Decision(target.url, "publish", f"publish/{identity}")
-    decisions.append(decision, publish_log(target, identity), begun, expect=0)
+    authorised_writes.append(decision, publish_log(target, identity), begun, expect=0)
     return identity
 
 
@@ -146,7 +146,7 @@ def _await_collectors(target: Registry, manifest: Manifest) -> None:
 def _is_pending(records: Sequence[Mapping[str, Any]], verdict: str) -> bool:
     """Say whether a deletion was decided and may still be going on."""
     operations = {record["op"] for record in records}
-    return verdict in operations and ("collecting" not in operations or bool(marks.find_open(records)))
+    return verdict in operations and ("collecting" not in operations or bool(collection_marks.find_open(records)))
 
 
 def _recall_blobs(registry: Registry, name: str) -> set[str] | None:

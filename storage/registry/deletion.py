@@ -6,8 +6,8 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 
 from daskinfer.spec.snapshot import Manifest
-from daskinfer.storage.filesystem import delete, find_files, join_url, list_names
-from daskinfer.storage.registry import marks
+from daskinfer.storage.objects.filesystem import delete, find_files, join_url, list_names
+from daskinfer.storage.registry import collection_marks
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.publications import Publication, list_publications, publish_log
 from daskinfer.storage.registry.references import Manifests
@@ -64,11 +64,11 @@ def delete_all(
     publications: Sequence[Publication],
 ) -> dict[str, Blobs]:
     """Delete swept snapshots and what aborted publishes stored; return the blobs, as `find_superfluous` does."""
-    collector = marks.name_collector()
+    collector = collection_marks.name_collector()
     logs = [registry.life_log(snapshot) for snapshot in snapshots]
     logs += [publish_log(registry, publication.identity) for publication in publications]
     for log in logs:
-        marks.begin(registry.url, log, collector)
+        collection_marks.begin(registry.url, log, collector)
     found = find_superfluous(manifests, blobs, snapshots, publications, manifests.find_needed() if logs else ())
     for owner in found.values():
         for blob in owner:
@@ -78,7 +78,7 @@ def delete_all(
         delete(registry.manifest_url(snapshot))
     # Not where something failed: a deletion whose answer was lost may still come through.
     for log in logs:
-        marks.end(registry.url, log, collector)
+        collection_marks.end(registry.url, log, collector)
     return found
 
 

@@ -13,12 +13,12 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from daskinfer.errors import CorruptBlob
+from daskinfer.spec.registry.upkeep import Changes, Difference, TensorChange, TensorForm
 from daskinfer.spec.snapshot import LayerGroup, Manifest, TensorEntry
-from daskinfer.spec.upkeep import Changes, Difference, TensorChange, TensorForm
-from daskinfer.storage.filesystem import ShortRead
+from daskinfer.storage.objects.filesystem import ShortRead
+from daskinfer.storage.objects.streams import read_pieces
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.streams import read_pieces
-from daskinfer.storage.tensorreads import DAMAGED, locate
+from daskinfer.storage.tensors.range_reads import DAMAGED, locate
 
 Array = NDArray[Any]
 Watch = Callable[[str, int, int], None]

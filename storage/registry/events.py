@@ -17,11 +17,11 @@ from urllib.parse import quote
 
 from daskinfer.errors import IntegrityError
 from daskinfer.ids import parse_json, sha256_of
-from daskinfer.spec.trust import AuditEvent
-from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import join_url
+from daskinfer.spec.registry.trust import AuditEvent
+from daskinfer.storage.objects.create_if_absent import create
+from daskinfer.storage.objects.filesystem import join_url
+from daskinfer.storage.objects.slotlog import SlotLog, encode_record
 from daskinfer.storage.registry.anchors import drop_anchor
-from daskinfer.storage.slotlog import SlotLog, encode_record
 
 
 class _Chain:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from daskinfer.errors import DaskinferError
 from daskinfer.ids import make_nonce
-from daskinfer.storage.filesystem import modified_at, read_bytes, replace_bytes
+from daskinfer.storage.objects.filesystem import modified_at, read_bytes, replace_bytes
 
 TTL_SECONDS = 900
 """How long a heartbeat may stay unchanged before a collector may take its writer for dead."""

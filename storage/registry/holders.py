@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from daskinfer.ids import shorten
-from daskinfer.spec.collection import Holder, LockRow, PublishRow
-from daskinfer.storage.filesystem import join_url, list_names
-from daskinfer.storage.registry.bases import PURPOSE
+from daskinfer.spec.registry.collection import Holder, LockRow, PublishRow
+from daskinfer.storage.objects.filesystem import join_url, list_names
+from daskinfer.storage.registry.blob_reuse import PURPOSE
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.heartbeats import tell_age
 from daskinfer.storage.registry.locks import LockHolder, heartbeat_url, list_holders

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from daskinfer.errors import UsageError
 from daskinfer.ids import sha256_of
-from daskinfer.storage.filesystem import absolute_url, explain_errors, read_bytes
+from daskinfer.storage.objects.filesystem import absolute_url, explain_errors, read_bytes
 
 
 def make_key(path: str) -> str:

@@ -8,14 +8,14 @@ from typing import Any, Literal
 
 from daskinfer.errors import Conflict
 from daskinfer.spec.snapshot import Manifest
-from daskinfer.storage.filesystem import join_url, list_names
-from daskinfer.storage.naming import make_signature
-from daskinfer.storage.registry import decisions
+from daskinfer.storage.objects.filesystem import join_url, list_names
+from daskinfer.storage.objects.naming import make_signature
+from daskinfer.storage.objects.slotlog import SlotLog
+from daskinfer.storage.registry import authorised_writes
+from daskinfer.storage.registry.authorised_writes import Action, Decision
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.decisions import Action, Decision
 from daskinfer.storage.registry.heartbeats import TTL_SECONDS
 from daskinfer.storage.registry.manifests import parse_manifest
-from daskinfer.storage.slotlog import SlotLog
 
 State = Literal["begun", "committed", "aborted"]
 
@@ -80,7 +80,9 @@ def abort(registry: Registry, identity: str, action: Action) -> bool:
     """Give a publish up so that it can never be committed; False where it is committed already."""
     decision = Decision(registry.url, action, f"publish/{identity}")
     try:
-        decisions.append(decision, publish_log(registry, identity), {"op": "abort", **make_signature()}, expect=1)
+        authorised_writes.append(
+            decision, publish_log(registry, identity), {"op": "abort", **make_signature()}, expect=1
+        )
     except Conflict:
         found = read_publication(registry, identity)
         return found is not None and found.state == "aborted"

@@ -27,19 +27,19 @@ from daskinfer.errors import (
 )
 from daskinfer.ids import make_nonce
 from daskinfer.spec.snapshot import EntryPoint, LayerGroup, Manifest, PlainFile, Resolution
-from daskinfer.storage.blobs import read_header
-from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import delete, exists, join_url
-from daskinfer.storage.naming import check_alias, check_name, make_signature, name_principal
-from daskinfer.storage.registry import decisions
-from daskinfer.storage.registry.bases import Bases
+from daskinfer.storage.objects.create_if_absent import create
+from daskinfer.storage.objects.filesystem import delete, exists, join_url
+from daskinfer.storage.objects.naming import check_alias, check_name, make_signature, name_principal
+from daskinfer.storage.registry import authorised_writes
+from daskinfer.storage.registry.authorised_writes import Decision
+from daskinfer.storage.registry.blob_reuse import BlobReuse
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.decisions import Decision
 from daskinfer.storage.registry.heartbeats import TTL_SECONDS, try_beat
 from daskinfer.storage.registry.manifests import parse_manifest
 from daskinfer.storage.registry.publications import abort, list_publications, name_job, publish_log, pulse_url
 from daskinfer.storage.registry.same_content import choose_snapshot, drop_unnamed, find_first, is_intact
-from daskinfer.storage.registry.versions import Version, fold
+from daskinfer.storage.registry.yanking import Version, fold
+from daskinfer.storage.tensors.blobs import read_header
 
 PLAIN_SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja", ".md", ".bpe", ".codes", ".tiktoken"})
 """What a configuration or tokenizer file may be; formats that can carry code are not among them."""
@@ -248,8 +248,8 @@ def _publish_new(registry: Registry, name: str, source: CheckpointSource, alias:
     log, pulse = publish_log(registry, identity), pulse_url(registry, identity)
     decision = Decision(registry.url, "publish", f"publish/{identity}")
     begin = {"op": "begin", "name": name, "ttl_seconds": TTL_SECONDS, **make_signature()}
-    decisions.append(decision, log, begin, expect=0)
-    bases = Bases(registry, name_job(identity))
+    authorised_writes.append(decision, log, begin, expect=0)
+    bases = BlobReuse(registry, name_job(identity))
     stored: list[str] = []
 
     def store(digest: str, data: bytes) -> str:
@@ -274,7 +274,7 @@ def _publish_new(registry: Registry, name: str, source: CheckpointSource, alias:
         if alias is not None:
             head = registry.alias_log(name, alias).head()
             record |= {"alias": alias, "alias_sequence": 0 if head is None else head.sequence + 1}
-        decisions.append(decision, log, record, expect=1)
+        authorised_writes.append(decision, log, record, expect=1)
     except BaseException as error:
         # Whether a commit got through that came back with an error, only the log can tell. What cannot be cleaned up
         # now, because the store is away, is left to garbage collection.
@@ -351,7 +351,7 @@ def append_version(registry: Registry, name: str, origin: dict[str, Any]) -> Ver
         if known is not None:
             return known
         with suppress(Conflict):
-            decisions.append(decision, log, {"op": "publish", **origin}, expect=len(slots))
+            authorised_writes.append(decision, log, {"op": "publish", **origin}, expect=len(slots))
 
 
 def _points_at(registry: Registry, name: str, alias: str, version: Version) -> bool:

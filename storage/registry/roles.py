@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from daskinfer.errors import UsageError
-from daskinfer.storage.naming import suggest
+from daskinfer.storage.objects.naming import suggest
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,13 @@ from contextlib import suppress
 
 from daskinfer.errors import CheckpointError, CorruptBlob, NotAllowed, SnapshotGone
 from daskinfer.spec.snapshot import Manifest
-from daskinfer.storage.blobs import read_group
-from daskinfer.storage.filesystem import delete, exists, join_url
-from daskinfer.storage.registry.bases import Bases
+from daskinfer.storage.objects.filesystem import delete, exists, join_url
+from daskinfer.storage.registry.blob_reuse import BlobReuse
 from daskinfer.storage.registry.catalog import Registry
+from daskinfer.storage.tensors.blobs import read_group
 
 
-def choose_snapshot(registry: Registry, made: Manifest, identity: str, bases: Bases) -> Manifest:
+def choose_snapshot(registry: Registry, made: Manifest, identity: str, bases: BlobReuse) -> Manifest:
     """Return the manifest to commit: the one that was made, or that of the snapshot which has this content already.
 
     A digest that was deleted never lives again, and what was damaged is not built upon: then its own id makes the

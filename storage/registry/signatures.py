@@ -17,15 +17,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from daskinfer.errors import CheckpointError
 from daskinfer.ids import canonical_json, parse_json, shorten
+from daskinfer.spec.registry.trust import SignatureRow
 from daskinfer.spec.snapshot import Resolution
-from daskinfer.spec.trust import SignatureRow
-from daskinfer.storage.filesystem import join_url
-from daskinfer.storage.naming import make_signature
-from daskinfer.storage.registry import decisions
+from daskinfer.storage.objects.filesystem import join_url
+from daskinfer.storage.objects.naming import make_signature
+from daskinfer.storage.objects.slotlog import SlotLog
+from daskinfer.storage.registry import authorised_writes
+from daskinfer.storage.registry.authorised_writes import Decision
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.decisions import Decision
 from daskinfer.storage.registry.keys import name_key, read_private_key, read_public_key
-from daskinfer.storage.slotlog import SlotLog
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -65,7 +65,7 @@ def sign(registry: Registry, resolution: Resolution, key: str) -> SignatureRow:
         return known
     envelope = _make_envelope(private, resolution.name, snapshot)
     record = {"op": "sign", "snapshot": snapshot, "envelope": envelope, **make_signature()}
-    slot = decisions.append(Decision(registry.url, "sign", f"sigs/{shorten(snapshot, 64)}"), log, record)
+    slot = authorised_writes.append(Decision(registry.url, "sign", f"sigs/{shorten(snapshot, 64)}"), log, record)
     return _describe(slot.record, snapshot, public)
 
 

@@ -10,10 +10,10 @@ from contextlib import suppress
 from daskinfer.errors import StorageError
 from daskinfer.ids import canonical_json, digest_of, parse_json, shorten
 from daskinfer.spec.snapshot import Resolution
-from daskinfer.storage.filesystem import read_bytes, replace_bytes
-from daskinfer.storage.folder import Folder
-from daskinfer.storage.nodecache import private_folder
+from daskinfer.storage.objects.filesystem import read_bytes, replace_bytes
 from daskinfer.storage.registry.catalog import Registry
+from daskinfer.storage.tensors.folder import Folder
+from daskinfer.storage.tensors.node_cache import private_folder
 
 # What is read of a checkpoint, and refused: a folder that was published when that was less is looked into again.
 _READING = 3

@@ -12,20 +12,20 @@ from typing import Any
 
 from daskinfer.errors import CheckpointError, Conflict, SnapshotGone, UsageError, YankedVersion
 from daskinfer.ids import make_nonce, parse_json, shorten
-from daskinfer.spec.listing import AliasMove
+from daskinfer.spec.registry.listing import AliasMove
+from daskinfer.spec.registry.upkeep import Outcome, SyncedAlias, SyncedVersion, SyncReport
 from daskinfer.spec.snapshot import Manifest
-from daskinfer.spec.upkeep import Outcome, SyncedAlias, SyncedVersion, SyncReport
-from daskinfer.storage.filesystem import exists, join_url
-from daskinfer.storage.naming import make_signature
-from daskinfer.storage.registry import decisions, locks
+from daskinfer.storage.objects.filesystem import exists, join_url
+from daskinfer.storage.objects.naming import make_signature
+from daskinfer.storage.objects.slotlog import Slot, SlotLog
+from daskinfer.storage.registry import authorised_writes, locks
 from daskinfer.storage.registry.aliases import append_move, describe_move
+from daskinfer.storage.registry.authorised_writes import Decision
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.copying import copy_snapshot
-from daskinfer.storage.registry.decisions import Decision
 from daskinfer.storage.registry.merging import Side, compare_histories, make_merge
 from daskinfer.storage.registry.publishing import append_version, finish_all
-from daskinfer.storage.registry.versions import Version, fold
-from daskinfer.storage.slotlog import Slot, SlotLog
+from daskinfer.storage.registry.yanking import Version, fold
 
 Watch = Callable[[str, int, int], None]
 """Called with what is being done, and how many of how many bytes are done."""
@@ -238,7 +238,7 @@ class _Work:
             self.yanks += 1
             if not self.dry_run:
                 decision = Decision(self.target.url, "yank", f"models/{plan.name}/versions")
-                decisions.append(decision, log, record | {"version": wanted[record["version"]]})
+                authorised_writes.append(decision, log, record | {"version": wanted[record["version"]]})
 
     def bring_signatures(self, snapshot: str) -> None:
         """Append the signatures that the target does not have."""
@@ -254,7 +254,7 @@ class _Work:
                 continue
             decision = Decision(self.target.url, "sign", f"sigs/{shorten(snapshot, 64)}")
             sequence = len(there)
-            while not decisions.create_record(decision, theirs.slot_url(sequence), data):
+            while not authorised_writes.create_record(decision, theirs.slot_url(sequence), data):
                 sequence += 1
             there.append(data)
 
@@ -309,7 +309,7 @@ class _Work:
             lock = locks.take(self.target, snapshot, f"alias-{make_nonce()}", purpose="alias")
         try:
             for number, data in enumerate(records, start=sequence):
-                if not decisions.create_record(decision, log.slot_url(number), data):
+                if not authorised_writes.create_record(decision, log.slot_url(number), data):
                     raise Conflict(f"move {number} of {name}@{alias} was taken")
         finally:
             if lock is not None:

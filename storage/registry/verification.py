@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 
 from daskinfer.errors import CheckpointError, CorruptBlob, IntegrityError, SnapshotGone
 from daskinfer.ids import shorten
+from daskinfer.spec.registry.upkeep import Finding, Verification
 from daskinfer.spec.snapshot import LayerGroup, Manifest, PlainFile
-from daskinfer.spec.upkeep import Finding, Verification
-from daskinfer.storage.filesystem import exists, join_url, list_names
-from daskinfer.storage.folder import Folder
+from daskinfer.storage.objects.filesystem import exists, join_url, list_names
+from daskinfer.storage.objects.slotlog import Slot, SlotLog
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.scans import scan_file, scan_group
-from daskinfer.storage.slotlog import Slot, SlotLog
+from daskinfer.storage.tensors.folder import Folder
+from daskinfer.storage.tensors.scans import scan_file, scan_group
 
 Watch = Callable[[str, int, int], None]
 """Called with what is being done, and how many of how many bytes are done."""

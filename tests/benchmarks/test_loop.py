@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from daskinfer.testing.tinymodels import make_tiny_bert
+from daskinfer.testing.models.tinymodels import make_tiny_bert
 
 ROOT = Path(__file__).resolve().parents[2]
 Result = tuple[np.ndarray[tuple[int, int], np.dtype[np.float32]], dict[str, float]]

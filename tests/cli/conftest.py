@@ -10,9 +10,9 @@ import pytest
 
 from daskinfer import api
 from daskinfer.errors import CheckpointError, DaskinferError
-from daskinfer.spec.job import JobStatus, Progress, Report
-from daskinfer.spec.listing import AliasRow, CheckpointDetail, CheckpointRow, VersionRow
-from daskinfer.spec.recipe import Recipe
+from daskinfer.spec.job.record import JobStatus, Progress, Report
+from daskinfer.spec.recipe.schema import Recipe
+from daskinfer.spec.registry.listing import AliasRow, CheckpointDetail, CheckpointRow, VersionRow
 from daskinfer.spec.snapshot import Resolution
 from daskinfer.storage.registry.publishing import Watch
 

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from daskinfer.cli import main
-from daskinfer.testing.checkpoints import make_registry
+from daskinfer.testing.fixtures.checkpoints import make_registry
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.publications import publish_log
 from daskinfer.storage.registry.publishing import publish
-from daskinfer.testing.checkpoints import make_checkpoint
+from daskinfer.testing.fixtures.checkpoints import make_checkpoint
 
 
 def call(*arguments: str) -> Result:

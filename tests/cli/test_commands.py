@@ -12,8 +12,8 @@ from click.testing import CliRunner, Result
 from daskinfer import errors
 from daskinfer.cli import main
 from daskinfer.cli.plugin import infer
-from daskinfer.spec.job import Incident
-from daskinfer.spec.membership import MemberShare
+from daskinfer.spec.job.membership import MemberShare
+from daskinfer.spec.job.record import Incident
 
 if TYPE_CHECKING:
     from tests.cli.conftest import FakeApi

@@ -15,12 +15,12 @@ from click.testing import CliRunner, Result
 from daskinfer import api
 from daskinfer.cli import main
 from daskinfer.spec.comparison import GateReport
-from daskinfer.spec.gate import Gate
-from daskinfer.spec.job import OutputField
+from daskinfer.spec.job.record import OutputField
+from daskinfer.spec.recipe.gate import Gate
 from daskinfer.spec.rows import Partition, Reject
-from daskinfer.storage.outputs.choice import open_sink
+from daskinfer.storage.outputs.formats import open_sink
 from daskinfer.storage.outputs.sink import OutputPart
-from daskinfer.testing.sinks import JOB, make_record
+from daskinfer.testing.contracts.sinks import JOB, make_record
 
 FIELDS = [OutputField(name="label", kind="string"), OutputField(name="scores", kind="float32", shape=(3,))]
 

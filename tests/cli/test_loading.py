@@ -9,7 +9,7 @@ from rich.console import Console
 
 from daskinfer.cli.progress import render_progress
 from daskinfer.cli.show import print_status
-from daskinfer.spec.job import JobStatus, Progress
+from daskinfer.spec.job.record import JobStatus, Progress
 
 LOADING = Progress(
     phase="loading",

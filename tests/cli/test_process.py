@@ -24,7 +24,7 @@ HEAVY = ["torch", "distributed", "dask", "zarr", "fsspec", "pyarrow", "numpy", "
 WAITING = """
 import sys, time
 from daskinfer import api
-from daskinfer.spec.job import Progress
+from daskinfer.spec.job.record import Progress
 def run(recipe, *, fresh, join, watch, command):
     watch(Progress(phase="running", job="j", rows_total=10, rows_done=4, busy=(0.5,)))
     if "quick" not in recipe.name:
@@ -56,7 +56,7 @@ def test_import_and_help_load_nothing_heavy() -> None:
 def test_a_recipe_is_checked_without_the_heavy_libraries(folder: Path) -> None:
     heavy = [name for name in HEAVY if name not in ("pydantic", "numpy")]
     code = (
-        "import sys; from daskinfer.spec.loader import load_recipe; load_recipe('recipe.yaml');"
+        "import sys; from daskinfer.spec.recipe.loader import load_recipe; load_recipe('recipe.yaml');"
         f"print([name for name in {heavy} if name in sys.modules])"
     )
     assert python("-c", code, cwd=folder).stdout == "[]\n"
@@ -64,7 +64,7 @@ def test_a_recipe_is_checked_without_the_heavy_libraries(folder: Path) -> None:
 
 def test_public_names_are_sorted_and_known() -> None:
     assert sorted(daskinfer.__all__) == daskinfer.__all__
-    assert daskinfer.load_recipe.__module__ == "daskinfer.spec.loader"
+    assert daskinfer.load_recipe.__module__ == "daskinfer.spec.recipe.loader"
     assert daskinfer.__version__.count(".") == 2
     assert dir(daskinfer) == daskinfer.__all__
     assert not hasattr(daskinfer, "nosuch")

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from daskinfer.cli import main
 from daskinfer.spec.measured import CheckpointProfile
-from daskinfer.testing.tinymodels import make_tiny_bert
+from daskinfer.testing.models.tinymodels import make_tiny_bert
 
 
 def call(*arguments: str) -> Result:
@@ -91,7 +91,7 @@ def test_an_error_is_json_too(folder: Path) -> None:
 
 def test_a_row_of_arrays_is_named_on_the_command_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     published = CliRunner().invoke(
-        main, ["checkpoint", "publish", "own", "--entry", "daskinfer.testing.ownmodels:make_own"]
+        main, ["checkpoint", "publish", "own", "--entry", "daskinfer.testing.models.ownmodels:make_own"]
     )
     assert published.exit_code == 0, published.stderr
     result = call("own@v1", "--task", "forward", "--input", "features=float32:8", "--no-measure")

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from daskinfer.cli.progress import ProgressDisplay, render_progress
-from daskinfer.spec.job import Progress
+from daskinfer.spec.job.record import Progress
 
 RUNNING = Progress(
     phase="running",

@@ -12,8 +12,8 @@ from daskinfer.cli import main
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.publishing import publish
 from daskinfer.storage.registry.roles import ROLES, make_bucket_policy, make_role_policy
-from daskinfer.testing.checkpoints import make_checkpoint
-from daskinfer.testing.faultyfs import FaultyFS, be_full
+from daskinfer.testing.faults.faulty_filesystem import FaultyFS, be_full
+from daskinfer.testing.fixtures.checkpoints import make_checkpoint
 
 S3 = ("--registry", "s3://models/registry")
 

@@ -8,7 +8,7 @@ from click.testing import CliRunner, Result
 
 from daskinfer.cli import main
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.testing.checkpoints import make_registry
+from daskinfer.testing.fixtures.checkpoints import make_registry
 
 
 @pytest.fixture

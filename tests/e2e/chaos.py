@@ -21,7 +21,7 @@ from distributed import Client
 from distributed.utils import open_port
 
 from daskinfer import api
-from daskinfer.testing.workers import find_workers
+from daskinfer.testing.fixtures.workers import find_workers
 from tests.e2e.chaosworker import BREAK_DEVICE, CUT_NETWORK, PAUSE
 from tests.e2e.conftest import Bench, daskinfer, data_bytes
 
@@ -97,7 +97,7 @@ class Cluster:
         workers = (
             *("worker", self.address, "--host", "127.0.0.1", "--nworkers", str(WORKERS), "--nthreads", "1"),
             *("--resources", "GPU=1", "--memory-limit", "0", "--no-dashboard"),
-            *("--preload-nanny", "daskinfer.runtime.forking"),
+            *("--preload-nanny", "daskinfer.runtime.cluster.forking"),
             *("--preload", str(Path(__file__).with_name("chaosworker.py"))),
         )
         for words in (scheduler, workers):

@@ -16,8 +16,8 @@ from distributed import Status
 from distributed.comm.addressing import get_address_host_port
 
 from daskinfer.graphs import tasks
-from daskinfer.models.skeleton import Skeleton
-from daskinfer.testing.faultyfs import FaultSchedule
+from daskinfer.models.splitting.skeleton import Skeleton
+from daskinfer.testing.faults.faulty_filesystem import FaultSchedule
 
 RATES = {"drop": 0.01, "lose": 0.02, "delay": 0.05, "conflict": 0.01, "busy": 0.01}
 PAUSE, BREAK_DEVICE, CUT_NETWORK = signal.SIGUSR1, signal.SIGUSR2, signal.SIGRTMIN

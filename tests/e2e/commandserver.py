@@ -114,7 +114,7 @@ def _become(asked: bytes, out: int, err: int) -> None:
 
 if __name__ == "__main__":
     import daskinfer.api
-    import daskinfer.runtime.imports  # noqa: F401
+    import daskinfer.runtime.cluster.preload  # noqa: F401
     from daskinfer.cli import main
 
     if _serve(socket.socket(fileno=int(sys.argv[1]))):

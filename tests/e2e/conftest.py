@@ -20,10 +20,10 @@ from distributed import Nanny, Scheduler, SpecCluster
 from numpy.typing import NDArray
 
 from daskinfer import api
-from daskinfer.runtime.forking import fork_workers
-from daskinfer.spec.job import Report
-from daskinfer.spec.recipe import Recipe
-from daskinfer.testing.tinymodels import make_tiny_bert
+from daskinfer.runtime.cluster.forking import fork_workers
+from daskinfer.spec.job.record import Report
+from daskinfer.spec.recipe.schema import Recipe
+from daskinfer.testing.models.tinymodels import make_tiny_bert
 
 WORDS = [
     "the",

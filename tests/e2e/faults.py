@@ -15,8 +15,8 @@ import pytest
 from distributed import Client
 
 from daskinfer.errors import Interrupted
-from daskinfer.spec.job import Progress
-from daskinfer.spec.recipe import Recipe
+from daskinfer.spec.job.record import Progress
+from daskinfer.spec.recipe.schema import Recipe
 from tests.e2e.conftest import run
 
 # Workers need not be able to import the tests.

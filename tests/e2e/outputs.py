@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from daskinfer.spec.job import Report
-from daskinfer.spec.recipe import Recipe
-from daskinfer.storage.jobs import JobStore
-from daskinfer.storage.outputs.job import open_output
+from daskinfer.spec.job.record import Report
+from daskinfer.spec.recipe.schema import Recipe
+from daskinfer.storage.jobs.store import JobStore
+from daskinfer.storage.outputs.job_output import open_output
 from tests.e2e.conftest import read_output
 
 

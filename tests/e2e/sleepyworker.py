@@ -68,7 +68,7 @@ def _watch_calls() -> None:
 
 def _plant_the_old_check() -> None:
     """Look at the owner, and then write where the output is, as it was once done."""
-    from daskinfer.storage import filesystem
+    from daskinfer.storage.objects import filesystem
     from daskinfer.storage.outputs import fence
 
     def create(self: fence.Fence, url: str, data: bytes) -> bool:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from daskinfer.spec.recipe import Recipe
-from daskinfer.testing.tinymodels import make_tiny
+from daskinfer.spec.recipe.schema import Recipe
+from daskinfer.testing.models.tinymodels import make_tiny
 from tests.e2e.conftest import run
 from tests.e2e.outputs import read_columns, read_microbatches, read_quarantine
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from daskinfer import api
-from daskinfer.testing.tinymodels import make_tiny_bert
+from daskinfer.testing.models.tinymodels import make_tiny_bert
 from tests.e2e.command import call, start
 from tests.e2e.conftest import Bench, data_bytes, read_output, run, write_rows
 

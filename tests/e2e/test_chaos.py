@@ -10,8 +10,8 @@ from statistics import median
 import pytest
 
 from daskinfer import api
-from daskinfer.testing.campaigns import campaign_size
-from daskinfer.testing.tinymodels import make_tiny_bert
+from daskinfer.testing.models.tinymodels import make_tiny_bert
+from daskinfer.testing.stress.campaigns import campaign_size
 from tests.e2e.chaos import (
     KINDS,
     KINDS_OF,

@@ -13,7 +13,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from daskinfer import api
-from daskinfer.testing.tinymodels import make_tiny_bert
+from daskinfer.testing.models.tinymodels import make_tiny_bert
 from tests.e2e import command
 from tests.e2e.conftest import Bench, data_bytes, read_output, run, write_rows
 

@@ -16,10 +16,10 @@ import pytest
 
 from daskinfer import api
 from daskinfer.errors import CheckpointError, Interrupted, RecipeError
-from daskinfer.spec.job import Report
+from daskinfer.spec.job.record import Report
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.testing.tinymodels import make_tiny_bert
+from daskinfer.testing.models.tinymodels import make_tiny_bert
 from tests.e2e.conftest import Bench, daskinfer, data_bytes, make_bench, read_output, run
 from tests.e2e.faults import commits, once
 

@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from daskinfer import api
 from daskinfer.errors import PlanError
 from daskinfer.models.entry import find_entry, load_entry
-from daskinfer.models.reference import run_unsplit
-from daskinfer.models.tokenizer import make_tokenizer
+from daskinfer.models.preprocessing.tokenizer import make_tokenizer
 from daskinfer.planning.microbatches import pack_microbatches
-from daskinfer.spec.job import Progress
-from daskinfer.spec.recipe import Recipe
+from daskinfer.spec.job.record import Progress
+from daskinfer.spec.recipe.schema import Recipe
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.testing.stages import cut_checkpoint, request_of, run_through
-from daskinfer.testing.tinymodels import make_tiny
+from daskinfer.testing.fixtures.stages import cut_checkpoint, request_of, run_through
+from daskinfer.testing.models.reference import run_unsplit
+from daskinfer.testing.models.tinymodels import make_tiny
 from tests.e2e.conftest import Bench, data_bytes, make_bench, read_output, run
 
 pytestmark = pytest.mark.late
@@ -95,15 +95,15 @@ def make_greedy():
 def make_slow():
     """Return a model of 64 MB whose bytes come slowly into a worker."""
     if multiprocessing.parent_process() is not None:
-        from daskinfer.storage import tensorreads
+        from daskinfer.storage.tensors import range_reads
 
-        read = tensorreads._read_local
+        read = range_reads._read_local
 
         def wait(chunk, buffers):
             time.sleep(0.4)
             read(chunk, buffers)
 
-        tensorreads._read_local = wait
+        range_reads._read_local = wait
     return Model(500_000, 32)
 '''
 

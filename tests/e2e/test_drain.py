@@ -14,10 +14,10 @@ from distributed import Client
 
 from daskinfer import api
 from daskinfer.errors import Cancelled, JobFailed, UsageError
-from daskinfer.spec.control import WorkerState
-from daskinfer.spec.job import Progress
-from daskinfer.storage.jobs import JobStore
-from daskinfer.storage.lease import read_heartbeat
+from daskinfer.spec.job.control import WorkerState
+from daskinfer.spec.job.record import Progress
+from daskinfer.storage.jobs.lease import read_heartbeat
+from daskinfer.storage.jobs.store import JobStore
 from tests.e2e.command import call
 from tests.e2e.conftest import Bench, data_bytes, run, write_rows
 from tests.e2e.faults import commits, once, patched_workers
@@ -35,7 +35,7 @@ def count_and_slow_down(patch: pytest.MonkeyPatch, folder: str) -> None:
     """Let every pass through a stage leave a file, and take its time until it may go on."""
     from distributed import get_worker
 
-    from daskinfer.models.stage import Stage
+    from daskinfer.models.execution.stage import Stage
 
     real = Stage.run
 
@@ -71,7 +71,7 @@ def passed(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def every_event_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daskinfer.runtime.session.PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("daskinfer.runtime.jobs.run_session.PROGRESS_SECONDS", 0.0)
 
 
 def small(bench: Bench, name: str = "out.zarr", **changes: Any) -> Any:

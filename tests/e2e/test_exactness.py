@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from daskinfer.models.reference import run_unsplit
-from daskinfer.models.tokenizer import make_tokenizer
+from daskinfer.models.preprocessing.tokenizer import make_tokenizer
 from daskinfer.planning.microbatches import pack_microbatches
+from daskinfer.testing.models.reference import run_unsplit
 from tests.e2e.conftest import Bench, data_bytes, read_output, run
 
 

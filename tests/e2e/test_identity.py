@@ -19,7 +19,7 @@ from distributed import Client
 
 from daskinfer import api
 from daskinfer.errors import Interrupted, JobBusy, JobFailed, OutputOwned, RejectBudgetExceeded
-from daskinfer.testing.tinymodels import make_tiny_bert
+from daskinfer.testing.models.tinymodels import make_tiny_bert
 from tests.e2e.conftest import WORDS, Bench, data_bytes, read_output, run, write_rows
 from tests.e2e.faults import commits, fingerprints, interrupt, once
 
@@ -36,7 +36,7 @@ def bench(bench: Bench) -> Bench:
 
 @pytest.fixture(autouse=True)
 def every_event_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daskinfer.runtime.session.PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("daskinfer.runtime.jobs.run_session.PROGRESS_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="session")
@@ -176,7 +176,7 @@ def test_starting_over_leaves_nothing_of_the_old_job(
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch, pytest.raises((Interrupted, KeyboardInterrupt)):
-            patch.setattr("daskinfer.storage.outputs.ledger.Ledger.discard", stop)
+            patch.setattr("daskinfer.storage.outputs.commit_log.CommitLog.discard", stop)
             run(small(bench, output.name, input__partition_rows=32), scheduler, fresh=True)
     run(small(bench, output.name, input__partition_rows=32), scheduler, fresh=not cut_off)
     run(small(bench, f"calm.{suffix}", input__partition_rows=32), scheduler)
@@ -241,7 +241,7 @@ def test_other_code_is_another_job_and_no_worker_may_run_other_code(
     output = bench.folder / "out.zarr"
     interrupt(small(bench), scheduler)
     before = fingerprints(output)
-    monkeypatch.setattr("daskinfer.runtime.opening.digest_source", lambda: "sha256:other")
+    monkeypatch.setattr("daskinfer.runtime.jobs.job_resolution.digest_source", lambda: "sha256:other")
     with pytest.raises(OutputOwned, match="daskinfer's code has changed"):
         run(small(bench), scheduler)
     assert fingerprints(output) == before
@@ -316,7 +316,7 @@ def test_a_job_that_runs_elsewhere_is_not_touched(bench: Bench, scheduler: str) 
     interrupt(small(bench), scheduler)
     job = next(iter(commits(bench.folder / "out.zarr").values()))["job"]
     holder = (
-        "import sys; from daskinfer.storage.jobs import JobStore; lease = JobStore(*sys.argv[1:]).acquire();"
+        "import sys; from daskinfer.storage.jobs.store import JobStore; lease = JobStore(*sys.argv[1:]).acquire();"
         "print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", holder, str(bench.folder / "work"), job]

@@ -17,7 +17,7 @@ import pytest
 from daskinfer import api
 from daskinfer.errors import CorruptBlob, InputError, IntegrityError, JobFailed, SnapshotSkew
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.testing.tinymodels import make_tiny_bert
+from daskinfer.testing.models.tinymodels import make_tiny_bert
 from tests.e2e.command import call
 from tests.e2e.conftest import Bench, data_bytes, run, write_rows
 from tests.e2e.faults import commits, interrupt, once, patched_workers
@@ -38,7 +38,7 @@ def bench(bench: Bench) -> Bench:
 
 @pytest.fixture(autouse=True)
 def every_event_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daskinfer.runtime.session.PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("daskinfer.runtime.jobs.run_session.PROGRESS_SECONDS", 0.0)
 
 
 def small(bench: Bench, name: str = "out.zarr", **changes: Any) -> Any:
@@ -111,9 +111,9 @@ def damage_first_chunk(patch: pytest.MonkeyPatch, kind: str, checked: bool) -> N
     import time
     from pathlib import Path
 
-    from daskinfer.storage import activations, bundles
+    from daskinfer.storage.activations import framing, transports
 
-    receive = activations.ZarrTransport.receive
+    receive = transports.ZarrTransport.receive
     pending = [kind]
 
     def receive_damaged(self: Any, sent: Any, partition: int, microbatch: int) -> Any:
@@ -137,9 +137,9 @@ def damage_first_chunk(patch: pytest.MonkeyPatch, kind: str, checked: bool) -> N
                 others[0].write_bytes(data)
         return receive(self, sent, partition, microbatch)
 
-    patch.setattr(activations.ZarrTransport, "receive", receive_damaged)
+    patch.setattr(transports.ZarrTransport, "receive", receive_damaged)
     if not checked:
-        patch.setattr(bundles, "_digest", lambda *identity: "unchecked")
+        patch.setattr(framing, "_digest", lambda *identity: "unchecked")
 
 
 @pytest.mark.parametrize(("kind", "damaged"), [("flipped", 1), ("truncated", 1), ("deleted", 1), ("swapped", 2)])
@@ -258,7 +258,7 @@ def test_lost_restrictions_would_show_in_the_trails(
     bench: Bench, scheduler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drop_resources(monkeypatch)
-    monkeypatch.setattr("daskinfer.runtime.submission.verify_restrictions", lambda *_: None)
+    monkeypatch.setattr("daskinfer.runtime.driver.submission.verify_restrictions", lambda *_: None)
     with pytest.raises(SnapshotSkew, match="which never acknowledged the snapshot"):
         run(small(bench), scheduler)
 

@@ -17,8 +17,8 @@ import pytest
 
 from daskinfer import api
 from daskinfer.errors import UsageError
-from daskinfer.spec.job import Report
-from daskinfer.storage.jobs import JobStore, list_jobs
+from daskinfer.spec.job.record import Report
+from daskinfer.storage.jobs.store import JobStore, list_jobs
 from tests.e2e.conftest import Bench, daskinfer, data_bytes, make_bench, run
 from tests.e2e.faults import commits
 

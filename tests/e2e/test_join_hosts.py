@@ -17,11 +17,11 @@ import pytest
 
 from daskinfer import api
 from daskinfer.ids import make_nonce
-from daskinfer.storage.drivers import TTL
-from daskinfer.storage.filesystem import read_bytes
-from daskinfer.storage.jobs import JobStore, list_jobs
-from daskinfer.storage.outputs.job import open_output
-from daskinfer.testing.servers import S3_BUCKET, environment, serve_s3
+from daskinfer.storage.jobs.driver_identity import TTL
+from daskinfer.storage.jobs.store import JobStore, list_jobs
+from daskinfer.storage.objects.filesystem import read_bytes
+from daskinfer.storage.outputs.job_output import open_output
+from daskinfer.testing.servers.servers import S3_BUCKET, environment, serve_s3
 from tests.e2e.conftest import Bench, write_rows
 from tests.e2e.hosts import Host, is_allowed, open_hosts
 

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from daskinfer.testing.workers import find_workers
+from daskinfer.testing.fixtures.workers import find_workers
 from tests.e2e.conftest import Bench, daskinfer, data_bytes, make_bench, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.late]

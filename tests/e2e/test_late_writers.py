@@ -24,10 +24,10 @@ from distributed import Client
 
 from daskinfer import api
 from daskinfer.ids import make_nonce
-from daskinfer.spec.recipe import Recipe
-from daskinfer.storage.filesystem import find_files, join_url, read_bytes
-from daskinfer.testing.campaigns import campaign_size
-from daskinfer.testing.tinymodels import make_tiny_bert
+from daskinfer.spec.recipe.schema import Recipe
+from daskinfer.storage.objects.filesystem import find_files, join_url, read_bytes
+from daskinfer.testing.models.tinymodels import make_tiny_bert
+from daskinfer.testing.stress.campaigns import campaign_size
 from tests.e2e.conftest import Bench, daskinfer, make_bench
 from tests.e2e.sleepyworker import ORDER, PLANT, done_place
 

@@ -17,7 +17,7 @@ import pytest
 from distributed import Client, Nanny, Scheduler, SpecCluster
 
 from daskinfer import api
-from daskinfer.runtime.forking import fork_workers
+from daskinfer.runtime.cluster.forking import fork_workers
 from tests.e2e import heldworker
 from tests.e2e.conftest import Bench, data_bytes
 

@@ -11,8 +11,8 @@ import pytest
 
 from daskinfer import api
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.testing.campaigns import campaign_size
-from daskinfer.testing.tinymodels import make_tiny_bert
+from daskinfer.testing.models.tinymodels import make_tiny_bert
+from daskinfer.testing.stress.campaigns import campaign_size
 from tests.e2e.conftest import Bench, data_bytes, make_bench, read_output, run
 from tests.e2e.faults import commits, interrupt
 

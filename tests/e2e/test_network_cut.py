@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from distributed import Client, Scheduler, SpecCluster
 
-from daskinfer.spec.job import Report
-from daskinfer.spec.recipe import Recipe
+from daskinfer.spec.job.record import Report
+from daskinfer.spec.recipe.schema import Recipe
 from tests.e2e.conftest import Bench, data_bytes, make_bench, run
 from tests.e2e.faults import once
 from tests.e2e.hosts import Host, is_allowed, open_hosts
@@ -71,7 +71,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 def start_worker(scheduler: str, host: Host, tags: str, folder: Path) -> Iterator[None]:
     words = (
         f"-m distributed.cli.dask_worker {scheduler} --nthreads 1 --no-dashboard --memory-limit 0 "
-        f"--host {host.address} --local-directory {folder / host.name} --preload-nanny daskinfer.runtime.forking"
+        f"--host {host.address} --local-directory {folder / host.name} --preload-nanny daskinfer.runtime.cluster.forking"
     )
     environment = os.environ | {
         "PYTHONPATH": str(Path(__file__).parents[2]),
@@ -103,7 +103,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, fleet: Fle
 
 @pytest.fixture(autouse=True)
 def every_event_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daskinfer.runtime.session.PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("daskinfer.runtime.jobs.run_session.PROGRESS_SECONDS", 0.0)
 
 
 def small(bench: Bench, name: str, standby: int = 0) -> Recipe:

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer
 
 from daskinfer import api
-from daskinfer.testing.tinymodels import make_tiny_bert
+from daskinfer.testing.models.tinymodels import make_tiny_bert
 from tests.e2e.command import Ended, start
 from tests.e2e.conftest import Bench, read_output
 

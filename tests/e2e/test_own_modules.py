@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from daskinfer import api
 from daskinfer.errors import CheckpointError
-from daskinfer.spec.recipe import Recipe
-from daskinfer.testing.ownmodels import make_own, make_sequential, make_unet
+from daskinfer.spec.recipe.schema import Recipe
+from daskinfer.testing.models.ownmodels import make_own, make_sequential, make_unet
 from tests.e2e.command import Ended, call
 from tests.e2e.conftest import SIZES, run
 from tests.e2e.outputs import read_columns, read_microbatches
@@ -43,7 +43,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with three modules published, and rows for them."""
     folder = tmp_path_factory.mktemp("own")
     for name in BUILDERS:
-        entry = f"daskinfer.testing.ownmodels:make_{name}"
+        entry = f"daskinfer.testing.models.ownmodels:make_{name}"
         api.publish(name, registry=str(folder / "work/registry"), entry=entry, alias="prod")
     source = np.random.default_rng(0)
     write_features(folder / "features.parquet", source.standard_normal((ROWS, 8), dtype=np.float32))
@@ -117,8 +117,10 @@ def test_another_task_than_forward_is_refused(shop: Path, scheduler: str) -> Non
 
 def test_an_entry_that_is_not_the_checkpoints_is_refused(shop: Path, scheduler: str) -> None:
     recipe = make_recipe(shop, "own", "features.parquet", {"features": "features"}, "none.zarr", 1)
-    model = recipe.model.model_copy(update={"entry": "daskinfer.testing.ownmodels:make_unet"})
-    with pytest.raises(CheckpointError, match=r"own@prod was published with daskinfer.testing.ownmodels:make_own"):
+    model = recipe.model.model_copy(update={"entry": "daskinfer.testing.models.ownmodels:make_unet"})
+    with pytest.raises(
+        CheckpointError, match=r"own@prod was published with daskinfer.testing.models.ownmodels:make_own"
+    ):
         run(recipe.model_copy(update={"model": model}), scheduler)
 
 

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from daskinfer import api
 from daskinfer.errors import Interrupted, JobFailed
-from daskinfer.spec.job import Progress, Report
-from daskinfer.spec.recipe import Recipe
+from daskinfer.spec.job.record import Progress, Report
+from daskinfer.spec.recipe.schema import Recipe
 from daskinfer.storage.outputs.quarantine import read_quarantine
-from daskinfer.testing.minefield import FEATURES, HANGS, KILLS, RAISES, make_minefield
+from daskinfer.testing.models.minefield import FEATURES, HANGS, KILLS, RAISES, make_minefield
 from tests.e2e.conftest import data_bytes, run
 from tests.e2e.outputs import read_columns
 
@@ -30,7 +30,7 @@ def lay(folder: Path, rows: int, mines: dict[int, tuple[float, int]]) -> NDArray
     api.publish(
         "mines",
         registry=str(folder / "work/registry"),
-        entry="daskinfer.testing.minefield:make_minefield",
+        entry="daskinfer.testing.models.minefield:make_minefield",
         alias="prod",
     )
     values = np.random.default_rng(0).standard_normal((rows, FEATURES), dtype=np.float32)

@@ -15,8 +15,8 @@ from distributed import Client
 from PIL import Image
 
 from daskinfer import api
-from daskinfer.spec.loader import load_recipe
-from daskinfer.testing.tinymodels import make_tiny, make_tiny_bert
+from daskinfer.spec.recipe.loader import load_recipe
+from daskinfer.testing.models.tinymodels import make_tiny, make_tiny_bert
 from tests.e2e.conftest import read_output, run, write_rows
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -17,8 +17,8 @@ import pytest
 from distributed import Client, Nanny, Scheduler, SpecCluster
 
 from daskinfer.errors import StorageError, StorageRefused
-from daskinfer.runtime.forking import fork_workers
-from daskinfer.spec.job import Incident, Progress, Report
+from daskinfer.runtime.cluster.forking import fork_workers
+from daskinfer.spec.job.record import Incident, Progress, Report
 from tests.e2e.conftest import Bench, data_bytes, make_bench, run
 from tests.e2e.faults import commits, interrupt, once, patched_workers
 
@@ -66,7 +66,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, fleet: str
 
 @pytest.fixture(autouse=True)
 def every_event_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daskinfer.runtime.session.PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("daskinfer.runtime.jobs.run_session.PROGRESS_SECONDS", 0.0)
 
 
 def small(bench: Bench, name: str, **changes: Any) -> Any:
@@ -121,7 +121,7 @@ def break_device(patch: pytest.MonkeyPatch, after: int) -> None:
     """Let the third microbatch of this process, and all that follow, fail as they do on a GPU that has failed."""
     import torch
 
-    from daskinfer.models.skeleton import Skeleton
+    from daskinfer.models.splitting.skeleton import Skeleton
 
     compute = Skeleton.run
     left = [after]
@@ -151,7 +151,7 @@ def refuse(patch: pytest.MonkeyPatch, flag: str, code: int) -> None:
     from pathlib import Path
 
     from daskinfer.graphs import tasks
-    from daskinfer.storage.filesystem import explain_errors
+    from daskinfer.storage.objects.filesystem import explain_errors
     from daskinfer.storage.outputs.arrays import ZarrSink
 
     def refused(call: Any) -> Any:

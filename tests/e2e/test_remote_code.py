@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from daskinfer import api
-from daskinfer.models.reference import run_unsplit
-from daskinfer.models.tokenizer import make_tokenizer
-from daskinfer.spec.recipe import Recipe
-from daskinfer.testing.codedmodels import CODE, copying_to, make_coded
+from daskinfer.models.preprocessing.tokenizer import make_tokenizer
+from daskinfer.spec.recipe.schema import Recipe
+from daskinfer.testing.models.codedmodels import CODE, copying_to, make_coded
+from daskinfer.testing.models.reference import run_unsplit
 from tests.e2e.command import call, start
 from tests.e2e.conftest import Bench, read_output, run, write_rows
 from tests.e2e.faults import interrupt

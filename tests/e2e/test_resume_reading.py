@@ -9,7 +9,7 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from daskinfer.storage.jobs import JobStore
+from daskinfer.storage.jobs.store import JobStore
 from tests.e2e.conftest import Bench, data_bytes, run
 from tests.e2e.faults import patched_workers
 

@@ -16,14 +16,14 @@ import torch
 
 from daskinfer import api
 from daskinfer.errors import InputError, JobBusy, OutputOwned, RecipeError, RejectBudgetExceeded
-from daskinfer.spec.job import Report
-from daskinfer.spec.recipe import Recipe
-from daskinfer.storage.jobs import JobStore
+from daskinfer.spec.job.record import Report
+from daskinfer.spec.recipe.schema import Recipe
+from daskinfer.storage.jobs.store import JobStore
 from daskinfer.storage.outputs.quarantine import read_quarantine as list_rejects
 from daskinfer.storage.outputs.reading import SealedOutput, open_output
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.testing.minefield import CLEARED, RAISES, make_minefield
+from daskinfer.testing.models.minefield import CLEARED, RAISES, make_minefield
 from tests.e2e.command import call
 from tests.e2e.conftest import Bench, data_bytes, make_bench, run
 from tests.e2e.faults import patched_workers

@@ -14,8 +14,8 @@ from distributed.utils import open_port
 
 from daskinfer import api
 from daskinfer.errors import ClusterLost, JobFailed
-from daskinfer.runtime import session
-from daskinfer.spec.job import Report
+from daskinfer.runtime.jobs import run_session
+from daskinfer.spec.job.record import Report
 from tests.e2e.conftest import Bench, data_bytes
 from tests.e2e.faults import commits, once
 
@@ -38,7 +38,7 @@ class Processes:
         for _ in range(2):
             self._begin(
                 *("worker", self.address, "--nthreads", "1", "--resources", "GPU=1", "--memory-limit", "0"),
-                *("--no-dashboard", "--preload-nanny", "daskinfer.runtime.forking"),
+                *("--no-dashboard", "--preload-nanny", "daskinfer.runtime.cluster.forking"),
             )
 
     def await_workers(self) -> None:
@@ -106,7 +106,7 @@ def test_a_scheduler_that_comes_back_is_connected_to(bench: Bench, processes: Pr
 
 @pytest.mark.campaign
 def test_a_scheduler_that_stays_away(bench: Bench, processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(run_session, "PATIENCE_SECONDS", 1.0)
     recipe = bench.recipe(**SMALL, cluster__address=processes.address, cluster__local=None)
     with pytest.raises(JobFailed, match="no Dask scheduler answers"):
         api.run(recipe, watch=once(32, processes.stop))
@@ -117,7 +117,7 @@ def test_a_scheduler_that_stays_away(bench: Bench, processes: Processes, monkeyp
 
 @pytest.mark.campaign
 def test_schedulers_that_are_lost_again_and_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "MOST_LOSSES", 1)
+    monkeypatch.setattr(run_session, "MOST_LOSSES", 1)
 
     def lose(progress: Any) -> None:
         for cluster in own_clusters():

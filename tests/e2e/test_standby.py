@@ -17,8 +17,8 @@ import pytest
 from distributed import Client, Scheduler, SpecCluster
 
 from daskinfer import api
-from daskinfer.runtime.forking import fork_workers
-from daskinfer.spec.job import Progress, Report
+from daskinfer.runtime.cluster.forking import fork_workers
+from daskinfer.spec.job.record import Progress, Report
 from tests.e2e.conftest import Bench, data_bytes, make_bench
 
 # Workers need not be able to import the tests.
@@ -93,12 +93,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Bench:
 
 @pytest.fixture(autouse=True)
 def every_event_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daskinfer.runtime.session.PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("daskinfer.runtime.jobs.run_session.PROGRESS_SECONDS", 0.0)
 
 
 def slow_down(go: str, seconds: float) -> None:
     """Let every pass through a stage take its time, until it may go on."""
-    from daskinfer.models.stage import Stage
+    from daskinfer.models.execution.stage import Stage
 
     real = Stage.run
 

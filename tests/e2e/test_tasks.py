@@ -14,12 +14,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from daskinfer.models.reference import run_unsplit
 from daskinfer.models.tasks.encode import make_encoder, row_length
 from daskinfer.planning.microbatches import pack_microbatches
-from daskinfer.spec.recipe import ModelOptions, Recipe
-from daskinfer.testing.tasks import ask_task
-from daskinfer.testing.tinymodels import add_sentence_modules, make_tiny
+from daskinfer.spec.recipe.schema import ModelOptions, Recipe
+from daskinfer.testing.fixtures.tasks import ask_task
+from daskinfer.testing.models.reference import run_unsplit
+from daskinfer.testing.models.tinymodels import add_sentence_modules, make_tiny
 from tests.e2e.conftest import WORDS, run
 from tests.e2e.outputs import read_columns, read_microbatches, read_quarantine
 

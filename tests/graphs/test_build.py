@@ -20,14 +20,14 @@ from daskinfer.graphs.build import (
 )
 from daskinfer.graphs.handoff import Encoded, Handoff, JobHandle
 from daskinfer.graphs.sizes import register_sizes
-from daskinfer.models.encoding import EncodedRows, Variants
-from daskinfer.spec.dialect import Csv
-from daskinfer.spec.generation import Pin
+from daskinfer.models.preprocessing.encoding import EncodedRows, Variants
+from daskinfer.spec.job.generation import SnapshotPin
+from daskinfer.spec.recipe.dialect import Csv
 from daskinfer.spec.rows import InputFile, Microbatch, Partition, Segment
+from daskinfer.storage.inputs.interface import Layout
 from daskinfer.storage.inputs.reading import PartitionSource
-from daskinfer.storage.inputs.seam import Layout
 
-HANDLE = JobHandle(workspace="/work", job="job", epoch=3, pin=Pin(snapshot="sha256:one"))
+HANDLE = JobHandle(workspace="/work", job="job", epoch=3, pin=SnapshotPin(snapshot="sha256:one"))
 PARTITION = Partition(number=5, first_row=50, rows=10, segments=(Segment(file=0, begin=0, end=100, rows=10, line=51),))
 
 
@@ -89,7 +89,7 @@ def test_another_driver_or_connection_shares_no_key_and_no_token(later: JobHandl
 
 
 def test_another_generation_shares_no_key_and_no_stage_but_its_workers() -> None:
-    other = replace(HANDLE, pin=Pin(generation=1, snapshot="sha256:two"))
+    other = replace(HANDLE, pin=SnapshotPin(generation=1, snapshot="sha256:two"))
     assert load_graph(HANDLE, 0, "a").wanted != load_graph(other, 0, "a").wanted
     assert stage_token(HANDLE, 0) != stage_token(other, 0)
     assert crew_token(HANDLE) == crew_token(other)

@@ -8,10 +8,10 @@ import zarr
 
 from daskinfer.graphs.context import JobContext, forget_driver, forget_job, open_context
 from daskinfer.graphs.handoff import JobHandle
-from daskinfer.runtime.opening import open_job
+from daskinfer.runtime.jobs.job_resolution import open_job
 from daskinfer.spec.plan import WorkerShape
-from daskinfer.spec.recipe import Recipe
-from daskinfer.testing.tinymodels import make_tiny
+from daskinfer.spec.recipe.schema import Recipe
+from daskinfer.testing.models.tinymodels import make_tiny
 
 WORKERS = [WorkerShape(address=name, threads=1, memory=0, resources={"GPU": 1}) for name in "ab"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from daskinfer.testing.tinymodels import make_tiny
+from daskinfer.testing.models.tinymodels import make_tiny
 
 
 @pytest.fixture(scope="session")

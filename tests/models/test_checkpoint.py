@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load, load_file, save_file
 
 from daskinfer.errors import CheckpointError, CorruptBlob
-from daskinfer.models.checkpoint import inspect_checkpoint
-from daskinfer.models.tensorfiles import LocalFolder, read_header
+from daskinfer.models.checkpoints.checkpoint import inspect_checkpoint
+from daskinfer.models.checkpoints.tensorfiles import LocalFolder, read_header
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from safetensors.torch import load, save_file
 
 from daskinfer.errors import CheckpointError
 from daskinfer.ids import make_nonce, sha256_of
-from daskinfer.models.checkpoint import inspect_entry
+from daskinfer.models.checkpoints.checkpoint import inspect_entry
 from daskinfer.models.entry import confirm_entry, digest_code, find_entry, load_entry
 from daskinfer.spec.snapshot import EntryPoint
 

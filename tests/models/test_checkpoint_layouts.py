@@ -13,7 +13,7 @@ from safetensors.torch import load, load_file, save_file
 
 from daskinfer.errors import CheckpointError
 from daskinfer.models.architecture import stored_prefix
-from daskinfer.models.checkpoint import CheckpointFiles, inspect_checkpoint
+from daskinfer.models.checkpoints.checkpoint import CheckpointFiles, inspect_checkpoint
 
 Tensors = dict[str, torch.Tensor]
 

@@ -15,17 +15,17 @@ from safetensors.torch import load_file, save_file
 
 from daskinfer.errors import CheckpointError, DaskinferError
 from daskinfer.models.architecture import make_config, read_settings
-from daskinfer.models.checkpoint import inspect_checkpoint
-from daskinfer.models.outlining import make_outline
+from daskinfer.models.checkpoints.checkpoint import inspect_checkpoint
+from daskinfer.models.request import TaskRequest
+from daskinfer.models.splitting.outlining import make_outline
 from daskinfer.models.tasks.build import build_task
-from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.planning.profile import make_profile
-from daskinfer.runtime.checkpoints import publish_checkpoint
+from daskinfer.runtime.snapshots.checkpoint_publisher import publish_checkpoint
 from daskinfer.spec.outline import InputArray, Outline
-from daskinfer.spec.recipe import ModelOptions
+from daskinfer.spec.recipe.schema import ModelOptions
 from daskinfer.spec.snapshot import Manifest
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.testing.zoo import ZOO
+from daskinfer.testing.models.zoo import ZOO
 
 IDS = (
     InputArray(name="input_ids", dtype="int64", shape=(12,), bound=60),

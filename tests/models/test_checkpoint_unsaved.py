@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from daskinfer.errors import CheckpointError
-from daskinfer.models.checkpoint import inspect_entry
+from daskinfer.models.checkpoints.checkpoint import inspect_entry
 from daskinfer.models.entry import check_builds, find_entry
 
 SOURCE = """

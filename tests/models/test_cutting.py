@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from daskinfer.errors import CheckpointError
-from daskinfer.models.outlining import make_outline, prove
-from daskinfer.models.skeleton import Skeleton, owned_names
-from daskinfer.models.standins import fake_weights, make_blank, replace_state, state_names
-from daskinfer.models.structure import flatten
+from daskinfer.models.splitting.outlining import make_outline, prove
+from daskinfer.models.splitting.skeleton import Skeleton, owned_names
+from daskinfer.models.splitting.standins import fake_weights, make_blank, replace_state, state_names
+from daskinfer.models.splitting.structure import flatten
 from daskinfer.spec.outline import InputArray, Outline
-from daskinfer.testing.modeltable import add_sharing, describe_case, outline_of, read_rows, without_weights
-from daskinfer.testing.zoo import ZOO, ZooCase, make_inputs
+from daskinfer.testing.models.modeltable import add_sharing, describe_case, outline_of, read_rows, without_weights
+from daskinfer.testing.models.zoo import ZOO, ZooCase, make_inputs
 
 SHAPES = ((3, 12), (5, 20))
 # One with shared layers; the others fill rows up to windows, so that no size follows from the rows' length.

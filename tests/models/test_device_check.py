@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from daskinfer.errors import JobFailed
-from daskinfer.models.device_check import DeviceCheck
-from daskinfer.runtime.checkpoints import publish_checkpoint
+from daskinfer.models.execution.device_check import DeviceCheck
+from daskinfer.runtime.snapshots.checkpoint_publisher import publish_checkpoint
 from daskinfer.spec.outline import InputArray, TensorSpec
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.testing.stages import Array, cut_checkpoint, request_of, run_through
-from daskinfer.testing.tinymodels import make_tiny
+from daskinfer.testing.fixtures.stages import Array, cut_checkpoint, request_of, run_through
+from daskinfer.testing.models.tinymodels import make_tiny
 
 INPUTS = (
     InputArray(name="input_ids", dtype="int64", shape=(None,), bound=50),

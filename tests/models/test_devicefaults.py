@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from daskinfer.errors import DeviceFailed
-from daskinfer.models.devicefaults import explain_failures, is_out_of_memory
-from daskinfer.models.devices import find_cpu
+from daskinfer.models.execution.device_errors import explain_failures, is_out_of_memory
+from daskinfer.models.execution.devices import find_cpu
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from daskinfer.models.devices import choose_dtype, describe_cpu, find_device
+from daskinfer.models.execution.devices import choose_dtype, describe_cpu, find_device
 from daskinfer.models.limits import memory_limit
 from daskinfer.spec.plan import DeviceShape
 
@@ -86,7 +86,7 @@ def test_cpu_is_read_off_its_flags(flags: str, bf16: bool, fp16: bool) -> None:
 
 SCRIPT = """
 import json, sys
-from daskinfer.models.devices import find_device
+from daskinfer.models.execution.devices import find_device
 print(json.dumps([find_device().model_dump(), "torch" in sys.modules]))
 """
 

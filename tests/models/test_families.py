@@ -14,19 +14,19 @@ import transformers
 from torch import Tensor
 
 from daskinfer.models.architecture import stored_prefix
-from daskinfer.models.outlining import make_outline
-from daskinfer.models.probe_lengths import choose_lengths
-from daskinfer.models.row_proof import prove_sharing
-from daskinfer.models.score_proof import prove_sight
+from daskinfer.models.proofs.probe_lengths import choose_lengths
+from daskinfer.models.proofs.row_proof import prove_sharing
+from daskinfer.models.proofs.score_proof import prove_sight
+from daskinfer.models.request import TaskRequest
+from daskinfer.models.splitting.outlining import make_outline
 from daskinfer.models.tasks.build import build_task
 from daskinfer.models.tasks.module import TaskModule
-from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.models.tasks.score import CausalScore
 from daskinfer.spec.outline import InputArray
-from daskinfer.spec.recipe import ModelOptions
-from daskinfer.testing.taskcases import EMBED_ALONE, SCORE_ALONE, SCORE_MORE
-from daskinfer.testing.zoo import ZOO, make_inputs, make_model
-from daskinfer.testing.zoosettings import SMALL_DECODER
+from daskinfer.spec.recipe.schema import ModelOptions
+from daskinfer.testing.models.taskcases import EMBED_ALONE, SCORE_ALONE, SCORE_MORE
+from daskinfer.testing.models.zoo import ZOO, make_inputs, make_model
+from daskinfer.testing.models.zoosettings import SMALL_DECODER
 
 TOLERANCE = 2e-5
 

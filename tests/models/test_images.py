@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from daskinfer.errors import CheckpointError, InputError
-from daskinfer.models.images import ImageEncoder, decode
+from daskinfer.models.preprocessing.images import ImageEncoder, decode
 
 PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "vit": ("ViTImageProcessorPil", {"size": {"height": 32, "width": 32}}),

@@ -5,18 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from daskinfer.models.measure import fit_times, measure_layers
+from daskinfer.models.execution.measure import fit_times, measure_layers
+from daskinfer.models.execution.weights import Filling
 from daskinfer.models.versions import versions
-from daskinfer.models.weights import Filling
-from daskinfer.runtime.checkpoints import publish_checkpoint
-from daskinfer.runtime.outlines import find_outline
+from daskinfer.runtime.snapshots.checkpoint_publisher import publish_checkpoint
+from daskinfer.runtime.snapshots.outline_cache import find_outline
 from daskinfer.spec.measured import MeasuredLayer, Timing
 from daskinfer.spec.plan import Numerics
 from daskinfer.spec.snapshot import LayerGroup, TensorEntry
-from daskinfer.storage.nodecache import load_tensors
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.testing.stages import request_of
-from daskinfer.testing.tinymodels import make_tiny
+from daskinfer.storage.tensors.node_cache import load_tensors
+from daskinfer.testing.fixtures.stages import request_of
+from daskinfer.testing.models.tinymodels import make_tiny
 
 
 def times(*pairs: tuple[int, float]) -> list[Timing]:

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from daskinfer.models.architecture import stored_prefix
 from daskinfer.models.entry import find_entry
-from daskinfer.models.structure import flatten
+from daskinfer.models.request import TaskRequest
+from daskinfer.models.splitting.structure import flatten
 from daskinfer.models.tasks.forward import make_forward
-from daskinfer.models.tasks.request import TaskRequest
-from daskinfer.spec.recipe import ModelOptions
-from daskinfer.testing.modeltable import fill_page, read_rows
-from daskinfer.testing.zoo import ZOO, ZooCase, make_inputs
+from daskinfer.spec.recipe.schema import ModelOptions
+from daskinfer.testing.models.modeltable import fill_page, read_rows
+from daskinfer.testing.models.zoo import ZOO, ZooCase, make_inputs
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "models.md").read_text()
 
@@ -34,7 +34,7 @@ def claims_forward(case: ZooCase) -> bool:
 
 @pytest.mark.parametrize("case", [case for case in ZOO if claims_forward(case)], ids=lambda case: case.name)
 def test_forward_gives_the_models_own_outputs(case: ZooCase) -> None:
-    entry = None if case.config else find_entry(f"daskinfer.testing.ownmodels:{case.architecture}")
+    entry = None if case.config else find_entry(f"daskinfer.testing.models.ownmodels:{case.architecture}")
     files = {"config.json": json.dumps(case.config).encode()} if case.config else {}
     module = make_forward(
         TaskRequest("forward", ModelOptions(), case.architecture, files, entry, case.inputs), "float32"

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from daskinfer.errors import DaskinferError
-from daskinfer.models.encoding import EncodedRows, Variants
+from daskinfer.models.preprocessing.encoding import EncodedRows, Variants
 from daskinfer.models.tasks.encode import Columns, encode_rows
 from daskinfer.models.tasks.finish import find_not_finite
-from daskinfer.spec.loader import load_recipe, override_recipe
-from daskinfer.spec.recipe import Recipe
+from daskinfer.spec.recipe.loader import load_recipe, override_recipe
+from daskinfer.spec.recipe.schema import Recipe
 
 
 def make_rows(count: int, variants: Variants | None = None) -> EncodedRows:

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from daskinfer import api
-from daskinfer.runtime.outlines import find_outline
+from daskinfer.runtime.snapshots.outline_cache import find_outline
 from daskinfer.spec.outline import InputArray
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.testing.stages import Array, cut_checkpoint, request_of, run_through
-from daskinfer.testing.tinymodels import make_tiny, make_tiny_bert
+from daskinfer.testing.fixtures.stages import Array, cut_checkpoint, request_of, run_through
+from daskinfer.testing.models.tinymodels import make_tiny, make_tiny_bert
 
 pytestmark = pytest.mark.late
 
@@ -37,7 +37,7 @@ def prepare(tmp_path: Path, what: str) -> tuple[Registry, Any, list[Mapping[str,
     url = str(tmp_path / "registry")
     texts: list[Mapping[str, Array]] = [make_texts(), make_texts(3, 7)]
     if what == "unet":
-        api.publish("m", entry="daskinfer.testing.ownmodels:make_unet", registry=url)
+        api.publish("m", entry="daskinfer.testing.models.ownmodels:make_unet", registry=url)
         images = np.random.default_rng(0).random((5, 3, 16, 16), dtype=np.float32)
         return (
             Registry(url),
@@ -98,7 +98,7 @@ import ctypes, json, sys, threading, time
 from pathlib import Path
 import numpy as np
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.testing.stages import cut_checkpoint, request_of, run_through
+from daskinfer.testing.fixtures.stages import cut_checkpoint, request_of, run_through
 
 def held():
     # Pages of the files that weights wait in are not counted: the system takes them back when it needs them.

@@ -14,18 +14,18 @@ from torch import Tensor, nn
 
 from daskinfer.errors import CheckpointError
 from daskinfer.models.architecture import instantiate, make_config, stored_prefix
-from daskinfer.models.outlining import make_outline
+from daskinfer.models.request import TaskRequest
+from daskinfer.models.splitting.outlining import make_outline
 from daskinfer.models.tasks.build import build_task
 from daskinfer.models.tasks.fields import class_fields, task_fields
 from daskinfer.models.tasks.forward import Forward
 from daskinfer.models.tasks.kinds import fields_of_outputs
 from daskinfer.models.tasks.module import TaskModule
-from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.spec.outline import InputArray
-from daskinfer.spec.recipe import ModelOptions
-from daskinfer.testing.modeltable import without_weights
-from daskinfer.testing.ownmodels import fill_weights
-from daskinfer.testing.zoosettings import SMALL_ENCODER, VISION
+from daskinfer.spec.recipe.schema import ModelOptions
+from daskinfer.testing.models.modeltable import without_weights
+from daskinfer.testing.models.ownmodels import fill_weights
+from daskinfer.testing.models.zoosettings import SMALL_ENCODER, VISION
 
 CLIP_TEXT = SMALL_ENCODER | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 CLIP = {"projection_dim": 16, "text_config": CLIP_TEXT, "vision_config": VISION | {"num_hidden_layers": 2}}

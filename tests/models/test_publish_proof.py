@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from daskinfer.errors import CheckpointError
-from daskinfer.models import publish_proof
-from daskinfer.models.checkpoint import inspect_checkpoint
-from daskinfer.models.publish_proof import compare_with_transformers
+from daskinfer.models.checkpoints.checkpoint import inspect_checkpoint
+from daskinfer.models.proofs import publish_proof
+from daskinfer.models.proofs.publish_proof import compare_with_transformers
 from daskinfer.models.tasks.textmodel import TextInputs
-from daskinfer.runtime.checkpoints import publish_checkpoint
+from daskinfer.runtime.snapshots.checkpoint_publisher import publish_checkpoint
 from daskinfer.storage.registry.catalog import Registry
 
 

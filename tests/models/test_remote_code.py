@@ -17,15 +17,15 @@ from daskinfer import api
 from daskinfer.errors import CheckpointError, CorruptBlob
 from daskinfer.graphs.context import make_request
 from daskinfer.models.architecture import build_model
-from daskinfer.models.outlines import outline_key
-from daskinfer.models.reference import run_unsplit
+from daskinfer.models.proofs.outlines import outline_key
 from daskinfer.models.tasks.kinds import is_image_model
-from daskinfer.runtime.checkpoints import publish_checkpoint, resolve_checkpoint
-from daskinfer.spec.recipe import Recipe
+from daskinfer.runtime.snapshots.checkpoint_publisher import publish_checkpoint, resolve_checkpoint
+from daskinfer.spec.recipe.schema import Recipe
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.publishing import CheckpointSource, GroupSource, publish
-from daskinfer.testing.codedmodels import CODE, copying_to, make_coded
-from daskinfer.testing.stages import Array, cut_checkpoint, request_of, run_through
+from daskinfer.testing.fixtures.stages import Array, cut_checkpoint, request_of, run_through
+from daskinfer.testing.models.codedmodels import CODE, copying_to, make_coded
+from daskinfer.testing.models.reference import run_unsplit
 
 SUM = "self.out(torch.tanh(self.mix(hidden) + mean))"
 

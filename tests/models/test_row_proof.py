@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 
 from daskinfer.errors import CheckpointError
-from daskinfer.models import row_proof
 from daskinfer.models.module_state import ModuleState, reset_before
-from daskinfer.models.outlining import make_outline
-from daskinfer.models.probe_lengths import ProbeLengths, choose_lengths
-from daskinfer.models.row_proof import TOLERANCE, prove_sharing
-from daskinfer.models.score_proof import prove_sight
+from daskinfer.models.proofs import row_proof
+from daskinfer.models.proofs.probe_lengths import ProbeLengths, choose_lengths
+from daskinfer.models.proofs.row_proof import TOLERANCE, prove_sharing
+from daskinfer.models.proofs.score_proof import prove_sight
+from daskinfer.models.splitting.outlining import make_outline
 from daskinfer.models.tasks.score import CausalScore, MaskedScore
 from daskinfer.models.tasks.textmodel import TextInputs
 from daskinfer.spec.outline import InputArray, Outline, Sharing
-from daskinfer.testing.modeltable import without_weights
-from daskinfer.testing.zoo import make_model
+from daskinfer.testing.models.modeltable import without_weights
+from daskinfer.testing.models.zoo import make_model
 
 WIDTH = 8
 TEXT = (

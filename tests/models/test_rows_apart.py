@@ -13,12 +13,12 @@ import transformers
 
 from daskinfer.models.tasks.encode import make_encoder
 from daskinfer.planning.microbatches import pack_microbatches
-from daskinfer.runtime.checkpoints import publish_checkpoint
+from daskinfer.runtime.snapshots.checkpoint_publisher import publish_checkpoint
 from daskinfer.spec.outline import Sharing
-from daskinfer.spec.recipe import ModelOptions
+from daskinfer.spec.recipe.schema import ModelOptions
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.testing.stages import cut_checkpoint, request_of, run_through
-from daskinfer.testing.tinymodels import make_tiny
+from daskinfer.testing.fixtures.stages import cut_checkpoint, request_of, run_through
+from daskinfer.testing.models.tinymodels import make_tiny
 
 TEXTS = [
     "the small cat sleeps",

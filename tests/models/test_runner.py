@@ -14,9 +14,9 @@ from torch import Tensor
 
 from daskinfer.errors import JobFailed
 from daskinfer.ids import make_nonce
-from daskinfer.models.devices import find_device
-from daskinfer.models.ferry import PlainFerry
-from daskinfer.models.runner import Forward, Runner, Usage
+from daskinfer.models.execution.device_transfer import PlainFerry
+from daskinfer.models.execution.devices import find_device
+from daskinfer.models.execution.runner import Forward, Runner, Usage
 from daskinfer.models.tensors import Array
 from daskinfer.spec.outline import Dim, TensorSpec
 from daskinfer.spec.plan import DeviceShape

@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from daskinfer.errors import CheckpointError, CorruptBlob
-from daskinfer.models.reference import run_unsplit
-from daskinfer.models.stage import _refuse_meta
+from daskinfer.models.execution.stage import _refuse_meta
 from daskinfer.models.tasks.build import build_task
-from daskinfer.runtime.checkpoints import publish_checkpoint
-from daskinfer.spec.recipe import ModelOptions
+from daskinfer.runtime.snapshots.checkpoint_publisher import publish_checkpoint
+from daskinfer.spec.recipe.schema import ModelOptions
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.testing.stages import Array, cut_checkpoint, request_of, run_through
-from daskinfer.testing.tinymodels import make_tiny
+from daskinfer.testing.fixtures.stages import Array, cut_checkpoint, request_of, run_through
+from daskinfer.testing.models.reference import run_unsplit
+from daskinfer.testing.models.tinymodels import make_tiny
 
 EMBEDDERS = [
     "BertModel",

@@ -12,10 +12,10 @@ import torch
 from transformers import T5EncoderModel
 
 from daskinfer import api
-from daskinfer.models.reference import run_unsplit
-from daskinfer.models.stage import Stage
+from daskinfer.models.execution.stage import Stage
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.testing.stages import cut_checkpoint, request_of, run_through
+from daskinfer.testing.fixtures.stages import cut_checkpoint, request_of, run_through
+from daskinfer.testing.models.reference import run_unsplit
 
 Tiny = Callable[[str], Path]
 

@@ -12,17 +12,17 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from daskinfer.errors import CheckpointError, InputError
 from daskinfer.models.architecture import stored_prefix
-from daskinfer.models.arrays import Array, ArrayEncoder
 from daskinfer.models.entry import find_entry
+from daskinfer.models.preprocessing.arrays import Array, ArrayEncoder
+from daskinfer.models.request import TaskRequest
 from daskinfer.models.tasks.forward import Forward, make_forward
 from daskinfer.models.tasks.images import ImageEmbedder, make_image_classify, make_image_embed
 from daskinfer.models.tasks.kinds import fields_of_outputs, is_image_model
 from daskinfer.models.tasks.module import TaskModule
-from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.spec.outline import Dim, InputArray, TensorSpec
-from daskinfer.spec.recipe import ModelOptions
-from daskinfer.testing.taskcases import CLASSIFY_IMAGES, EMBED_IMAGES
-from daskinfer.testing.zoo import ZOO, ZooCase, make_inputs, make_model
+from daskinfer.spec.recipe.schema import ModelOptions
+from daskinfer.testing.models.taskcases import CLASSIFY_IMAGES, EMBED_IMAGES
+from daskinfer.testing.models.zoo import ZOO, ZooCase, make_inputs, make_model
 
 CASES = {case.name: case for case in ZOO}
 PROCESSOR = {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}}
@@ -194,7 +194,7 @@ def test_forward_is_the_plain_model(name: str) -> None:
 
 def make_own_request(name: str, **changes: Any) -> TaskRequest:
     case = CASES[name]
-    entry = find_entry(f"daskinfer.testing.ownmodels:{case.architecture}")
+    entry = find_entry(f"daskinfer.testing.models.ownmodels:{case.architecture}")
     return replace(make_request("forward", case.architecture, {}, case.inputs), entry=entry, **changes)
 
 

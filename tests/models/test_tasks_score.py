@@ -9,8 +9,8 @@ import torch
 import transformers
 
 from daskinfer.models.tasks.build import build_task
-from daskinfer.testing.taskcases import SCORE_CAUSAL, SCORE_MASKED
-from daskinfer.testing.tasks import ask_task, columns_of, encode_texts, fill_task, run_reference, run_task
+from daskinfer.testing.fixtures.tasks import ask_task, columns_of, encode_texts, fill_task, run_reference, run_task
+from daskinfer.testing.models.taskcases import SCORE_CAUSAL, SCORE_MASKED
 
 TEXTS = ["The small cat sleeps in the sun.", "", "river", "a dog and 3 stones fall, falls!", "water of the river"]
 

@@ -12,15 +12,15 @@ import transformers
 from safetensors.torch import load_file
 
 from daskinfer.errors import CheckpointError, RecipeError
+from daskinfer.models.request import TaskRequest
 from daskinfer.models.tasks.build import build_task
 from daskinfer.models.tasks.encode import count_prompt, make_encoder, row_length
 from daskinfer.models.tasks.fields import task_fields, task_wants
-from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.models.tasks.sentence import read_sentence
-from daskinfer.spec.recipe import ModelOptions
-from daskinfer.testing.taskcases import CLASSIFY_TEXTS, EMBED_TEXTS
-from daskinfer.testing.tasks import ask_task, columns_of, encode_texts, fill_task, run_reference, run_task
-from daskinfer.testing.tinymodels import add_sentence_modules, make_tiny
+from daskinfer.spec.recipe.schema import ModelOptions
+from daskinfer.testing.fixtures.tasks import ask_task, columns_of, encode_texts, fill_task, run_reference, run_task
+from daskinfer.testing.models.taskcases import CLASSIFY_TEXTS, EMBED_TEXTS
+from daskinfer.testing.models.tinymodels import add_sentence_modules, make_tiny
 
 TEXTS = ["The small cat sleeps in the sun.", "", "river", "a dog and 3 stones fall, falls!", "water of the river"]
 

@@ -14,14 +14,14 @@ from tokenizers import Tokenizer, processors
 from transformers import AutoModel, AutoTokenizer, ProphetNetConfig
 
 from daskinfer.errors import CheckpointError
-from daskinfer.models.checkpoint import inspect_checkpoint
-from daskinfer.models.outlines import trace_task
+from daskinfer.models.checkpoints.checkpoint import inspect_checkpoint
+from daskinfer.models.proofs.outlines import trace_task
+from daskinfer.models.request import TaskRequest
 from daskinfer.models.tasks.build import build_task
 from daskinfer.models.tasks.encode import make_encoder, row_length
-from daskinfer.models.tasks.request import TaskRequest
-from daskinfer.spec.recipe import ModelOptions
-from daskinfer.testing.tasks import fill_task, run_task
-from daskinfer.testing.tinymodels import make_tiny
+from daskinfer.spec.recipe.schema import ModelOptions
+from daskinfer.testing.fixtures.tasks import fill_task, run_task
+from daskinfer.testing.models.tinymodels import make_tiny
 
 TEXTS = [
     "the small cat sleeps",

@@ -8,8 +8,8 @@ import torch
 import transformers
 
 from daskinfer.errors import CheckpointError
-from daskinfer.models.textconfig import hidden_width, max_positions, pad_id, vocab_size
-from daskinfer.testing.tinymodels import make_tiny
+from daskinfer.models.preprocessing.textconfig import hidden_width, max_positions, pad_id, vocab_size
+from daskinfer.testing.models.tinymodels import make_tiny
 
 LEARNED = [
     "BertModel",

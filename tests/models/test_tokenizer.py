@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from daskinfer.errors import CheckpointError, InputError, RecipeError
-from daskinfer.models.tokenizer import make_tokenizer, mask_id, read_backend
+from daskinfer.models.preprocessing.tokenizer import make_tokenizer, mask_id, read_backend
 
 TEXTS = [
     "",

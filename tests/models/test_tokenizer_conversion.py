@@ -12,12 +12,12 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoTokenizer
 
 from daskinfer.errors import CheckpointError
+from daskinfer.models.checkpoints.tensorfiles import LocalFolder
+from daskinfer.models.preprocessing.tokenizer import SETTINGS, make_tokenizer, read_settings
+from daskinfer.models.preprocessing.tokenizer_conversion import PROBES, convert_tokenizer
+from daskinfer.models.request import TaskRequest
 from daskinfer.models.tasks.encode import explain_length, row_length
-from daskinfer.models.tasks.request import TaskRequest
-from daskinfer.models.tensorfiles import LocalFolder
-from daskinfer.models.tokenizer import SETTINGS, make_tokenizer, read_settings
-from daskinfer.models.tokenizer_conversion import PROBES, convert_tokenizer
-from daskinfer.spec.recipe import ModelOptions
+from daskinfer.spec.recipe.schema import ModelOptions
 
 BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ROBERTA = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")

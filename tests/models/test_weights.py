@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from daskinfer.errors import CheckpointError
 from daskinfer.models.architecture import build_model
+from daskinfer.models.execution.weights import Filling, fill_module, find_entries, keep_float32
 from daskinfer.models.tensors import ALIGNMENT
-from daskinfer.models.weights import Filling, fill_module, find_entries, keep_float32
 from daskinfer.spec.snapshot import LayerGroup, Manifest, TensorEntry
-from daskinfer.storage import tensorreads
-from daskinfer.storage.tensorreads import stream_tensors
-from daskinfer.testing.groups import store_group
+from daskinfer.storage.tensors import range_reads
+from daskinfer.storage.tensors.range_reads import stream_tensors
+from daskinfer.testing.fixtures.groups import store_group
 
 Reader = Callable[[Mapping[str, Filling]], int]
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator")
@@ -30,7 +30,7 @@ GPU = pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorreads, "_LOCAL_CHUNK", 4096)
+    monkeypatch.setattr(range_reads, "_LOCAL_CHUNK", 4096)
 
 
 class Sample(nn.Module):
@@ -186,9 +186,9 @@ from functools import partial
 from pathlib import Path
 import torch
 from torch import nn
-from daskinfer.models.weights import fill_module
+from daskinfer.models.execution.weights import fill_module
 from daskinfer.spec.snapshot import LayerGroup
-from daskinfer.storage.nodecache import load_tensors
+from daskinfer.storage.tensors.node_cache import load_tensors
 
 def status(field):
     return 1024 * int(re.search(rf"{field}:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

@@ -20,8 +20,8 @@ from daskinfer.planning import comparison
 from daskinfer.planning.comparison import compare_parts, merge_parts
 from daskinfer.planning.judgement import describe_field, judge
 from daskinfer.spec.comparison import Check, ComparedOutput, GateReport, PartComparison
-from daskinfer.spec.gate import Gate
-from daskinfer.spec.job import OutputField
+from daskinfer.spec.job.record import OutputField
+from daskinfer.spec.recipe.gate import Gate
 
 KINDS = ("float32", "float64", "int64", "int32", "uint8", "bool", "string")
 SIDE = ComparedOutput(job="job-1", checkpoint="tiny@v1", snapshot="sha256:1", output="out")

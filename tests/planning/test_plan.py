@@ -13,7 +13,7 @@ from daskinfer.planning.plan import make_plan, place_plan
 from daskinfer.planning.stages import choose_starts, cut_layers, make_stages
 from daskinfer.spec.outline import TensorSpec
 from daskinfer.spec.plan import UNKNOWN_DEVICE, LayerProfile, ModelProfile, Numerics, Plan, WorkerShape
-from daskinfer.spec.recipe import Recipe
+from daskinfer.spec.recipe.schema import Recipe
 
 NUMERICS = Numerics(dtype="float32", attention="sdpa", threads=1, torch="2", transformers="5", tokenizers="0")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from daskinfer.spec.loader import load_recipe, recipe_schema
+from daskinfer.spec.recipe.loader import load_recipe, recipe_schema
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

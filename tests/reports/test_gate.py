@@ -8,8 +8,8 @@ from daskinfer.planning.comparison import compare_parts
 from daskinfer.planning.judgement import judge
 from daskinfer.reports.gate import draw_distribution, draw_labels, render_gate
 from daskinfer.spec.comparison import ComparedOutput, GateReport
-from daskinfer.spec.gate import Gate
-from daskinfer.spec.job import OutputField
+from daskinfer.spec.job.record import OutputField
+from daskinfer.spec.recipe.gate import Gate
 from daskinfer.spec.rows import Partition
 from daskinfer.storage.outputs.sink import OutputPart
 from tests.reports.test_page import Page

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from daskinfer.reports.page import divide_run, divide_stage, mark_axis, render_html
-from daskinfer.spec.job import Incident, Report, StageReport
-from daskinfer.spec.membership import MemberShare
+from daskinfer.spec.job.membership import MemberShare
+from daskinfer.spec.job.record import Incident, Report, StageReport
 
 STAGES = (
     StageReport(

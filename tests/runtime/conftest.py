@@ -8,9 +8,9 @@ import dask
 import pytest
 from distributed import Client, Nanny, Scheduler, SpecCluster
 
-from daskinfer.runtime.admission import Admission
-from daskinfer.runtime.forking import fork_workers
-from daskinfer.runtime.processes import set_up_processes
+from daskinfer.runtime.cluster.admission import Admission
+from daskinfer.runtime.cluster.forking import fork_workers
+from daskinfer.runtime.cluster.process_setup import set_up_processes
 
 
 @pytest.fixture(scope="module")

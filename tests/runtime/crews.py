@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from daskinfer.runtime.crew import Crew
-from daskinfer.runtime.messages import Action, LoadShard, Note
-from daskinfer.runtime.orders import StandDown
-from daskinfer.runtime.posts import Staffing
-from daskinfer.runtime.relief import RESTART_SECONDS
+from daskinfer.runtime.protocol.events import Action, IncidentRecord, LoadShard
+from daskinfer.runtime.protocol.orders import ReleaseShard
+from daskinfer.runtime.state_machine.workers.assignment import WorkerAssignment
+from daskinfer.runtime.state_machine.workers.assignment_table import WorkerRequirements
+from daskinfer.runtime.state_machine.workers.placement_policy import RESTART_SECONDS
 from daskinfer.spec.plan import WorkerShape
 from tests.runtime.test_relief import make_stages
 
@@ -18,37 +18,39 @@ def make_worker(address: str, memory: int = MEMORY, name: str = "") -> WorkerSha
     return WorkerShape(address=address, threads=1, memory=memory, resources={"GPU": 1}, name=name)
 
 
-def make_crew(*sizes: int, replicas: tuple[int, ...] | None = None, standby: int = 0, drained: str = "") -> Crew:
+def make_crew(
+    *sizes: int, replicas: tuple[int, ...] | None = None, standby: int = 0, drained: str = ""
+) -> WorkerAssignment:
     stages = make_stages(*(sizes or (30, 30)))
-    wanted = Staffing(stages, replicas or (1,) * len(stages), {"GPU": 1}, standby, drained=frozenset(drained))
-    return Crew(wanted)
+    wanted = WorkerRequirements(stages, replicas or (1,) * len(stages), {"GPU": 1}, standby, drained=frozenset(drained))
+    return WorkerAssignment(wanted)
 
 
 def orders(actions: list[Action]) -> list[Action]:
     """Leave out what is only said."""
-    return [action for action in actions if not isinstance(action, Note)]
+    return [action for action in actions if not isinstance(action, IncidentRecord)]
 
 
 def kinds(actions: list[Action]) -> list[str]:
-    return [action.kind for action in actions if isinstance(action, Note)]
+    return [action.kind for action in actions if isinstance(action, IncidentRecord)]
 
 
-def begin(crew: Crew, *addresses: str) -> None:
+def begin(crew: WorkerAssignment, *addresses: str) -> None:
     """Let workers join and load whatever they are asked to."""
     obey(crew, crew.enlist(map(make_worker, addresses)), 0)
 
 
-def obey(crew: Crew, actions: list[Action], now: float) -> list[Action]:
+def obey(crew: WorkerAssignment, actions: list[Action], now: float) -> list[Action]:
     """Load and stand down as asked, until nothing more is asked; return all that was asked."""
     asked = list(actions)
     for action in asked:
         match action:
             case LoadShard(stage, worker, generation):
                 asked += crew.acknowledge(generation, stage, worker, now)
-            case StandDown(worker, stage):
+            case ReleaseShard(worker, stage):
                 asked += crew.stood_down(worker, stage, now)
     return asked
 
 
-def does(crew: Crew) -> dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]]:
+def does(crew: WorkerAssignment) -> dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]]:
     return {state.worker: (state.does, state.stages, state.warm) for state in crew.roster()}

@@ -20,11 +20,8 @@ from daskinfer.graphs.handoff import JobHandle
 from daskinfer.graphs.tasks import confirm_driver
 from daskinfer.ids import make_nonce
 from daskinfer.planning.blocks import cut_blocks
-from daskinfer.runtime.claimer import Claimer
-from daskinfer.runtime.claims import Claim, Claims
-from daskinfer.runtime.core import DriverCore
-from daskinfer.runtime.limits import Limits
-from daskinfer.runtime.messages import (
+from daskinfer.runtime.driver.claim_store import ClaimStore
+from daskinfer.runtime.protocol.events import (
     Action,
     Commit,
     Committed,
@@ -42,20 +39,23 @@ from daskinfer.runtime.messages import (
     TaskFailed,
     Tick,
 )
-from daskinfer.runtime.pinning import Pinning
-from daskinfer.runtime.posts import Staffing
-from daskinfer.spec.commit import CommitRecord
-from daskinfer.spec.job import OutputField
-from daskinfer.spec.recipe import Consistency
+from daskinfer.runtime.state_machine.limits import Limits
+from daskinfer.runtime.state_machine.machine import DriverCore
+from daskinfer.runtime.state_machine.partitions.claim_policy import ClaimBlocks, ClaimPolicy
+from daskinfer.runtime.state_machine.rollout.alias_tracker import AliasTracker
+from daskinfer.runtime.state_machine.workers.assignment_table import WorkerRequirements
+from daskinfer.spec.job.commit import CommitRecord
+from daskinfer.spec.job.record import OutputField
+from daskinfer.spec.recipe.schema import Consistency
 from daskinfer.spec.rows import Partition
-from daskinfer.storage.claims import ClaimLog
-from daskinfer.storage.drivers import TTL, Driver
-from daskinfer.storage.filesystem import join_url, replace_bytes
-from daskinfer.storage.jobs import create_job
-from daskinfer.storage.members import Member, Watch
-from daskinfer.storage.outputs.job import open_output, open_part_sink
+from daskinfer.storage.jobs.driver_identity import TTL, DriverIdentity
+from daskinfer.storage.jobs.membership import Member, Watch
+from daskinfer.storage.jobs.partition_claims import ClaimLog
+from daskinfer.storage.jobs.store import create_job
+from daskinfer.storage.objects.filesystem import join_url, replace_bytes
+from daskinfer.storage.objects.slotlog import SlotLog
+from daskinfer.storage.outputs.job_output import open_output, open_part_sink
 from daskinfer.storage.outputs.sink import OutputPart, Written
-from daskinfer.storage.slotlog import SlotLog
 from tests.runtime.test_core import SOURCE, make_plan, make_worker
 from tests.storage import test_jobs
 
@@ -86,8 +86,8 @@ class Life:
 
     handle: JobHandle
     core: DriverCore
-    claimer: Claimer
-    todo: list[Event | Task | Claim] = field(default_factory=list)
+    claimer: ClaimStore
+    todo: list[Event | Task | ClaimBlocks] = field(default_factory=list)
     counter: int = 0
     rows: int = 0
     is_paused: bool = False
@@ -138,21 +138,21 @@ class JoinWorld:
         pin = self.record.first_pin
         core = DriverCore(
             plan=make_plan((1,), window=4),
-            pinning=Pinning(pin, Consistency()),
+            pinning=AliasTracker(pin, Consistency()),
             rules=Consistency(),
             source=SOURCE,
             epoch=handle.epoch,
             partitions=PARTITIONS,
             committed=committed,
             rejects=0,
-            staffing=Staffing(make_plan((1,)).stages, (1,), {"GPU": 1}),
+            staffing=WorkerRequirements(make_plan((1,)).stages, (1,), {"GPU": 1}),
             limits=Limits(rejects=10**6),
-            claims=Claims(handle.member, PARTITIONS, committed),
+            claims=ClaimPolicy(handle.member, PARTITIONS, committed),
         )
         ahead = self.random.uniform(-1e6, 1e6)
         watch = Watch(self.store.url, 1e12 if self.bug == "nobody-dies" else TTL, lambda: self.now + ahead)
         log = ClaimLog(self.store.url, handle.epoch)
-        claimer = Claimer(handle.member, log, cut_blocks(self.record), self.output, watch, lambda: self.now + ahead)
+        claimer = ClaimStore(handle.member, log, cut_blocks(self.record), self.output, watch, lambda: self.now + ahead)
         life = Life(handle, core, claimer, rows=len(committed))
         self.lives.append(life)
         self._beat(life)
@@ -192,9 +192,9 @@ class JoinWorld:
         if not life.todo:
             return
         todo = life.todo.pop(self.random.randrange(len(life.todo)))
-        if isinstance(todo, Claim):
+        if isinstance(todo, ClaimBlocks):
             if self.bug == "nobody-dies":
-                todo = Claim(todo.is_wanted)  # nor is anybody helped
+                todo = ClaimBlocks(todo.is_wanted)  # nor is anybody helped
             event = life.claimer.claim(todo)
             if event.trouble:
                 raise self._violation(event.trouble)
@@ -310,8 +310,8 @@ class JoinWorld:
         changes = {"recipe": recipe, "output": recipe.output.url, "fields": fields}
         return record.model_copy(update={**changes, "rows": PARTITIONS, "partitions": PARTITIONS})
 
-    def _make_driver(self, mode: Any) -> Driver:
-        return Driver(host="there", machine="another one", pid=1, started=0.0, since="", mode=mode)
+    def _make_driver(self, mode: Any) -> DriverIdentity:
+        return DriverIdentity(host="there", machine="another one", pid=1, started=0.0, since="", mode=mode)
 
     def _beat(self, life: Life, released: bool = False) -> None:
         life.counter += 1
@@ -349,7 +349,7 @@ class JoinWorld:
                     gone = [todo for todo in life.todo if getattr(todo, "partition", None) == partition]
                     life.todo = [todo for todo in life.todo if todo not in gone]
                     self.zombies += [todo for todo in gone if isinstance(todo, Task)]
-                case Claim():
+                case ClaimBlocks():
                     life.todo.append(action)
                 case Fail(error):
                     raise self._violation(f"a member fails: {error}")

@@ -11,9 +11,7 @@ import random
 from dataclasses import dataclass, field
 
 from daskinfer.errors import CorruptBlob, DaskinferError, StorageError
-from daskinfer.runtime.core import DriverCore
-from daskinfer.runtime.limits import Limits
-from daskinfer.runtime.messages import (
+from daskinfer.runtime.protocol.events import (
     Action,
     Adopt,
     AliasSeen,
@@ -41,12 +39,14 @@ from daskinfer.runtime.messages import (
     WorkerJoined,
     WorkerLost,
 )
-from daskinfer.runtime.pinning import Head, Pinning
-from daskinfer.runtime.posts import Staffing
-from daskinfer.spec.commit import CommitRecord
-from daskinfer.spec.generation import Generations, Pin, Step, as_ranges, fold
+from daskinfer.runtime.state_machine.limits import Limits
+from daskinfer.runtime.state_machine.machine import DriverCore
+from daskinfer.runtime.state_machine.rollout.alias_tracker import AliasHead, AliasTracker
+from daskinfer.runtime.state_machine.workers.assignment_table import WorkerRequirements
+from daskinfer.spec.job.commit import CommitRecord
+from daskinfer.spec.job.generation import Generations, SnapshotPin, Step, as_ranges, fold
 from daskinfer.spec.plan import WorkerShape
-from daskinfer.spec.recipe import Consistency
+from daskinfer.spec.recipe.schema import Consistency
 from tests.runtime.test_core import SOURCE, make_plan
 
 PARTITIONS = 6
@@ -60,7 +60,7 @@ class Violation(AssertionError):
 class Started:
     """An attempt at a partition."""
 
-    pin: Pin
+    pin: SnapshotPin
     at: float
     computed: dict[int, str] = field(default_factory=dict)
 
@@ -71,8 +71,8 @@ class Life:
 
     epoch: int
     core: DriverCore
-    pins: dict[int, Pin]
-    todo: list[Event | tuple[str, Pin, int]] = field(default_factory=list)
+    pins: dict[int, SnapshotPin]
+    todo: list[Event | tuple[str, SnapshotPin, int]] = field(default_factory=list)
     attempts: dict[tuple[int, int], Started] = field(default_factory=dict)
     workers: set[str] = field(default_factory=set)
 
@@ -100,7 +100,7 @@ class ModesWorld:
         self.steps: list[Step] = []
         self.commits: dict[tuple[int, int], CommitRecord] = {}
         self.order: list[tuple[int, int]] = []
-        self.zombies: list[tuple[int, Pin, int, Started]] = []
+        self.zombies: list[tuple[int, SnapshotPin, int, Started]] = []
         self.manifest: dict[int, CommitRecord] | None = None
         self.born = self.epoch = 0
         self.error: DaskinferError | None = None
@@ -130,11 +130,11 @@ class ModesWorld:
         generations = self.generations
         current = generations.current
         if self.bug == "resolve-on-resume" and not self.rules.follows:
-            current = Pin(snapshot=self.alias[-1][1], sequence=len(self.alias) - 1)
+            current = SnapshotPin(snapshot=self.alias[-1][1], sequence=len(self.alias) - 1)
         for pin in generations.pins:
             if pin.generation > current.generation and pin.generation not in generations.dropped:
                 self.steps.append(Step(op="drop", generation=pin.generation, epoch=self.epoch))
-        pinning = Pinning(current, self.rules, len(generations.pins))
+        pinning = AliasTracker(current, self.rules, len(generations.pins))
         if self.bug == "no-staleness-check":
             pinning.may_start = lambda now: True  # type: ignore[method-assign]
         committed = {number: record.snapshot for number, record in self.counted().items()}
@@ -147,7 +147,7 @@ class ModesWorld:
             partitions=PARTITIONS,
             committed=committed,
             rejects=0,
-            staffing=Staffing(make_plan((1,)).stages, (1,), {"GPU": 1}),
+            staffing=WorkerRequirements(make_plan((1,)).stages, (1,), {"GPU": 1}),
             limits=Limits(rejects=0, losses=10**6, patience=10**9),
         )
         self.life = Life(self.epoch, core, {current.generation: current})
@@ -187,7 +187,7 @@ class ModesWorld:
         if isinstance(event, MicrobatchDone):
             pin = self.life.pins[event.generation]
             if self.bug == "mixed-microbatches":  # a worker that looks the name up by itself
-                pin = Pin(snapshot=self.alias[-1][1])
+                pin = SnapshotPin(snapshot=self.alias[-1][1])
             self.life.attempts[event.generation, event.partition].computed[event.number] = pin.snapshot
         self._tell(event)
 
@@ -212,7 +212,7 @@ class ModesWorld:
 
     @property
     def generations(self) -> Generations:
-        return fold(Pin(snapshot=self.alias[0][1], sequence=0), self.steps)
+        return fold(SnapshotPin(snapshot=self.alias[0][1], sequence=0), self.steps)
 
     def counted(self) -> dict[int, CommitRecord]:
         """Return the commits that count."""
@@ -225,7 +225,7 @@ class ModesWorld:
             if generations.owner(partition) == scope
         }
 
-    def _commit(self, epoch: int, pin: Pin, number: int, started: Started) -> CommitRecord:
+    def _commit(self, epoch: int, pin: SnapshotPin, number: int, started: Started) -> CommitRecord:
         if len(set(started.computed.values()) | {pin.snapshot}) > 1:
             raise self._violation(f"I0: partition {number} mixes {set(started.computed.values())}")
         record = CommitRecord(
@@ -290,7 +290,7 @@ class ModesWorld:
                 case Commit(partition, _, generation):
                     life.todo.append(("commit", life.pins[generation], partition))
                 case LookAtAlias():
-                    seen = Head(self.alias[-1][1], len(self.alias) - 1)
+                    seen = AliasHead(self.alias[-1][1], len(self.alias) - 1)
                     unseen = self.random.random() < 0.1
                     self.seen = self.seen if unseen else seen.snapshot
                     life.todo.append(AliasUnseen(StorageError("503")) if unseen else AliasSeen(seen))
@@ -332,7 +332,7 @@ class ModesWorld:
         self.violated = True  # nothing that follows proves anything
         return Violation(message)
 
-    def _check_start(self, pin: Pin) -> None:
+    def _check_start(self, pin: SnapshotPin) -> None:
         """I2: a partition starts on what the alias pointed to at most `max_lag` moves before, as of `refresh` ago."""
         if self.rules.lag is None:
             return

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from daskinfer.runtime.advance import Advance
-from daskinfer.runtime.ledger import Ledger
+from daskinfer.runtime.driver.computed_rows import Advance
+from daskinfer.runtime.driver.run_progress import RunProgress
 from tests.runtime.test_core import make_plan, make_record
 
 
@@ -46,7 +46,7 @@ def test_a_generation_that_is_given_up_counts_no_more() -> None:
 
 
 def test_busy_shares_move_between_two_commits() -> None:
-    ledger = Ledger(make_plan(replicas=(1, 2)), rows_total=30)
+    ledger = RunProgress(make_plan(replicas=(1, 2)), rows_total=30)
     assert ledger.busy(0) == (0, 0)
     ledger.add(make_record(0))
     assert ledger.busy(2.0) == (0.5, 0.25)

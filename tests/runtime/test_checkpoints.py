@@ -10,14 +10,14 @@ from blake3 import blake3
 from fsspec import filesystem
 
 from daskinfer.errors import CheckpointError, CorruptBlob
-from daskinfer.runtime.checkpoints import name_after, publish_checkpoint, resolve_checkpoint
-from daskinfer.spec.recipe import Input, Model, Output, Recipe
+from daskinfer.runtime.snapshots.checkpoint_publisher import name_after, publish_checkpoint, resolve_checkpoint
+from daskinfer.spec.recipe.schema import Input, Model, Output, Recipe
 from daskinfer.spec.snapshot import Manifest
-from daskinfer.storage.filesystem import join_url, read_bytes
-from daskinfer.storage.folder import Folder
+from daskinfer.storage.objects.filesystem import join_url, read_bytes
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.sources import identify_source, recall_source
-from daskinfer.testing.tinymodels import make_tiny_bert
+from daskinfer.storage.tensors.folder import Folder
+from daskinfer.testing.models.tinymodels import make_tiny_bert
 
 ENTRY = """
 import torch
@@ -125,8 +125,8 @@ def test_an_unchanged_directory_is_not_looked_into_again(
     recipe = make_recipe(tmp_path, str(directory))
     first = resolve_checkpoint(recipe)
     script = (
-        "import sys; from daskinfer.runtime.checkpoints import resolve_checkpoint; "
-        "from daskinfer.spec.recipe import Recipe; "
+        "import sys; from daskinfer.runtime.snapshots.checkpoint_publisher import resolve_checkpoint; "
+        "from daskinfer.spec.recipe.schema import Recipe; "
         "found = resolve_checkpoint(Recipe.model_validate_json(sys.argv[1])); "
         "print(found.snapshot, 'torch' in sys.modules)"
     )

@@ -3,24 +3,13 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from daskinfer.errors import ClaimLost
-from daskinfer.runtime.claims import (
-    HELP_SECONDS,
-    IDLE_SECONDS,
-    SURVEY_SECONDS,
-    Claim,
-    Claimed,
-    Claims,
-    choose_block,
-)
-from daskinfer.runtime.core import DriverCore
-from daskinfer.runtime.limits import Limits
-from daskinfer.runtime.messages import (
+from daskinfer.runtime.protocol.events import (
     Action,
     Commit,
     Committed,
     Fail,
+    IncidentRecord,
     MicrobatchDone,
-    Note,
     Prepare,
     Prepared,
     Recovered,
@@ -32,12 +21,23 @@ from daskinfer.runtime.messages import (
     TaskFailed,
     Tick,
 )
-from daskinfer.runtime.pinning import Pinning
-from daskinfer.runtime.posts import Staffing
-from daskinfer.runtime.workload import Workload
-from daskinfer.spec.commit import CommitRecord, StageTrail
-from daskinfer.spec.generation import Pin
-from daskinfer.spec.recipe import Consistency
+from daskinfer.runtime.state_machine.limits import Limits
+from daskinfer.runtime.state_machine.machine import DriverCore
+from daskinfer.runtime.state_machine.partitions.claim_policy import (
+    HELP_SECONDS,
+    IDLE_SECONDS,
+    SURVEY_SECONDS,
+    BlocksClaimed,
+    ClaimBlocks,
+    ClaimPolicy,
+    choose_block,
+)
+from daskinfer.runtime.state_machine.partitions.tracker import PartitionTracker
+from daskinfer.runtime.state_machine.rollout.alias_tracker import AliasTracker
+from daskinfer.runtime.state_machine.workers.assignment_table import WorkerRequirements
+from daskinfer.spec.job.commit import CommitRecord, StageTrail
+from daskinfer.spec.job.generation import SnapshotPin
+from daskinfer.spec.recipe.schema import Consistency
 from tests.runtime.test_core import SNAPSHOT, SOURCE, make_plan, make_worker
 
 # Which block
@@ -77,39 +77,41 @@ def test_what_it_claimed_and_does_not_know_of_is_claimed_anew() -> None:
 # When to ask
 
 
-def make_claims(committed: Collection[int] = ()) -> tuple[Claims, Workload]:
-    claims = Claims("me", 10, committed)
-    return claims, Workload(4, claims, 10 - len(committed))
+def make_claims(committed: Collection[int] = ()) -> tuple[ClaimPolicy, PartitionTracker]:
+    claims = ClaimPolicy("me", 10, committed)
+    return claims, PartitionTracker(4, claims, 10 - len(committed))
 
 
 def test_it_asks_once_and_then_by_need() -> None:
     claims, work = make_claims(committed=[0])
-    assert claims.go_on(0.0, is_running=False, is_busy=False) == [Claim(is_wanted=False)]
+    assert claims.go_on(0.0, is_running=False, is_busy=False) == [ClaimBlocks(is_wanted=False)]
     assert claims.go_on(99.0, is_running=True, is_busy=False) == [], "the answer has not come"
-    claims.take(Claimed(), work, work.abandon)
-    assert claims.go_on(100.0, is_running=True, is_busy=False) == [Claim(is_wanted=True, idle=1.0)]
-    claims.take(Claimed((0, 1, 2)), work, work.abandon)
+    claims.take(BlocksClaimed(), work, work.abandon)
+    assert claims.go_on(100.0, is_running=True, is_busy=False) == [ClaimBlocks(is_wanted=True, idle=1.0)]
+    claims.take(BlocksClaimed((0, 1, 2)), work, work.abandon)
     assert list(claims) == [(None, 1), (None, 2)], "what is committed is left out"
-    assert claims.go_on(100.1, is_running=True, is_busy=True) == [Claim(is_wanted=True)], "more, while there is some"
-    claims.take(Claimed((3,)), work, work.abandon)
+    assert claims.go_on(100.1, is_running=True, is_busy=True) == [ClaimBlocks(is_wanted=True)], (
+        "more, while there is some"
+    )
+    claims.take(BlocksClaimed((3,)), work, work.abandon)
     assert claims.go_on(100.2, is_running=True, is_busy=True) == []
-    assert claims.go_on(100.1 + SURVEY_SECONDS, is_running=True, is_busy=True) == [Claim(is_wanted=False)]
+    assert claims.go_on(100.1 + SURVEY_SECONDS, is_running=True, is_busy=True) == [ClaimBlocks(is_wanted=False)]
 
 
 def test_it_asks_less_often_where_there_is_nothing() -> None:
     claims, work = make_claims()
     claims.go_on(0.0, is_running=True, is_busy=True)
-    claims.take(Claimed(), work, work.abandon)
+    claims.take(BlocksClaimed(), work, work.abandon)
     assert claims.go_on(IDLE_SECONDS / 2, is_running=True, is_busy=False) == []
-    again = [Claim(is_wanted=True, idle=IDLE_SECONDS / 2)]
+    again = [ClaimBlocks(is_wanted=True, idle=IDLE_SECONDS / 2)]
     assert claims.go_on(IDLE_SECONDS, is_running=True, is_busy=False) == again
 
 
 def test_what_is_in_work_is_not_started_again() -> None:
     claims, work = make_claims()
-    claims.take(Claimed((3, 4, 5)), work, work.abandon)
+    claims.take(BlocksClaimed((3, 4, 5)), work, work.abandon)
     assert work.pump(0, may_start=True) == [Prepare(3, 0), Prepare(4, 0)]
-    claims.take(Claimed((3, 4, 5, 6)), work, work.abandon)
+    claims.take(BlocksClaimed((3, 4, 5, 6)), work, work.abandon)
     assert list(claims) == [(None, 5), (None, 6)]
 
 
@@ -120,16 +122,16 @@ def make_member(partitions: int = 4, rejects: int = 0) -> DriverCore:
     """Return the core of a member that is about to load its one stage."""
     core = DriverCore(
         plan=make_plan((1,), window=4),
-        pinning=Pinning(Pin(snapshot=SNAPSHOT), Consistency(), 1),
+        pinning=AliasTracker(SnapshotPin(snapshot=SNAPSHOT), Consistency(), 1),
         rules=Consistency(),
         source=SOURCE,
         epoch=1,
         partitions=partitions,
         committed={},
         rejects=0,
-        staffing=Staffing(make_plan((1,)).stages, (1,), {"GPU": 1}),
+        staffing=WorkerRequirements(make_plan((1,)).stages, (1,), {"GPU": 1}),
         limits=Limits(rejects=rejects),
-        claims=Claims("me", partitions, []),
+        claims=ClaimPolicy("me", partitions, []),
     )
     core.start([make_worker("w")])
     return core
@@ -142,7 +144,7 @@ def load(core: DriverCore) -> list[Action]:
 def make_running(partitions: int = 4, rejects: int = 0) -> DriverCore:
     """Return the core of a member that has asked for its first partitions."""
     core = make_member(partitions, rejects)
-    assert load(core)[-1] == Claim(is_wanted=True)
+    assert load(core)[-1] == ClaimBlocks(is_wanted=True)
     return core
 
 
@@ -180,16 +182,16 @@ def kinds(actions: list[Action]) -> list[type]:
 
 def test_a_member_starts_what_it_has_claimed() -> None:
     core = make_running()
-    actions = core.handle(Claimed((2, 3)), 1.0)
+    actions = core.handle(BlocksClaimed((2, 3)), 1.0)
     assert [action.partition for action in actions if isinstance(action, Prepare)] == [2, 3]
-    assert Claim(is_wanted=True) in actions
+    assert ClaimBlocks(is_wanted=True) in actions
 
 
 def test_it_ends_when_all_is_committed_whoever_did_it() -> None:
     core = make_running()
-    core.handle(Claimed((2,)), 1.0)
+    core.handle(BlocksClaimed((2,)), 1.0)
     core.handle(Prepared(2, 1), 1.1)
-    assert Seal not in kinds(core.handle(Claimed((), others(0, 1, 3)), 2.0))
+    assert Seal not in kinds(core.handle(BlocksClaimed((), others(0, 1, 3)), 2.0))
     assert Commit in kinds(core.handle(MicrobatchDone(2, 0), 2.1))
     assert Seal in kinds(core.handle(Committed(ours(2)[0]), 2.2))
     assert core.handle(Tick(), 3.0) == []
@@ -197,54 +199,57 @@ def test_it_ends_when_all_is_committed_whoever_did_it() -> None:
 
 def test_what_another_has_committed_is_dropped_in_mid_work() -> None:
     core = make_running()
-    core.handle(Claimed((2, 3)), 1.0)
+    core.handle(BlocksClaimed((2, 3)), 1.0)
     core.handle(Prepared(2, 3), 1.1)
-    actions = core.handle(Claimed((), others(0, 1, 2)), 2.0)
+    actions = core.handle(BlocksClaimed((), others(0, 1, 2)), 2.0)
     assert Release(2) in actions
     again = core.handle(Prepared(3, 4), 2.1)
     assert Submit(3, (0, 1, 2, 3), 0) in again, "the window has room for what was dropped"
     assert core.claims is not None
-    assert core.claims.find_new(Claimed((), others(2))) == []
+    assert core.claims.find_new(BlocksClaimed((), others(2))) == []
 
 
 def test_a_commit_counts_once() -> None:
     """The listing may tell of a commit of our own before, or after, the task that made it."""
     core = make_running()
-    core.handle(Claimed((0, 1)), 1.0)
+    core.handle(BlocksClaimed((0, 1)), 1.0)
     for number in (0, 1):
         core.handle(Prepared(number, 0), 1.1)
     assert Release(0) in core.handle(Committed(ours(0)[0]), 1.2)
-    assert Release(1) in core.handle(Claimed((), ours(0, 1)), 1.3)
-    assert Seal in kinds(core.handle(Claimed((), others(2, 3)), 1.4))
+    assert Release(1) in core.handle(BlocksClaimed((), ours(0, 1)), 1.3)
+    assert Seal in kinds(core.handle(BlocksClaimed((), others(2, 3)), 1.4))
 
 
 def test_rows_that_others_refuse_count() -> None:
     core = make_running(rejects=1)
-    assert Fail not in kinds(core.handle(Claimed((), others(0, rejects=1)), 1.0))
-    assert Fail in kinds(core.handle(Claimed((), others(1, rejects=1)), 2.0))
+    assert Fail not in kinds(core.handle(BlocksClaimed((), others(0, rejects=1)), 1.0))
+    assert Fail in kinds(core.handle(BlocksClaimed((), others(1, rejects=1)), 2.0))
 
 
 def test_a_lost_claim_is_given_up() -> None:
     core = make_running()
-    core.handle(Claimed((0, 1)), 1.0)
+    core.handle(BlocksClaimed((0, 1)), 1.0)
     core.handle(Prepared(0, 0), 1.1)
     actions = core.handle(TaskFailed("commit", 0, 0, ClaimLost("taken over")), 1.2)
-    assert kinds(actions)[:2] == [Note, Release]
+    assert kinds(actions)[:2] == [IncidentRecord, Release]
     assert Fail not in kinds(actions)
-    again = core.handle(Claimed((0,)), 1.3)
+    again = core.handle(BlocksClaimed((0,)), 1.3)
     assert Prepare(0, 0) in again, "whoever took it over is gone"
 
 
 def test_a_member_that_is_still_loading_ends_with_the_others() -> None:
     core = make_member(partitions=2)
-    assert Claim(is_wanted=False) in core.handle(Tick(), 0.0)
-    assert kinds(core.handle(Claimed((), others(0, 1)), 1.0)) == [Seal]
+    assert ClaimBlocks(is_wanted=False) in core.handle(Tick(), 0.0)
+    assert kinds(core.handle(BlocksClaimed((), others(0, 1)), 1.0)) == [Seal]
 
 
 def test_trouble_with_storage_is_told_and_mended() -> None:
     core = make_running()
-    assert core.handle(Claimed(trouble="503"), 1.0) == [Note("storage-refused", "503", 0), Claim(True, idle=1.0)]
-    assert core.handle(Claimed(trouble="503"), 2.0) == [Claim(True, idle=2.0)], "once is enough"
-    actions = core.handle(Claimed((0,)), 3.0)
+    assert core.handle(BlocksClaimed(trouble="503"), 1.0) == [
+        IncidentRecord("storage-refused", "503", 0),
+        ClaimBlocks(True, idle=1.0),
+    ]
+    assert core.handle(BlocksClaimed(trouble="503"), 2.0) == [ClaimBlocks(True, idle=2.0)], "once is enough"
+    actions = core.handle(BlocksClaimed((0,)), 3.0)
     assert Recovered(0, 2.0) in actions
     assert Prepare(0, 0) in actions

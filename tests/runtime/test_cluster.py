@@ -6,7 +6,7 @@ import threading
 
 from distributed import Client
 
-from daskinfer.runtime.cluster import worker_shapes
+from daskinfer.runtime.cluster.connection import worker_shapes
 
 
 def test_all_workers_are_seen_whatever_else_the_client_asks(client: Client, addresses: list[str]) -> None:

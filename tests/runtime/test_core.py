@@ -13,17 +13,15 @@ from daskinfer.errors import (
     SnapshotSkew,
     StorageRefused,
 )
-from daskinfer.runtime.core import DriverCore
-from daskinfer.runtime.limits import Limits
-from daskinfer.runtime.messages import (
+from daskinfer.runtime.protocol.events import (
     Action,
     Commit,
     Committed,
     Fail,
     GrantToken,
+    IncidentRecord,
     LoadShard,
     MicrobatchDone,
-    Note,
     Prepare,
     Prepared,
     Recovered,
@@ -38,13 +36,15 @@ from daskinfer.runtime.messages import (
     WorkerJoined,
     WorkerLost,
 )
-from daskinfer.runtime.pinning import Pinning
-from daskinfer.runtime.posts import Staffing
-from daskinfer.runtime.probes import Stranded
-from daskinfer.spec.commit import CommitRecord, StageTrail
-from daskinfer.spec.generation import Pin
+from daskinfer.runtime.protocol.probes import Stranded
+from daskinfer.runtime.state_machine.limits import Limits
+from daskinfer.runtime.state_machine.machine import DriverCore
+from daskinfer.runtime.state_machine.rollout.alias_tracker import AliasTracker
+from daskinfer.runtime.state_machine.workers.assignment_table import WorkerRequirements
+from daskinfer.spec.job.commit import CommitRecord, StageTrail
+from daskinfer.spec.job.generation import SnapshotPin
 from daskinfer.spec.plan import Numerics, Plan, StagePlan, WorkerShape
-from daskinfer.spec.recipe import Consistency
+from daskinfer.spec.recipe.schema import Consistency
 
 SNAPSHOT, SOURCE = "sha256:weights", "sha256:code"
 
@@ -80,14 +80,14 @@ def make_core(
 ) -> DriverCore:
     return DriverCore(
         plan=make_plan(replicas, window),
-        pinning=Pinning(Pin(snapshot=SNAPSHOT), Consistency()),
+        pinning=AliasTracker(SnapshotPin(snapshot=SNAPSHOT), Consistency()),
         rules=Consistency(),
         source=SOURCE,
         epoch=1,
         partitions=partitions,
         committed=dict.fromkeys(committed, SNAPSHOT),
         rejects=0,
-        staffing=Staffing(make_plan(replicas).stages, replicas, {"GPU": 1}),
+        staffing=WorkerRequirements(make_plan(replicas).stages, replicas, {"GPU": 1}),
         limits=limits or Limits(rejects=0),
     )
 
@@ -167,7 +167,7 @@ def test_a_lost_worker_is_replaced_by_the_one_that_joins() -> None:
     core = make_core()
     start(core)
     lost = core.handle(WorkerLost("b"), 0)
-    assert isinstance(lost[0], Note)
+    assert isinstance(lost[0], IncidentRecord)
     assert lost[0].kind == "worker-lost"
     assert core.handle(WorkerJoined(make_worker("c")), 1) == [LoadShard(1, "c")]
     assert core.handle(acknowledge(1, "c"), 2) == [GrantToken(1, "c"), Recovered(0, 2)]
@@ -195,7 +195,7 @@ def test_a_stage_without_workers_gives_up_after_its_patience() -> None:
     core.start([])
     assert core.handle(Tick(), 100) == []
     (*_, said) = core.handle(Tick(), 159)
-    assert isinstance(said, Note) and said.kind == "waiting" and "stage 1 (layers 1)" in said.detail
+    assert isinstance(said, IncidentRecord) and said.kind == "waiting" and "stage 1 (layers 1)" in said.detail
     error = only_fail(core.handle(Tick(), 160))
     assert "stage 0 (layers 0): no worker is left for it that declares GPU: 1" in str(error)
 

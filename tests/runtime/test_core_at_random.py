@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from daskinfer.errors import (
     CorruptActivation,
 )
-from daskinfer.runtime.limits import Limits
-from daskinfer.runtime.messages import (
+from daskinfer.runtime.protocol.events import (
     Action,
     Commit,
     Committed,
@@ -30,7 +29,8 @@ from daskinfer.runtime.messages import (
     WorkerJoined,
     WorkerLost,
 )
-from daskinfer.runtime.probes import Stranded
+from daskinfer.runtime.protocol.probes import Stranded
+from daskinfer.runtime.state_machine.limits import Limits
 from daskinfer.spec.plan import WorkerShape
 from tests.runtime.test_core import acknowledge, make_core, make_record, make_worker
 

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskinfer.runtime.messages import Action, Fail, GrantToken, LoadShard
-from daskinfer.runtime.orders import Say, StandDown
-from daskinfer.runtime.patience import SAY_SECONDS, Patience
-from daskinfer.runtime.relief import RESTART_SECONDS
+from daskinfer.runtime.protocol.events import Action, Fail, GrantToken, LoadShard
+from daskinfer.runtime.protocol.orders import ReleaseShard, StatusLine
+from daskinfer.runtime.state_machine.workers.placement_policy import RESTART_SECONDS
+from daskinfer.runtime.state_machine.workers.unassigned_stages import SAY_SECONDS, UnassignedStagePolicy
 from daskinfer.spec.plan import WorkerShape
-from daskinfer.testing.campaigns import campaign_size
+from daskinfer.testing.stress.campaigns import campaign_size
 from tests.runtime.crews import LATER, MEMORY, begin, does, kinds, make_crew, make_worker, obey, orders
 
 # Standby
@@ -76,7 +76,7 @@ def test_a_standby_with_other_shards_makes_room_for_what_is_lost() -> None:
     assert does(crew)["c"] == ("stands by", (), (0,))
     crew.lose("b", 10)
     actions = crew.fill(10)
-    assert actions == [StandDown("c", 0)]
+    assert actions == [ReleaseShard("c", 0)]
     assert crew.stood_down("c", 0, 11) == [LoadShard(1, "c")]
     assert crew.acknowledge(0, 1, "c", 12) == [GrantToken(1, "c")]
 
@@ -129,7 +129,7 @@ def test_a_joiner_takes_the_doubled_stage_over() -> None:
     assert crew.enlist([make_worker("c")], 20) == [LoadShard(1, "c")]
     actions = crew.acknowledge(0, 1, "c", 30)
     # First it is granted there, then taken from the doubler, whose shard is freed.
-    assert orders(actions) == [GrantToken(1, "c"), StandDown("a", 1)]
+    assert orders(actions) == [GrantToken(1, "c"), ReleaseShard("a", 1)]
     assert kinds(actions) == ["stage-relieved"]
     assert does(crew) == {"a": ("computes", (0,), ()), "c": ("computes", (1,), ())}
 
@@ -173,7 +173,7 @@ def test_a_worker_that_cannot_load_a_double_is_not_asked_again() -> None:
     crew.lose("b", 0)
     assert orders(crew.look(9, LATER)) == [LoadShard(1, "a")]
     assert not crew.is_needed(1, "a") and crew.is_needed(0, "a")
-    assert crew.give_up(1, "a", 8) == [StandDown("a", 1)]
+    assert crew.give_up(1, "a", 8) == [ReleaseShard("a", 1)]
     assert crew.look(9, 20) == []
     assert crew.missing(20) == {1: 20}
 
@@ -186,18 +186,18 @@ def describe(stage: int) -> str:
 
 
 def test_waiting_is_said_now_and_then_and_has_no_end() -> None:
-    patience = Patience("wait", 60)
+    patience = UnassignedStagePolicy("wait", 60)
     assert kinds(patience.look({1: 5.0}, describe, 5)) == ["waiting"]
     assert patience.look({1: 6.0}, describe, 6) == []
     (said,) = patience.look({1: 5 + SAY_SECONDS}, describe, 5 + SAY_SECONDS)
-    assert said == Say("waiting for 1 min 05 s: stage 1 has nobody")
+    assert said == StatusLine("waiting for 1 min 05 s: stage 1 has nobody")
     assert not any(isinstance(action, Fail) for action in patience.look({1: 1e6}, describe, 1e6))
     patience.look({}, describe, 2e6)
     assert kinds(patience.look({1: 5.0}, describe, 3e6)) == ["waiting"]
 
 
 def test_stopping_says_what_is_missing() -> None:
-    patience = Patience("stop", 60)
+    patience = UnassignedStagePolicy("stop", 60)
     assert kinds(patience.look({1: 5.0}, describe, 5)) == ["waiting"]
     assert patience.look({1: 59.0}, describe, 59) == []
     (fail,) = patience.look({1: 60.0}, describe, 60)
@@ -227,13 +227,13 @@ def test_whatever_happens_every_stage_ends_up_with_one_worker_that_stays(seed: i
                     assert (stage, worker) in loaded
                     assert worker in alive
                     granted.add((stage, worker))
-                case StandDown(worker, None):
+                case ReleaseShard(worker, None):
                     own = {place for place in granted if place[1] == worker}
                     for stage, _ in own:
                         assert any(place[0] == stage and place[1] != worker for place in granted)
                     granted.difference_update(own)
                     todo.append(action)
-                case StandDown(worker, stage):
+                case ReleaseShard(worker, stage):
                     if any(place == (stage, worker) for place in granted):
                         granted = {place for place in granted if place != (stage, worker)}
                         assert any(place[0] == stage for place in granted)
@@ -264,7 +264,7 @@ def test_whatever_happens_every_stage_ends_up_with_one_worker_that_stays(seed: i
             if isinstance(action, LoadShard):
                 loaded.add((action.stage, action.worker))
                 take(crew.acknowledge(0, action.stage, action.worker, now))
-            elif isinstance(action, StandDown):
+            elif isinstance(action, ReleaseShard):
                 take(crew.stood_down(action.worker, action.stage, now))
         else:
             take(crew.look(5, now))
@@ -275,7 +275,7 @@ def test_whatever_happens_every_stage_ends_up_with_one_worker_that_stays(seed: i
             if isinstance(action, LoadShard):
                 loaded.add((action.stage, action.worker))
                 take(crew.acknowledge(0, action.stage, action.worker, now))
-            elif isinstance(action, StandDown):
+            elif isinstance(action, ReleaseShard):
                 take(crew.stood_down(action.worker, action.stage, now))
         if not any(state.does in ("computes", "loads") and state.worker in alive for state in crew.roster()) or (
             crew.missing(now)

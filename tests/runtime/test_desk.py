@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from daskinfer.runtime.desk import Desk
-from daskinfer.runtime.messages import Event
-from daskinfer.runtime.orders import CancelAsked, DrainAsked
-from daskinfer.storage.control import ControlLog
-from daskinfer.storage.slotlog import SlotLog
+from daskinfer.runtime.driver.control_requests import ControlRequests
+from daskinfer.runtime.protocol.events import Event
+from daskinfer.runtime.protocol.orders import CancelAsked, DrainAsked
+from daskinfer.storage.jobs.control_log import ControlLog
+from daskinfer.storage.objects.slotlog import SlotLog
 
 
 def look(log: ControlLog, epoch: int, answers: dict[int, str] | None = None) -> list[Event | None]:
     """Return what a new driver of this epoch hears, after it has given these answers."""
     heard: list[Event | None] = []
-    desk = Desk(log, epoch, lambda event: heard.append(event()))
+    desk = ControlRequests(log, epoch, lambda event: heard.append(event()))
     for number, detail in (answers or {}).items():
         desk.answer(number, detail)
     desk.look()

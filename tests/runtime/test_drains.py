@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from daskinfer.runtime.crew import Crew
-from daskinfer.runtime.messages import GrantToken, LoadShard
-from daskinfer.runtime.orders import Answer, StandDown
+from daskinfer.runtime.protocol.events import GrantToken, LoadShard
+from daskinfer.runtime.protocol.orders import Answer, ReleaseShard
+from daskinfer.runtime.state_machine.workers.assignment import WorkerAssignment
 from tests.runtime.crews import LATER, begin, does, kinds, make_crew, make_worker, obey, orders
 from tests.runtime.test_core import make_record
 
 # Replicas
 
 
-def work(crew: Crew, now: float, *seconds: float) -> None:
+def work(crew: WorkerAssignment, now: float, *seconds: float) -> None:
     """Ten partitions, each of which took the stages so many seconds."""
     crew.meter.restart(now)
     record = make_record(0)
@@ -55,7 +55,7 @@ def test_a_drained_worker_waits_for_its_stage_to_be_taken_over() -> None:
     assert orders(crew.drain(7, "b", 10)) == [LoadShard(1, "c")]
     assert does(crew)["b"][0] == "leaves"
     actions = crew.acknowledge(0, 1, "c", 11)
-    assert orders(actions) == [GrantToken(1, "c"), StandDown("b", None)]
+    assert orders(actions) == [GrantToken(1, "c"), ReleaseShard("b", None)]
     actions = crew.stood_down("b", None, 12)
     assert kinds(actions) == ["drained"]
     (answer,) = orders(actions)
@@ -66,7 +66,7 @@ def test_a_drained_worker_waits_for_its_stage_to_be_taken_over() -> None:
 def test_a_standby_relieves_a_drained_worker_at_once() -> None:
     crew = make_crew(standby=1)
     begin(crew, *"abc")
-    assert orders(crew.drain(0, "b", 10)) == [GrantToken(1, "c"), StandDown("b", None)]
+    assert orders(crew.drain(0, "b", 10)) == [GrantToken(1, "c"), ReleaseShard("b", None)]
 
 
 def test_without_a_spare_another_stage_s_worker_relieves_a_drained_one() -> None:
@@ -74,13 +74,13 @@ def test_without_a_spare_another_stage_s_worker_relieves_a_drained_one() -> None
     begin(crew, *"ab")
     actions = crew.drain(0, "b", 10)
     assert orders(actions) == [LoadShard(1, "a")]
-    assert orders(crew.acknowledge(0, 1, "a", 11)) == [GrantToken(1, "a"), StandDown("b", None)]
+    assert orders(crew.acknowledge(0, 1, "a", 11)) == [GrantToken(1, "a"), ReleaseShard("b", None)]
 
 
 def test_a_replica_leaves_at_once() -> None:
     crew = make_crew(replicas=(1, 2))
     begin(crew, *"abc")
-    assert orders(crew.drain(0, "b", 10)) == [StandDown("b", None)]
+    assert orders(crew.drain(0, "b", 10)) == [ReleaseShard("b", None)]
 
 
 def test_who_cannot_be_relieved_goes_on_until_somebody_joins() -> None:
@@ -91,7 +91,7 @@ def test_who_cannot_be_relieved_goes_on_until_somebody_joins() -> None:
     assert obey(crew, crew.enlist([make_worker("c")], 20), 20)[:3] == [
         LoadShard(1, "c"),
         GrantToken(1, "c"),
-        StandDown("b", None),
+        ReleaseShard("b", None),
     ]
 
 
@@ -102,7 +102,7 @@ def test_a_doubler_is_drained_of_both_stages() -> None:
     obey(crew, crew.look(9, LATER), LATER)
     asked = obey(crew, crew.drain(0, "a", 20), 20)
     assert [action for action in asked if isinstance(action, GrantToken)] == [GrantToken(0, "b"), GrantToken(2, "b")]
-    assert StandDown("a", None) in asked
+    assert ReleaseShard("a", None) in asked
     assert does(crew) == {"b": ("computes", (0, 1, 2), ())}
 
 
@@ -125,10 +125,10 @@ def test_a_restarted_worker_of_the_same_name_is_not_used_either() -> None:
 def test_spares_and_standbys_leave_at_once() -> None:
     crew = make_crew(standby=1)
     begin(crew, *"abcd")
-    assert orders(crew.drain(0, "c", 10)) == [LoadShard(0, "d"), LoadShard(1, "d"), StandDown("c", None)]
+    assert orders(crew.drain(0, "c", 10)) == [LoadShard(0, "d"), LoadShard(1, "d"), ReleaseShard("c", None)]
     crew = make_crew()
     begin(crew, *"abc")
-    assert orders(crew.drain(0, "c", 10)) == [StandDown("c", None)]
+    assert orders(crew.drain(0, "c", 10)) == [ReleaseShard("c", None)]
 
 
 def test_asking_twice_is_answered_twice() -> None:

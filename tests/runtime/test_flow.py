@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daskinfer.runtime.flow import Flow
-from daskinfer.runtime.messages import (
+from daskinfer.runtime.protocol.events import (
     Commit,
     Committed,
     Event,
@@ -28,17 +27,18 @@ from daskinfer.runtime.messages import (
     WorkerJoined,
     WorkerLost,
 )
-from daskinfer.spec.commit import StageTrail
+from daskinfer.runtime.state_machine.partitions.window import WindowController
+from daskinfer.spec.job.commit import StageTrail
 from daskinfer.spec.plan import Plan
-from daskinfer.testing.campaigns import campaign_size
+from daskinfer.testing.stress.campaigns import campaign_size
 from tests.runtime.test_core import acknowledge, make_core, make_plan, make_record, make_worker
 
 REPLICAS = (1, 2)
 BUDGET = 10_000
 
 
-def make_flow(window: int = 9, budget: int = BUDGET) -> Flow:
-    return Flow(make_plan(REPLICAS, window).model_copy(update={"window_bytes": budget}))
+def make_flow(window: int = 9, budget: int = BUDGET) -> WindowController:
+    return WindowController(make_plan(REPLICAS, window).model_copy(update={"window_bytes": budget}))
 
 
 def trail(busiest: float) -> tuple[StageTrail, ...]:
@@ -50,7 +50,7 @@ def trail(busiest: float) -> tuple[StageTrail, ...]:
     )
 
 
-def run(flow: Flow, busiest: Sequence[float], is_full: bool = True, start: float = 0.0) -> list[int]:
+def run(flow: WindowController, busiest: Sequence[float], is_full: bool = True, start: float = 0.0) -> list[int]:
     """Let seconds go by; return the window after each."""
     windows = []
     for second, share in enumerate(busiest):
@@ -99,7 +99,7 @@ def test_shrinks_on_memory_pressure_but_not_at_once_again() -> None:
     assert run(flow, [0.2] * 30, start=12)[-1] == 5
 
 
-def finish(flow: Flow, microbatches: int, seconds: float, start: float = 0.0) -> None:
+def finish(flow: WindowController, microbatches: int, seconds: float, start: float = 0.0) -> None:
     """Let microbatches finish, one as long after the other as the next."""
     for number in range(microbatches):
         flow.count(start + (number + 1) * seconds / microbatches)
@@ -159,7 +159,7 @@ class World:
         self.random = random.Random(seed)
         self.microbatches = microbatches
         self.core = make_core(partitions=partitions, window=plan.window)
-        self.core._flow = Flow(plan)
+        self.core._flow = WindowController(plan)
         self.now = 0.0
         self.todo: list[Event] = []
         self.flying: set[tuple[int, int]] = set()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from distributed import Client, wait
 
-from daskinfer.runtime.held import error_of
-from daskinfer.runtime.suspicion import blames_rows
+from daskinfer.runtime.driver.partition_futures import error_of
+from daskinfer.runtime.state_machine.faults.poison_detector import blames_rows
 
 
 def test_an_error_that_dask_has_forgotten_blames_no_row(client: Client) -> None:

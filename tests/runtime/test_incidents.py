@@ -5,19 +5,15 @@ from __future__ import annotations
 import pytest
 
 from daskinfer.errors import CorruptActivation, DeviceFailed, NotAllowed, StorageRefused
-from daskinfer.runtime.core import DriverCore
-from daskinfer.runtime.health import Restart, WorkerFrozen, WorkerPaused, WorkerResumed
-from daskinfer.runtime.incidents import IncidentBook
-from daskinfer.runtime.limits import Limits
-from daskinfer.runtime.messages import (
+from daskinfer.runtime.protocol.events import (
     Action,
     Commit,
     Committed,
     Fail,
     GrantToken,
+    IncidentRecord,
     LoadShard,
     MicrobatchDone,
-    Note,
     Prepare,
     Prepared,
     Recovered,
@@ -28,14 +24,18 @@ from daskinfer.runtime.messages import (
     WorkerJoined,
     WorkerLost,
 )
-from daskinfer.runtime.pace import ENOUGH, Pace
+from daskinfer.runtime.protocol.health import Restart, WorkerFrozen, WorkerPaused, WorkerResumed
+from daskinfer.runtime.state_machine.faults.incidents import IncidentLog
+from daskinfer.runtime.state_machine.faults.pace import ENOUGH, Durations
+from daskinfer.runtime.state_machine.limits import Limits
+from daskinfer.runtime.state_machine.machine import DriverCore
 from tests.runtime.test_core import acknowledge, make_core, make_record, make_worker, only_fail, start
 
 REFUSED = StorageRefused("s3://bucket is away")
 
 
 def notes(actions: list[Action]) -> list[str]:
-    return [action.kind for action in actions if isinstance(action, Note)]
+    return [action.kind for action in actions if isinstance(action, IncidentRecord)]
 
 
 def broken(worker: str) -> DeviceFailed:
@@ -58,10 +58,10 @@ def make_running(microbatches: int = 1, limits: Limits | None = None) -> DriverC
 
 
 def test_incidents_of_one_thing_end_one_after_the_other() -> None:
-    book = IncidentBook()
+    book = IncidentLog()
     first = book.begin("stage", "worker-lost", "a is gone", 10, detect_seconds=0.5)
     second = book.begin("stage", "worker-lost", "b is gone", 12)
-    assert first == Note("worker-lost", "a is gone", 0, 0.5)
+    assert first == IncidentRecord("worker-lost", "a is gone", 0, 0.5)
     assert second.number == 1
     assert book.end("stage", 15) == [Recovered(0, 5)]
     assert book.is_open("stage")
@@ -71,7 +71,7 @@ def test_incidents_of_one_thing_end_one_after_the_other() -> None:
 
 
 def test_an_incident_can_wait_for_another_thing() -> None:
-    book = IncidentBook()
+    book = IncidentLog()
     book.begin("worker", "worker-paused", "", 1)
     book.move("worker", "stage")
     book.move("nobody", "nothing")
@@ -80,13 +80,13 @@ def test_an_incident_can_wait_for_another_thing() -> None:
 
 
 def test_what_is_slow_is_told_by_what_was_usual() -> None:
-    pace = Pace()
+    pace = Durations()
     for _ in range(ENOUGH - 1):
         assert pace.judge("read", 100.0) is None
     assert pace.judge("read", 1000.0) is None, "too few to tell"
     assert pace.judge("read", 1001.0) == 100.0
     assert pace.judge("commit", 1001.0) is None, "another kind"
-    quick = Pace()
+    quick = Durations()
     assert not any(quick.judge("read", seconds) for seconds in [0.01] * ENOUGH + [4.0])
     assert quick.judge("read", 6.0) == 0.01
 
@@ -96,7 +96,7 @@ def test_what_is_slow_is_told_by_what_was_usual() -> None:
 
 def test_a_lost_worker_says_how_long_it_was_silent() -> None:
     core = make_running()
-    (note,) = (action for action in core.handle(WorkerLost("b", silent=0.4), 7) if isinstance(action, Note))
+    (note,) = (action for action in core.handle(WorkerLost("b", silent=0.4), 7) if isinstance(action, IncidentRecord))
     assert (note.kind, note.detect_seconds) == ("worker-lost", 0.4)
 
 
@@ -104,7 +104,7 @@ def test_a_frozen_worker_is_taken_off_and_replaced() -> None:
     core = make_running()
     restart, note, load = core.handle(WorkerFrozen("b", silent=15.2), 100)
     assert restart == Restart("b")
-    assert note == Note("worker-frozen", "b, which held stage 1, was not heard of for 15 s", 0, 15.2)
+    assert note == IncidentRecord("worker-frozen", "b, which held stage 1, was not heard of for 15 s", 0, 15.2)
     assert load == LoadShard(1, "c")
     assert core.handle(WorkerLost("b"), 101) == [], "the scheduler says it, too"
     assert core.handle(acknowledge(1, "c"), 103) == [GrantToken(1, "c"), Recovered(0, 3)]
@@ -125,7 +125,7 @@ def test_a_frozen_worker_of_somebody_else_is_left_alone() -> None:
 def test_a_pause_ends_by_itself() -> None:
     core = make_running(limits=Limits(rejects=0, paused=60))
     (note,) = core.handle(WorkerPaused("b", used=900, limit=1000), 10)
-    assert isinstance(note, Note) and note.kind == "worker-paused"
+    assert isinstance(note, IncidentRecord) and note.kind == "worker-paused"
     assert core.handle(WorkerResumed("b"), 30) == [Recovered(0, 20)]
     assert core.handle(Tick(), 100) == []
 
@@ -136,7 +136,7 @@ def test_a_long_pause_ends_with_another_worker() -> None:
     assert core.handle(Tick(), 69) == []
     restart, note, load = core.handle(Tick(), 70)
     assert (restart, load) == (Restart("b"), LoadShard(1, "c"))
-    assert isinstance(note, Note) and note.kind == "worker-lost" and "paused for 60 s" in note.detail
+    assert isinstance(note, IncidentRecord) and note.kind == "worker-lost" and "paused for 60 s" in note.detail
     over = core.handle(acknowledge(1, "c"), 75)
     assert over == [GrantToken(1, "c"), Recovered(0, 65)]
     assert core.handle(Tick(), 80) == []
@@ -149,7 +149,7 @@ def test_a_failed_device_costs_its_worker_and_the_microbatch_goes_elsewhere() ->
     core = make_running(microbatches=2)
     restart, note, load, again = core.handle(TaskFailed("microbatch", 0, 0, broken("b")), 5)
     assert (restart, load, again) == (Restart("b"), LoadShard(1, "c"), Submit(0, (0,), 1))
-    assert isinstance(note, Note) and note.kind == "device-failed" and "illegal memory access" in note.detail
+    assert isinstance(note, IncidentRecord) and note.kind == "device-failed" and "illegal memory access" in note.detail
     # Its other microbatches fail with it.
     assert core.handle(TaskFailed("microbatch", 0, 1, broken("b")), 5) == [Submit(0, (1,), 1)]
     assert core.handle(acknowledge(1, "c"), 9) == [GrantToken(1, "c"), Recovered(0, 4)]
@@ -246,11 +246,11 @@ def test_slow_storage_is_told_once_and_until_it_is_over() -> None:
     def commit(partition: int, write: float) -> list[Action]:
         for step in (Prepared(partition, 0), Committed(make_record(partition).model_copy(update={"write": write}))):
             actions = core.handle(step, float(partition))
-        return [action for action in actions if isinstance(action, Note | Recovered)]
+        return [action for action in actions if isinstance(action, IncidentRecord | Recovered)]
 
     assert [commit(partition, 0.1) for partition in range(20)] == [[]] * 20
     (note,) = commit(20, 30.0)
-    assert isinstance(note, Note) and note.kind == "storage-slow"
+    assert isinstance(note, IncidentRecord) and note.kind == "storage-slow"
     assert note.detail == "the commit of partition 20 took 30.0 s, where 100 ms is usual"
     assert commit(21, 31.0) == []
     assert commit(22, 0.1) == [Recovered(0, 2)]

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from daskinfer.planning import blocks
-from daskinfer.storage.filesystem import delete
-from daskinfer.testing.campaigns import campaign_size
+from daskinfer.storage.objects.filesystem import delete
+from daskinfer.testing.stress.campaigns import campaign_size
 from tests.runtime.joinworld import TURNS, JoinWorld, Violation
 
 pytestmark = pytest.mark.late

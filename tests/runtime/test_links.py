@@ -8,22 +8,22 @@ from itertools import combinations
 
 import pytest
 
-from daskinfer.runtime.core import DriverCore
-from daskinfer.runtime.health import LinkMended, NetworkCut, Restart
-from daskinfer.runtime.limits import Limits
-from daskinfer.runtime.links import Link, Links
-from daskinfer.runtime.messages import (
+from daskinfer.runtime.protocol.events import (
     Action,
     Fail,
     GrantToken,
+    IncidentRecord,
     LoadShard,
-    Note,
     Prepared,
     Recovered,
     Tick,
     WorkerJoined,
     WorkerLost,
 )
+from daskinfer.runtime.protocol.health import LinkMended, NetworkCut, Restart
+from daskinfer.runtime.state_machine.faults.reachability import Link, Reachability
+from daskinfer.runtime.state_machine.limits import Limits
+from daskinfer.runtime.state_machine.machine import DriverCore
 from tests.runtime.test_core import acknowledge, make_core, make_worker, only_fail
 
 A, B, C = "tcp://one:1", "tcp://two:1", "tcp://three:1"
@@ -32,7 +32,7 @@ B_LATER = "tcp://two:2"
 
 
 def choose(links: list[Link], posts: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
-    known = Links()
+    known = Reachability()
     known.note(links)
     return known.choose(links, posts)
 
@@ -50,7 +50,7 @@ def make_running(*spares: str, limits: Limits | None = None) -> DriverCore:
 
 
 def notes(actions: list[Action]) -> list[str]:
-    return [action.kind for action in actions if isinstance(action, Note)]
+    return [action.kind for action in actions if isinstance(action, IncidentRecord)]
 
 
 # Who goes
@@ -71,7 +71,7 @@ def test_whoever_nobody_reaches_goes_and_not_all_the_others() -> None:
 
 
 def test_that_others_did_not_reach_it_is_remembered() -> None:
-    links = Links()
+    links = Reachability()
     links.note([(B, A), (C, A)])
     assert links.choose([(C, A)], {A: (0,), C: (1,)}).keys() == {A}, "B has gone already"
 
@@ -101,7 +101,7 @@ def test_a_worker_that_is_cut_off_is_taken_off_and_replaced() -> None:
     core = make_running(C)
     restart, note, load = core.handle(NetworkCut(((B, A),), 8.5), 100)
     assert (restart, load) == (Restart(B), LoadShard(1, C))
-    assert note == Note("network-cut", f"{B}, which held stage 1, cannot reach {A}", 0, 8.5)
+    assert note == IncidentRecord("network-cut", f"{B}, which held stage 1, cannot reach {A}", 0, 8.5)
     assert core.handle(WorkerLost(B), 101) == [], "the scheduler says it, too"
     assert core.handle(acknowledge(1, C), 103) == [GrantToken(1, C), Recovered(0, 3)]
 
@@ -110,7 +110,7 @@ def test_its_successor_gets_nothing_to_do_until_it_reaches_the_others() -> None:
     core = make_running()
     core.handle(NetworkCut(((B, A),), 8), 100)
     (note,) = core.handle(WorkerJoined(make_worker(B_LATER)), 102)
-    assert isinstance(note, Note) and note.kind == "cut-off" and f"{B_LATER} cannot reach {A}" in note.detail
+    assert isinstance(note, IncidentRecord) and note.kind == "cut-off" and f"{B_LATER} cannot reach {A}" in note.detail
     assert core.handle(Tick(), 103) == []
     assert notes(core.handle(Tick(), 106)) == ["stage-doubled"], "A takes it on"
     core.handle(acknowledge(1, A), 107)
@@ -126,7 +126,7 @@ def test_its_successor_works_once_those_that_it_does_not_reach_are_gone() -> Non
     core.handle(WorkerLost(A), 103)
     assert core.handle(Tick(), 104) == [LoadShard(0, B_LATER)]
     (note,) = core.handle(WorkerJoined(make_worker("tcp://one:2")), 105)
-    assert isinstance(note, Note) and note.kind == "cut-off", "now it is the other way round"
+    assert isinstance(note, IncidentRecord) and note.kind == "cut-off", "now it is the other way round"
 
 
 def test_a_spare_on_the_same_host_does_not_take_over() -> None:
@@ -147,7 +147,11 @@ def test_a_job_that_nobody_is_left_for_says_why() -> None:
     core.handle(NetworkCut(((B, A),), 8), 100)
     core.handle(WorkerJoined(make_worker(B_LATER)), 101)
     (waits,) = core.handle(Tick(), 106)
-    assert isinstance(waits, Note) and waits.kind == "waiting" and f"; {B_LATER} cannot reach {A}" in waits.detail
+    assert (
+        isinstance(waits, IncidentRecord)
+        and waits.kind == "waiting"
+        and f"; {B_LATER} cannot reach {A}" in waits.detail
+    )
     assert f"{B_LATER} cannot reach {A}; waited" in str(only_fail(core.handle(Tick(), 160)))
 
 

@@ -7,16 +7,16 @@ from distributed import Client
 
 from daskinfer.graphs.handoff import JobHandle
 from daskinfer.graphs.reporting import LOADING_TOPIC, LoadMeter
-from daskinfer.runtime.loads import Loads
-from daskinfer.spec.generation import Pin
+from daskinfer.runtime.driver.shard_loading import ShardLoading
+from daskinfer.spec.job.generation import SnapshotPin
 
 
-def totals(loads: Loads) -> tuple[int, int, int, int]:
+def totals(loads: ShardLoading) -> tuple[int, int, int, int]:
     return loads.loaded_bytes, loads.total_bytes, loads.loaded_shards, loads.total_shards
 
 
 def test_every_worker_counts_for_its_own_stage() -> None:
-    loads = Loads([100, 50])
+    loads = ShardLoading([100, 50])
     assert totals(loads) == (0, 0, 0, 0)
     loads.begin(0, "a")
     loads.begin(1, "b")
@@ -37,7 +37,7 @@ def test_every_worker_counts_for_its_own_stage() -> None:
 
 
 def test_a_worker_may_hold_several_shards() -> None:
-    loads = Loads([100, 50])
+    loads = ShardLoading([100, 50])
     loads.begin(0, "a")
     loads.begin(1, "a")
     loads.finish(1, "a")
@@ -60,7 +60,8 @@ def test_workers_tell_seldom_and_name_their_job(client: Client, addresses: list[
     client.subscribe_topic(LOADING_TOPIC, lambda event: heard.append(event[1]))
     try:
         handles = [
-            JobHandle("work", name, epoch, Pin(snapshot="sha256:1")) for name, epoch in (("one", 1), ("other", 2))
+            JobHandle("work", name, epoch, SnapshotPin(snapshot="sha256:1"))
+            for name, epoch in (("one", 1), ("other", 2))
         ]
         futures = [
             client.submit(count, handle, 700, workers=[worker], pure=False)

@@ -20,10 +20,10 @@ import pytest
 from distributed import Client, Status
 from distributed.security import Security
 
-from daskinfer.runtime.cluster import open_cluster
-from daskinfer.runtime.local import _make_cluster, start_workers
-from daskinfer.runtime.security import make_security, private_folder
-from daskinfer.spec.recipe import Cluster, LocalCluster
+from daskinfer.runtime.cluster.connection import open_cluster
+from daskinfer.runtime.cluster.local_cluster import _make_cluster, start_workers
+from daskinfer.runtime.cluster.security import make_security, private_folder
+from daskinfer.spec.recipe.schema import Cluster, LocalCluster
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +112,8 @@ def test_a_script_needs_no_guard(tmp_path: Path) -> None:
     """A worker that ran it again would try to start workers of its own."""
     script = tmp_path / "script.py"
     script.write_text(
-        "from daskinfer.runtime.cluster import open_cluster\n"
-        "from daskinfer.spec.recipe import Cluster, LocalCluster\n"
+        "from daskinfer.runtime.cluster.connection import open_cluster\n"
+        "from daskinfer.spec.recipe.schema import Cluster, LocalCluster\n"
         "print('begun', flush=True)\n"
         "with open_cluster(Cluster(local=LocalCluster(workers=1))) as (client, _):\n"
         "    print(client.submit(sum, [1, 2]).result(), flush=True)\n"
@@ -131,7 +131,7 @@ def test_encryption_is_the_default_and_can_be_left_out(
 ) -> None:
     assert LocalCluster().tls
     made: list[Any] = []
-    monkeypatch.setattr("daskinfer.runtime.local.SpecCluster", lambda **options: made.append(options))
+    monkeypatch.setattr("daskinfer.runtime.cluster.local_cluster.SpecCluster", lambda **options: made.append(options))
     _make_cluster(LocalCluster(tls=tls))
     (options,) = made
     for each in (options["scheduler"], *options["workers"].values()):
@@ -158,7 +158,7 @@ def test_ctrl_c_while_workers_start_stops_them_in_good_order(monkeypatch: pytest
         steps.append("whole")
         return Made()
 
-    monkeypatch.setattr("daskinfer.runtime.local._make_cluster", make)
+    monkeypatch.setattr("daskinfer.runtime.cluster.local_cluster._make_cluster", make)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), start_workers(LocalCluster()):
         steps.append("used")

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from daskinfer.spec.recipe import Consistency
-from daskinfer.testing.campaigns import campaign_size
+from daskinfer.spec.recipe.schema import Consistency
+from daskinfer.testing.stress.campaigns import campaign_size
 from tests.runtime.modesworld import ModesWorld, Violation
 
 STRONG = Consistency()

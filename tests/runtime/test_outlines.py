@@ -11,19 +11,19 @@ import pytest
 
 from daskinfer.errors import CheckpointError
 from daskinfer.ids import sha256_of
-from daskinfer.models import outlines
-from daskinfer.models.outlines import outline_key, trace_apart
-from daskinfer.models.stage import load_stage
-from daskinfer.models.tasks.request import TaskRequest
+from daskinfer.models.execution.stage import load_stage
+from daskinfer.models.proofs import outlines
+from daskinfer.models.proofs.outlines import outline_key, trace_apart
+from daskinfer.models.request import TaskRequest
 from daskinfer.models.versions import versions
-from daskinfer.runtime.checkpoints import publish_checkpoint
-from daskinfer.runtime.outlines import find_outline
+from daskinfer.runtime.snapshots.checkpoint_publisher import publish_checkpoint
+from daskinfer.runtime.snapshots.outline_cache import find_outline
 from daskinfer.spec.outline import Outline
 from daskinfer.spec.plan import Numerics, StagePlan
-from daskinfer.spec.recipe import ModelOptions
+from daskinfer.spec.recipe.schema import ModelOptions
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.testing.stages import request_of
-from daskinfer.testing.tinymodels import make_tiny
+from daskinfer.testing.fixtures.stages import request_of
+from daskinfer.testing.models.tinymodels import make_tiny
 
 Seen = tuple[Registry, TaskRequest]
 
@@ -44,7 +44,7 @@ def test_a_model_is_traced_once_on_a_machine(seen: Seen, tmp_path: Path, monkeyp
     registry, request = seen
     first = find_outline(registry.url, request, "float32")
     with monkeypatch.context() as patch:
-        patch.setattr("daskinfer.runtime.outlines.trace_apart", refuse_to_trace)
+        patch.setattr("daskinfer.runtime.snapshots.outline_cache.trace_apart", refuse_to_trace)
         assert find_outline(registry.url, request, "float32") == first
         assert find_outline(str(tmp_path / "another registry"), request, "float32") == first
         patch.setenv("DASKINFER_CACHE", str(tmp_path / "another machine"))
@@ -73,7 +73,7 @@ def test_an_outline_that_a_stranger_wrote_is_not_used(
     (file,) = tmp_path.glob("registry/outlines/*")
     forge(file, **changes)
     monkeypatch.setenv("DASKINFER_CACHE", str(tmp_path / "another machine"))
-    monkeypatch.setattr("daskinfer.runtime.outlines.trace_apart", lambda request, dtype: first)
+    monkeypatch.setattr("daskinfer.runtime.snapshots.outline_cache.trace_apart", lambda request, dtype: first)
     assert find_outline(registry.url, request, "float32") == first
     assert f"{file} differs from what this machine finds" in caplog.text
 
@@ -87,7 +87,7 @@ def test_a_cache_that_everyone_may_write_in_is_not_used(
     forge(file, units=[])
     assert find_outline(registry.url, request, "float32") != first
     file.parent.chmod(0o777)
-    monkeypatch.setattr("daskinfer.runtime.outlines.trace_apart", lambda request, dtype: first)
+    monkeypatch.setattr("daskinfer.runtime.snapshots.outline_cache.trace_apart", lambda request, dtype: first)
     assert find_outline(registry.url, request, "float32") == first
 
 
@@ -141,7 +141,7 @@ def test_a_process_without_torch_has_the_same_found_in_another(seen: Seen, monke
 
 
 def test_the_driver_needs_no_torch_to_plan() -> None:
-    code = "import sys, daskinfer.runtime.opening; assert 'torch' not in sys.modules"
+    code = "import sys, daskinfer.runtime.jobs.job_resolution; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

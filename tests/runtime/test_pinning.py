@@ -3,21 +3,21 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from daskinfer.runtime.pinning import Head, Pinning
-from daskinfer.spec.generation import Generations, Pin, Step, as_ranges, fold
-from daskinfer.spec.recipe import Consistency
+from daskinfer.runtime.state_machine.rollout.alias_tracker import AliasHead, AliasTracker
+from daskinfer.spec.job.generation import Generations, SnapshotPin, Step, as_ranges, fold
+from daskinfer.spec.recipe.schema import Consistency
 
 
-def follow(**rules: object) -> Pinning:
-    return Pinning(Pin(snapshot="a", sequence=0), Consistency.model_validate(rules))
+def follow(**rules: object) -> AliasTracker:
+    return AliasTracker(SnapshotPin(snapshot="a", sequence=0), Consistency.model_validate(rules))
 
 
-def look(pinning: Pinning, snapshot: str, sequence: int, now: float) -> None:
+def look(pinning: AliasTracker, snapshot: str, sequence: int, now: float) -> None:
     pinning.ask(now)
-    pinning.see(Head(snapshot, sequence))
+    pinning.see(AliasHead(snapshot, sequence))
 
 
-def take_up(pinning: Pinning) -> Pin:
+def take_up(pinning: AliasTracker) -> SnapshotPin:
     pin = pinning.propose()
     assert pin is not None
     pinning.advance()
@@ -36,7 +36,7 @@ def test_a_bounded_job_starts_nothing_on_what_it_does_not_know() -> None:
     assert pinning.wants_look(0)
     pinning.ask(0)
     assert not pinning.wants_look(0)  # one question at a time
-    pinning.see(Head("a", 0))
+    pinning.see(AliasHead("a", 0))
     assert pinning.may_start(10)
     assert not pinning.may_start(10.1), "what was seen is as old as the question"
     assert pinning.wants_look(5)
@@ -120,12 +120,12 @@ def test_rules_that_mean_nothing_are_refused(rules: dict[str, object]) -> None:
 
 
 def generations(*steps: Step) -> Generations:
-    return fold(Pin(snapshot="a"), steps)
+    return fold(SnapshotPin(snapshot="a"), steps)
 
 
 def prepare(number: int, scope: int) -> Step:
     return Step(
-        op="prepare", generation=number, pin=Pin(generation=number, snapshot=f"s{number}", scope=scope), epoch=1
+        op="prepare", generation=number, pin=SnapshotPin(generation=number, snapshot=f"s{number}", scope=scope), epoch=1
     )
 
 

@@ -7,15 +7,15 @@ import pytest
 from safetensors.torch import save_model
 
 from daskinfer.errors import DaskinferError
-from daskinfer.models.devices import find_device
-from daskinfer.runtime.profiles import find_profile, profile_checkpoint, profile_key
+from daskinfer.models.execution.devices import find_device
+from daskinfer.runtime.snapshots.layer_profiles import find_profile, profile_checkpoint, profile_key
 from daskinfer.spec.measured import CheckpointProfile
 from daskinfer.spec.outline import InputArray
-from daskinfer.spec.recipe import Model
+from daskinfer.spec.recipe.schema import Model
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.testing.ownmodels import make_own
-from daskinfer.testing.stages import request_of
-from daskinfer.testing.tinymodels import make_tiny, make_tiny_bert
+from daskinfer.testing.fixtures.stages import request_of
+from daskinfer.testing.models.ownmodels import make_own
+from daskinfer.testing.models.tinymodels import make_tiny, make_tiny_bert
 
 FEATURES = InputArray(name="features", dtype="float32", shape=(8,))
 
@@ -91,7 +91,7 @@ def test_times_are_stored_until_something_changes(bert: Path, tmp_path: Path) ->
 
 
 def test_rows_of_one_shape_are_counted_by_the_row(tmp_path: Path) -> None:
-    model: Any = {"task": "forward", "entry": "daskinfer.testing.ownmodels:make_own"}
+    model: Any = {"task": "forward", "entry": "daskinfer.testing.models.ownmodels:make_own"}
     weights = tmp_path / "weights"
     weights.mkdir()
     save_model(make_own(), str(weights / "model.safetensors"))

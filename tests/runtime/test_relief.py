@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from daskinfer.runtime.relief import (
+from daskinfer.runtime.state_machine.workers.placement_policy import (
     OBSERVED_COMMITS,
     OBSERVED_SECONDS,
     PAYS,
-    BusyMeter,
+    StageUtilization,
     choose_double,
     choose_warm,
     fits,
@@ -86,9 +86,9 @@ def test_the_least_loaded_worker_with_room_doubles() -> None:
     assert choose_double(stages, 2, {"a": [0, 2], "c": [1]}, workers, [1, 1, 0], 1) == "a"  # it keeps the shard warm
 
 
-def make_meter(seconds: tuple[float, ...], commits: int = 10) -> BusyMeter:
+def make_meter(seconds: tuple[float, ...], commits: int = 10) -> StageUtilization:
     """A meter with so many commits, each of which took the stages so many seconds."""
-    meter = BusyMeter(len(seconds))
+    meter = StageUtilization(len(seconds))
     meter.restart(100.0)
     record = make_record(0, workers=tuple("abc"[: len(seconds)]))
     trail = tuple(

@@ -12,7 +12,7 @@ import torch
 from dask.sizeof import sizeof
 from distributed import Client, wait
 
-from daskinfer.runtime.admission import Admission
+from daskinfer.runtime.cluster.admission import Admission
 
 # Workers need not be able to import the tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -19,9 +19,9 @@ from distributed import Client
 
 from daskinfer import api
 from daskinfer.errors import DaskinferError, Interrupted, JobFailed, RecipeError
-from daskinfer.runtime.contact import confirm_scheduler
-from daskinfer.spec.job import Progress
-from daskinfer.spec.recipe import Recipe
+from daskinfer.runtime.cluster.scheduler_check import confirm_scheduler
+from daskinfer.spec.job.record import Progress
+from daskinfer.spec.recipe.schema import Recipe
 from tests.e2e.conftest import Bench, daskinfer, make_bench
 from tests.e2e.faults import once
 from tests.runtime.sharedcluster import SharedCluster, look, shared_cluster, wait_until
@@ -38,7 +38,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedCluster]:
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    from daskinfer.testing.tinymodels import make_tiny_bert
+    from daskinfer.testing.models.tinymodels import make_tiny_bert
 
     folder = tmp_path_factory.mktemp("bench")
     return make_bench(folder, make_tiny_bert(folder / "tiny"), 300)
@@ -139,7 +139,7 @@ def test_a_worker_that_does_not_answer_is_named_and_left_alone(bench: Bench, sha
 
 
 def test_no_worker_that_can_be_used_is_said(tmp_path: Path) -> None:
-    from daskinfer.runtime.admission import Admission
+    from daskinfer.runtime.cluster.admission import Admission
 
     class Nobody:
         def sync(self, *_: Any) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def refused(address: str, kind: type[DaskinferError]) -> str:
 def test_an_address_of_something_else_is_refused_in_time(
     page: str, silent_port: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("daskinfer.runtime.contact.ANSWER_SECONDS", 2.0)
+    monkeypatch.setattr("daskinfer.runtime.cluster.scheduler_check.ANSWER_SECONDS", 2.0)
     assert "Dask scheduler" in refused(f"tcp://{page}", JobFailed)
     assert "within 2 s" in refused(f"tcp://{silent_port}", JobFailed)
     assert "no Dask scheduler" in refused("tcp://127.0.0.1:1", JobFailed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daskinfer.runtime.snapshotmap import SnapshotMap
+from daskinfer.runtime.jobs.committed_snapshots import SnapshotMap
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from(["a", "b", "c", None]))))

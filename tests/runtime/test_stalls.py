@@ -12,13 +12,13 @@ import pytest
 from distributed import Client
 
 from daskinfer.graphs.handoff import JobHandle
-from daskinfer.runtime import reaching
-from daskinfer.runtime.health import LinkMended, NetworkCut
-from daskinfer.runtime.links import Link
-from daskinfer.runtime.reaching import can_connect, try_links
-from daskinfer.runtime.running import look_at_tasks
-from daskinfer.runtime.stalls import MENDING_LOOKS, STALLED_LOOKS, Stalls, Wait
-from daskinfer.spec.generation import Pin
+from daskinfer.runtime.monitoring import connectivity
+from daskinfer.runtime.monitoring.connectivity import can_connect, try_links
+from daskinfer.runtime.monitoring.stall_detector import MENDING_LOOKS, STALLED_LOOKS, Stalls, Wait
+from daskinfer.runtime.monitoring.task_snapshot import look_at_tasks
+from daskinfer.runtime.protocol.health import LinkMended, NetworkCut
+from daskinfer.runtime.state_machine.faults.reachability import Link
+from daskinfer.spec.job.generation import SnapshotPin
 
 A, B, B_LATER, C = "tcp://one:1", "tcp://two:1", "tcp://two:2", "tcp://three:1"
 
@@ -127,7 +127,7 @@ def test_whoever_can_connect_is_never_cut_off(seed: int) -> None:
 
 def test_the_scheduler_knows_what_a_worker_lacks(client: Client, addresses: list[str]) -> None:
     holder, stopped = addresses
-    handle = JobHandle("memory://work", "job", epoch=1, pin=Pin(snapshot="sha256:one"))
+    handle = JobHandle("memory://work", "job", epoch=1, pin=SnapshotPin(snapshot="sha256:one"))
     held = client.submit(abs, -1, key=("job", "held", 1), workers=[holder])
     held.result(timeout=60)
     process = client.run(os.getpid, workers=[stopped])[stopped]
@@ -149,15 +149,15 @@ def test_the_scheduler_knows_what_a_worker_lacks(client: Client, addresses: list
 def test_workers_say_whom_they_reach(client: Client, addresses: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = addresses
     nobody = "tcp://127.0.0.1:1"
-    monkeypatch.setattr(reaching, "_ANSWER_SECONDS", 60.0)  # however busy the machine is
+    monkeypatch.setattr(connectivity, "_ANSWER_SECONDS", 60.0)  # however busy the machine is
     found = try_links(client, [(one, other), (other, one), (one, nobody)])
     assert found == {(one, other): True, (other, one): True, (one, nobody): False}
-    monkeypatch.setattr(reaching, "_ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(connectivity, "_ANSWER_SECONDS", 0.5)
     assert try_links(client, [(nobody, one)]) == {}, "of a worker that is not there, nothing is known"
 
 
 def test_a_connection_that_nobody_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reaching, "TRY_SECONDS", 0.2)
+    monkeypatch.setattr(connectivity, "TRY_SECONDS", 0.2)
     # Linux answers no more of them than may wait.
     with socket.create_server(("127.0.0.1", 0), backlog=0) as server:
         _, port = server.getsockname()

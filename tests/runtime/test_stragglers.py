@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 from daskinfer.graphs.build import StageTask
-from daskinfer.runtime.core import DriverCore
-from daskinfer.runtime.health import Restart
-from daskinfer.runtime.limits import Limits
-from daskinfer.runtime.messages import Action, Commit, MicrobatchDone, Prepared, Submit, TaskFailed
-from daskinfer.runtime.probes import Abandon, Running, SecondStart
-from daskinfer.runtime.tempo import KNOWN, UNKNOWN_SECONDS, Tempo
+from daskinfer.runtime.protocol.events import Action, Commit, MicrobatchDone, Prepared, Submit, TaskFailed
+from daskinfer.runtime.protocol.health import Restart
+from daskinfer.runtime.protocol.probes import Abandon, Running, SpeculativeAttempt
+from daskinfer.runtime.state_machine.faults.durations import KNOWN, UNKNOWN_SECONDS, TaskDurations
+from daskinfer.runtime.state_machine.limits import Limits
+from daskinfer.runtime.state_machine.machine import DriverCore
 from tests.runtime.test_core import acknowledge, make_core, make_worker
 
 
@@ -15,7 +15,7 @@ def at(number: int, worker: str, seconds: float | None, stage: int = 0, attempt:
 
 
 def test_the_time_limit_follows_what_is_usual() -> None:
-    tempo = Tempo("auto")
+    tempo = TaskDurations("auto")
     assert tempo.limit(0) == UNKNOWN_SECONDS
     for number, seconds in enumerate((8.0, 10.0, 300.0)):
         tempo.look([at(number, "a", seconds / 2)])
@@ -28,7 +28,7 @@ def test_the_time_limit_follows_what_is_usual() -> None:
 
 
 def test_microbatches_that_are_never_seen_are_short() -> None:
-    tempo = Tempo("auto")
+    tempo = TaskDurations("auto")
     for _ in range(KNOWN):
         tempo.note_done()
     assert tempo.limit(0) == 60
@@ -39,8 +39,8 @@ def test_microbatches_that_are_never_seen_are_short() -> None:
 
 
 def test_a_limit_of_the_users_own_and_none_at_all() -> None:
-    assert Tempo(7.5).limit(0) == 7.5
-    assert Tempo(None).limit(0) is None
+    assert TaskDurations(7.5).limit(0) == 7.5
+    assert TaskDurations(None).limit(0) is None
 
 
 def make_pair() -> DriverCore:
@@ -55,15 +55,18 @@ def make_pair() -> DriverCore:
     return core
 
 
-def seconds_of(actions: list[Action]) -> list[SecondStart]:
-    return [action for action in actions if isinstance(action, SecondStart)]
+def seconds_of(actions: list[Action]) -> list[SpeculativeAttempt]:
+    return [action for action in actions if isinstance(action, SpeculativeAttempt)]
 
 
 def test_what_a_slow_worker_sits_on_is_started_once_more_elsewhere() -> None:
     core = make_pair()
     slow = (at(8, "a", 11.0), at(9, "a", None))
     assert seconds_of(core.handle(Running((at(8, "a", 9.0), at(9, "a", None))), 0)) == []
-    assert seconds_of(core.handle(Running(slow), 0)) == [SecondStart(0, 8, 1, "a"), SecondStart(0, 9, 1, "a")]
+    assert seconds_of(core.handle(Running(slow), 0)) == [
+        SpeculativeAttempt(0, 8, 1, "a"),
+        SpeculativeAttempt(0, 9, 1, "a"),
+    ]
     assert seconds_of(core.handle(Running(slow), 1)) == []
     core.handle(MicrobatchDone(0, 9), 2)
     assert core.handle(MicrobatchDone(0, 8), 3) == [Commit(0, 0)]

@@ -9,11 +9,7 @@ from hypothesis import strategies as st
 
 from daskinfer.errors import CorruptActivation, RejectBudgetExceeded
 from daskinfer.graphs.build import StageTask
-from daskinfer.runtime.bisection import ALONE, FANOUT, Bisection
-from daskinfer.runtime.core import DriverCore
-from daskinfer.runtime.health import Restart
-from daskinfer.runtime.limits import Limits
-from daskinfer.runtime.messages import (
+from daskinfer.runtime.protocol.events import (
     Action,
     Commit,
     Fail,
@@ -24,18 +20,22 @@ from daskinfer.runtime.messages import (
     WorkerJoined,
     WorkerLost,
 )
-from daskinfer.runtime.probes import (
-    Convict,
+from daskinfer.runtime.protocol.health import Restart
+from daskinfer.runtime.protocol.probes import (
     Convicted,
     Inspect,
     Inspected,
     Probe,
     ProbeDone,
     ProbeFailed,
+    RecordPoison,
     Running,
     Withdraw,
 )
-from daskinfer.spec.poison import PoisonRow
+from daskinfer.runtime.state_machine.faults.poison_bisection import ALONE, FANOUT, Bisection
+from daskinfer.runtime.state_machine.limits import Limits
+from daskinfer.runtime.state_machine.machine import DriverCore
+from daskinfer.spec.job.poison import PoisonRow
 from daskinfer.spec.rows import Fault
 from tests.runtime.test_core import acknowledge, make_core, make_worker, only_fail, start
 
@@ -141,8 +141,8 @@ def test_a_microbatch_that_raises_twice_is_searched_beside_the_others() -> None:
         actions = core.handle(ProbeFailed(0, 0, ValueError("boom at 0x7f01")), attempt)
     # Row 7 is convicted, row 3 passes: what is left of the microbatch is computed by that.
     assert only(actions, Probe) == Probe(0, 0, without=(7,), attempt=4)
-    found = only(core.handle(ProbeDone(0, 0), 5), Convict)
-    assert isinstance(found, Convict)
+    found = only(core.handle(ProbeDone(0, 0), 5), RecordPoison)
+    assert isinstance(found, RecordPoison)
     assert found.conviction.rows == (PoisonRow(row=7, kind="raised", error="the model raised ValueError: boom at ..."),)
     assert [(attempt.rows, attempt.before) for attempt in found.conviction.attempts] == [(0, 5), (0, 5), (1, 2), (1, 1)]
     assert core.handle(MicrobatchDone(0, 1), 5) == []  # not before the conviction is written down
@@ -240,8 +240,8 @@ def test_what_another_driver_has_found_counts() -> None:
     core.handle(Inspected(0, 0, (0, 1)), 0)
     core.handle(ProbeFailed(0, 0, ValueError("boom")), 0)
     core.handle(ProbeFailed(0, 0, ValueError("boom")), 0)
-    found = only(core.handle(ProbeDone(0, 0), 0), Convict)
-    assert isinstance(found, Convict)
+    found = only(core.handle(ProbeDone(0, 0), 0), RecordPoison)
+    assert isinstance(found, RecordPoison)
     theirs = found.conviction.model_copy(update={"rows": (PoisonRow(row=1, kind="raised", error="boom"),)})
     assert only(core.handle(Convicted(theirs), 0), Submit) == Submit(0, (0,), 5)
     for _ in range(2):

@@ -10,10 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daskinfer.graphs.build import StageTask
-from daskinfer.runtime.bisection import ALONE, FANOUT
-from daskinfer.runtime.core import DriverCore
-from daskinfer.runtime.limits import Limits
-from daskinfer.runtime.messages import (
+from daskinfer.runtime.protocol.events import (
     Action,
     Commit,
     Committed,
@@ -29,18 +26,21 @@ from daskinfer.runtime.messages import (
     WorkerJoined,
     WorkerLost,
 )
-from daskinfer.runtime.probes import (
-    Convict,
+from daskinfer.runtime.protocol.probes import (
     Convicted,
     Inspect,
     Inspected,
     Probe,
     ProbeDone,
     ProbeFailed,
+    RecordPoison,
     Running,
     Stranded,
     Withdraw,
 )
+from daskinfer.runtime.state_machine.faults.poison_bisection import ALONE, FANOUT
+from daskinfer.runtime.state_machine.limits import Limits
+from daskinfer.runtime.state_machine.machine import DriverCore
 from daskinfer.spec.rows import Fault
 from tests.runtime.test_core import acknowledge, make_core, make_record, make_worker
 from tests.runtime.test_suspicion import KINDS
@@ -84,7 +84,7 @@ class _World:
                     self.probes += 1
                     rows = tuple(row for row in self.rows(partition, number) if row not in without)
                     self.flying[partition, number] = (attempt, rows, True)
-                case Convict(conviction):
+                case RecordPoison(conviction):
                     place = (conviction.partition, conviction.microbatch)
                     assert set(conviction.positions) == self.bad(*place)
                     self.todo.append(Convicted(conviction))

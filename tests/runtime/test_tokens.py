@@ -14,8 +14,8 @@ import pytest
 from distributed import Client, Future, get_worker
 
 from daskinfer.errors import JobFailed
-from daskinfer.runtime import tokens
-from daskinfer.runtime.tokens import close_tokens, grant_tokens, verify_restrictions
+from daskinfer.runtime.cluster import resource_tags
+from daskinfer.runtime.cluster.resource_tags import close_tokens, grant_tokens, verify_restrictions
 
 # Workers need not be able to import the tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -70,7 +70,7 @@ def test_without_the_kick_the_task_would_wait_for_ever(
     waiting = submit("stuck")
     await_state(client, "stuck", "no-worker")
     with monkeypatch.context() as patch:
-        patch.setattr(tokens, "_kick", lambda dask_scheduler: None)
+        patch.setattr(resource_tags, "_kick", lambda dask_scheduler: None)
         grant_tokens(client, addresses[0], {TOKEN: 1})
     time.sleep(1)
     assert state_of(client, "stuck") == "no-worker"
@@ -142,6 +142,6 @@ def test_restrictions_are_read_from_the_scheduler(
 
 
 def test_a_task_that_the_scheduler_never_saw_is_no_proof(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens, "_INTAKE_SECONDS", 0.2)
+    monkeypatch.setattr(resource_tags, "_INTAKE_SECONDS", 0.2)
     with pytest.raises(JobFailed, match="has not taken in task"):
         verify_restrictions(client, {("job", "stage-0", 2): {TOKEN: 1}}, [("job", "stage-0", 2)])

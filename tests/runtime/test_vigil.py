@@ -14,56 +14,66 @@ from dask.utils import key_split
 from distributed import Client, Worker
 
 from daskinfer.graphs.handoff import JobHandle
-from daskinfer.runtime import admission, processes, tokens
-from daskinfer.runtime.health import WorkerFrozen, WorkerPaused, WorkerResumed
-from daskinfer.runtime.messages import Event, MemoryPressure
-from daskinfer.runtime.probes import Running
-from daskinfer.runtime.vigil import Look, Sighting, Vigil, Watch, _look, restart_worker
-from daskinfer.spec.generation import Pin
+from daskinfer.runtime.cluster import admission, process_setup, resource_tags
+from daskinfer.runtime.monitoring.monitor import (
+    ClusterMonitor,
+    ClusterSnapshot,
+    HeartbeatMonitor,
+    WorkerSnapshot,
+    _look,
+    restart_worker,
+)
+from daskinfer.runtime.protocol.events import Event, MemoryPressure
+from daskinfer.runtime.protocol.health import WorkerFrozen, WorkerPaused, WorkerResumed
+from daskinfer.runtime.protocol.probes import Running
+from daskinfer.spec.job.generation import SnapshotPin
 
 
-def sight(worker: str, last_seen: float, *, paused: bool = False, used: int = 0, limit: int = 0) -> Sighting:
-    return Sighting(worker, last_seen, paused, used, limit)
+def sight(worker: str, last_seen: float, *, paused: bool = False, used: int = 0, limit: int = 0) -> WorkerSnapshot:
+    return WorkerSnapshot(worker, last_seen, paused, used, limit)
 
 
 def test_silence_is_told_again_as_it_goes_on_and_after_a_sign_of_life() -> None:
-    watch = Watch(frozen=15)
+    watch = HeartbeatMonitor(frozen=15)
     told: list[tuple[float, Event]] = []
     for second in range(60):
         seen = float(min(second, 4) if second < 40 else min(second, 42))
-        told += [(second, event) for event in watch.take(Look(second, 0.5, [sight("a", seen), sight("b", second)]))]
+        told += [
+            (second, event)
+            for event in watch.take(ClusterSnapshot(second, 0.5, [sight("a", seen), sight("b", second)]))
+        ]
     assert told == [(19, WorkerFrozen("a", 15.0)), (34, WorkerFrozen("a", 30.0)), (57, WorkerFrozen("a", 15.0))]
 
 
 def test_a_scheduler_that_was_busy_makes_nobody_frozen() -> None:
-    watch = Watch(frozen=15)
+    watch = HeartbeatMonitor(frozen=15)
     workers = [f"w{number}" for number in range(4)]
-    assert watch.take(Look(100, 0.5, [sight(worker, 99.8) for worker in workers])) == []
+    assert watch.take(ClusterSnapshot(100, 0.5, [sight(worker, 99.8) for worker in workers])) == []
     # Nothing was heard for two minutes, because nobody listened.
-    assert watch.take(Look(220, 0.5, [sight(worker, 99.8) for worker in workers])) == []
-    assert watch.take(Look(221, 0.5, [sight(worker, 220.5) for worker in workers])) == []
+    assert watch.take(ClusterSnapshot(220, 0.5, [sight(worker, 99.8) for worker in workers])) == []
+    assert watch.take(ClusterSnapshot(221, 0.5, [sight(worker, 220.5) for worker in workers])) == []
 
 
 def test_many_workers_beat_more_seldom() -> None:
-    watch = Watch(frozen=2)
-    silent = [bool(watch.take(Look(second, 6.0, [sight("a", 0)]))) for second in range(40)]
+    watch = HeartbeatMonitor(frozen=2)
+    silent = [bool(watch.take(ClusterSnapshot(second, 6.0, [sight("a", 0)]))) for second in range(40)]
     assert silent.index(True) == 30
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_whoever_beats_is_never_frozen(seed: int) -> None:
     chance = random.Random(seed)
-    watch = Watch(frozen=5)
+    watch = HeartbeatMonitor(frozen=5)
     at, seen = 0.0, 0.0
     for _ in range(500):
         at += chance.choice([1.0, 1.0, 1.0, 1.3, 40.0])
         if chance.random() < 0.7 or at - seen > 4:
             seen = at - chance.random()
-        assert watch.take(Look(at, 0.5, [sight("a", seen)])) == []
+        assert watch.take(ClusterSnapshot(at, 0.5, [sight("a", seen)])) == []
 
 
 def test_pauses_and_pressure() -> None:
-    watch = Watch(frozen=15)
+    watch = HeartbeatMonitor(frozen=15)
     looks = [
         sight("a", 0, used=500, limit=1000),
         sight("a", 1, used=700, limit=1000),
@@ -72,7 +82,7 @@ def test_pauses_and_pressure() -> None:
         sight("a", 4, used=500, limit=1000),
         sight("a", 5, used=10**9, limit=0),
     ]
-    told = [watch.take(Look(second, 0.5, [look])) for second, look in enumerate(looks)]
+    told = [watch.take(ClusterSnapshot(second, 0.5, [look])) for second, look in enumerate(looks)]
     assert told == [
         [],
         [MemoryPressure("a", 700, 1000, False)],
@@ -84,12 +94,12 @@ def test_pauses_and_pressure() -> None:
 
 
 def test_a_worker_that_went_and_came_begins_anew() -> None:
-    watch = Watch(frozen=3)
+    watch = HeartbeatMonitor(frozen=3)
     for second in range(3):
-        assert watch.take(Look(second, 0.5, [sight("a", 0)])) == []
-    watch.take(Look(3, 0.5, []))
+        assert watch.take(ClusterSnapshot(second, 0.5, [sight("a", 0)])) == []
+    watch.take(ClusterSnapshot(3, 0.5, []))
     assert watch.silence("a", 0) is None
-    assert watch.take(Look(4, 0.5, [sight("a", 0)])) == []
+    assert watch.take(ClusterSnapshot(4, 0.5, [sight("a", 0)])) == []
     assert watch.silence("a", 0.5) == 4.5
 
 
@@ -111,8 +121,8 @@ def test_a_stopped_worker_is_found_and_replaced(client: Client, addresses: list[
     os.kill(client.run(os.getpid, workers=[frozen])[frozen], signal.SIGSTOP)
     task = client.submit(abs, -1, workers=[frozen], allow_other_workers=True)
     heard: queue.SimpleQueue[Callable[[], Event | None]] = queue.SimpleQueue()
-    handle = JobHandle("memory://work", "job", epoch=1, pin=Pin(snapshot="sha256:one"))
-    with Vigil(client, handle, {}, 1.0, heard.put) as vigil:
+    handle = JobHandle("memory://work", "job", epoch=1, pin=SnapshotPin(snapshot="sha256:one"))
+    with ClusterMonitor(client, handle, {}, 1.0, heard.put) as vigil:
         while isinstance(event := heard.get(timeout=60)(), Running):
             assert event.tasks == ()  # none of that job
         assert isinstance(event, WorkerFrozen) and event.worker == frozen and event.silent > 1
@@ -144,22 +154,22 @@ def test_a_stopped_worker_keeps_nobody_waiting(
     client: Client, addresses: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A driver that waited for it would be deaf to the news that it is frozen."""
-    monkeypatch.setattr(tokens, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(resource_tags, "ANSWER_SECONDS", 0.3)
     monkeypatch.setattr(admission, "ANSWER_SECONDS", 0.3)
     frozen = addresses[0]
     process = client.run(os.getpid, workers=[frozen])[frozen]
     os.kill(process, signal.SIGSTOP)
     try:
         with pytest.raises(TimeoutError):
-            tokens.grant_tokens(client, frozen, {"token": 1})
-        assert processes.set_up_processes(client).admit(addresses) == {addresses[1]}
+            resource_tags.grant_tokens(client, frozen, {"token": 1})
+        assert process_setup.set_up_processes(client).admit(addresses) == {addresses[1]}
     finally:
         os.kill(process, signal.SIGCONT)
     deadline = time.monotonic() + 20
     while client.scheduler_info(n_workers=-1)["workers"][frozen]["resources"].get("token") != 1:
         assert time.monotonic() < deadline, "it hears of the token as soon as it wakes"
         time.sleep(0.02)
-    tokens.grant_tokens(client, frozen, {"token": 0})
+    resource_tags.grant_tokens(client, frozen, {"token": 0})
 
 
 def test_a_scheduler_remembers_few_keys(client: Client) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from daskinfer.ids import digest_of
-from daskinfer.spec.recipe import OPERATIONAL, Recipe
+from daskinfer.spec.recipe.schema import OPERATIONAL, Recipe
 
 
 def test_keys_that_came_later_leave_the_digests_of_recipes_that_do_not_use_them() -> None:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from daskinfer.errors import RecipeError
-from daskinfer.spec.loader import load_recipe, recipe_schema, validate_recipe
+from daskinfer.spec.recipe.loader import load_recipe, recipe_schema, validate_recipe
 
 GOOD = """\
 daskinfer: 1

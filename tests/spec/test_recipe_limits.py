@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from daskinfer.errors import RecipeError
-from daskinfer.spec.loader import load_recipe
+from daskinfer.spec.recipe.loader import load_recipe
 
 BOMB = "\n".join(
     ["x0: &a0 [1,1,1,1,1,1,1,1,1,1]", *(f"x{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10))]

@@ -16,14 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 
-from daskinfer.spec.commit import CommitRecord
-from daskinfer.spec.job import OutputField
+from daskinfer.spec.job.commit import CommitRecord
+from daskinfer.spec.job.record import OutputField
 from daskinfer.spec.rows import PartitionTable
-from daskinfer.storage.column_types import JSON
+from daskinfer.storage.columns.types import JSON
 from daskinfer.storage.inputs.reading import partition_source, read_partition
-from daskinfer.storage.outputs.choice import open_sink
+from daskinfer.storage.inputs.row_batch import RowBatch
+from daskinfer.storage.outputs.formats import open_sink
 from daskinfer.storage.outputs.sink import OutputPart, Sink, Written
-from daskinfer.storage.rows import RowBatch
 
 ROWS = 4
 SIZES = (1, 3, ROWS)

@@ -22,9 +22,9 @@ from daskinfer.errors import CorruptActivation, StorageError
 from daskinfer.ids import make_nonce
 from daskinfer.spec.activation import Activation, Edge
 from daskinfer.spec.outline import TensorSpec, largest_bundle
-from daskinfer.storage.activations import DirectActivation, DirectTransport, Transport, ZarrTransport
-from daskinfer.storage.filesystem import exists, list_names
-from daskinfer.testing.activations import (
+from daskinfer.storage.activations.transports import DirectActivation, DirectTransport, Transport, ZarrTransport
+from daskinfer.storage.objects.filesystem import exists, list_names
+from daskinfer.testing.contracts.activations import (
     BUNDLE,
     CAPACITY,
     CHUNKS,
@@ -333,7 +333,7 @@ import sys
 import numpy as np
 from daskinfer.spec.activation import Edge
 from daskinfer.spec.outline import TensorSpec
-from daskinfer.storage.activations import ZarrTransport
+from daskinfer.storage.activations.transports import ZarrTransport
 
 tensors = (TensorSpec(dtype="float32", dims=((0, 1, 0, 0), (0, 0, 1, 0), (384, 0, 0, 0))),)
 transport = ZarrTransport(sys.argv[1], Edge("j", "s", "0-1"), tensors, capacity=2048, max_length=2048, chunks=2)

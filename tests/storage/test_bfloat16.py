@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import zarr
 
-import daskinfer.storage.bfloat16  # noqa: F401
+import daskinfer.storage.activations.bfloat16  # noqa: F401
 
 EVERY_PATTERN = np.arange(1 << 16, dtype=np.uint16).view(ml_dtypes.bfloat16).reshape(256, 256)
 

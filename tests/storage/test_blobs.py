@@ -11,11 +11,11 @@ from safetensors.numpy import save
 
 from daskinfer.errors import CheckpointError, CorruptBlob
 from daskinfer.ids import make_nonce
-from daskinfer.storage import blobs
-from daskinfer.storage.blobs import read_group, read_header
-from daskinfer.storage.filesystem import join_url, read_bytes, replace_bytes
-from daskinfer.testing.faultyfs import FaultyFS, cut_short
-from daskinfer.testing.groups import as_reference, store_group
+from daskinfer.storage.objects.filesystem import join_url, read_bytes, replace_bytes
+from daskinfer.storage.tensors import blobs
+from daskinfer.storage.tensors.blobs import read_group, read_header
+from daskinfer.testing.faults.faulty_filesystem import FaultyFS, cut_short
+from daskinfer.testing.fixtures.groups import as_reference, store_group
 
 ARRAYS = {
     "layer.0.weight": np.arange(128, dtype=np.float32).reshape(16, 8),

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from daskinfer.errors import IntegrityError, StorageError
 from daskinfer.ids import canonical_json, make_nonce
-from daskinfer.spec.commit import CommitRecord
-from daskinfer.spec.generation import Generations, Pin
-from daskinfer.storage.filesystem import delete, join_url, list_names, read_bytes, replace_bytes
-from daskinfer.storage.outputs import commits, standing
-from daskinfer.storage.outputs.commits import CommitDigest, CommitIndex
-from daskinfer.storage.outputs.ledger import Ledger
+from daskinfer.spec.job.commit import CommitRecord
+from daskinfer.spec.job.generation import Generations, SnapshotPin
+from daskinfer.storage.objects.filesystem import delete, join_url, list_names, read_bytes, replace_bytes
+from daskinfer.storage.outputs import commit_index, committed
+from daskinfer.storage.outputs.commit_index import CommitDigest, CommitIndex
+from daskinfer.storage.outputs.commit_log import CommitLog
+from daskinfer.storage.outputs.committed import CommittedPartitions
 from daskinfer.storage.outputs.sink import OutputLayout
-from daskinfer.storage.outputs.standing import Standing
-from daskinfer.testing.campaigns import campaign_size
+from daskinfer.testing.stress.campaigns import campaign_size
 
 JOB = "job-1"
 COUNT = 40
@@ -47,8 +47,8 @@ def make_record(partition: int, refused: int = 0, job: str = JOB, generation: in
 
 @pytest.fixture(autouse=True)
 def few_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commits, "INDEX_RECORDS", 4)
-    monkeypatch.setattr(standing, "INDEX_RECORDS", 4)
+    monkeypatch.setattr(commit_index, "INDEX_RECORDS", 4)
+    monkeypatch.setattr(committed, "INDEX_RECORDS", 4)
 
 
 @pytest.fixture
@@ -58,8 +58,8 @@ def url() -> Iterator[str]:
     delete(place, recursive=True)
 
 
-def fill(url: str, numbers: range, layout: OutputLayout = LAYOUT) -> Ledger:
-    ledger = Ledger(url, layout)
+def fill(url: str, numbers: range, layout: OutputLayout = LAYOUT) -> CommitLog:
+    ledger = CommitLog(url, layout)
     for number in numbers:
         ledger.commit(make_record(number, number % 3, layout.job))
     return ledger
@@ -145,7 +145,7 @@ def test_a_bit_that_turned_changes_nothing(url: str) -> None:
 )
 def test_whatever_the_indices_hold(exist: set[int], held: list[set[int]], keep: bool) -> None:
     url = f"memory://commits-{make_nonce()}"
-    ledger = Ledger(url, LAYOUT)
+    ledger = CommitLog(url, LAYOUT)
     for number in exist:
         record = make_record(number, number % 3)
         replace_bytes(join_url(folder_of(url), f"{number:08d}.json"), canonical_json(record.model_dump(mode="json")))
@@ -171,13 +171,13 @@ def test_indices_do_not_pile_up(url: str) -> None:
 
 
 def test_new_records_are_written_down_as_they_come(url: str) -> None:
-    pins = tuple(Pin(generation=number, snapshot=f"sha256:{number:064x}", scope=number) for number in range(2))
+    pins = tuple(SnapshotPin(generation=number, snapshot=f"sha256:{number:064x}", scope=number) for number in range(2))
     generations = Generations(pins=pins, owned={1: ((5, COUNT),)})
-    ours = Standing(url, LAYOUT, lambda: generations)
+    ours = CommittedPartitions(url, LAYOUT, lambda: generations)
     writes = []
     for number in range(8):
         record = make_record(number, generation=int(number >= 4))
-        Ledger(url, LAYOUT, record.generation).commit(record)
+        CommitLog(url, LAYOUT, record.generation).commit(record)
         if (keep := ours.note(record)) is not None:
             writes.append(keep)
     assert len(writes) == 2
@@ -197,6 +197,6 @@ def test_a_store_that_takes_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def refuse(url: str, data: bytes) -> bool:
         raise StorageError(f"cannot create {url}")
 
-    monkeypatch.setattr(commits, "create", refuse)
+    monkeypatch.setattr(commit_index, "create", refuse)
     assert list(ledger.digests(keep=True)) == expected
     assert CommitIndex(folder_of(str(tmp_path / "out")), JOB, []).read([0, 1]).num_rows == 0

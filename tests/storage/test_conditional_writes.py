@@ -15,11 +15,11 @@ import pytest
 
 from daskinfer.errors import StorageError
 from daskinfer.ids import make_nonce
-from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import ShortRead, exists, join_url, open_filesystem, read_bytes
-from daskinfer.testing.faultyfs import Fault, FaultyFS, break_connection, lose_acknowledgement
-from daskinfer.testing.servers import S3_BUCKET, environment, serve_gcs, serve_s3
-from daskinfer.testing.stores import CreateContract, FilesystemContract, SlotLogContract, race
+from daskinfer.storage.objects.create_if_absent import create
+from daskinfer.storage.objects.filesystem import ShortRead, exists, join_url, open_filesystem, read_bytes
+from daskinfer.testing.contracts.stores import CreateContract, FilesystemContract, SlotLogContract, race
+from daskinfer.testing.faults.faulty_filesystem import Fault, FaultyFS, break_connection, lose_acknowledgement
+from daskinfer.testing.servers.servers import S3_BUCKET, environment, serve_gcs, serve_s3
 
 PART = 5 * 2**20
 MINE, OTHER = os.urandom(2 * PART + 1), os.urandom(2 * PART + 1)
@@ -184,7 +184,7 @@ def test_google_is_not_asked_over_grpc() -> None:
     """That probe stalls for a minute where only HTTP passes, and its answer would switch off the condition."""
     code = """
 import sys
-from daskinfer.storage.filesystem import open_filesystem
+from daskinfer.storage.objects.filesystem import open_filesystem
 filesystem, _ = open_filesystem("gs://bucket/object")
 print(type(filesystem).__module__, filesystem.dircache.use_listings_cache)
 """

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from daskinfer.errors import IntegrityError
-from daskinfer.storage.control import ControlLog
-from daskinfer.storage.slotlog import SlotLog
+from daskinfer.storage.jobs.control_log import ControlLog
+from daskinfer.storage.objects.slotlog import SlotLog
 
 
 @pytest.fixture

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 
 from daskinfer.errors import IntegrityError
-from daskinfer.spec.poison import Conviction, FailedAttempt, PoisonRow
-from daskinfer.storage.convictions import Convictions
+from daskinfer.spec.job.poison import FailedAttempt, PoisonRecord, PoisonRow
+from daskinfer.storage.jobs.poison_rows import PoisonRecords
 
 
-def make_conviction(row: int, microbatch: int = 3, generation: int = 0) -> Conviction:
+def make_conviction(row: int, microbatch: int = 3, generation: int = 0) -> PoisonRecord:
     attempt = FailedAttempt(
         attempt=1, rows=1, stage=0, worker="tcp://w", what="raised", detail="ValueError: no", before=0.5
     )
-    return Conviction(
+    return PoisonRecord(
         generation=generation,
         partition=7,
         microbatch=microbatch,
@@ -25,7 +25,7 @@ def make_conviction(row: int, microbatch: int = 3, generation: int = 0) -> Convi
 
 
 def test_what_is_written_first_counts_for_everybody(tmp_path: Path) -> None:
-    mine, theirs = Convictions(str(tmp_path)), Convictions(str(tmp_path))
+    mine, theirs = PoisonRecords(str(tmp_path)), PoisonRecords(str(tmp_path))
     assert mine.all() == []
     assert mine.record(make_conviction(row=1)) == make_conviction(row=1)
     assert theirs.record(make_conviction(row=2)) == make_conviction(row=1)
@@ -36,17 +36,17 @@ def test_what_is_written_first_counts_for_everybody(tmp_path: Path) -> None:
 
 
 def test_of_many_that_write_at_once_one_is_believed(tmp_path: Path) -> None:
-    def write(row: int) -> Conviction:
-        return Convictions(str(tmp_path)).record(make_conviction(row))
+    def write(row: int) -> PoisonRecord:
+        return PoisonRecords(str(tmp_path)).record(make_conviction(row))
 
     with ThreadPoolExecutor(8) as pool:
         believed = set(pool.map(write, range(8)))
-    assert believed == set(Convictions(str(tmp_path)).all()) and len(believed) == 1
+    assert believed == set(PoisonRecords(str(tmp_path)).all()) and len(believed) == 1
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
-    Convictions(str(tmp_path)).record(make_conviction(row=1))
+    PoisonRecords(str(tmp_path)).record(make_conviction(row=1))
     (path,) = (tmp_path / "poison").iterdir()
     path.write_text(path.read_text()[:-9])
     with pytest.raises(IntegrityError, match=r"g0000-00000007-000003.json is not a record of poisonous rows"):
-        Convictions(str(tmp_path)).all()
+        PoisonRecords(str(tmp_path)).all()

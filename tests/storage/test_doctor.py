@@ -12,12 +12,12 @@ from daskinfer import api
 from daskinfer.cli import main
 from daskinfer.errors import StorageError
 from daskinfer.ids import make_nonce
-from daskinfer.storage.filesystem import list_names, open_filesystem
+from daskinfer.storage.objects.filesystem import list_names, open_filesystem
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.publishing import publish
-from daskinfer.testing.checkpoints import make_checkpoint
-from daskinfer.testing.faultyfs import FaultyFS, cut_short
-from daskinfer.testing.servers import S3_BUCKET, environment, serve_gcs, serve_s3
+from daskinfer.testing.faults.faulty_filesystem import FaultyFS, cut_short
+from daskinfer.testing.fixtures.checkpoints import make_checkpoint
+from daskinfer.testing.servers.servers import S3_BUCKET, environment, serve_gcs, serve_s3
 
 CHECKS = {"exclusive create", "one winner", "lost answer", "parts", "half objects", "listing", "ranges"}
 
@@ -130,7 +130,7 @@ def test_half_written_objects_are_found(tmp_path: Path, monkeypatch: pytest.Monk
             return target.read_bytes() == data
         return True
 
-    monkeypatch.setattr("daskinfer.storage.exclusive._create_by_link", write_in_place)
+    monkeypatch.setattr("daskinfer.storage.objects.create_if_absent._create_by_link", write_in_place)
     assert "half objects" in failures(str(tmp_path))
     assert not list(tmp_path.iterdir())
 

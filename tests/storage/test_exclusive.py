@@ -11,15 +11,23 @@ import pytest
 
 from daskinfer.errors import StorageError
 from daskinfer.ids import make_nonce
-from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import delete, exists, join_url, read_bytes
-from daskinfer.testing.faultyfs import Fault, FaultyFS, be_busy, be_full, break_connection, deny, lose_acknowledgement
-from daskinfer.testing.stores import CreateContract, race
+from daskinfer.storage.objects.create_if_absent import create
+from daskinfer.storage.objects.filesystem import delete, exists, join_url, read_bytes
+from daskinfer.testing.contracts.stores import CreateContract, race
+from daskinfer.testing.faults.faulty_filesystem import (
+    Fault,
+    FaultyFS,
+    be_busy,
+    be_full,
+    break_connection,
+    deny,
+    lose_acknowledgement,
+)
 
 RACER = """
 import sys, time
-from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import exists, join_url
+from daskinfer.storage.objects.create_if_absent import create
+from daskinfer.storage.objects.filesystem import exists, join_url
 folder, number = sys.argv[1], int(sys.argv[2])
 create(join_url(folder, f"ready-{number}"), b"x")
 while not exists(join_url(folder, "go")):
@@ -88,7 +96,7 @@ def test_a_busy_store_is_tried_again(s3_url: str) -> None:
 
 @pytest.mark.s3
 def test_a_store_that_stays_busy_is_given_up(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daskinfer.storage.retries.ATTEMPTS", 2)
+    monkeypatch.setattr("daskinfer.storage.objects.backoff.ATTEMPTS", 2)
     url = join_url(s3_url, make_nonce())
     with FaultyFS(url, "pipe_file", be_busy, times=99), pytest.raises(StorageError, match="stayed busy"):
         create(url, b"mine")
@@ -134,7 +142,7 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(tmp_path: Path) -> None:
     code = f"""
 import resource, signal, errno
 from daskinfer.errors import StorageError
-from daskinfer.storage.exclusive import create
+from daskinfer.storage.objects.create_if_absent import create
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, {limits[1]}))
 try:

@@ -11,19 +11,34 @@ import pytest
 
 from daskinfer.errors import StorageError
 from daskinfer.ids import make_nonce
-from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import delete, exists, is_local, join_url, list_names, read_bytes, replace_bytes
-from daskinfer.storage.retries import is_transient
-from daskinfer.storage.slotlog import SlotLog
-from daskinfer.testing.faultyfs import FAULTS, FaultSchedule, answer_409, answer_503, kill_after, kill_before
+from daskinfer.storage.objects.backoff import is_transient
+from daskinfer.storage.objects.create_if_absent import create
+from daskinfer.storage.objects.filesystem import (
+    delete,
+    exists,
+    is_local,
+    join_url,
+    list_names,
+    read_bytes,
+    replace_bytes,
+)
+from daskinfer.storage.objects.slotlog import SlotLog
+from daskinfer.testing.faults.faulty_filesystem import (
+    FAULTS,
+    FaultSchedule,
+    answer_409,
+    answer_503,
+    kill_after,
+    kill_before,
+)
 
 CHILD = """
 import sys
-from daskinfer.storage.exclusive import create
-from daskinfer.testing import faultyfs
+from daskinfer.storage.objects.create_if_absent import create
+from daskinfer.testing.faults import faulty_filesystem
 url, fault = sys.argv[1:]
 method = "pipe_file" if "://" in url else "link"
-with faultyfs.FaultyFS(url, method, getattr(faultyfs, fault)):
+with faulty_filesystem.FaultyFS(url, method, getattr(faultyfs, fault)):
     create(url, b"mine")
 """
 
@@ -66,7 +81,7 @@ def test_an_object_of_ours_is_not_taken_for_anothers(any_store: str) -> None:
 
 
 def test_a_busy_store_does_nothing(any_store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daskinfer.storage.retries.ATTEMPTS", 2)
+    monkeypatch.setattr("daskinfer.storage.objects.backoff.ATTEMPTS", 2)
     url = join_url(any_store, "object")
     create(url, b"there")
     with always("busy").installed() as schedule:

@@ -11,7 +11,7 @@ from fsspec import filesystem
 
 from daskinfer.errors import IntegrityError, StorageError
 from daskinfer.ids import make_nonce
-from daskinfer.storage.filesystem import (
+from daskinfer.storage.objects.filesystem import (
     ShortRead,
     absolute_url,
     exists,
@@ -22,8 +22,8 @@ from daskinfer.storage.filesystem import (
     refuse_unwritable,
     replace_bytes,
 )
-from daskinfer.testing.faultyfs import FaultyFS, be_full, cut_short, deny
-from daskinfer.testing.stores import FilesystemContract
+from daskinfer.testing.contracts.stores import FilesystemContract
+from daskinfer.testing.faults.faulty_filesystem import FaultyFS, be_full, cut_short, deny
 
 
 class TestFilesystem(FilesystemContract):
@@ -89,7 +89,7 @@ def test_a_full_or_forbidden_store_is_named() -> None:
 def test_an_unreachable_store_is_no_traceback() -> None:
     code = """
 from daskinfer.errors import IntegrityError, StorageError
-from daskinfer.storage.filesystem import read_bytes
+from daskinfer.storage.objects.filesystem import read_bytes
 try:
     read_bytes("s3://nowhere/x")
 except StorageError as error:

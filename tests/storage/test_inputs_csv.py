@@ -13,11 +13,11 @@ import pytest
 from pydantic import ValidationError
 
 from daskinfer.errors import InputError
-from daskinfer.spec.dialect import Csv
-from daskinfer.spec.recipe import Input
-from daskinfer.storage.inputs.index import index_input
+from daskinfer.spec.recipe.dialect import Csv
+from daskinfer.spec.recipe.schema import Input
+from daskinfer.storage.inputs.partition_table import index_input
 from daskinfer.storage.inputs.reading import partition_source, read_partition
-from daskinfer.storage.rows import RowBatch
+from daskinfer.storage.inputs.row_batch import RowBatch
 
 ROWS = [["1", 'a "quoted" text'], ["2", "two\nlines"], ["3", "a;b|c\td,e"], ["4", "plain"]]
 

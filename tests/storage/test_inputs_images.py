@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 
 from daskinfer.errors import InputError
-from daskinfer.spec.job import digest_files
-from daskinfer.spec.recipe import Input
+from daskinfer.spec.job.record import digest_files
+from daskinfer.spec.recipe.schema import Input
 from daskinfer.spec.rows import PartitionTable
-from daskinfer.storage.filesystem import delete, join_url, replace_bytes
 from daskinfer.storage.inputs.files import find_input
-from daskinfer.storage.inputs.index import index_input
+from daskinfer.storage.inputs.partition_table import index_input
 from daskinfer.storage.inputs.reading import partition_source, read_partition
-from daskinfer.storage.rows import RowBatch
+from daskinfer.storage.inputs.row_batch import RowBatch
+from daskinfer.storage.objects.filesystem import delete, join_url, replace_bytes
 
 
 def encode(shade: int, format: str = "PNG") -> bytes:

@@ -10,11 +10,11 @@ import pytest
 
 from daskinfer.errors import InputError, UsageError
 from daskinfer.ids import make_nonce
-from daskinfer.spec.recipe import Input
-from daskinfer.storage.filesystem import absolute_url, exists, join_url, list_names, replace_bytes
+from daskinfer.spec.recipe.schema import Input
 from daskinfer.storage.inputs.files import find_input
-from daskinfer.storage.inputs.index import index_input
+from daskinfer.storage.inputs.partition_table import index_input
 from daskinfer.storage.inputs.reading import partition_source, read_partition
+from daskinfer.storage.objects.filesystem import absolute_url, exists, join_url, list_names, replace_bytes
 
 NAMES = [
     "std::vector.jsonl",

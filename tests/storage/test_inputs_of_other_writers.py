@@ -16,9 +16,9 @@ import pytest
 import zarr
 
 from daskinfer.errors import InputError, RecipeError
-from daskinfer.spec.dialect import Csv
-from daskinfer.spec.recipe import Input
-from daskinfer.storage.inputs.index import index_input
+from daskinfer.spec.recipe.dialect import Csv
+from daskinfer.spec.recipe.schema import Input
+from daskinfer.storage.inputs.partition_table import index_input
 from daskinfer.storage.inputs.reading import partition_source, read_partition
 from tests.storage.kept_columns import read_parquet, run
 

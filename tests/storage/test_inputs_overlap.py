@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from daskinfer.errors import InputError
-from daskinfer.spec.recipe import Input
-from daskinfer.storage.filesystem import join_url, replace_bytes
+from daskinfer.spec.recipe.schema import Input
 from daskinfer.storage.inputs.overlap import refuse_overlap
 from daskinfer.storage.inputs.patterns import Pattern
+from daskinfer.storage.objects.filesystem import join_url, replace_bytes
 
 
 def overlaps(url: str | tuple[str, ...], place: str, **more: Any) -> bool:

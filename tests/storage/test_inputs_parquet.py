@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from daskinfer.errors import InputError
-from daskinfer.spec.recipe import Input
-from daskinfer.storage.inputs.index import index_input
+from daskinfer.spec.recipe.schema import Input
+from daskinfer.storage.inputs.partition_table import index_input
 from daskinfer.storage.inputs.reading import partition_source, read_partition
-from daskinfer.storage.rows import RowBatch
+from daskinfer.storage.inputs.row_batch import RowBatch
 
 
 def read_all(url: Path, rows: int, keep: tuple[str, ...] = ()) -> list[RowBatch]:

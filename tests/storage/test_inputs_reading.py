@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daskinfer.errors import InputError
-from daskinfer.spec.recipe import Input
+from daskinfer.spec.recipe.schema import Input
 from daskinfer.spec.rows import PartitionTable
-from daskinfer.storage.filesystem import join_url, replace_bytes
-from daskinfer.storage.inputs import lines, records
-from daskinfer.storage.inputs.index import index_input
+from daskinfer.storage.inputs import line_scanner, lines
+from daskinfer.storage.inputs.partition_table import index_input
 from daskinfer.storage.inputs.reading import partition_source, read_partition
-from daskinfer.storage.rows import RowBatch
+from daskinfer.storage.inputs.row_batch import RowBatch
+from daskinfer.storage.objects.filesystem import join_url, replace_bytes
 
 
 def read_all(table: PartitionTable) -> list[RowBatch]:
@@ -283,8 +283,8 @@ def test_accepted_rows_can_be_refused_later(tmp_path: Path) -> None:
 def test_a_row_too_long_to_hold_costs_itself_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
-    monkeypatch.setattr(records, "LONGEST_RECORD", 100)
-    monkeypatch.setattr(records, "_BLOCK", 7)
+    monkeypatch.setattr(line_scanner, "LONGEST_RECORD", 100)
+    monkeypatch.setattr(line_scanner, "_BLOCK", 7)
     values = ["a", "b" * 30, "c" * 300, "d" * 99, "e"]
     lengths = {"jsonl": '{{"text": "{}"}}', "csv": '"{}"', "txt": "{}"}
     body = [lengths[suffix].format(value) for value in values]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daskinfer.storage.inputs.csv_dialect import Dialect
-from daskinfer.storage.inputs.records import RecordScanner, slice_records
+from daskinfer.storage.inputs.line_scanner import RecordScanner, slice_records
 
 LINES = st.text(alphabet=st.sampled_from(' \t\r\na,"é'), max_size=60)
 

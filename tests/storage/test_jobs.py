@@ -12,13 +12,13 @@ import pytest
 from daskinfer import api
 from daskinfer.errors import Conflict, DaskinferError, IntegrityError, UsageError
 from daskinfer.ids import make_nonce
-from daskinfer.spec.job import JobRecord, OutputField, Progress, Report
+from daskinfer.spec.job.record import JobRecord, OutputField, Progress, Report
 from daskinfer.spec.outline import Outline
 from daskinfer.spec.plan import Numerics, Plan, StagePlan
-from daskinfer.spec.recipe import Input, Model, Output, Recipe
+from daskinfer.spec.recipe.schema import Input, Model, Output, Recipe
 from daskinfer.spec.rows import InputFile, Partition, Partitions, PartitionTable, Segment
 from daskinfer.spec.snapshot import Resolution
-from daskinfer.storage.jobs import JobStore, create_job, find_job, list_jobs, status
+from daskinfer.storage.jobs.store import JobStore, create_job, find_job, list_jobs, status
 
 STEM = "news-0123456789"
 
@@ -184,8 +184,8 @@ def test_state_over_a_life(store: JobStore, workspace: str) -> None:
 def test_killed_driver_leaves_a_stopped_job(store: JobStore, workspace: str) -> None:
     script = """
 import sys
-from daskinfer.spec.job import Progress
-from daskinfer.storage.jobs import JobStore
+from daskinfer.spec.job.record import Progress
+from daskinfer.storage.jobs.store import JobStore
 
 lease = JobStore(sys.argv[1], sys.argv[2]).acquire()
 lease.show(Progress(phase="running"))

@@ -9,7 +9,7 @@ import pytest
 
 from daskinfer.errors import Conflict, IntegrityError, StorageError
 from daskinfer.ids import make_nonce
-from daskinfer.storage.journal import Event, Journal, read_journal
+from daskinfer.storage.jobs.journal import Event, Journal, read_journal
 
 
 def test_events_come_back_in_order_over_epochs(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_damaged_line_is_named(tmp_path: Path) -> None:
 
 WRITER = """
 import sys
-from daskinfer.storage.journal import Event, Journal
+from daskinfer.storage.jobs.journal import Event, Journal
 
 journal, number = Journal(sys.argv[1], 1, events=3), 0
 while True:

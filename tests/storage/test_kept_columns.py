@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 from pyarrow import dataset
 
 from daskinfer.errors import Incomparable, UsageError
-from daskinfer.spec.job import OutputField
-from daskinfer.spec.recipe import Input
-from daskinfer.storage.column_types import JSON, decode_type, encode_type
-from daskinfer.storage.inputs.index import index_input
+from daskinfer.spec.job.record import OutputField
+from daskinfer.spec.recipe.schema import Input
+from daskinfer.storage.columns.json_text import scan_object
+from daskinfer.storage.columns.types import JSON, decode_type, encode_type
+from daskinfer.storage.inputs.partition_table import index_input
 from daskinfer.storage.inputs.reading import partition_source, read_partition
-from daskinfer.storage.json_text import scan_object
-from daskinfer.storage.outputs.choice import open_sink
+from daskinfer.storage.outputs.formats import open_sink
 from daskinfer.storage.outputs.merging import merge_part
 from daskinfer.storage.outputs.pairing import check_pair, pair_parts
 from daskinfer.storage.outputs.quarantine import read_rejects

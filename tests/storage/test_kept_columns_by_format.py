@@ -14,8 +14,8 @@ import pytest
 import zarr
 
 from daskinfer.errors import InputError
-from daskinfer.spec.recipe import Input
-from daskinfer.storage.inputs.index import index_input
+from daskinfer.spec.recipe.schema import Input
+from daskinfer.storage.inputs.partition_table import index_input
 from tests.storage.kept_columns import (
     CASES,
     FAR,

@@ -12,19 +12,20 @@ import pytest
 
 from daskinfer.errors import IntegrityError, JobBusy
 from daskinfer.ids import make_nonce
-from daskinfer.spec.job import Progress
-from daskinfer.storage.drivers import Driver, describe_driver
-from daskinfer.storage.lease import acquire, is_held, read_driver, read_heartbeat
-from daskinfer.storage.slotlog import SlotLog
+from daskinfer.spec.job.record import Progress
+from daskinfer.storage.jobs.driver_identity import DriverIdentity, describe_driver
+from daskinfer.storage.jobs.lease import acquire, is_held, read_driver, read_heartbeat
+from daskinfer.storage.objects.slotlog import SlotLog
 
 DRIVER = """
 import sys
 from daskinfer.errors import JobBusy
-from daskinfer.storage import drivers, lease
+from daskinfer.storage.jobs import driver_identity
+from daskinfer.storage.jobs import lease
 
 url, machine = sys.argv[1:]
 if machine != "here":
-    drivers._machine = lambda: machine
+    driver_identity._machine = lambda: machine
 for _ in sys.stdin:  # each line asks once
     try:
         held.check()
@@ -248,4 +249,4 @@ def test_on_s3(s3_url: str) -> None:
 
 
 def test_driver_reads_as_host_and_pid() -> None:
-    assert str(Driver(host="node7", machine="m", pid=41, started=0.0, since="")) == "node7:41"
+    assert str(DriverIdentity(host="node7", machine="m", pid=41, started=0.0, since="")) == "node7:41"

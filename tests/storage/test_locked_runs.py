@@ -10,9 +10,9 @@ import pytest
 
 from daskinfer.ids import make_nonce
 from daskinfer.storage.registry import locks
-from daskinfer.testing.campaigns import campaign_size
-from daskinfer.testing.lockedruns import LARGE_CREW, SMALL_CREW, Outcome, run_in_processes, run_in_threads
-from daskinfer.testing.storefaults import RATES
+from daskinfer.testing.contracts.storefaults import RATES
+from daskinfer.testing.stress.campaigns import campaign_size
+from daskinfer.testing.stress.lockedruns import LARGE_CREW, SMALL_CREW, Outcome, run_in_processes, run_in_threads
 
 pytestmark = [
     pytest.mark.late,

@@ -10,13 +10,13 @@ import pytest
 
 from daskinfer.errors import ClaimLost, JobBusy
 from daskinfer.ids import make_nonce
-from daskinfer.spec.job import Progress
-from daskinfer.storage.claims import Claim, ClaimLog
-from daskinfer.storage.drivers import describe_driver
-from daskinfer.storage.filesystem import join_url, replace_bytes
-from daskinfer.storage.lease import acquire, is_held, join
-from daskinfer.storage.members import Member, Watch, list_members, read_member, seems_alive
-from daskinfer.storage.slotlog import SlotLog
+from daskinfer.spec.job.record import Progress
+from daskinfer.storage.jobs.driver_identity import describe_driver
+from daskinfer.storage.jobs.lease import acquire, is_held, join
+from daskinfer.storage.jobs.membership import Member, Watch, list_members, read_member, seems_alive
+from daskinfer.storage.jobs.partition_claims import Claim, ClaimLog
+from daskinfer.storage.objects.filesystem import join_url, replace_bytes
+from daskinfer.storage.objects.slotlog import SlotLog
 from tests.storage.test_lease import wait_until
 
 

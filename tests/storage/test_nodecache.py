@@ -14,10 +14,10 @@ import pytest
 from daskinfer.errors import CorruptBlob, StorageError
 from daskinfer.ids import make_nonce
 from daskinfer.spec.snapshot import LayerGroup, TensorEntry
-from daskinfer.storage.filesystem import delete, join_url, read_bytes, replace_bytes
-from daskinfer.storage.nodecache import NodeCache, load_tensors, open_cache
-from daskinfer.storage.tensorreads import Wanted
-from daskinfer.testing.groups import store_group
+from daskinfer.storage.objects.filesystem import delete, join_url, read_bytes, replace_bytes
+from daskinfer.storage.tensors.node_cache import NodeCache, load_tensors, open_cache
+from daskinfer.storage.tensors.range_reads import Wanted
+from daskinfer.testing.fixtures.groups import store_group
 
 pytestmark = pytest.mark.s3
 SIZE = 40_000
@@ -108,7 +108,7 @@ def test_damage_at_the_source_is_told_and_not_kept(cache: Path, remote: str) -> 
 CHILD = """
 import json, sys
 from daskinfer.spec.snapshot import LayerGroup
-from daskinfer.storage.nodecache import load_tensors
+from daskinfer.storage.tensors.node_cache import load_tensors
 class Memory:
     def __init__(self, entry): self.data = bytearray(entry.end - entry.begin)
     def buffer(self, offset, nbytes): return memoryview(self.data)[offset : offset + nbytes]

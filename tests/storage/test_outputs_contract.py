@@ -14,14 +14,14 @@ import pytest
 import zarr
 
 from daskinfer.errors import RecipeError
-from daskinfer.spec.job import OutputField
+from daskinfer.spec.job.record import OutputField
 from daskinfer.spec.rows import Partition
-from daskinfer.storage.filesystem import join_url, list_names
-from daskinfer.storage.outputs.choice import choose_output_format, open_sink
-from daskinfer.storage.outputs.ledger import read_manifest
+from daskinfer.storage.objects.filesystem import join_url, list_names
+from daskinfer.storage.outputs.commit_log import read_manifest
+from daskinfer.storage.outputs.formats import choose_output_format, open_sink
 from daskinfer.storage.outputs.sink import OutputPart, Sink
 from daskinfer.storage.outputs.tables import encode_jsonl
-from daskinfer.testing.sinks import (
+from daskinfer.testing.contracts.sinks import (
     FIELDS,
     JOB,
     KEEP,

@@ -8,14 +8,24 @@ from pathlib import Path
 import pytest
 
 from daskinfer.errors import DaskinferError
-from daskinfer.storage.outputs.ledger import Ledger, read_manifest
+from daskinfer.storage.outputs.commit_log import CommitLog, read_manifest
 from daskinfer.storage.outputs.owner import Owner, claim, current_owner, former_owners
 from daskinfer.storage.outputs.quarantine import read_quarantine
 from daskinfer.storage.outputs.reading import open_output
+from daskinfer.storage.outputs.retry_rounds import next_round
 from daskinfer.storage.outputs.sink import OutputLayout
-from daskinfer.storage.outputs.supplements import next_round
 from daskinfer.storage.outputs.tables import TableSink
-from daskinfer.testing.sinks import FIELDS, JOB, KEEP, METADATA, PARTITION_ROWS, ROWS, SNAPSHOT, make_part, make_record
+from daskinfer.testing.contracts.sinks import (
+    FIELDS,
+    JOB,
+    KEEP,
+    METADATA,
+    PARTITION_ROWS,
+    ROWS,
+    SNAPSHOT,
+    make_part,
+    make_record,
+)
 
 LAYOUT = OutputLayout(JOB, FIELDS, KEEP, PARTITION_ROWS, ROWS, METADATA, {0: SNAPSHOT})
 READERS: tuple[Callable[[str], object], ...] = (
@@ -24,7 +34,7 @@ READERS: tuple[Callable[[str], object], ...] = (
     read_manifest,
     lambda url: next_round(url, JOB),
     lambda url: read_quarantine(url, 9),
-    lambda url: list(Ledger(url, LAYOUT).digests()),
+    lambda url: list(CommitLog(url, LAYOUT).digests()),
     lambda url: [open_output(url).read(number) for number in range(3)],
     lambda url: TableSink(url, LAYOUT, "jsonl").seal({}),
 )

@@ -14,18 +14,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from daskinfer.errors import IntegrityError, StorageError
-from daskinfer.spec.job import OutputField
+from daskinfer.spec.job.record import OutputField
 from daskinfer.spec.rows import Partition
-from daskinfer.storage.outputs.choice import open_sink
+from daskinfer.storage.outputs.formats import open_sink
 from daskinfer.storage.outputs.sink import OutputPart
-from daskinfer.testing.sinks import make_record
+from daskinfer.testing.contracts.sinks import make_record
 
 PRELUDE = """
     import sys
     import numpy as np, pyarrow as pa
-    from daskinfer.spec.job import OutputField
+    from daskinfer.spec.job.record import OutputField
     from daskinfer.spec.rows import Partition
-    from daskinfer.storage.outputs.choice import open_sink
+    from daskinfer.storage.outputs.formats import open_sink
     from daskinfer.storage.outputs.sink import OutputPart
     url, format = sys.argv[1:]
     rows = 2000
@@ -122,7 +122,7 @@ def test_a_file_size_limit_is_a_storage_error(tmp_path: Path) -> None:
 
 def test_a_race_of_processes_has_one_winner(tmp_path: Path) -> None:
     code = """
-        from daskinfer.testing.sinks import make_record
+        from daskinfer.testing.contracts.sinks import make_record
         import os, time
         print("ready", flush=True)
         while not os.path.exists(url + ".go"):

@@ -16,17 +16,17 @@ from hypothesis import strategies as st
 
 from daskinfer.errors import DaskinferError, IntegrityError, OutputOwned
 from daskinfer.ids import make_nonce
-from daskinfer.storage import exclusive, filesystem
-from daskinfer.storage.filesystem import find_files, find_filesystem, is_local, join_url, read_bytes
+from daskinfer.storage.objects import create_if_absent, filesystem
+from daskinfer.storage.objects.filesystem import find_files, find_filesystem, is_local, join_url, read_bytes
 from daskinfer.storage.outputs import fence as fences
-from daskinfer.storage.outputs.choice import make_sink
+from daskinfer.storage.outputs.commit_log import CommitLog
 from daskinfer.storage.outputs.fence import Fence
-from daskinfer.storage.outputs.ledger import Ledger
+from daskinfer.storage.outputs.formats import make_sink
 from daskinfer.storage.outputs.owner import Owner, claim, confirm
 from daskinfer.storage.outputs.reading import open_output
 from daskinfer.storage.outputs.sink import OutputLayout, Sink
-from daskinfer.testing.campaigns import campaign_size
-from daskinfer.testing.sinks import FIELDS, METADATA, PARTITION_ROWS, ROWS, make_part, make_record
+from daskinfer.testing.contracts.sinks import FIELDS, METADATA, PARTITION_ROWS, ROWS, make_part, make_record
+from daskinfer.testing.stress.campaigns import campaign_size
 
 FORMATS = ("zarr", "parquet", "jsonl")
 FS_CALLS = ("pipe_file", "rm_file", "rm", "info", "cat_file", "ls", "find", "call_s3", "exists")
@@ -237,10 +237,10 @@ def test_whoever_sleeps_at_any_step_on_disk(tmp_path: Path, format: str, what: s
 def test_whoever_sleeps_at_any_step_in_memory(tmp_path: Path, format: str, what: str) -> None:
     many = steps_of(begin(f"memory://{make_nonce()}", format, what))
     for step in sorted(random.Random(1).sample(range(many), min(many, campaign_size(5, many)))):
-        url, locked = f"memory://{make_nonce()}", exclusive.MEMORY_LOCK
+        url, locked = f"memory://{make_nonce()}", create_if_absent.MEMORY_LOCK
         with pytest.MonkeyPatch.context() as patch:
             # Of what happens in one step nothing can sleep in the middle.
-            patch.setattr(exclusive, "MEMORY_LOCK", _Awake(locked))
+            patch.setattr(create_if_absent, "MEMORY_LOCK", _Awake(locked))
             play(url, format, what, step, late=step % 2 == 0)
 
 
@@ -286,7 +286,7 @@ def test_the_old_check_is_found(tmp_path: Path, format: str, monkeypatch: pytest
 
     def create(self: Fence, url: str, data: bytes) -> bool:
         self.confirm()
-        return exclusive.create(url, data)
+        return create_if_absent.create(url, data)
 
     def replace(self: Fence, url: str, data: bytes) -> None:
         self.confirm()
@@ -392,4 +392,4 @@ def test_records_of_another_job_are_never_written_through(tmp_path: Path) -> Non
     sink = open_sink(str(tmp_path / "beside"), "jsonl", "a")
     record = make_record(part, sink.write(part)).model_copy(update={"job": "a"})
     with pytest.raises(OutputOwned, match="was taken over by job b; job a stops"):
-        Ledger(url, layout_of("a")).commit(record)
+        CommitLog(url, layout_of("a")).commit(record)

@@ -10,13 +10,23 @@ from typing import Any
 import pytest
 
 from daskinfer.errors import IntegrityError
-from daskinfer.storage.outputs import commits
+from daskinfer.storage.outputs import commit_index
 from daskinfer.storage.outputs.arrays import ZarrSink
-from daskinfer.storage.outputs.commits import CommitDigest
-from daskinfer.storage.outputs.ledger import Ledger
+from daskinfer.storage.outputs.commit_index import CommitDigest
+from daskinfer.storage.outputs.commit_log import CommitLog
 from daskinfer.storage.outputs.sink import OutputLayout, Sink
 from daskinfer.storage.outputs.tables import TableSink
-from daskinfer.testing.sinks import FIELDS, JOB, KEEP, METADATA, PARTITION_ROWS, ROWS, SNAPSHOT, make_part, make_record
+from daskinfer.testing.contracts.sinks import (
+    FIELDS,
+    JOB,
+    KEEP,
+    METADATA,
+    PARTITION_ROWS,
+    ROWS,
+    SNAPSHOT,
+    make_part,
+    make_record,
+)
 
 OTHER = "sha256:" + "9" * 64
 LAYOUT = OutputLayout(JOB, FIELDS, KEEP, PARTITION_ROWS, ROWS, METADATA, {0: SNAPSHOT})
@@ -60,7 +70,7 @@ def test_a_record_that_was_changed_is_neither_resumed_nor_sealed(
     sink = fill(tmp_path, format)
     path = change(tmp_path, 1, **values)
     with pytest.raises(IntegrityError, match=path.name) as caught:
-        list(Ledger(str(tmp_path), LAYOUT).digests())
+        list(CommitLog(str(tmp_path), LAYOUT).digests())
     assert caught.value.hint
     with pytest.raises(IntegrityError, match=path.name):
         sink.seal({})
@@ -69,7 +79,7 @@ def test_a_record_that_was_changed_is_neither_resumed_nor_sealed(
 
 def test_an_index_that_was_changed_is_neither_resumed_nor_sealed(tmp_path: Path) -> None:
     sink = fill(tmp_path, "parquet")
-    ledger = Ledger(str(tmp_path), LAYOUT)
+    ledger = CommitLog(str(tmp_path), LAYOUT)
     digests = list(ledger.digests())
     ledger.keep([digests[0], replace(digests[1], snapshot=OTHER), digests[2]])
     with pytest.raises(IntegrityError, match=r"00000001\.json, or an index beside it"):
@@ -106,4 +116,4 @@ def test_a_part_that_is_not_there_is_not_sealed(tmp_path: Path, format: str, dam
 
 def test_indices_know_the_sizes_of_parts() -> None:
     digest = CommitDigest(0, 0, SNAPSHOT, 4, 4, 0, "part-00000000.jsonl", "d", size=17)
-    assert list(commits.walk(commits.tabulate([digest]))) == [digest]
+    assert list(commit_index.walk(commit_index.tabulate([digest]))) == [digest]

@@ -11,13 +11,13 @@ import pyarrow as pa
 import pytest
 
 from daskinfer.errors import Incomparable
-from daskinfer.spec.job import OutputField
+from daskinfer.spec.job.record import OutputField
 from daskinfer.spec.rows import Partition, Reject
-from daskinfer.storage.outputs.choice import open_sink
+from daskinfer.storage.outputs.formats import open_sink
 from daskinfer.storage.outputs.pairing import check_pair, pair_parts
 from daskinfer.storage.outputs.reading import SealedOutput, open_output
 from daskinfer.storage.outputs.sink import OutputPart
-from daskinfer.testing.sinks import JOB, make_record
+from daskinfer.testing.contracts.sinks import JOB, make_record
 
 
 def write_numbers(

@@ -12,14 +12,14 @@ import pyarrow as pa
 import pytest
 
 from daskinfer.errors import Incomparable, IntegrityError
-from daskinfer.spec.job import OutputField
+from daskinfer.spec.job.record import OutputField
 from daskinfer.spec.rows import Partition, Reject
-from daskinfer.storage.filesystem import delete, join_url
-from daskinfer.storage.outputs.choice import open_sink
+from daskinfer.storage.objects.filesystem import delete, join_url
+from daskinfer.storage.outputs.formats import open_sink
 from daskinfer.storage.outputs.quarantine import read_quarantine
 from daskinfer.storage.outputs.reading import open_output, read_part
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart
-from daskinfer.testing.sinks import FIELDS, JOB, KEEP, METADATA, PARTITION_ROWS, ROWS, make_part, make_record
+from daskinfer.testing.contracts.sinks import FIELDS, JOB, KEEP, METADATA, PARTITION_ROWS, ROWS, make_part, make_record
 
 FORMATS = ("zarr", "parquet", "jsonl")
 LAYOUT = OutputLayout(JOB, FIELDS, KEEP, PARTITION_ROWS, ROWS, METADATA)

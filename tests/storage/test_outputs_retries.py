@@ -15,15 +15,14 @@ import numpy as np
 import pytest
 
 from daskinfer.errors import IntegrityError, JobBusy
-from daskinfer.spec.commit import CommitRecord
-from daskinfer.storage.outputs.choice import open_sink
+from daskinfer.spec.job.commit import CommitRecord
+from daskinfer.storage.outputs.commit_log import CommitLog, read_manifest
 from daskinfer.storage.outputs.fence import Fence
-from daskinfer.storage.outputs.ledger import Ledger, read_manifest
+from daskinfer.storage.outputs.formats import open_sink
 from daskinfer.storage.outputs.merging import merge_part, merge_records
 from daskinfer.storage.outputs.quarantine import read_rejects
 from daskinfer.storage.outputs.reading import open_output
-from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, Sink
-from daskinfer.storage.outputs.supplements import (
+from daskinfer.storage.outputs.retry_rounds import (
     SupplementSink,
     close_round,
     next_round,
@@ -31,8 +30,9 @@ from daskinfer.storage.outputs.supplements import (
     save_round,
     supplement_url,
 )
-from daskinfer.testing.campaigns import campaign_size
-from daskinfer.testing.sinks import FIELDS, JOB, KEEP, METADATA, PARTITION_ROWS, ROWS, make_part, make_record
+from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, Sink
+from daskinfer.testing.contracts.sinks import FIELDS, JOB, KEEP, METADATA, PARTITION_ROWS, ROWS, make_part, make_record
+from daskinfer.testing.stress.campaigns import campaign_size
 
 FORMATS = ["zarr", "parquet", "jsonl"]
 LAYOUT = OutputLayout(JOB, FIELDS, KEEP, PARTITION_ROWS, ROWS, METADATA)
@@ -77,7 +77,7 @@ def compute(url: Path, format: str, recovered: dict[int, tuple[int, ...]], epoch
     save_round(fence, round)
     note_inputs(fence, round, "sha256:new")
     inner = open_format(Path(supplement_url(str(url), JOB, round.number, epoch)), format)
-    sink = SupplementSink(Ledger(str(url), LAYOUT, round=round.number), inner)
+    sink = SupplementSink(CommitLog(str(url), LAYOUT, round=round.number), inner)
     sink.create()
     output = open_output(str(url))
     for part in round.parts:
@@ -89,8 +89,8 @@ def compute(url: Path, format: str, recovered: dict[int, tuple[int, ...]], epoch
 
 def close(url: Path, format: str, check: Any = lambda: None) -> dict[str, Any]:
     round = next_round(str(url), JOB)
-    records = list(Ledger(str(url), LAYOUT, round=round.number).committed())
-    ledgers = dict.fromkeys(range(3), Ledger(str(url), LAYOUT))
+    records = list(CommitLog(str(url), LAYOUT, round=round.number).committed())
+    ledgers = dict.fromkeys(range(3), CommitLog(str(url), LAYOUT))
     return close_round(Fence(str(url), JOB, check=check), open_format(url, format), round, records, ledgers)
 
 
@@ -104,7 +104,7 @@ def contents(url: Path, *skipped: str) -> dict[str, bytes]:
 
 
 def records_of(url: Path) -> dict[int, CommitRecord]:
-    return {record.partition: record for record in Ledger(str(url), LAYOUT).committed()}
+    return {record.partition: record for record in CommitLog(str(url), LAYOUT).committed()}
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -195,7 +195,7 @@ def test_a_driver_that_was_taken_over_merges_nothing(tmp_path: Path) -> None:
 
 def test_an_index_of_the_old_records_is_not_believed(tmp_path: Path) -> None:
     fill(tmp_path, "parquet", REFUSED)
-    ledger = Ledger(str(tmp_path), LAYOUT)
+    ledger = CommitLog(str(tmp_path), LAYOUT)
     ledger.keep(ledger.digests())
     assert sum(digest.rows_quarantined for digest in ledger.digests()) == 3
     compute(tmp_path, "parquet", {0: (0, 3), 1: ()})
@@ -231,9 +231,9 @@ def killed_at(step: int) -> Iterator[list[str]]:
         return change
 
     with pytest.MonkeyPatch.context() as patch:
-        from daskinfer.storage.outputs import supplements
+        from daskinfer.storage.outputs import retry_rounds
 
-        patch.setattr(supplements, "_COPIES", 1)
+        patch.setattr(retry_rounds, "_COPIES", 1)
         for name in ("link", "replace", "remove", "rmdir", "unlink"):
             patch.setattr(os, name, counted(getattr(os, name), name))
         yield made

@@ -8,14 +8,14 @@ import pytest
 
 from daskinfer.errors import IntegrityError
 from daskinfer.ids import make_nonce
-from daskinfer.storage.filesystem import join_url
-from daskinfer.storage.slotlog import SlotLog
-from daskinfer.testing.faultyfs import FaultyFS, cut_short, lose_acknowledgement
-from daskinfer.testing.stores import SlotLogContract
+from daskinfer.storage.objects.filesystem import join_url
+from daskinfer.storage.objects.slotlog import SlotLog
+from daskinfer.testing.contracts.stores import SlotLogContract
+from daskinfer.testing.faults.faulty_filesystem import FaultyFS, cut_short, lose_acknowledgement
 
 APPENDER = """
 import sys
-from daskinfer.storage.slotlog import SlotLog
+from daskinfer.storage.objects.slotlog import SlotLog
 log = SlotLog(sys.argv[1])
 for turn in range(20):
     log.append({"writer": int(sys.argv[2]), "turn": turn})

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from daskinfer.testing.campaigns import campaign_size
-from daskinfer.testing.faultyfs import FaultSchedule
-from daskinfer.testing.storefaults import RATES, FaultContract
+from daskinfer.testing.contracts.storefaults import RATES, FaultContract
+from daskinfer.testing.faults.faulty_filesystem import FaultSchedule
+from daskinfer.testing.stress.campaigns import campaign_size
 
 
 class TestFaults(FaultContract):

@@ -8,11 +8,11 @@ import pytest
 
 from daskinfer.errors import CorruptBlob
 from daskinfer.ids import make_nonce
-from daskinfer.storage import exclusive
-from daskinfer.storage.exclusive import create, create_stream
-from daskinfer.storage.filesystem import ShortRead, exists, join_url, list_names, open_filesystem, read_bytes
-from daskinfer.storage.streams import PIECE, Stream, read_pieces
-from daskinfer.testing.faultyfs import Fault, FaultyFS, break_connection, lose_acknowledgement
+from daskinfer.storage.objects import create_if_absent
+from daskinfer.storage.objects.create_if_absent import create, create_stream
+from daskinfer.storage.objects.filesystem import ShortRead, exists, join_url, list_names, open_filesystem, read_bytes
+from daskinfer.storage.objects.streams import PIECE, Stream, read_pieces
+from daskinfer.testing.faults.faulty_filesystem import Fault, FaultyFS, break_connection, lose_acknowledgement
 
 DATA = bytes(range(256)) * (48 * 1024)  # 12 MiB: two parts
 
@@ -24,8 +24,8 @@ def make_stream(data: bytes = DATA, told: bytes | None = None) -> Stream:
 
 @pytest.fixture(autouse=True)
 def several_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exclusive, "_ONE_PUT", 2**20)
-    monkeypatch.setattr(exclusive, "_PART", 5 * 2**20)
+    monkeypatch.setattr(create_if_absent, "_ONE_PUT", 2**20)
+    monkeypatch.setattr(create_if_absent, "_PART", 5 * 2**20)
 
 
 def test_a_stream_becomes_an_object_once(any_store: str) -> None:

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daskinfer.spec.recipe import Input
+from daskinfer.spec.recipe.schema import Input
 from daskinfer.spec.rows import Partition, Partitions, Segment
-from daskinfer.storage.inputs.index import index_input
+from daskinfer.storage.inputs.partition_table import index_input
 from daskinfer.storage.inputs.reading import partition_source, read_partition
-from daskinfer.testing.campaigns import campaign_size
+from daskinfer.testing.stress.campaigns import campaign_size
 
 COUNT = campaign_size(2_000, 100_000)
 

@@ -10,10 +10,10 @@ import pytest
 from daskinfer.errors import CorruptBlob
 from daskinfer.ids import make_nonce
 from daskinfer.spec.snapshot import LayerGroup, TensorEntry
-from daskinfer.storage import tensorreads
-from daskinfer.storage.filesystem import delete, join_url, open_filesystem, read_bytes, replace_bytes
-from daskinfer.storage.tensorreads import DamagedTensor, Wanted, stream_tensors
-from daskinfer.testing.groups import Arrays, as_reference, store_group
+from daskinfer.storage.objects.filesystem import delete, join_url, open_filesystem, read_bytes, replace_bytes
+from daskinfer.storage.tensors import range_reads
+from daskinfer.storage.tensors.range_reads import DamagedTensor, Wanted, stream_tensors
+from daskinfer.testing.fixtures.groups import Arrays, as_reference, store_group
 
 RANDOM = np.random.default_rng(0)
 ARRAYS: Arrays = {
@@ -44,8 +44,8 @@ class Memory:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many chunks a tensor, several tensors a chunk."""
-    monkeypatch.setattr(tensorreads, "_LOCAL_CHUNK", 4096)
-    monkeypatch.setattr(tensorreads, "_REMOTE_CHUNK", 40960)
+    monkeypatch.setattr(range_reads, "_LOCAL_CHUNK", 4096)
+    monkeypatch.setattr(range_reads, "_REMOTE_CHUNK", 40960)
 
 
 def every_tensor(*groups: LayerGroup) -> list[Wanted]:

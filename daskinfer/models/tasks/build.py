@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from daskinfer.models.execution.weights import keep_float32
+from daskinfer.models.request import TaskRequest
 from daskinfer.models.tasks.classify import make_classify
 from daskinfer.models.tasks.embed import make_embed
 from daskinfer.models.tasks.fields import takes_text
 from daskinfer.models.tasks.module import TaskModule
-from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.models.tasks.score import make_score
-from daskinfer.models.weights import keep_float32
 
 
 def build_task(request: TaskRequest, dtype: str) -> TaskModule:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from daskinfer.errors import CheckpointError
+from daskinfer.models.preprocessing.textconfig import pad_id
+from daskinfer.models.request import TaskRequest
 from daskinfer.models.tasks.fields import label_names, use_sigmoid
 from daskinfer.models.tasks.module import TaskModule
-from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.models.tasks.textmodel import Prefixes, TextInputs, build_text_model, text_inputs
-from daskinfer.models.textconfig import pad_id
 
 
 class TextClassification(TaskModule):

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from daskinfer.errors import CheckpointError
 from daskinfer.models.architecture import without_weights
+from daskinfer.models.request import TaskRequest
 from daskinfer.models.tasks.encode import count_prompt
 from daskinfer.models.tasks.module import TaskModule
 from daskinfer.models.tasks.pooling import pool
 from daskinfer.models.tasks.projection import find_projection, take_hidden
-from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.models.tasks.sentence import Dense, Sentence, read_sentence
 from daskinfer.models.tasks.textmodel import Prefixes, TextInputs, build_text_model, text_inputs
 

@@ -9,14 +9,21 @@ from typing import Any, Protocol
 import numpy as np
 
 from daskinfer.errors import DaskinferError
-from daskinfer.models.encoding import EncodedRows, Variants
+from daskinfer.models.preprocessing.encoding import EncodedRows, Variants
+from daskinfer.models.preprocessing.textconfig import max_positions, vocab_size
+from daskinfer.models.preprocessing.tokenizer import (
+    Ids,
+    TokenizedRow,
+    Tokenizer,
+    make_tokenizer,
+    mask_id,
+    read_settings,
+)
+from daskinfer.models.request import TaskRequest
 from daskinfer.models.tasks.fields import score_kind, takes_text
-from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.models.tasks.sentence import read_sentence
-from daskinfer.models.textconfig import max_positions, vocab_size
-from daskinfer.models.tokenizer import Ids, TokenizedRow, Tokenizer, make_tokenizer, mask_id, read_settings
 from daskinfer.redaction import conceal
-from daskinfer.spec.recipe import ModelOptions
+from daskinfer.spec.recipe.schema import ModelOptions
 
 _LONGEST_REASON = 300
 # All of fewer rows may well be bad ones.
@@ -141,11 +148,11 @@ def make_encoder(request: TaskRequest, max_length: int) -> Encoder:
         If the checkpoint lacks the files that it takes.
     """
     if request.task == "forward":
-        from daskinfer.models.arrays import ArrayEncoder
+        from daskinfer.models.preprocessing.arrays import ArrayEncoder
 
         return ArrayEncoder(request)
     if not takes_text(request):
-        from daskinfer.models.images import ImageEncoder
+        from daskinfer.models.preprocessing.images import ImageEncoder
 
         return ImageEncoder(request.files, request.options.max_pixels)
     return _make_text_encoder(request, max_length)

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from daskinfer.errors import CheckpointError, RecipeError
+from daskinfer.models.request import TaskRequest
 from daskinfer.models.tasks.kinds import fields_of_outputs, is_image_model
-from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.models.tasks.sentence import read_json, read_sentence
-from daskinfer.spec.job import OutputField
+from daskinfer.spec.job.record import OutputField
 from daskinfer.spec.outline import TensorSpec
 
 CLASSIFIER = "ForSequenceClassification"

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from daskinfer.models.encoding import Array, EncodedRows
+from daskinfer.models.preprocessing.encoding import Array, EncodedRows
+from daskinfer.models.request import TaskRequest
 from daskinfer.models.tasks.encode import row_length
 from daskinfer.models.tasks.fields import label_names
-from daskinfer.models.tasks.request import TaskRequest
 
 
 def finish_rows(request: TaskRequest, encoded: EncodedRows, arrays: Mapping[str, Array]) -> dict[str, Array]:

@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 
 from daskinfer.errors import CheckpointError
 from daskinfer.models.architecture import build_model, refuse_unknown_class, stored_prefix
-from daskinfer.models.arrays import bound_ids
 from daskinfer.models.entry import load_entry
+from daskinfer.models.preprocessing.arrays import bound_ids
+from daskinfer.models.request import TaskRequest
 from daskinfer.models.tasks.module import TaskModule
-from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.spec.outline import InputArray
 
 # No output format has them; nothing is lost.

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from daskinfer.errors import CheckpointError
 from daskinfer.models.architecture import build_model, stored_prefix
-from daskinfer.models.images import ImageEncoder
+from daskinfer.models.preprocessing.images import ImageEncoder
+from daskinfer.models.request import TaskRequest
 from daskinfer.models.tasks.classify import score_classes
 from daskinfer.models.tasks.fields import use_sigmoid
 from daskinfer.models.tasks.module import TaskModule
-from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.spec.outline import InputArray
-from daskinfer.spec.recipe import ModelOptions
+from daskinfer.spec.recipe.schema import ModelOptions
 
 Prefixes = tuple[tuple[str, str], ...]
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from daskinfer.errors import CheckpointError
 from daskinfer.ids import parse_json
-from daskinfer.spec.job import OutputField
+from daskinfer.spec.job.record import OutputField
 from daskinfer.spec.outline import TensorSpec
 
 _IMAGE_SETTINGS = {"image_processor_type", "image_mean", "do_resize", "do_rescale"}

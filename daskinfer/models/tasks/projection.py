@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from daskinfer.errors import CheckpointError
 from daskinfer.models.architecture import build_model, stored_prefix
+from daskinfer.models.request import TaskRequest
 from daskinfer.models.tasks.module import TaskModule
-from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.models.tasks.sentence import Sentence
 from daskinfer.models.tasks.textmodel import Prefixes, TextInputs, text_inputs
 

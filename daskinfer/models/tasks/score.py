@@ -11,10 +11,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from daskinfer.models.request import TaskRequest
 from daskinfer.models.tasks.encode import row_length
 from daskinfer.models.tasks.fields import score_kind
 from daskinfer.models.tasks.module import TaskModule
-from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.models.tasks.textmodel import Prefixes, TextInputs, build_text_model, text_inputs
 from daskinfer.spec.outline import InputArray
 

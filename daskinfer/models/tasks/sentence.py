@@ -8,8 +8,8 @@ from typing import Any
 
 from daskinfer.errors import CheckpointError, RecipeError
 from daskinfer.ids import parse_json
-from daskinfer.models.tasks.request import TaskRequest
-from daskinfer.models.textconfig import hidden_width
+from daskinfer.models.preprocessing.textconfig import hidden_width
+from daskinfer.models.request import TaskRequest
 
 # Under their names in a recipe, in the order in which sentence-transformers joins several.
 _FLAGS = {

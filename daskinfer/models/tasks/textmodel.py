@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from daskinfer.models.architecture import build_model, stored_prefix
+from daskinfer.models.preprocessing.tokenizer import read_settings
+from daskinfer.models.request import TaskRequest
 from daskinfer.models.tasks.fields import text_fields
-from daskinfer.models.tasks.request import TaskRequest
-from daskinfer.models.tokenizer import read_settings
 from daskinfer.spec.outline import InputArray
 
 Prefixes = tuple[tuple[str, str], ...]

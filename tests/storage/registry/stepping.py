@@ -13,8 +13,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from daskinfer import ids
-from daskinfer.storage import exclusive
-from daskinfer.storage.registry import decisions
+from daskinfer.storage.objects import create_if_absent
+from daskinfer.storage.registry import authorised_writes
 from daskinfer.storage.registry.events import write_event
 
 _REQUESTS = ("cat_file", "ls", "find", "pipe_file", "info", "modified", "_rm", "rm")
@@ -125,9 +125,9 @@ def install(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(MemoryFileSystem, "pseudo_dirs", [""])
     for name in _REQUESTS:
         patch.setattr(MemoryFileSystem, name, _stopping(getattr(MemoryFileSystem, name)))
-    patch.setattr(exclusive, "create_in_memory", _stopping(exclusive.create_in_memory))
+    patch.setattr(create_if_absent, "create_in_memory", _stopping(create_if_absent.create_in_memory))
     # Events are written under a lock of the process, which actors must not share; their chains have tests of their own.
-    patch.setattr(decisions, "write_event", _at_once(write_event))
+    patch.setattr(authorised_writes, "write_event", _at_once(write_event))
     count = iter(range(10**9))
 
     def token_hex(nbytes: int) -> str:

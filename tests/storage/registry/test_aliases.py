@@ -10,11 +10,11 @@ import pytest
 
 from daskinfer.errors import CheckpointError, Conflict, SnapshotGone, YankedVersion
 from daskinfer.ids import digest_of
-from daskinfer.storage.registry import aliases, decisions, locks
-from daskinfer.storage.registry.versions import yank
-from daskinfer.storage.slotlog import Slot
-from daskinfer.testing.campaigns import campaign_size
-from daskinfer.testing.checkpoints import make_registry
+from daskinfer.storage.objects.slotlog import Slot
+from daskinfer.storage.registry import aliases, authorised_writes, locks
+from daskinfer.storage.registry.yanking import yank
+from daskinfer.testing.fixtures.checkpoints import make_registry
+from daskinfer.testing.stress.campaigns import campaign_size
 
 MOVER = """
 import sys
@@ -115,13 +115,13 @@ def test_no_move_leads_to_what_was_yanked_or_deleted(tmp_path: Path) -> None:
 
 def test_a_move_holds_its_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = make_registry(tmp_path)
-    append, seen = decisions.append, []
+    append, seen = authorised_writes.append, []
 
     def look_then_append(*arguments: Any) -> Slot:
         seen.append([holder.purpose for holder in locks.list_holders(registry, registry.versions("mini")[0].snapshot)])
         return append(*arguments)
 
-    monkeypatch.setattr(decisions, "append", look_then_append)
+    monkeypatch.setattr(authorised_writes, "append", look_then_append)
     aliases.set_alias(registry, "mini", "prod", "v1")
     aliases.roll_back(registry, "mini", "prod")
     aliases.roll_back(registry, "mini", "prod", to=3)

@@ -11,18 +11,18 @@ import pytest
 
 from daskinfer.errors import MissingEvent
 from daskinfer.ids import canonical_json, sha256_of, shorten
-from daskinfer.spec.trust import AuditEvent, AuditTrail
-from daskinfer.storage.filesystem import delete, join_url
-from daskinfer.storage.naming import name_principal
-from daskinfer.storage.registry import decisions, locks
+from daskinfer.spec.registry.trust import AuditEvent, AuditTrail
+from daskinfer.storage.objects.filesystem import delete, join_url
+from daskinfer.storage.objects.naming import name_principal
+from daskinfer.storage.registry import authorised_writes, locks
 from daskinfer.storage.registry.audit import read_trail
+from daskinfer.storage.registry.authorised_writes import Decision
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.decisions import Decision
 from daskinfer.storage.registry.publishing import publish
-from daskinfer.testing.campaigns import campaign_size
-from daskinfer.testing.checkpoints import make_checkpoint
-from daskinfer.testing.faultyfs import FaultyFS, be_full
-from daskinfer.testing.stores import race
+from daskinfer.testing.contracts.stores import race
+from daskinfer.testing.faults.faulty_filesystem import FaultyFS, be_full
+from daskinfer.testing.fixtures.checkpoints import make_checkpoint
+from daskinfer.testing.stress.campaigns import campaign_size
 
 MOVER = """
 import sys
@@ -34,14 +34,14 @@ for turn in range(int(sys.argv[2])):
 # Dies between the record of an alias move and its event.
 CRASHER = """
 import os, sys
-from daskinfer.storage.registry import decisions
+from daskinfer.storage.registry import authorised_writes
 from daskinfer.storage.registry.catalog import Registry
-tell = decisions.write_event
+tell = authorised_writes.write_event
 def die_before(registry, principal, action, *rest):
     if action == "alias":
         os._exit(9)
     tell(registry, principal, action, *rest)
-decisions.write_event = die_before
+authorised_writes.write_event = die_before
 Registry(sys.argv[1]).set_alias("mini", "prod", "v1")
 """
 
@@ -56,7 +56,7 @@ def make_registry(url: str | Path) -> Registry:
     snapshot = registry.resolve("mini@v1").snapshot
     for operation in ("condemn", "live"):
         decision = Decision(registry.url, "collect", f"life/{shorten(snapshot, 64)}")
-        decisions.append(decision, registry.life_log(snapshot), {"op": operation})
+        authorised_writes.append(decision, registry.life_log(snapshot), {"op": operation})
     locks.take(registry, snapshot, "job-1")
     registry.set_alias("mini", "prod", "v1")
     return registry

@@ -11,13 +11,13 @@ import pytest
 
 from daskinfer.errors import CheckpointError, StorageError
 from daskinfer.spec.snapshot import Manifest
-from daskinfer.storage.blobs import read_group
-from daskinfer.storage.filesystem import find_files, list_names
+from daskinfer.storage.objects.filesystem import find_files, list_names
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.publications import list_publications
 from daskinfer.storage.registry.publishing import CheckpointSource, GroupSource, publish
-from daskinfer.testing.checkpoints import make_checkpoint
+from daskinfer.storage.tensors.blobs import read_group
+from daskinfer.testing.fixtures.checkpoints import make_checkpoint
 
 LAYERS = ("embeddings", "layer.0", "layer.1", "layer.2")
 
@@ -157,10 +157,10 @@ def test_what_fails_leaves_nothing(tmp_path: Path, error: BaseException) -> None
 
 def test_a_commit_of_unknown_outcome_is_left_to_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error after the commit got through must not delete the blobs of what is published."""
-    from daskinfer.storage.registry import decisions
+    from daskinfer.storage.registry import authorised_writes
 
     registry = Registry(str(tmp_path))
-    append = decisions.append
+    append = authorised_writes.append
 
     def append_then_fail(*words: object, **named: object) -> object:
         slot = append(*words, **named)  # type: ignore[arg-type]
@@ -168,7 +168,7 @@ def test_a_commit_of_unknown_outcome_is_left_to_the_log(tmp_path: Path, monkeypa
             raise StorageError("the connection broke")
         return slot
 
-    monkeypatch.setattr(decisions, "append", append_then_fail)
+    monkeypatch.setattr(authorised_writes, "append", append_then_fail)
     with pytest.raises(StorageError, match="the connection broke"):
         publish(registry, "mini", make_checkpoint(), "prod")
     monkeypatch.undo()
@@ -182,7 +182,7 @@ import os, sys
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.publications import list_publications
 from daskinfer.storage.registry.publishing import GroupSource, publish
-from daskinfer.testing.checkpoints import make_checkpoint
+from daskinfer.testing.fixtures.checkpoints import make_checkpoint
 from dataclasses import replace
 registry = Registry(sys.argv[1])
 base = make_checkpoint(0, ("embeddings", "layer.0", "layer.1", "layer.2"))

@@ -6,9 +6,9 @@ import pytest
 
 from daskinfer.errors import CheckpointError, CorruptBlob, SnapshotGone
 from daskinfer.ids import shorten
-from daskinfer.storage.filesystem import replace_bytes
+from daskinfer.storage.objects.filesystem import replace_bytes
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.testing.checkpoints import make_registry
+from daskinfer.testing.fixtures.checkpoints import make_registry
 
 
 def test_references_on_every_store(any_store: str) -> None:

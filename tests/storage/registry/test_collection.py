@@ -10,20 +10,20 @@ import pytest
 
 from daskinfer.errors import CheckpointError, CorruptBlob, SnapshotGone, StorageError
 from daskinfer.ids import shorten
-from daskinfer.spec.collection import CollectionReport
-from daskinfer.storage.blobs import read_group
-from daskinfer.storage.filesystem import delete, find_files, join_url, list_names
-from daskinfer.storage.registry import collection, deletion, locks
+from daskinfer.spec.registry.collection import CollectionReport
+from daskinfer.storage.objects.filesystem import delete, find_files, join_url, list_names
+from daskinfer.storage.registry import deletion, garbage_collection, locks
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.collection import collect
+from daskinfer.storage.registry.garbage_collection import collect
 from daskinfer.storage.registry.heartbeats import Watcher, beat
+from daskinfer.storage.registry.liveness import HolderLiveness
 from daskinfer.storage.registry.publishing import publish
 from daskinfer.storage.registry.retention import Retention
-from daskinfer.storage.registry.verdicts import Verdicts
-from daskinfer.storage.registry.versions import unyank, yank
-from daskinfer.testing.checkpoints import make_checkpoint
-from daskinfer.testing.registries import LAST, NOTHING, VirtualTime, check_registry
-from daskinfer.testing.stores import race
+from daskinfer.storage.registry.yanking import unyank, yank
+from daskinfer.storage.tensors.blobs import read_group
+from daskinfer.testing.contracts.stores import race
+from daskinfer.testing.fixtures.checkpoints import make_checkpoint
+from daskinfer.testing.fixtures.registries import LAST, NOTHING, VirtualTime, check_registry
 
 
 def make_registry(url: str | Path, versions: int = 4, alias: str | None = None) -> tuple[Registry, list[str]]:
@@ -125,14 +125,14 @@ def test_whoever_beats_after_the_watch_lives(tmp_path: Path, monkeypatch: pytest
     """A job that is resumed between the verdict and the condemnation shows a new heartbeat."""
     registry, (first, _) = make_registry(tmp_path, 2)
     locks.take(registry, first, "job-1", ttl_seconds=1)
-    condemn = collection._condemn
+    condemn = garbage_collection._condemn
 
     def resume_then_condemn(registry: Registry, snapshot: str, begin: bool) -> int | None:
         sequence = condemn(registry, snapshot, begin)
         beat(locks.heartbeat_url(registry, snapshot, "job-1"))
         return sequence
 
-    monkeypatch.setattr(collection, "_condemn", resume_then_condemn)
+    monkeypatch.setattr(garbage_collection, "_condemn", resume_then_condemn)
     report = collect(registry, LAST, wait=True, watcher=VirtualTime().watcher())
     assert deleted(report) == []
     assert [slot.record["op"] for slot in registry.life_log(first).read()] == ["condemn", "live"]
@@ -152,13 +152,13 @@ def test_the_dead_can_be_named(tmp_path: Path) -> None:
 
 def test_an_alias_that_moves_meanwhile_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry, _ = make_registry(tmp_path, 2)
-    condemn = collection._condemn
+    condemn = garbage_collection._condemn
 
     def move_then_condemn(found: Registry, snapshot: str, begin: bool) -> int | None:
         registry.set_alias("mini", "prod", "v1")
         return condemn(found, snapshot, begin)
 
-    monkeypatch.setattr(collection, "_condemn", move_then_condemn)
+    monkeypatch.setattr(garbage_collection, "_condemn", move_then_condemn)
     assert deleted(collect(registry, LAST)) == []
     assert registry.resolve("mini@prod").version == 1
     check_registry(registry)
@@ -242,10 +242,10 @@ def test_an_interrupted_decision_is_withdrawn(tmp_path: Path, monkeypatch: pytes
     def interrupt(*words: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(collection, "find_keepers", interrupt)
-    survey = collection._Survey([first, second], [], set(), {}, {first: [], second: []}, [], {})
+    monkeypatch.setattr(garbage_collection, "find_keepers", interrupt)
+    survey = garbage_collection._Survey([first, second], [], set(), {}, {first: [], second: []}, [], {})
     with pytest.raises(KeyboardInterrupt):
-        collection._decide(registry, LAST, survey, Verdicts(registry, Watcher()))
+        garbage_collection._decide(registry, LAST, survey, HolderLiveness(registry, Watcher()))
     assert [registry.life(first), registry.life(second)] == ["live", "live"]
 
 

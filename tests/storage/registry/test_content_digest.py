@@ -10,14 +10,14 @@ import pytest
 from daskinfer.errors import CorruptBlob
 from daskinfer.ids import canonical_json, sha256_of, shorten
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.collection import collect
+from daskinfer.storage.registry.garbage_collection import collect
 from daskinfer.storage.registry.manifests import parse_manifest
 from daskinfer.storage.registry.publications import list_publications
 from daskinfer.storage.registry.publishing import finish_all, publish
 from daskinfer.storage.registry.syncing import sync
-from daskinfer.storage.registry.versions import yank
-from daskinfer.testing.checkpoints import make_checkpoint
-from daskinfer.testing.registries import LAST, NOTHING, check_registry, read_all
+from daskinfer.storage.registry.yanking import yank
+from daskinfer.testing.fixtures.checkpoints import make_checkpoint
+from daskinfer.testing.fixtures.registries import LAST, NOTHING, check_registry, read_all
 
 
 def test_the_same_content_has_one_digest_anywhere(tmp_path: Path) -> None:

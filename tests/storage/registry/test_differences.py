@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from daskinfer.errors import CheckpointError, CorruptBlob
-from daskinfer.spec.upkeep import Difference
+from daskinfer.spec.registry.upkeep import Difference
 from daskinfer.storage.registry import differences
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.differences import compare
 from daskinfer.storage.registry.publishing import GroupSource, publish
-from daskinfer.storage.registry.versions import yank
-from daskinfer.testing.checkpoints import make_checkpoint, make_registry
+from daskinfer.storage.registry.yanking import yank
+from daskinfer.testing.fixtures.checkpoints import make_checkpoint, make_registry
 
 Tensors = dict[str, NDArray[Any]]
 

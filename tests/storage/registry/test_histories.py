@@ -21,15 +21,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from daskinfer.errors import CheckpointError, Conflict, DaskinferError, SnapshotGone, YankedVersion
 from daskinfer.ids import make_nonce
-from daskinfer.storage import exclusive
-from daskinfer.storage.registry import aliases, decisions, syncing, versions
+from daskinfer.storage.objects import create_if_absent
+from daskinfer.storage.objects.slotlog import Slot, SlotLog
+from daskinfer.storage.registry import aliases, authorised_writes, syncing, yanking
+from daskinfer.storage.registry.authorised_writes import Decision
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.decisions import Decision
 from daskinfer.storage.registry.merging import Comparison, Side, compare_histories
 from daskinfer.storage.registry.publishing import publish
-from daskinfer.storage.slotlog import Slot, SlotLog
-from daskinfer.testing.campaigns import campaign_size
-from daskinfer.testing.checkpoints import make_checkpoint
+from daskinfer.testing.fixtures.checkpoints import make_checkpoint
+from daskinfer.testing.stress.campaigns import campaign_size
 
 pytestmark = pytest.mark.late
 
@@ -70,7 +70,7 @@ class ObjectStore(MemoryFileSystem):  # type: ignore[misc]
 @pytest.fixture(autouse=True)
 def object_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     fsspec.register_implementation("objects", ObjectStore, clobber=True)
-    monkeypatch.setattr(exclusive, "CONDITIONAL_STORES", frozenset({"objects"}))
+    monkeypatch.setattr(create_if_absent, "CONDITIONAL_STORES", frozenset({"objects"}))
     yield
     ObjectStore.store.clear()
     ObjectStore.pseudo_dirs[:] = [""]
@@ -191,7 +191,7 @@ class Histories(RuleBasedStateMachine):
         snapshot = model.snapshots[number]
         is_yanked = model.is_yanked(snapshot)
         with ObjectStore.losing(lost):
-            (versions.unyank if is_yanked else versions.yank)(registry, "mini", f"v{number + 1}")
+            (yanking.unyank if is_yanked else yanking.yank)(registry, "mini", f"v{number + 1}")
         if is_yanked:
             model.undone |= model.yanks[snapshot]
         else:
@@ -358,12 +358,12 @@ def find_mistake(*errors: type[Exception]) -> None:
 
 
 def test_a_last_writer_who_wins_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    append = decisions.append
+    append = authorised_writes.append
 
     def ignore_others(decision: Decision, log: SlotLog, record: dict[str, Any], expect: int | None = None) -> Slot:
         return append(decision, log, record, None if decision.action == "alias" else expect)
 
-    monkeypatch.setattr(decisions, "append", ignore_others)
+    monkeypatch.setattr(authorised_writes, "append", ignore_others)
     find_mistake()
 
 
@@ -377,5 +377,5 @@ def test_a_sync_that_takes_the_source_blindly_is_found(monkeypatch: pytest.Monke
 
 
 def test_an_acknowledgement_that_stays_lost_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exclusive, "_compare", lambda *arguments: False)
+    monkeypatch.setattr(create_if_absent, "_compare", lambda *arguments: False)
     find_mistake(Conflict)

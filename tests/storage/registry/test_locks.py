@@ -9,15 +9,15 @@ import pytest
 
 from daskinfer.errors import CheckpointError, Conflict, CorruptBlob, IntegrityError, SnapshotGone, StorageError
 from daskinfer.ids import shorten
-from daskinfer.storage.blobs import read_group
-from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import delete, join_url
+from daskinfer.storage.objects.create_if_absent import create
+from daskinfer.storage.objects.filesystem import delete, join_url
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.publishing import publish
-from daskinfer.testing.checkpoints import make_checkpoint
-from daskinfer.testing.faultyfs import FaultyFS, be_full
-from daskinfer.testing.stores import race
+from daskinfer.storage.tensors.blobs import read_group
+from daskinfer.testing.contracts.stores import race
+from daskinfer.testing.faults.faulty_filesystem import FaultyFS, be_full
+from daskinfer.testing.fixtures.checkpoints import make_checkpoint
 
 
 def publish_one(url: str | Path, seed: int = 0) -> tuple[Registry, str]:

@@ -21,21 +21,21 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from daskinfer.errors import Conflict, SnapshotGone, StorageError
-from daskinfer.storage.blobs import read_group
-from daskinfer.storage.filesystem import exists, find_files, join_url, list_names
-from daskinfer.storage.registry import collection, locks
+from daskinfer.storage.objects.filesystem import exists, find_files, join_url, list_names
+from daskinfer.storage.objects.slotlog import SlotLog
+from daskinfer.storage.registry import garbage_collection, locks
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.collection import collect
+from daskinfer.storage.registry.garbage_collection import collect
 from daskinfer.storage.registry.heartbeats import Watcher, beat
+from daskinfer.storage.registry.liveness import HolderLiveness
 from daskinfer.storage.registry.locks import SnapshotLock
 from daskinfer.storage.registry.publications import list_publications, pulse_url
 from daskinfer.storage.registry.publishing import CheckpointSource, publish
 from daskinfer.storage.registry.retention import Retention
-from daskinfer.storage.registry.verdicts import Verdicts
-from daskinfer.storage.slotlog import SlotLog
-from daskinfer.testing.campaigns import campaign_size
-from daskinfer.testing.checkpoints import make_checkpoint
-from daskinfer.testing.registries import LAST, VirtualTime, check_registry
+from daskinfer.storage.tensors.blobs import read_group
+from daskinfer.testing.fixtures.checkpoints import make_checkpoint
+from daskinfer.testing.fixtures.registries import LAST, VirtualTime, check_registry
+from daskinfer.testing.stress.campaigns import campaign_size
 from tests.storage.registry.stepping import Actor, install, ungated
 
 TTL = 60
@@ -245,8 +245,8 @@ class RegistryMachine(RuleBasedStateMachine):
 
 
 def _forget_locks(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(collection, "list_holders", lambda registry, snapshot: [])
-    patch.setattr(Verdicts, "find_living", lambda verdicts, snapshot: [])
+    patch.setattr(garbage_collection, "list_holders", lambda registry, snapshot: [])
+    patch.setattr(HolderLiveness, "find_living", lambda verdicts, snapshot: [])
 
 
 class HastyRegistry(Registry):

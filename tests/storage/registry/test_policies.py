@@ -12,7 +12,7 @@ import pytest
 
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.publishing import publish
-from daskinfer.testing.checkpoints import make_checkpoint
+from daskinfer.testing.fixtures.checkpoints import make_checkpoint
 
 POLICY = """
 import json, os
@@ -38,7 +38,7 @@ from daskinfer.errors import NotAllowed
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.publishing import publish
-from daskinfer.testing.checkpoints import make_checkpoint
+from daskinfer.testing.fixtures.checkpoints import make_checkpoint
 registry = Registry(sys.argv[1])
 for work in (
     lambda: publish(registry, "mini", make_checkpoint(), "prod"),

@@ -9,15 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from daskinfer.errors import StorageError
-from daskinfer.spec.collection import CollectionReport
-from daskinfer.storage.filesystem import delete, find_files
+from daskinfer.spec.registry.collection import CollectionReport
+from daskinfer.storage.objects.filesystem import delete, find_files
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.collection import collect
+from daskinfer.storage.registry.garbage_collection import collect
 from daskinfer.storage.registry.publications import list_publications
 from daskinfer.storage.registry.publishing import publish
-from daskinfer.testing.checkpoints import make_checkpoint
-from daskinfer.testing.registries import LAST, NOTHING, VirtualTime, check_registry
+from daskinfer.testing.fixtures.checkpoints import make_checkpoint
+from daskinfer.testing.fixtures.registries import LAST, NOTHING, VirtualTime, check_registry
 
 
 def publish_first(url: Path) -> tuple[Registry, str]:
@@ -35,7 +35,7 @@ from dataclasses import replace
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.publications import list_publications
 from daskinfer.storage.registry.publishing import GroupSource, publish
-from daskinfer.testing.checkpoints import make_checkpoint
+from daskinfer.testing.fixtures.checkpoints import make_checkpoint
 registry = Registry(sys.argv[1])
 def die():
     if list_publications(registry):

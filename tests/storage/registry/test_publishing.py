@@ -11,19 +11,19 @@ from blake3 import blake3
 
 from daskinfer.errors import CheckpointError, SnapshotGone, StorageError
 from daskinfer.spec.snapshot import EntryPoint, LayerGroup, Manifest
-from daskinfer.storage.filesystem import join_url, read_bytes
+from daskinfer.storage.objects.filesystem import join_url, read_bytes
+from daskinfer.storage.objects.slotlog import SlotLog
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.publishing import CheckpointSource, GroupSource, Origin, finish_all, publish
-from daskinfer.storage.slotlog import SlotLog
-from daskinfer.testing.checkpoints import make_checkpoint
-from daskinfer.testing.faultyfs import FaultyFS, be_busy, break_connection, lose_acknowledgement
+from daskinfer.testing.faults.faulty_filesystem import FaultyFS, be_busy, break_connection, lose_acknowledgement
+from daskinfer.testing.fixtures.checkpoints import make_checkpoint
 
 # A process that dies right after its n-th exclusive create.
 CRASHER = """
 import os, sys
 from daskinfer.storage.registry.publishing import publish
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.testing.checkpoints import make_checkpoint
+from daskinfer.testing.fixtures.checkpoints import make_checkpoint
 link, steps = os.link, int(sys.argv[2])
 def link_or_die(source, target):
     global steps
@@ -40,7 +40,7 @@ PUBLISHER = """
 import sys
 from daskinfer.storage.registry.publishing import publish
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.testing.checkpoints import make_checkpoint
+from daskinfer.testing.fixtures.checkpoints import make_checkpoint
 for turn in range(3):
     print(publish(Registry(sys.argv[1]), "mini", make_checkpoint(int(sys.argv[2]) * 10 + turn), "prod").snapshot)
 """

@@ -22,16 +22,16 @@ from s3fs import S3FileSystem
 from daskinfer.cli import main
 from daskinfer.errors import NotAllowed, UsageError
 from daskinfer.ids import shorten
-from daskinfer.storage.blobs import read_group
-from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import delete, exists, join_url, list_names, read_bytes, replace_bytes
-from daskinfer.storage.registry import decisions, locks
+from daskinfer.storage.objects.create_if_absent import create
+from daskinfer.storage.objects.filesystem import delete, exists, join_url, list_names, read_bytes, replace_bytes
+from daskinfer.storage.registry import authorised_writes, locks
+from daskinfer.storage.registry.authorised_writes import Decision
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.decisions import Decision
 from daskinfer.storage.registry.publishing import finish_all, publish
 from daskinfer.storage.registry.roles import HISTORY, ONCE, ROLES, make_bucket_policy, make_role_policy
-from daskinfer.testing.checkpoints import make_checkpoint
-from daskinfer.testing.servers import serve_s3
+from daskinfer.storage.tensors.blobs import read_group
+from daskinfer.testing.fixtures.checkpoints import make_checkpoint
+from daskinfer.testing.servers.servers import serve_s3
 
 pytestmark = pytest.mark.late
 
@@ -152,7 +152,7 @@ def test_each_role_does_its_work_and_no_other(acting: Acting) -> None:
 def condemn(registry: Registry, snapshot: str) -> None:
     decision = Decision(registry.url, "collect", f"life/{shorten(snapshot, 64)}")
     for operation in ("condemn", "sweep"):
-        decisions.append(decision, registry.life_log(snapshot), {"op": operation})
+        authorised_writes.append(decision, registry.life_log(snapshot), {"op": operation})
 
 
 @pytest.mark.s3

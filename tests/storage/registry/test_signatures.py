@@ -30,7 +30,7 @@ from daskinfer.storage.registry.signatures import (
     sign,
     signatures_log,
 )
-from daskinfer.testing.checkpoints import make_checkpoint
+from daskinfer.testing.fixtures.checkpoints import make_checkpoint
 
 
 @pytest.fixture

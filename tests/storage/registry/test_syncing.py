@@ -11,24 +11,24 @@ import pytest
 
 from daskinfer.errors import CheckpointError, CorruptBlob, IntegrityError, StorageError, UsageError
 from daskinfer.ids import canonical_json, make_nonce, sha256_of, shorten
+from daskinfer.spec.registry.upkeep import SyncReport
 from daskinfer.spec.snapshot import Manifest
-from daskinfer.spec.upkeep import SyncReport
-from daskinfer.storage import exclusive
-from daskinfer.storage.filesystem import delete, find_files, join_url, list_names
-from daskinfer.storage.registry import aliases, copying, marks
+from daskinfer.storage.objects import create_if_absent
+from daskinfer.storage.objects.filesystem import delete, find_files, join_url, list_names
+from daskinfer.storage.objects.slotlog import SlotLog
+from daskinfer.storage.registry import aliases, collection_marks, copying
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.collection import collect
+from daskinfer.storage.registry.garbage_collection import collect
 from daskinfer.storage.registry.keys import make_key
 from daskinfer.storage.registry.merging import Side
 from daskinfer.storage.registry.publications import list_publications, publish_log
 from daskinfer.storage.registry.publishing import publish
 from daskinfer.storage.registry.signatures import require_signatures, sign
 from daskinfer.storage.registry.syncing import sync
-from daskinfer.storage.registry.versions import unyank, yank
-from daskinfer.storage.slotlog import SlotLog
-from daskinfer.testing.campaigns import campaign_size
-from daskinfer.testing.checkpoints import make_checkpoint, make_registry
-from daskinfer.testing.registries import LAST, NOTHING, check_registry
+from daskinfer.storage.registry.yanking import unyank, yank
+from daskinfer.testing.fixtures.checkpoints import make_checkpoint, make_registry
+from daskinfer.testing.fixtures.registries import LAST, NOTHING, check_registry
+from daskinfer.testing.stress.campaigns import campaign_size
 
 KILLED = """
 import os, sys
@@ -220,7 +220,7 @@ def test_an_unfinished_deletion_is_waited_for_then_refused(
     source, target = make_related(tmp_path)
     second = source.manifest(source.resolve("mini@v2").snapshot)
     log = begin_deletion(source, target, kind, second)
-    marks.begin(target.url, log, "gc-0000dead")
+    collection_marks.begin(target.url, log, "gc-0000dead")
     before = target.versions("mini")
     with monkeypatch.context() as patch:
         patch.setattr(copying, "_COLLECTOR_SECONDS", 0.6)
@@ -237,8 +237,8 @@ def test_an_unfinished_deletion_is_waited_for_then_refused(
 def test_a_deletion_that_ends_meanwhile_lets_the_copy_go_on(tmp_path: Path) -> None:
     source, target = make_related(tmp_path)
     log = begin_deletion(source, target, "copy", source.manifest(source.resolve("mini@v2").snapshot))
-    marks.begin(target.url, log, "gc-00000001")
-    ending = threading.Timer(0.3, marks.end, (target.url, log, "gc-00000001"))
+    collection_marks.begin(target.url, log, "gc-00000001")
+    ending = threading.Timer(0.3, collection_marks.end, (target.url, log, "gc-00000001"))
     ending.start()
     assert versions(sync(source, target, ["mini@v2"])) == [(2, "copied", 1)]
     ending.join()
@@ -263,8 +263,8 @@ def begin_deletion(source: Registry, target: Registry, kind: str, manifest: Mani
 
 @pytest.mark.s3
 def test_blobs_larger_than_a_part(s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exclusive, "_ONE_PUT", 2**20)
-    monkeypatch.setattr(exclusive, "_PART", 5 * 2**20)
+    monkeypatch.setattr(create_if_absent, "_ONE_PUT", 2**20)
+    monkeypatch.setattr(create_if_absent, "_PART", 5 * 2**20)
     source, target = (Registry(f"{s3_url}/{make_nonce()}") for _ in range(2))
     origin = Registry(str(tmp_path))
     publish(origin, "mini", make_checkpoint(0, ("layer",), rows=400_000), "prod")

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from daskinfer.errors import CheckpointError
-from daskinfer.spec.upkeep import Verification
-from daskinfer.storage.filesystem import delete, join_url, read_bytes, replace_bytes
+from daskinfer.spec.registry.upkeep import Verification
+from daskinfer.storage.objects.filesystem import delete, join_url, read_bytes, replace_bytes
+from daskinfer.storage.objects.slotlog import SlotLog
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.publishing import Origin, publish
 from daskinfer.storage.registry.verification import verify
-from daskinfer.storage.slotlog import SlotLog
-from daskinfer.testing.checkpoints import make_checkpoint, make_registry
+from daskinfer.testing.fixtures.checkpoints import make_checkpoint, make_registry
 
 
 def damage(found: Verification) -> list[str]:

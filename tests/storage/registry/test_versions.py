@@ -9,8 +9,8 @@ import pytest
 from daskinfer.errors import CheckpointError, YankedVersion
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.publishing import finish_all, publish
-from daskinfer.storage.registry.versions import fold, unyank, yank
-from daskinfer.testing.checkpoints import make_checkpoint, make_registry
+from daskinfer.storage.registry.yanking import fold, unyank, yank
+from daskinfer.testing.fixtures.checkpoints import make_checkpoint, make_registry
 
 
 def test_no_name_leads_to_a_yanked_version(any_store: str) -> None:

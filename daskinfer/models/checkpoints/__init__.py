@@ -1,0 +1,1 @@
+"""Checkpoints as people have them: read, checked, and cut into layer groups."""

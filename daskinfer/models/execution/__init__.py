@@ -1,0 +1,1 @@
+"""A stage on its device: weights, transfers, microbatches."""

@@ -1,0 +1,1 @@
+"""A model against itself and against plain transformers, before anything is trusted to it."""

@@ -1,0 +1,1 @@
+"""A model as a row of layers, and a stage of it."""

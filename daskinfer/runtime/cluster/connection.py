@@ -1,0 +1,156 @@
+"""The cluster a job runs on: worker processes started here, or a scheduler that is already there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Any
+
+import dask
+from distributed import Client
+from distributed.utils import silence_logging_cmgr
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
+from daskinfer.errors import JobFailed
+from daskinfer.logs import log_settings
+from daskinfer.models.execution.devices import find_device
+from daskinfer.redaction import reveal
+from daskinfer.runtime.cluster.admission import Admission, describe_scheduler
+from daskinfer.runtime.cluster.cleanup import take_leave
+from daskinfer.runtime.cluster.local_cluster import memory_of_worker, start_fork_server, start_workers
+from daskinfer.runtime.cluster.process_setup import set_up_processes
+from daskinfer.runtime.cluster.scheduler_check import confirm_scheduler
+from daskinfer.spec.plan import DeviceShape, WorkerShape
+from daskinfer.spec.recipe import schema as recipes
+
+CONNECT_SECONDS = 10
+# Every connection keeps its last 1,000 messages by default, whole graphs among them: memory that grows for an hour.
+_QUIET = {"distributed.admin.low-level-log-length": 20}
+
+
+def find_workers(cluster: recipes.Cluster, say: Callable[[str], None] = lambda line: None) -> list[WorkerShape]:
+    """Return the workers that a plan can count on: those of a running cluster, or those that would be started.
+
+    Parameters
+    ----------
+    cluster
+        Which one.
+    say
+        Told of every worker that is left alone.
+    """
+    if cluster.address is not None:
+        with dask.config.set(_QUIET), silence_logging_cmgr(logging.CRITICAL), _connect(cluster.address) as client:
+            describe_scheduler(client)
+            connected = [shape.address for shape in worker_shapes(client)]
+            return measure_workers(client, sorted(Admission(client, say=say).require(connected)))
+    local = cluster.workers
+    device = find_device()
+    memory = memory_of_worker(local)
+    return [
+        WorkerShape(
+            address=f"local-{index}", threads=local.threads, memory=memory, resources=local.resources, device=device
+        )
+        for index in range(local.workers)
+    ]
+
+
+def start_imports(cluster: recipes.Cluster) -> None:
+    """Let what a local cluster's workers need be imported from now on, while the driver does other things."""
+    if cluster.address is None:
+        start_fork_server(cluster.workers)
+
+
+@contextmanager
+def open_cluster(
+    cluster: recipes.Cluster, patience: float = 0, say: Callable[[str], None] = lambda line: None
+) -> Iterator[tuple[Client, Admission]]:
+    """Start or join a cluster, prepare its processes, and leave it as it was found.
+
+    Parameters
+    ----------
+    cluster
+        Which one.
+    patience
+        Seconds that a scheduler may take until it answers, beyond those of one try.
+    say
+        Told of every worker that is left alone.
+
+    Yields
+    ------
+    tuple
+        A client, and what tells which workers can be used.
+
+    Raises
+    ------
+    JobFailed
+        The scheduler cannot be reached, or workers do not start.
+    """
+    logs = log_settings()
+    if cluster.address is not None:
+        # Its workers may be anywhere: what they log goes to their own stderr.
+        logs = None if logs is None else replace(logs, file=None)
+        # Silent as a local cluster is: what goes wrong is told once, by the job.
+        with (
+            dask.config.set(_QUIET),
+            silence_logging_cmgr(logging.CRITICAL),
+            _connect_patiently(cluster.address, patience) as client,
+        ):
+            try:
+                yield client, set_up_processes(client, logs, say, is_shared=True)
+            finally:
+                if client.status == "running":
+                    with suppress(OSError):  # the scheduler goes in this moment
+                        take_leave(client)
+        return
+    with dask.config.set(_QUIET), start_workers(cluster.workers) as workers, Client(workers) as client:
+        yield client, set_up_processes(client, logs, say)
+
+
+def measure_workers(client: Client, workers: list[str]) -> list[WorkerShape]:
+    """Return those of some workers that are connected now, with what they compute on."""
+    # One that is gone, or stops answering, is not counted on.
+    found: dict[str, DeviceShape | BaseException] = client.run(find_device, workers=workers, on_error="return")
+    return [
+        shape.model_copy(update={"device": device})
+        for shape in worker_shapes(client)
+        if isinstance(device := found.get(shape.address), DeviceShape)
+    ]
+
+
+def worker_shapes(client: Client) -> list[WorkerShape]:
+    """Return the workers that are connected now."""
+    # Not `Client.scheduler_info`: it returns what the client last heard, and that is without workers whenever the client
+    # has asked for itself in this moment, which it does every two seconds.
+    found = client.sync(client.scheduler.identity, n_workers=-1)
+    return [shape_worker(address, worker) for address, worker in found["workers"].items()]
+
+
+def shape_worker(address: str, identity: dict[str, Any]) -> WorkerShape:
+    """Make a worker's shape from what the scheduler says of it."""
+    return WorkerShape(
+        address=address,
+        threads=identity["nthreads"],
+        memory=identity["memory_limit"] or 0,
+        resources={tag: float(amount) for tag, amount in identity["resources"].items()},
+        name=str(identity.get("name", "")),
+    )
+
+
+def _connect(address: str) -> Client:
+    confirm_scheduler(reveal(address))
+    try:
+        return Client(reveal(address), timeout=CONNECT_SECONDS)
+    except OSError as error:
+        raise JobFailed(
+            f"no Dask scheduler answers at {address}: {error}", hint="Start it, or mend cluster.address in the recipe."
+        ) from error
+
+
+def _connect_patiently(address: str, patience: float) -> Client:
+    retry = Retrying(
+        retry=retry_if_exception_type(JobFailed), stop=stop_after_delay(patience), wait=wait_fixed(1), reraise=True
+    )
+    client: Client = retry(_connect, address)
+    return client

@@ -1,0 +1,45 @@
+"""Worker processes that are forked from one which has imported all that they need.
+
+To import torch and transformers takes seconds, in every worker at once, and again in each that replaces a dead one while
+its stage stands still. A fork server imports them once; what it forks is at work in a fraction of a second, and shares
+the memory of the imported code. The workers of a local cluster are made so; elsewhere a nanny makes them so with
+
+    dask worker ... --preload-nanny daskinfer.runtime.cluster.forking
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from multiprocessing import util
+from typing import Any
+
+import dask
+from distributed import Nanny
+from distributed.utils import get_mp_context
+
+_IMPORTED = "daskinfer.runtime.cluster.preload"
+
+
+def fork_workers() -> dict[str, Any]:
+    """Choose what workers are forked from, and return the Dask settings with which nannies fork them.
+
+    Returns
+    -------
+    dict
+        Empty where forking is not safe: macOS's own libraries do not survive it.
+    """
+    if sys.platform != "linux":
+        return {}
+    settings = {"distributed.worker.multiprocessing-method": "forkserver"}
+    with dask.config.set(settings):
+        get_mp_context()  # Dask makes a choice of its own the first time, which must not come later
+    multiprocessing.set_forkserver_preload([_IMPORTED])
+    # Python 3.11.0 lets the fork server listen in a namespace that has no owner; a socket in a folder of the user's own has.
+    util.abstract_sockets_supported = False  # type: ignore[misc]
+    return settings
+
+
+def dask_setup(nanny: Nanny) -> None:
+    """Let a nanny fork its workers; Dask calls it for `--preload-nanny`."""
+    dask.config.set(fork_workers())

@@ -1,0 +1,16 @@
+"""What a process imports in order to fork workers that need not; see `forking.py`."""
+
+import gc
+
+import distributed  # noqa: F401
+
+import daskinfer.graphs.tasks
+import daskinfer.models.execution.stage
+import daskinfer.runtime.cluster.process_setup  # noqa: F401
+from daskinfer.source import digest_source
+
+# Kept with the code that it describes: by the time that a worker is forked the files may be those of another version.
+digest_source()
+# Memory is shared until somebody writes to it, and collecting garbage writes to every object.
+gc.collect()
+gc.freeze()

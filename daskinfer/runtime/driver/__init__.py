@@ -1,0 +1,1 @@
+"""The driver's loop: takes events, asks the state machine, and performs its actions."""

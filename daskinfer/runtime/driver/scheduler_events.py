@@ -1,0 +1,79 @@
+"""What the cluster tells a driver unasked: workers that come and go, and how far their loads are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from distributed import Client
+
+from daskinfer.graphs.build import find_stage_task
+from daskinfer.graphs.handoff import JobHandle
+from daskinfer.graphs.reporting import LOADING_TOPIC
+from daskinfer.runtime.driver.shard_loading import ShardLoading
+from daskinfer.runtime.protocol.events import Event, WorkerJoined, WorkerLost
+from daskinfer.spec.plan import WorkerShape
+
+
+@contextmanager
+def listen(
+    client: Client,
+    handle: JobHandle,
+    loads: ShardLoading,
+    measure: Callable[[Client, list[str]], list[WorkerShape]],
+    tell: Callable[[Callable[[], Event | None]], None],
+) -> Iterator[Callable[[str], Event | None]]:
+    """Hear what happens on a cluster.
+
+    Parameters
+    ----------
+    client
+        Connected to it.
+    handle
+        The job.
+    loads
+        Told of the job's shards on their way.
+    measure
+        Gives the shapes of workers.
+    tell
+        Takes a function that gives the event, if there is one; it is called in a thread of the client's.
+
+    Yields
+    ------
+    callable
+        Looks at a worker: it has joined, or is gone again.
+    """
+
+    def look_at(address: str) -> Event | None:
+        try:
+            shapes = {worker.address: worker for worker in measure(client, [address])}
+        except OSError:
+            return None  # it is gone again
+        return WorkerJoined(shapes[address]) if address in shapes else None
+
+    def hear(event: tuple[float, Any]) -> None:
+        _, message = event
+        if not isinstance(message, dict):
+            return
+        address = str(message.get("worker"))
+        if message.get("action") == "remove-worker":
+            keys = message.get("processing-tasks", ())
+            tasks = tuple(filter(None, (find_stage_task(handle, key, address) for key in keys)))
+            tell(lambda: WorkerLost(address, tasks=tasks))
+        elif message.get("action") == "add-worker":
+            tell(partial(look_at, address))
+
+    def hear_loading(event: tuple[float, Any]) -> None:
+        _, message = event
+        if (message["job"], message["epoch"]) == (handle.job, handle.epoch):
+            tell(partial(loads.tell, message["stage"], message["worker"], message["bytes"]))
+
+    client.subscribe_topic("all", hear)
+    client.subscribe_topic(LOADING_TOPIC, hear_loading)
+    try:
+        yield look_at
+    finally:
+        client.unsubscribe_topic("all")
+        client.unsubscribe_topic(LOADING_TOPIC)

@@ -1,0 +1,133 @@
+"""What the driver has done in storage beside everything else, one thing after the other; the answers are events."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from daskinfer.errors import DaskinferError, JobBusy
+from daskinfer.runtime.driver.claim_store import ClaimStore
+from daskinfer.runtime.driver.run_progress import RunProgress
+from daskinfer.runtime.protocol.events import (
+    Adopt,
+    AliasSeen,
+    AliasUnseen,
+    Event,
+    GenerationOpened,
+    GenerationRefused,
+    Judged,
+    LookAtAlias,
+    OpenGeneration,
+    Switch,
+    Switched,
+)
+from daskinfer.runtime.protocol.probes import Convicted, RecordPoison
+from daskinfer.runtime.snapshots.gate_verdict import tell_verdict
+from daskinfer.runtime.snapshots.snapshot_manager import SnapshotManager
+from daskinfer.runtime.state_machine.partitions.claim_policy import ClaimBlocks
+from daskinfer.spec.comparison import PartComparison
+from daskinfer.spec.job.commit import CommitRecord
+from daskinfer.spec.job.generation import SnapshotPin
+from daskinfer.storage.objects.backoff import outlast
+
+
+class StorageRequests:
+    """A thread for the keeper's slow calls.
+
+    Parameters
+    ----------
+    keeper
+        Does them.
+    ledger
+        Counts anew after a switch.
+    patience
+        Seconds that a store may refuse.
+    answer
+        Takes a function that gives the event, or raises what ends the run.
+    claimer
+        Claims partitions, where several drivers run the job.
+    """
+
+    def __init__(
+        self,
+        keeper: SnapshotManager,
+        ledger: RunProgress,
+        patience: float,
+        answer: Callable[[Callable[[], Event | None]], None],
+        claimer: ClaimStore | None = None,
+    ) -> None:
+        self._claimer = claimer
+        self._keeper = keeper
+        self._ledger = ledger
+        self._patience = patience
+        self._closing = threading.Event()
+        self._answer = answer
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="daskinfer-storage")
+
+    def run(self, action: LookAtAlias | OpenGeneration | Adopt | Switch | RecordPoison | ClaimBlocks) -> None:
+        """Do what the core asks for."""
+        match action:
+            case LookAtAlias():
+                self._ask(self._look)
+            case OpenGeneration(pin):
+                self._ask(partial(self._open, pin))
+            case Adopt(generation):
+                self._ask(partial(self._keeper.log.adopt, generation))
+            case RecordPoison(conviction):
+                self._ask(lambda: Convicted(self._keeper.convictions.record(conviction)))
+            case Switch(pin, partitions):
+                self._ask(partial(self._switch, pin, partitions))
+            case ClaimBlocks():
+                assert self._claimer is not None
+                self._ask(partial(self._claimer.claim, action))
+
+    def judge(self, pin: SnapshotPin, comparison: PartComparison | None) -> None:
+        """Find out whether a candidate passes, and write it down."""
+        assert comparison is not None
+
+        def call() -> Event:
+            report = self._keeper.judge(pin, comparison)
+            if self._keeper.log.known.current.generation == pin.generation:
+                self._ledger.recount(self._keeper.standing.digests())
+            return Judged(report.verdict == "passed", tell_verdict(report))
+
+        self._ask(call)
+
+    def note(self, record: CommitRecord) -> None:
+        """Keep in mind that a partition is committed, for the next driver."""
+        if (keep := self._keeper.standing.note(record)) is not None:
+            self._ask(keep)
+
+    def retire(self, pin: SnapshotPin, given_up: bool) -> None:
+        """Give a snapshot back."""
+        self._ask(lambda: self._keeper.retire(pin, given_up))
+
+    def close(self) -> None:
+        """Wait for what is under way, but not for a store that is away."""
+        self._closing.set()
+        self._thread.shutdown()
+
+    def _ask(self, call: Callable[[], Event | None]) -> None:
+        done = self._thread.submit(outlast, call, self._patience, stopping=self._closing)
+        done.add_done_callback(lambda done: self._answer(done.result))
+
+    def _look(self) -> Event:
+        try:
+            return AliasSeen(self._keeper.look())
+        except DaskinferError as error:
+            return AliasUnseen(error)
+
+    def _open(self, pin: SnapshotPin) -> Event:
+        try:
+            self._keeper.open(pin)
+        except JobBusy:
+            raise
+        except DaskinferError as error:
+            return GenerationRefused(pin, error)
+        return GenerationOpened(pin)
+
+    def _switch(self, pin: SnapshotPin, partitions: tuple[int, ...]) -> Event:
+        self._ledger.recount(self._keeper.switch(pin, partitions))
+        return Switched(pin, partitions, self._ledger.rows_quarantined)

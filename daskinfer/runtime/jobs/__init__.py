@@ -1,0 +1,1 @@
+"""Jobs: what a request means, the plan, the run and its report."""

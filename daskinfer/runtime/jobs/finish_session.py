@@ -1,0 +1,65 @@
+"""The rest of a job that stopped, on its input as it is now: rows may have been mended in place since."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from daskinfer.errors import InputError
+from daskinfer.runtime.jobs.job_resolution import OpenedJob
+from daskinfer.runtime.jobs.retry_session import read_input
+from daskinfer.runtime.jobs.run_session import RunSession
+from daskinfer.runtime.snapshots.snapshot_manager import SnapshotManager
+from daskinfer.spec.job.record import Progress, digest_files
+from daskinfer.spec.recipe.schema import Recipe
+from daskinfer.spec.rows import PartitionTable
+from daskinfer.storage.jobs.poison_rows import forget_poison_records
+from daskinfer.storage.objects.filesystem import absolute_url, delete, join_url
+from daskinfer.storage.outputs.commit_index import CommitDigest
+from daskinfer.storage.outputs.job_output import open_fence, open_standing, take_back
+from daskinfer.storage.outputs.sink import WholeOutput
+
+
+class FinishSession(RunSession):
+    """One driver's part in finishing a job that stopped, with another try for every row that was quarantined.
+
+    Parameters
+    ----------
+    job, recipe, watch, began
+        See `RunSession`.
+    """
+
+    def __init__(self, job: OpenedJob, recipe: Recipe, watch: Callable[[Progress], None], began: float) -> None:
+        super().__init__(job, recipe, watch, began)
+        self.retried: tuple[CommitDigest, ...] = ()
+        """What was committed of the partitions that are computed again."""
+
+    def standing(self) -> Iterable[CommitDigest]:
+        """Return what is committed now."""
+        return open_standing(self.job.record, self.recipe.workspace).digests()
+
+    def _open_output(self, keeper: SnapshotManager) -> WholeOutput:
+        store, record = self.job.store, self.job.record
+        self._now = read_input(store, record, range(record.partitions))
+        self.inputs = digest_files(self._now.files)
+        is_mended = self.inputs != store.inputs(record)
+        if is_mended and record.is_staged:
+            raise InputError(
+                f"the input of job {record.job} was changed, and its snapshot may change, so it cannot be finished on both",
+                hint="Put the input back as it was, or run the job anew on the new one with --fresh.",
+            )
+        sink = super()._open_output(keeper)
+        if record.is_staged:
+            return sink
+        if is_mended:
+            store.save_inputs(self.inputs)
+        # What was found out about rows that have been mended says nothing of what they are now.
+        forget_poison_records(store.url)
+        delete(join_url(absolute_url(self.recipe.workspace), "activations", record.job), recursive=True)
+        self.retried = tuple(commit for commit in keeper.standing.digests() if commit.rows_quarantined)
+        take_back(
+            record, [commit.partition for commit in self.retried], open_fence(record, self.recipe.workspace, self.epoch)
+        )
+        return sink
+
+    def _table(self) -> PartitionTable:
+        return self._now

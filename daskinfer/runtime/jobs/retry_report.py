@@ -1,0 +1,98 @@
+"""From a retry that ended to its report, and to the report of the run whose rows it recovered."""
+
+from __future__ import annotations
+
+from daskinfer.runtime.jobs.finish_session import FinishSession
+from daskinfer.runtime.jobs.retry_session import RetrySession
+from daskinfer.runtime.jobs.run_report import SHOWN_REJECTS, make_report
+from daskinfer.spec.job.record import Report
+from daskinfer.spec.job.retries import RetryShare
+from daskinfer.storage.jobs.store import JobStore
+from daskinfer.storage.outputs.commit_log import read_manifest
+from daskinfer.storage.outputs.quarantine import read_quarantine
+
+
+def make_retry_report(session: RetrySession, command: str, seconds: float, started: str) -> Report:
+    """Return what a retry did; parameters are those of `make_report`."""
+    record, round = session.job.record, session.round
+    left = session.ledger.rows_quarantined if session.merged else round.rows
+    recovered = round.rows - left
+    report = make_report(session, command, seconds, started)
+    page = session.job.store.retry_page(round.number)
+    share = RetryShare(
+        round=round.number,
+        rows_retried=round.rows,
+        rows_recovered=recovered,
+        inputs=_inputs_of(record.output, round.number) or record.inputs,
+        seconds=seconds,
+        report=page,
+    )
+    changes = {
+        "rows_out": record.rows - left,
+        "rows_quarantined": left,
+        "rejects": list_rejects(record.output) if left else (),
+        "retries": (share,),
+        "report": page,
+    }
+    if session.error is None:
+        changes["message"] = tell_retry(share, left)
+    return report.model_copy(update=changes)
+
+
+def make_finish_report(session: FinishSession, command: str, seconds: float, started: str) -> Report:
+    """Return what finishing a job that stopped did; parameters are those of `make_report`."""
+    report = make_report(session, command, seconds, started)
+    before = {commit.partition: commit.rows_quarantined for commit in session.retried}
+    now = {commit.partition: commit.rows_quarantined for commit in session.standing()} if before else {}
+    retried = sum(before.values())
+    left = sum(now.get(partition, rows) for partition, rows in before.items())
+    share = RetryShare(
+        round=0, rows_retried=retried, rows_recovered=retried - left, inputs=session.inputs, seconds=seconds
+    )
+    return report.model_copy(update={"retries": (share,)})
+
+
+def tell_retry(share: RetryShare, left: int) -> str:
+    """Return a sentence on a retry that ended well."""
+    still = f"; {left:,} stay in the quarantine" if left else ", and the quarantine is empty"
+    return f"{share.rows_recovered:,} of {share.rows_retried:,} quarantined rows are in the output now{still}."
+
+
+def refresh_report(store: JobStore) -> Report | None:
+    """Return the report of a job's last run with its rows as they are since its last retry; None without a report."""
+    report, record = store.report(), store.record()
+    manifest = read_manifest(record.output)
+    if report is None or manifest is None:
+        return report
+    shares = tuple(_find_share(store, told) for told in manifest.get("retries", []))
+    if not shares:
+        return report
+    left = manifest["rows_quarantined"]
+    return report.model_copy(
+        update={
+            "rows_out": manifest["rows_out"],
+            "rows_quarantined": left,
+            "rejects": list_rejects(record.output) if left else (),
+            "retries": shares,
+            "message": tell_retry(shares[-1], left),
+        }
+    )
+
+
+def list_rejects(output: str) -> tuple[str, ...]:
+    """Return the first few quarantined rows of an output, a line each."""
+    return tuple(f"{row.source}:{row.line}: {row.error}" for row in read_quarantine(output, SHOWN_REJECTS))
+
+
+def _find_share(store: JobStore, told: dict[str, int]) -> RetryShare:
+    report = store.retry_report(told["round"])
+    share = RetryShare.model_validate(told)
+    if report is None or not report.retries:
+        return share
+    return share.model_copy(update={"seconds": report.seconds, "report": report.report})
+
+
+def _inputs_of(output: str, round: int) -> str | None:
+    manifest = read_manifest(output)
+    retries = [] if manifest is None else manifest.get("retries", [])
+    return next((told["inputs"] for told in retries if told["round"] == round), None)

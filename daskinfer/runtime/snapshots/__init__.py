@@ -1,0 +1,1 @@
+"""Snapshots of a job: locks, generations, outlines, publishing and profiles."""

@@ -1,0 +1,67 @@
+"""What a gate said about a candidate: written once, as JSON for the alias's history and as a page for people."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from pydantic import ValidationError
+
+from daskinfer.errors import IntegrityError
+from daskinfer.ids import shorten
+from daskinfer.planning.judgement import judge
+from daskinfer.spec.comparison import ComparedOutput, GateReport, PartComparison
+from daskinfer.spec.job.generation import SnapshotPin
+from daskinfer.spec.job.record import JobRecord
+from daskinfer.storage.objects.create_if_absent import create
+from daskinfer.storage.objects.filesystem import join_url, read_bytes
+
+GATE = "gate.json"
+
+
+def judge_candidate(
+    folder: str, record: JobRecord, current: SnapshotPin, candidate: SnapshotPin, comparison: PartComparison
+) -> GateReport:
+    """Return the verdict on a candidate, which is given once: a driver that asks again gets the first one's.
+
+    Parameters
+    ----------
+    folder
+        Of the job.
+    record
+        The job.
+    current, candidate
+        What was compared.
+    comparison
+        All pairs merged.
+    """
+    trial = record.recipe.consistency.trial
+    assert trial is not None
+    before, after = (
+        ComparedOutput(job=record.job, checkpoint=reference, snapshot=pin.snapshot, output=record.output)
+        for reference, pin in ((record.resolution.reference, current), (trial.checkpoint, candidate))
+    )
+    report = judge(comparison, trial.gate, before, after, datetime.now(UTC).isoformat(timespec="seconds"))
+    create(join_url(folder, GATE), report.model_dump_json(indent=2).encode())
+    found = read_gate(folder)
+    assert found is not None
+    return found
+
+
+def read_gate(folder: str) -> GateReport | None:
+    """Return the verdict that was given in a job, if one was."""
+    place = join_url(folder, GATE)
+    try:
+        return GateReport.model_validate_json(read_bytes(place))
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise IntegrityError(f"{place} is not a gate's report", hint="It was changed by hand.") from error
+
+
+def tell_verdict(report: GateReport) -> str:
+    """Return a verdict in a sentence."""
+    broken = [
+        f"{check.threshold}{f' of {check.field}' if check.field else ''}" for check in report.checks if not check.passed
+    ]
+    why = f": {', '.join(broken[:3])}{', ...' if len(broken) > 3 else ''}" if broken else ""
+    return f"{shorten(report.candidate.snapshot)} {report.verdict} on {report.rows:,} rows{why}"

@@ -1,0 +1,1 @@
+"""What a run decides: from an event to actions, without I/O and without a clock."""

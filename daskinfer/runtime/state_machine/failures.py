@@ -1,0 +1,34 @@
+"""Why the driver's logic gives up, in words. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from daskinfer.errors import DaskinferError, JobFailed, RejectBudgetExceeded
+from daskinfer.runtime.protocol.events import ShardFailed, describe
+
+
+def refuse_losses(losses: int, partitions: Collection[int]) -> JobFailed:
+    """Return what ends a job whose workers die one after the other with these partitions in work."""
+    work = ", ".join(map(str, sorted(partitions))) or "none"
+    return JobFailed(
+        f"{losses} workers died without one partition being committed in between (partitions in work: {work})",
+        hint="A row may crash the model or exhaust memory; look at the workers' logs, then run again.",
+    )
+
+
+def refuse_load(event: ShardFailed) -> DaskinferError:
+    """Return what ends a job, or a candidate, whose shard could not be loaded."""
+    where = f"stage {event.stage} could not be loaded on {event.worker}"
+    if isinstance(event.error, DaskinferError):
+        return type(event.error)(f"{where}: {event.error.message}", hint=event.error.hint)
+    return JobFailed(f"{where}: {describe(event.error)}")
+
+
+def refuse_rejects(rejects: int, limit: int) -> RejectBudgetExceeded:
+    """Return what ends a job with so many quarantined rows."""
+    return RejectBudgetExceeded(
+        f"{rejects} rows are quarantined; errors.max_rows allows {limit}",
+        hint="Look at the quarantine. Raise errors.max_rows and run again; or mend its rows in place, and `daskinfer retry` "
+        "finishes the job with them.",
+    )

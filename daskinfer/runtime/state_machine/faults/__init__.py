@@ -1,0 +1,1 @@
+"""What is done about workers that fail, rows that break them, and tasks that take too long."""

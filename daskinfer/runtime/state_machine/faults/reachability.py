@@ -1,0 +1,83 @@
+"""Links between workers that are cut: who is to go because of them, and who sits out until they are mended. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+from daskinfer.spec.plan import WorkerShape
+
+Link = tuple[str, str]
+"""A worker, and another one that it connects to."""
+
+
+def host_of(address: str) -> str:
+    """Return a worker's address without its port."""
+    return address.rpartition(":")[0]
+
+
+def ends_of(link: Link) -> frozenset[str]:
+    """Return what a link is known by: its hosts, as a restarted worker has another port; of one host, the addresses."""
+    hosts = frozenset(map(host_of, link))
+    return hosts if len(hosts) == 2 else frozenset(link)
+
+
+class Reachability:
+    """The links that are cut, and the workers that get nothing to do because of them, as plain state."""
+
+    def __init__(self) -> None:
+        self._cut: set[frozenset[str]] = set()
+        self.bench: dict[str, WorkerShape] = {}
+
+    def note(self, links: Iterable[Link]) -> None:
+        """Take in that links are cut."""
+        self._cut.update(map(ends_of, links))
+
+    def mend(self, link: Link) -> None:
+        """Take in that a link is there again."""
+        self._cut.discard(ends_of(link))
+
+    def bars(self, worker: str, others: Iterable[str]) -> str | None:
+        """Return which of other workers a worker does not reach, if there is one."""
+        return next((other for other in others if ends_of((worker, other)) in self._cut), None)
+
+    def choose(self, links: Collection[Link], posts: Mapping[str, Collection[int]]) -> dict[str, str]:
+        """Choose who has to go so that all that are left reach each other.
+
+        Whoever is cut off from the most others goes first: one that nobody reaches, and not all that do not reach it.
+
+        Parameters
+        ----------
+        links
+            Those that were just found cut.
+        posts
+            Workers that compute -> the stages.
+
+        Returns
+        -------
+        dict
+            Workers that go -> why.
+        """
+        off: dict[str, str] = {}
+        complain = {who for who, _ in links}
+        while left := {frozenset(link) for link in links if set(link) <= posts.keys() - off.keys()}:
+            staying = [stages for worker, stages in posts.items() if worker not in off]
+            goes, others = max(
+                (
+                    (worker, set().union(*(ends for ends in left if worker in ends)) - {worker})
+                    for worker in set().union(*left)
+                ),
+                key=lambda found: (
+                    self._count_cut(found[0]),
+                    len(found[1]),
+                    # Its stages have other workers.
+                    all(sum(stage in stages for stages in staying) > 1 for stage in posts[found[0]]),
+                    found[0] in complain,
+                    found[0],
+                ),
+            )
+            verb = "cannot reach" if goes in complain else "cannot be reached by"
+            off[goes] = f"{verb} {' and '.join(sorted(others))}"
+        return off
+
+    def _count_cut(self, worker: str) -> int:
+        return sum(bool(ends & {worker, host_of(worker)}) for ends in self._cut)

@@ -1,0 +1,212 @@
+"""What is wrong and not over yet: refused calls that are tried again, paused workers, and the incidents of both.
+
+Pure, as the core is: the clock is the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+
+from daskinfer.errors import StorageRefused
+from daskinfer.runtime.protocol.events import (
+    Action,
+    Commit,
+    Committed,
+    Event,
+    Fail,
+    GrantToken,
+    LoadShard,
+    MicrobatchDone,
+    Prepare,
+    Prepared,
+    Release,
+    ShardLoaded,
+    Submit,
+    TaskFailed,
+)
+from daskinfer.runtime.protocol.health import WorkerPaused, WorkerResumed
+from daskinfer.runtime.protocol.probes import Probe, ProbeDone, ProbeFailed
+from daskinfer.runtime.state_machine.faults.incidents import IncidentLog
+from daskinfer.runtime.state_machine.faults.pace import Durations
+from daskinfer.runtime.state_machine.partitions.tracker import PartitionTracker
+from daskinfer.runtime.state_machine.workers.assignment import WorkerAssignment
+from daskinfer.spec.job.commit import CommitRecord
+from daskinfer.units import format_bytes, format_duration
+
+LONGEST_PAUSE = 30.0
+_STORE = "store"
+
+
+@dataclass(slots=True)
+class _Refused:
+    since: float
+    tries: int
+    again: tuple[float, Action] | None = None
+
+
+class RetrySchedule:
+    """Keeps what has to be done later, and closes incidents when what they stopped goes on.
+
+    Parameters
+    ----------
+    crew, work
+        What is still wanted.
+    paused
+        Seconds that a worker may be paused.
+    storage
+        Seconds that a store may refuse.
+    """
+
+    def __init__(self, crew: WorkerAssignment, work: PartitionTracker, paused: float, storage: float) -> None:
+        self._crew = crew
+        self._work = work
+        self._longest_pause = paused
+        self._longest_refusal = storage
+        self._paused: dict[str, float] = {}
+        self._refused: dict[Hashable, _Refused] = {}
+        self._pace = Durations()
+        self.book = IncidentLog()
+
+    def hear(self, event: Event, now: float) -> list[Action]:
+        """Take any event, before anybody else does."""
+        match event:
+            case WorkerPaused(worker, used, limit):
+                if worker not in self._crew:
+                    return []
+                self._paused[worker] = now
+                detail = f"{worker} holds {format_bytes(used)} of {format_bytes(limit)} and takes no new tasks"
+                return [self.book.begin(worker, "worker-paused", detail, now)]
+            case WorkerResumed(worker):
+                self._paused.pop(worker, None)
+                return list(self.book.end(worker, now))
+            case Prepared(partition, _, generation):
+                return self._succeed(("prepare", generation, partition, 0), now)
+            case MicrobatchDone(partition, number, generation):
+                return self._succeed(("microbatch", generation, partition, number), now)
+            case ProbeDone() | ProbeFailed() if not isinstance(getattr(event, "error", None), StorageRefused):
+                return self._succeed(probe_of(event), now)
+            case Committed(record, generation):
+                paces = {"read": record.read, "commit": record.write} if record.read + record.write else {}
+                noted = [action for what, spent in paces.items() for action in self._time(what, spent, record, now)]
+                return [*self._succeed(("commit", generation, record.partition, 0), now), *noted]
+            case ShardLoaded(ack):
+                return self._succeed(("load", ack.generation, ack.stage, ack.worker), now)
+        return []
+
+    def lose(self, worker: str, stage: int) -> None:
+        """Let a worker's incidents be over when its stage has another one."""
+        self._paused.pop(worker, None)
+        self.book.move(worker, stage)
+
+    def overdue(self, now: float) -> list[str]:
+        """Return the workers that have been paused for too long."""
+        return [worker for worker, since in self._paused.items() if now - since >= self._longest_pause]
+
+    def refuse(self, what: Hashable, again: Action, error: StorageRefused, now: float) -> list[Action]:
+        """Do something again later that a store refused, or give up.
+
+        Parameters
+        ----------
+        what
+            The task.
+        again
+            What submits it once more.
+        error
+            What the store said.
+        now
+            The time.
+        """
+        refused = self._refused.setdefault(what, _Refused(now, 0))
+        if now - refused.since >= self._longest_refusal:
+            lasted = format_duration(now - refused.since)
+            return [Fail(StorageRefused(f"{error.message} (and so for {lasted})", hint=error.hint))]
+        refused.again = (now + min(2.0**refused.tries, LONGEST_PAUSE), again)
+        refused.tries += 1
+        return [] if self.book.is_open(_STORE) else [self.book.begin(_STORE, "storage-refused", error.message, now)]
+
+    def note_store(self, what: str, trouble: str, now: float) -> list[Action]:
+        """Take in that a store refuses something which is asked for again and again, or no longer does."""
+        if not trouble:
+            return list(self.book.end(what, now))
+        return [] if self.book.is_open(what) else [self.book.begin(what, "storage-refused", trouble, now)]
+
+    def due(self, now: float) -> list[Action]:
+        """Return what is to be done again now."""
+        actions = []
+        for what, refused in list(self._refused.items()):
+            if refused.again is not None and refused.again[0] <= now:
+                action = refused.again[1]
+                refused.again = None
+                if self._is_wanted(action):
+                    actions.append(action)
+                else:
+                    del self._refused[what]
+        return actions
+
+    def close(self, actions: Iterable[Action], now: float) -> list[Action]:
+        """Close the incidents that are over by what is done now."""
+        over: list[Action] = []
+        for action in actions:
+            match action:
+                case GrantToken(stage, _, generation) if generation == self._crew.generations[-1]:
+                    over += self.book.end(stage, now)
+                case Commit(partition, _, generation):
+                    for what in self.book.of(("microbatch", generation, partition)):
+                        while self.book.is_open(what):
+                            over += self.book.end(what, now)
+                case Release(partition, generation):
+                    for what in [what for what in self._refused if _is_of(what, generation, partition)]:
+                        over += self._succeed(what, now)
+        return over
+
+    def _succeed(self, what: Hashable, now: float) -> list[Action]:
+        over: list[Action] = list(self.book.end(what, now))
+        if self._refused.pop(what, None) is not None and not self._refused:
+            over += self.book.end(_STORE, now)
+        return over
+
+    def _time(self, what: str, seconds: float, record: CommitRecord, now: float) -> list[Action]:
+        usual = self._pace.judge(what, seconds)
+        incident = f"slow {what}"
+        if usual is None:
+            return list(self.book.end(incident, now))
+        if self.book.is_open(incident):
+            return []
+        detail = (
+            f"the {what} of partition {record.partition} took {format_duration(seconds)}, "
+            f"where {format_duration(usual)} is usual"
+        )
+        return [self.book.begin(incident, "storage-slow", detail, now)]
+
+    def _is_wanted(self, action: Action) -> bool:
+        if isinstance(action, LoadShard):
+            return self._crew.is_loading(action.generation, action.stage, action.worker)
+        assert isinstance(action, Prepare | Submit | Commit | Probe)
+        place = (action.generation, action.partition)
+        return place in self._work.open and (not isinstance(action, Commit) or self._work[place].committing)
+
+
+def repeat(event: TaskFailed, attempt: int, work: PartitionTracker) -> Action:
+    """Return what submits a failed task again."""
+    match event.step:
+        case "prepare":
+            return Prepare(event.partition, attempt, event.generation)
+        case "commit":
+            return work.commit((event.generation, event.partition))
+        case "microbatch":
+            return work.again((event.generation, event.partition), event.number)
+
+
+def task_of(event: TaskFailed) -> Hashable:
+    """Return the name of a task among incidents: step, generation, partition, number."""
+    return (event.step, event.generation, event.partition, event.number)
+
+
+def probe_of(event: ProbeDone | ProbeFailed) -> Hashable:
+    """Return the name of a suspect's probes among incidents."""
+    return ("probe", event.generation, event.partition, event.number)
+
+
+def _is_of(what: Hashable, generation: int, partition: int) -> bool:
+    return isinstance(what, tuple) and what[0] != "load" and what[1:3] == (generation, partition)

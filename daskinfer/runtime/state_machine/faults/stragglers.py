@@ -1,0 +1,93 @@
+"""Microbatches that run too long: the part of the driver's logic that restarts their workers, or starts them twice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from daskinfer.graphs.build import StageTask
+from daskinfer.runtime.protocol.events import Action, IncidentRecord
+from daskinfer.runtime.protocol.probes import Abandon, SpeculativeAttempt
+from daskinfer.runtime.state_machine.faults.durations import TaskDurations
+from daskinfer.runtime.state_machine.faults.poison_detector import PoisonDetector
+from daskinfer.runtime.state_machine.partitions.tracker import PartitionTracker
+from daskinfer.runtime.state_machine.workers.assignment import WorkerAssignment
+
+
+class Stragglers:
+    """What to do about microbatches that take long.
+
+    One that runs beyond the time limit is hung: a thread cannot be stopped, so its worker is restarted, and its rows
+    are looked into. One that takes far longer than usual is started a second time on another worker of its stage, with
+    whatever waits behind it; the first to finish counts.
+
+    Parameters
+    ----------
+    crew, work, suspicion
+        The driver's workers, partitions and suspects.
+    tempo
+        What is usual.
+    """
+
+    def __init__(
+        self, crew: WorkerAssignment, work: PartitionTracker, suspicion: PoisonDetector, tempo: TaskDurations
+    ) -> None:
+        self._crew = crew
+        self._work = work
+        self._suspicion = suspicion
+        self._tempo = tempo
+        self._twice: set[tuple[int, int, int]] = set()
+
+    def note_done(self, generation: int, partition: int, number: int) -> None:
+        """Take in that a microbatch went through all stages."""
+        self._tempo.note_done()
+        self._twice.discard((generation, partition, number))
+
+    def look(self, tasks: Sequence[StageTask], now: float) -> tuple[dict[str, str], list[Action]]:
+        """Take in what is running, and what waits behind it; return workers to restart, with the reason, and the rest."""
+        self._tempo.look(tasks)
+        actions: list[Action] = []
+        hung: dict[str, str] = {}
+        slow: set[str] = set()
+        for task in tasks:
+            limit = self._tempo.limit(task.stage)
+            if task.seconds is None or task.worker not in self._crew or task.worker in hung:
+                continue
+            if limit is not None and task.seconds > limit:
+                actions += self._suspicion.hung(task, limit, now)
+                for other in self._twins(task, tasks):
+                    self._tempo.drop(other)
+                    actions.append(Abandon(other))
+                    where = f"partition {other.partition}, microbatch {other.number}"
+                    hung[other.worker] = f"has been running {where} for {other.seconds:.0f} s"
+            elif self._tempo.is_slow(task):
+                slow.add(task.worker)
+        for task in tasks:
+            if task.worker in slow and task.worker not in hung:
+                actions += self._start_twice(task, slow)
+        return hung, actions
+
+    def _twins(self, task: StageTask, tasks: Sequence[StageTask]) -> list[StageTask]:
+        """Return a hanging task, and its second start, which hangs by now as well or is about to."""
+        return [other for other in tasks if _microbatch(other) == _microbatch(task) and other.seconds is not None]
+
+    def _start_twice(self, task: StageTask, slow: set[str]) -> list[Action]:
+        generation, partition, number = found = _microbatch(task)
+        place = (generation, partition)
+        if found in self._twice or not self._work.is_flying(place, number):
+            return []
+        others = [worker for worker in self._crew.ready(generation, task.stage) if worker not in slow]
+        if not others:
+            return []
+        self._twice.add(found)
+        why = "waits behind one that has" if task.seconds is None else f"has been running for {task.seconds:.0f} s,"
+        where = f"partition {partition}, microbatch {number}, stage {task.stage} on {task.worker}"
+        return [
+            IncidentRecord(
+                "straggler", f"{where} {why} far beyond what is usual; it is started a second time elsewhere"
+            ),
+            SpeculativeAttempt(partition, number, self._work.next_attempt(place, number), task.worker, generation),
+        ]
+
+
+def _microbatch(task: StageTask) -> tuple[int, int, int]:
+    return (task.generation, task.partition, task.number)

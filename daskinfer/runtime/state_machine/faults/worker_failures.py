@@ -1,0 +1,146 @@
+"""Workers that are gone, or that live and are of no use: the part of the driver's logic that does without them. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from daskinfer.runtime.protocol.events import Action, Fail, IncidentRecord, WorkerJoined, WorkerLost
+from daskinfer.runtime.protocol.health import LinkMended, NetworkCut, Restart, WorkerFrozen
+from daskinfer.runtime.state_machine.failures import refuse_losses
+from daskinfer.runtime.state_machine.faults.poison_detector import PoisonDetector
+from daskinfer.runtime.state_machine.faults.reachability import Reachability
+from daskinfer.runtime.state_machine.faults.retry_schedule import RetrySchedule
+from daskinfer.runtime.state_machine.limits import Limits
+from daskinfer.runtime.state_machine.partitions.tracker import PartitionTracker
+from daskinfer.runtime.state_machine.workers.assignment import WorkerAssignment
+from daskinfer.spec.plan import WorkerShape
+
+# A hung microbatch is blamed itself; a link that is cut is one loss, however many workers it takes.
+_COUNTED_APART = ("worker-hung", "network-cut")
+
+
+class WorkerFailureHandler:
+    """Strikes workers off the crew, gives what they did to others, and gives up where that goes on and on.
+
+    Parameters
+    ----------
+    crew, work, suspicion, recovery
+        The driver's workers, partitions, suspects and incidents.
+    limits
+        When to give up.
+    counters
+        For the report.
+    """
+
+    def __init__(
+        self,
+        crew: WorkerAssignment,
+        work: PartitionTracker,
+        suspicion: PoisonDetector,
+        recovery: RetrySchedule,
+        limits: Limits,
+        counters: Counter[str],
+    ) -> None:
+        self._crew = crew
+        self._work = work
+        self._suspicion = suspicion
+        self._recovery = recovery
+        self._limits = limits
+        self._counters = counters
+        self._links = Reachability()
+        self._since_commit = 0
+
+    def note_commit(self) -> None:
+        """Take in that the job gets on."""
+        self._since_commit = 0
+
+    def lost(self, event: WorkerLost, now: float, kind: str = "worker-lost", why: str = "is gone") -> list[Action]:
+        """Deal with a worker that is lost; `kind` and `why` are for the report."""
+        self._links.bench.pop(event.worker, None)
+        stages = self._crew.lose(event.worker, now)
+        if not stages:
+            return self._crew.fill(now)
+        self._counters["workers_lost"] += 1
+        blame = self._suspicion.lost(event.worker, event.tasks, now)
+        self._since_commit += blame is None and kind not in _COUNTED_APART
+        self._recovery.lose(event.worker, stages[0])
+        detail = f"{event.worker}, which held stage {' and '.join(map(str, stages))}, {why}"
+        note = self._recovery.book.begin(stages[0], kind, detail, now, event.silent)
+        if self._since_commit > self._limits.losses:
+            return [note, Fail(refuse_losses(self._since_commit, {number for _, number in self._work.open}))]
+        return [note, *(blame or []), *self._crew.fill(now)]
+
+    def take_off(self, worker: str, now: float, kind: str, why: str, seconds: float | None = None) -> list[Action]:
+        """Deal with a worker that lives and is of no use as with one that is lost; it took `seconds` to find out."""
+        if worker not in self._crew:
+            return []
+        return [Restart(worker), *self.lost(WorkerLost(worker, seconds), now, kind, why)]
+
+    def freeze(self, event: WorkerFrozen, now: float) -> list[Action]:
+        """Deal with a worker that is silent."""
+        if event.silent < self._limits.silence(self._crew.is_busy_loading(event.worker)):
+            return []
+        why = f"was not heard of for {event.silent:.0f} s"
+        return self.take_off(event.worker, now, "worker-frozen", why, event.silent)
+
+    def end_pauses(self, now: float) -> list[Action]:
+        """Deal with workers that have been paused for too long."""
+        why = f"was paused for {self._limits.paused:.0f} s, its memory full"
+        overdue = self._recovery.overdue(now)
+        return [action for worker in overdue for action in self.take_off(worker, now, "worker-lost", why)]
+
+    # Links
+
+    def cut(self, event: NetworkCut, now: float) -> list[Action]:
+        """Deal with workers that do not reach each other."""
+        self._links.note(event.links)
+        posts = self._posts()
+        off = self._links.choose(event.links, posts)
+        actions: list[Action] = []
+        for state in self._crew.roster():
+            # What they did must not go to one that would be cut off as well.
+            if not state.stages and state.does != "leaves":
+                shape = self._crew.shape(state.worker)
+                if note := self._sit_out(shape, posts.keys() - off.keys()):
+                    self._crew.lose(state.worker, now)
+                    actions.append(note)
+        self._since_commit += bool(off)
+        for worker, why in off.items():
+            actions += self.take_off(worker, now, "network-cut", why, event.seconds)
+        return actions
+
+    def mend(self, event: LinkMended, now: float) -> list[Action]:
+        """Take in that workers reach each other again."""
+        self._links.mend(event.link)
+        return self.admit(now)
+
+    def join(self, event: WorkerJoined, now: float) -> list[Action]:
+        """Take in a worker, unless it does not reach those that compute."""
+        note = self._sit_out(event.worker, self._posts())
+        return [note] if note else self._crew.enlist([event.worker], now)
+
+    def admit(self, now: float) -> list[Action]:
+        """Let those work that sat out and reach all that compute now."""
+        posts = self._posts() if self._links.bench else {}
+        able = [shape for worker, shape in self._links.bench.items() if self._links.bars(worker, posts) is None]
+        for shape in able:
+            del self._links.bench[shape.address]
+        return self._crew.enlist(able, now) if able else []
+
+    def describe_missing(self, stage: int) -> str:
+        """Say what a stage without a worker needs, and who is there and cannot have it."""
+        return "; ".join([self._crew.describe_missing(stage), *map(self._describe_bench, self._links.bench)])
+
+    def _posts(self) -> dict[str, tuple[int, ...]]:
+        """Return the workers that compute -> the stages."""
+        return {state.worker: state.stages for state in self._crew.roster() if state.stages}
+
+    def _sit_out(self, worker: WorkerShape, posts: Iterable[str]) -> IncidentRecord | None:
+        if self._links.bars(worker.address, posts) is None:
+            return None
+        self._links.bench[worker.address] = worker
+        return IncidentRecord("cut-off", f"{self._describe_bench(worker.address)}, and gets nothing to do until it can")
+
+    def _describe_bench(self, worker: str) -> str:
+        return f"{worker} cannot reach {self._links.bars(worker, self._posts())}"

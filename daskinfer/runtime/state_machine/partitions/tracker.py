@@ -1,0 +1,206 @@
+"""Partitions on their way from waiting to committed: the part of the driver's logic that keeps the window full."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from daskinfer.runtime.protocol.events import Action, Commit, Prepare, Release, Submit
+
+_SHARES = 3
+"""The window is filled up when this part of it is free."""
+
+PartitionKey = tuple[int, int]
+"""(generation, partition) of an attempt."""
+
+
+@dataclass(slots=True)
+class OpenPartition:
+    """A partition between its first task and its commit, on one generation."""
+
+    microbatches: int | None = None
+    submitted: int = 0
+    done: set[int] = field(default_factory=set)
+    attempts: Counter[tuple[str, int]] = field(default_factory=Counter)
+    starts: Counter[int] = field(default_factory=Counter)
+    """Microbatch -> how often it was started again: the number of its newest attempt."""
+    withheld: set[int] = field(default_factory=set)
+    """Microbatches that were taken out of the flow."""
+    excused: Counter[tuple[str, int]] = field(default_factory=Counter)
+    """Attempts that failed through no fault of the task."""
+    committing: bool = False
+    commits: int = 0
+    """How often its commit was started."""
+
+    @property
+    def unsubmitted(self) -> int:
+        """Microbatches that are known and not in flight yet."""
+        return (self.microbatches or 0) - self.submitted
+
+
+class PartitionTracker:
+    """What is left to do, and what is in work.
+
+    Parameters
+    ----------
+    window
+        Microbatches in flight.
+    waiting
+        What is to be computed, in order: (generation, partition); None for whatever generation is current by then. More
+        may follow its end.
+    left
+        How much that is.
+    """
+
+    def __init__(self, window: int, waiting: Iterator[tuple[int | None, int]], left: int) -> None:
+        self.window = window
+        self._waiting = waiting
+        self._open: dict[PartitionKey, OpenPartition] = {}
+        self._in_flight = 0
+        self._typical: int | None = None
+        self.is_held = False
+        """Whether nothing new may be in flight."""
+        self.left = left
+
+    def __getitem__(self, place: PartitionKey) -> OpenPartition:
+        return self._open[place]
+
+    @property
+    def open(self) -> Collection[PartitionKey]:
+        """Attempts in work."""
+        return self._open.keys()
+
+    def take_waiting(self) -> tuple[int, ...]:
+        """Return the partitions that nothing has started on, and leave none."""
+        return tuple(number for _, number in self._waiting)
+
+    def refill(self, partitions: Iterable[int]) -> None:
+        """Let these partitions wait for their start, and nothing else be left."""
+        numbers = tuple(partitions)
+        self._waiting = ((None, number) for number in numbers)
+        self.left = len(numbers)
+
+    def prepared(self, place: PartitionKey, microbatches: int) -> list[Action]:
+        """Note how many microbatches a partition has."""
+        self._open[place].microbatches = microbatches
+        self._typical = max(1, microbatches)
+        return self._commit_if_whole(place)
+
+    def computed(self, place: PartitionKey, microbatch: int) -> list[Action]:
+        """Note that a microbatch is through the last stage."""
+        self._open[place].done.add(microbatch)
+        self._in_flight -= 1
+        return self._commit_if_whole(place)
+
+    def lose(self, place: PartitionKey, microbatches: Collection[int]) -> None:
+        """Note that microbatches which were through are in flight again, so that their partition cannot be committed."""
+        partition = self._open[place]
+        partition.done.difference_update(microbatches)
+        partition.committing = False
+        self._in_flight += len(microbatches)
+
+    def strand(self, place: PartitionKey, microbatches: Collection[int], committing: bool) -> list[Action]:
+        """Start microbatches again that will never end, or never be there for the commit, and the commit itself."""
+        partition = self._open[place]
+        if lost := partition.done.intersection(microbatches):
+            self.lose(place, lost)
+        elif committing:
+            return [self.commit(place)]
+        return [self.again(place, number) for number in microbatches if number not in partition.withheld]
+
+    @property
+    def in_flight(self) -> int:
+        """Microbatches in the normal flow."""
+        return self._in_flight
+
+    def is_flying(self, place: PartitionKey, microbatch: int) -> bool:
+        """Tell whether a microbatch is in the normal flow."""
+        partition = self._open.get(place)
+        if partition is None or microbatch >= partition.submitted:
+            return False
+        return microbatch not in partition.done and microbatch not in partition.withheld
+
+    def withhold(self, place: PartitionKey, microbatch: int) -> None:
+        """Take a microbatch out of the flow."""
+        self._open[place].withheld.add(microbatch)
+        self._in_flight -= 1
+
+    def next_attempt(self, place: PartitionKey, microbatch: int) -> int:
+        """Return a number that no attempt at a microbatch has had."""
+        starts = self._open[place].starts
+        starts[microbatch] += 1
+        return starts[microbatch]
+
+    def again(self, place: PartitionKey, microbatch: int) -> Action:
+        """Start a microbatch again in the normal flow, one that was withheld or one that is still in it."""
+        partition = self._open[place]
+        if microbatch in partition.withheld:
+            partition.withheld.remove(microbatch)
+            self._in_flight += 1
+        return Submit(place[1], (microbatch,), self.next_attempt(place, microbatch), place[0])
+
+    def commit(self, place: PartitionKey) -> Action:
+        """Commit a partition all of whose microbatches are done, for the first time or again."""
+        partition = self._open[place]
+        partition.committing = True
+        partition.commits += 1
+        return Commit(place[1], partition.commits - 1, place[0])
+
+    def computed_apart(self, place: PartitionKey, microbatch: int) -> list[Action]:
+        """Note that a microbatch is computed that was taken out of the flow."""
+        partition = self._open[place]
+        partition.withheld.remove(microbatch)
+        partition.done.add(microbatch)
+        return self._commit_if_whole(place)
+
+    def committed(self, place: PartitionKey) -> Action:
+        """Forget an attempt whose partition is committed."""
+        del self._open[place]
+        return Release(place[1], place[0])
+
+    def abandon(self, place: PartitionKey) -> Action:
+        """Forget an attempt that is of no use any more, whatever of it is in flight."""
+        partition = self._open.pop(place)
+        self._in_flight -= partition.submitted - len(partition.done) - len(partition.withheld)
+        return Release(place[1], place[0])
+
+    def pump(self, generation: int, may_start: bool) -> list[Action]:
+        """Fill the window with microbatches, and prepare partitions on a generation so that it stays full."""
+        actions: list[Action] = []
+        # A submission costs driver and scheduler the same, however many microbatches it has: let some gather.
+        is_due = not self.is_held and (not self._in_flight or self.window - self._in_flight >= self.window // _SHARES)
+        for place, partition in self._open.items():
+            take = min(self.window - self._in_flight, partition.unsubmitted) if is_due else 0
+            if take > 0:
+                begin = partition.submitted
+                numbers = tuple(range(begin, begin + take))
+                actions.append(Submit(place[1], numbers, attempt=0, generation=place[0]))
+                partition.submitted += take
+                self._in_flight += take
+        ahead = sum(partition.unsubmitted for partition in self._open.values())
+        preparing = sum(partition.microbatches is None for partition in self._open.values())
+        committing = sum(partition.committing for partition in self._open.values())
+        # Until one partition has shown how many microbatches to expect, two are enough to begin with.
+        expected = self._typical or self.window
+        while (
+            may_start
+            and ahead + preparing * expected < 2 * self.window
+            and preparing < self.window
+            and committing <= self.window
+        ):
+            following = next(self._waiting, None)
+            if following is None:
+                break
+            chosen, number = following
+            chosen = generation if chosen is None else chosen
+            self._open[chosen, number] = OpenPartition()
+            preparing += 1
+            actions.append(Prepare(number, attempt=0, generation=chosen))
+        return actions
+
+    def _commit_if_whole(self, place: PartitionKey) -> list[Action]:
+        partition = self._open[place]
+        if partition.committing or len(partition.done) != partition.microbatches:
+            return []
+        return [self.commit(place)]

@@ -1,0 +1,1 @@
+"""Which snapshot a job computes on, and how it changes to another."""

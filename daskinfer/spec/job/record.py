@@ -1,0 +1,362 @@
+"""A job as records: what it is keyed by, how it stands and what it did."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Literal
+
+from daskinfer.ids import canonical_json, digest_of
+from daskinfer.spec.job.commit import CommitRecord  # noqa: F401 - where it was first
+from daskinfer.spec.job.control import WorkerState
+from daskinfer.spec.job.generation import SnapshotPin
+from daskinfer.spec.job.membership import MemberShare, MemberStatus
+from daskinfer.spec.job.retries import RetryShare
+from daskinfer.spec.outline import Outline
+from daskinfer.spec.plan import Numerics, Plan
+from daskinfer.spec.recipe.schema import Recipe
+from daskinfer.spec.rows import InputFile
+from daskinfer.spec.section import Section
+from daskinfer.spec.snapshot import Resolution
+
+SNAPSHOT = "snapshot"
+"""Column of outputs whose rows may be on different snapshots."""
+
+State = Literal["running", "stopped", "cancelled", "failed", "done", "replaced"]
+Phase = Literal["preparing", "starting", "loading", "running", "sealing", "done", "failed", "stopped"]
+
+
+class OutputField(Section):
+    """One column that a task writes."""
+
+    name: str
+    """Column or array name."""
+    kind: Literal["float32", "float64", "int64", "int32", "uint8", "bool", "string"]
+    """Element type."""
+    shape: tuple[int, ...] = ()
+    """Shape of one row's value; () for a scalar."""
+
+
+class JobRecord(Section):
+    """What a job is: written once, when it is born, and read by every resume."""
+
+    job: str
+    """Job id, unique in the workspace."""
+    request: str
+    """Digest of recipe, inputs, code and numerics: which command this job answers."""
+    recipe: Recipe
+    """As it ran first, defaults filled."""
+    resolution: Resolution
+    """What the checkpoint reference meant; never resolved again."""
+    registry: str
+    """URL of the registry that the snapshot is read from."""
+    inputs: str
+    """Digest of the input files."""
+    code: str
+    """Digest of daskinfer's own source."""
+    plan: Plan
+    """How it is cut; decides bits."""
+    outline: Outline
+    """The model's layers and cuts, as every worker follows them."""
+    slots: int
+    """Microbatches that a partition may have."""
+    fields: tuple[OutputField, ...]
+    """Columns the task writes."""
+    keep: dict[str, str]
+    """Input columns copied to the output -> type, as the partition table names it."""
+    output: str
+    """Absolute URL of the output."""
+    rows: int
+    """Rows of the input."""
+    partitions: int
+    """Partitions of the input."""
+    precision: str = ""
+    """Why it computes in its precision; decides nothing."""
+    length: str = ""
+    """Why its texts are shorter than the recipe asks for, where they are; decides nothing."""
+    left_out: str = ""
+    """Outputs of the model that are not written, each with its reason; decides nothing."""
+    created: str
+    """ISO 8601, UTC."""
+
+    @property
+    def first_pin(self) -> SnapshotPin:
+        """The snapshot that the job was born with."""
+        found = self.resolution
+        return SnapshotPin(snapshot=found.snapshot, sequence=found.sequence, version=found.version)
+
+    @property
+    def is_staged(self) -> bool:
+        """Whether its parts wait in folders of their generations until the seal."""
+        return self.recipe.consistency.may_change
+
+    @property
+    def key(self) -> str:
+        """Digest of snapshot and request: where the snapshot stays, two jobs with one key would write the same bytes."""
+        return digest_of([self.resolution.snapshot, self.request])
+
+
+def digest_files(files: Iterable[InputFile]) -> str:
+    """Return the identity of an input: names, sizes and etags of its files, in order."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(canonical_json([file.url, file.size, file.etag]))
+    return f"sha256:{digest.hexdigest()}"
+
+
+def make_job_request(recipe: Recipe, inputs: str, code: str, numerics: Numerics) -> str:
+    """Return the digest of all that decides the output except the snapshot.
+
+    `threads` is left out: a resume keeps the recorded plan's.
+    """
+    return digest_of([recipe.digest, inputs, code, numerics.model_dump(mode="json", exclude={"threads"})])
+
+
+class StageReport(Section):
+    """What one stage did in a whole run."""
+
+    stage: int
+    """Stage number."""
+    layers: str
+    """Layers it owns, e.g. `0-2`."""
+    shard_bytes: int
+    """Bytes of its shard in the job's precision."""
+    stored_bytes: int = 0
+    """Bytes of its shard as the snapshot stores it."""
+    offload: str = "none"
+    """Where its weights wait for their turn on the device: none, cpu or disk."""
+    read_bytes: int
+    """Bytes read from the registry to load it, all workers together."""
+    load_seconds: float
+    """Longest load among its workers."""
+    device: str = ""
+    """What its workers compute with."""
+    out_of_memory: int = 0
+    """Times that a microbatch did not fit the device and was run in smaller parts."""
+    device_peak: int = 0
+    """Most bytes that a worker held on its device; 0 on CPUs."""
+    workers: tuple[str, ...]
+    """Who held it."""
+    microbatches: int
+    """Microbatches computed."""
+    compute: float
+    """Seconds inside the model, all workers together."""
+    receive: float
+    """Seconds receiving and checking activations."""
+    send: float
+    """Seconds sending activations."""
+    busy: float
+    """Share of the running time that its workers spent on any of these, 0 to 1."""
+
+
+class Incident(Section):
+    """Something that went wrong and what was done about it."""
+
+    at: float
+    """Seconds since the run began."""
+    kind: str
+    """worker-lost, worker-frozen, network-cut, device-failed, storage-refused, task-failed, resumed ..."""
+    detail: str
+    """One sentence."""
+    detect_seconds: float | None = None
+    """From the last sign of health until the driver knew; None where that cannot be told."""
+    recover_seconds: float | None = None
+    """From then until the work went on: another worker holds the stage, or the task was done again. None where there
+    was nothing to recover, or it had not happened by the end."""
+
+
+class SnapshotShare(Section):
+    """What one snapshot computed of an output."""
+
+    snapshot: str
+    """Snapshot digest."""
+    version: int | None = None
+    """Its version number, where known."""
+    partitions: int
+    """Partitions computed on it."""
+    rows: int
+    """Rows of these."""
+
+
+class Report(Section):
+    """What a run did, whole."""
+
+    job: str
+    """Job id."""
+    name: str
+    """The recipe's name."""
+    verdict: Literal["done", "failed", "interrupted", "over budget"]
+    """How it ended."""
+    message: str
+    """One sentence on the verdict."""
+    checkpoint: str
+    """Checkpoint reference of the recipe."""
+    snapshot: str
+    """Snapshot digest that computed every row; where there are several, the last one."""
+    snapshots: tuple[SnapshotShare, ...] = ()
+    """Every snapshot that computed rows, in the order in which the job took them up."""
+    version: int | None
+    """Its version number, where known."""
+    trial: str = ""
+    """What the gate said of a canary or a shadow, in a sentence."""
+    gate: str = ""
+    """URL of the gate's report."""
+    recipe: str
+    """Recipe digest."""
+    key: str
+    """Job key."""
+    rows_in: int
+    """Rows of the input."""
+    rows_out: int
+    """Rows in the output."""
+    rows_quarantined: int
+    """Rows in the quarantine."""
+    rows_truncated: int = 0
+    """Rows in the output whose text was longer than `max_tokens`, and was cut."""
+    rows_not_finite: int = 0
+    """Rows for which the model returned NaN or infinity, quarantined or not."""
+    max_tokens: int = 0
+    """Longest row in tokens; 0 where rows are no texts."""
+    rows_this_run: int
+    """Rows committed by this run; the others were there already."""
+    partitions: int
+    """Partitions of the input."""
+    partitions_resumed: int
+    """Partitions that an earlier run had committed."""
+    epoch: int
+    """How many lives this job has had: drivers, and one for all members that run it together."""
+    members: tuple[MemberShare, ...] = ()
+    """Who did what, where several drivers ran it together."""
+    tokens: int
+    """Tokens computed by this run, padding excluded."""
+    padded_tokens: int
+    """Tokens computed by this run, padding included."""
+    seconds: float
+    """Whole run."""
+    startup_seconds: float
+    """Until the first partition could start: cluster and shards."""
+    running_seconds: float
+    """From then until the last commit."""
+    precision: str = ""
+    """Which precision it computes in, and why."""
+    length: str = ""
+    """Why its texts are shorter than the recipe asks for, where they are."""
+    sharing: str = ""
+    """Which rows shared a microbatch, and why no others, where not any could."""
+    left_out: str = ""
+    """Outputs of the model that are not written, each with its reason."""
+    stages: tuple[StageReport, ...]
+    """Where the time went."""
+    counters: dict[str, int]
+    """workers_lost, corrupt_activations, task_failures, microbatches_recomputed."""
+    incidents: tuple[Incident, ...]
+    """What went wrong and was mended."""
+    rejects: tuple[str, ...]
+    """The first few quarantined rows, a line each."""
+    retries: tuple[RetryShare, ...] = ()
+    """Retries of quarantined rows; in the report of a retry it is the last one."""
+    versions: dict[str, str]
+    """Python, daskinfer, torch ..."""
+    output: str
+    """URL of the output."""
+    report: str
+    """URL of the HTML report."""
+    command: str
+    """The command that runs or resumes it."""
+    started: str
+    """ISO 8601, UTC."""
+
+    @property
+    def rows_per_second(self) -> float:
+        """Rows committed by this run over its running time."""
+        return self.rows_this_run / self.running_seconds if self.running_seconds > 0 else 0.0
+
+
+class Progress(Section):
+    """How a run stands, several times a second for a terminal and every few seconds in storage."""
+
+    phase: Phase
+    """What the driver is doing."""
+    job: str = ""
+    """Job id, once known."""
+    member: str = ""
+    """Id of the driver, where it is one of several that run the job together."""
+    rows_total: int = 0
+    """Rows of the input."""
+    rows_done: int = 0
+    """Rows committed, quarantined ones and those of earlier runs included."""
+    rows_in_work: int = 0
+    """Rows that are computed and wait for the rest of their partition to be committed."""
+    rows_quarantined: int = 0
+    """Rows refused so far."""
+    rows_truncated: int = 0
+    """Rows so far whose text was cut."""
+    rows_not_finite: int = 0
+    """Rows for which the model returned NaN or infinity, quarantined or not."""
+    rows_this_run: int = 0
+    """Rows that this run committed itself."""
+    seconds: float = 0.0
+    """Since the run began."""
+    rows_per_second: float = 0.0
+    """Computed by this run, over its running time."""
+    eta: float | None = None
+    """Seconds left, where it can be told."""
+    busy: tuple[float, ...] = ()
+    """Busy share of every stage, 0 to 1; nothing before the first commit."""
+    devices: tuple[str, ...] = ()
+    """What every stage computes on, with the most memory that it took there; "" until it is loaded."""
+    loaded_bytes: int = 0
+    """Bytes of shards that workers have brought in, as stored."""
+    total_bytes: int = 0
+    """Bytes of all their shards, as stored."""
+    loaded_shards: int = 0
+    """Shards that are in place."""
+    total_shards: int = 0
+    """Shards that are wanted: one for each worker of a stage."""
+    workers: tuple[WorkerState, ...] = ()
+    """What every worker does."""
+    message: str = ""
+    """What just happened, where it is worth a line."""
+
+
+class JobStatus(Section):
+    """A job as storage shows it, without asking the driver."""
+
+    job: str
+    """Job id."""
+    name: str
+    """The recipe's name."""
+    state: State
+    """`stopped`: no live driver and not finished; the same command resumes it. `cancelled`: so, because somebody said so."""
+    message: str = ""
+    """Who cancelled it and when, where somebody did."""
+    rows_total: int
+    """Rows of the input."""
+    rows_done: int
+    """Rows committed, quarantined ones included."""
+    rows_quarantined: int
+    """Rows refused so far."""
+    rows_truncated: int = 0
+    """Rows so far whose text was cut."""
+    rows_not_finite: int = 0
+    """Rows for which the model returned NaN or infinity, quarantined or not."""
+    partitions: int
+    """Partitions of the input."""
+    partitions_done: int
+    """Partitions committed."""
+    checkpoint: str
+    """Checkpoint reference of the recipe."""
+    snapshot: str
+    """Snapshot digest it is locked on."""
+    output: str
+    """URL of the output."""
+    created: str
+    """ISO 8601, UTC."""
+    driver: str
+    """host:pid of the last driver."""
+    heartbeat_age: float | None
+    """Seconds since the last driver wrote its heartbeat, by this machine's clock."""
+    progress: Progress | None
+    """The last progress written."""
+    members: tuple[MemberStatus, ...] = ()
+    """The drivers that run it together, where several do or did."""

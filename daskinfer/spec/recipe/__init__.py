@@ -1,0 +1,1 @@
+"""The recipe: what a user writes, and every mistake in it explained."""

@@ -1,0 +1,1 @@
+"""What a registry holds and what was done to it, as records."""

@@ -1,0 +1,1 @@
+"""What any implementation must do: subclass a contract and pytest runs it."""

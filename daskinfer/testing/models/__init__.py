@@ -1,0 +1,1 @@
+"""Tiny models of many families, and plain transformers to compare with."""

@@ -1,0 +1,1 @@
+"""Store servers on this machine."""

@@ -1,0 +1,1 @@
+"""Activations between stages, at rest or on their way."""

@@ -1,0 +1,1 @@
+"""Columns: types, values, and what formats can hold."""

@@ -1,0 +1,1 @@
+"""Records of jobs: lease, members, claims, control, journal."""

@@ -1,0 +1,348 @@
+"""Jobs at rest, in `<workspace>/jobs/<job>/`.
+
+::
+
+    job.json          what the job is, the snapshot it is locked on included; created once
+    inputs.json.gz    its partition table; created once
+    mended.json       digest of the input as it was mended since, where a stopped job was finished on it
+    epochs/           slot log: every driver it has had
+    lease.json        heartbeat and progress of the last one
+    members/          heartbeat and progress of everyone who ran it together with others
+    claims/           slot logs: which of them has which partitions
+    journal/          what happened
+    control/          slot log: what people ask of the driver, and its answers
+    generations/      slot log: the snapshots it took up, and what each switch gave them
+    poison/           rows that break the model, by microbatch, each file created once
+    gate.json .html   what the gate of a canary or a shadow found
+    report.json .html what the last run did
+    retries/          what every retry of quarantined rows did: 0001.json, 0001.html ...
+    reports/          what each of its members did
+    cleared.json      created once, when the output holds nothing of its former owner
+    done.json         created once, when the output is sealed
+"""
+
+from __future__ import annotations
+
+import gzip
+import time
+import zlib
+from collections.abc import Callable, Collection
+from difflib import get_close_matches
+from itertools import count
+
+from pydantic import ValidationError
+
+from daskinfer.errors import Conflict, IntegrityError, UsageError
+from daskinfer.ids import canonical_json, make_nonce, parse_json, sha256_of
+from daskinfer.spec.job.control import ControlRecord
+from daskinfer.spec.job.membership import MemberStatus
+from daskinfer.spec.job.record import JobRecord, JobStatus, Report, State
+from daskinfer.spec.rows import PartitionTable
+from daskinfer.storage.jobs import lease
+from daskinfer.storage.jobs.control_log import ControlLog
+from daskinfer.storage.jobs.driver_identity import BEAT, TTL, Mode
+from daskinfer.storage.jobs.membership import Member, Membership, list_members, seems_alive
+from daskinfer.storage.objects.create_if_absent import create
+from daskinfer.storage.objects.filesystem import (
+    absolute_url,
+    delete,
+    exists,
+    join_url,
+    list_names,
+    read_bytes,
+    replace_bytes,
+)
+
+
+class JobStore:
+    """What is stored of one job.
+
+    Parameters
+    ----------
+    workspace
+        URL of the workspace.
+    job
+        Job id.
+    """
+
+    def __init__(self, workspace: str, job: str) -> None:
+        self.job = job
+        self.url = join_url(absolute_url(workspace), "jobs", job)
+
+    def record(self) -> JobRecord:
+        """Return what the job is.
+
+        Raises
+        ------
+        UsageError
+            There is no such job.
+        IntegrityError
+            The record cannot be read.
+        """
+        place = self._place("job.json")
+        try:
+            return JobRecord.model_validate(parse_json(read_bytes(place))["record"])
+        except FileNotFoundError as error:
+            raise UsageError(f"no job {self.job}: {place} does not exist", hint="List them: daskinfer jobs") from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise _unreadable(place, "job record") from error
+
+    def record_place(self) -> str:
+        """Return the URL of what the job is."""
+        return self._place("job.json")
+
+    def record_digest(self) -> str:
+        """Return the digest of the bytes that say what the job is."""
+        return sha256_of(read_bytes(self._place("job.json")))
+
+    def save_table(self, table: PartitionTable) -> None:
+        """Store the partition table, once and for the whole job.
+
+        Raises
+        ------
+        Conflict
+            The job has another one.
+        """
+        place = self._place("inputs.json.gz")
+        data = gzip.compress(table.model_dump_json().encode(), compresslevel=1, mtime=0)
+        if not create(place, data) and self.table() != table:
+            raise Conflict(f"{place} holds another partition table", hint="Start a new job: run with --fresh.")
+
+    def table(self) -> PartitionTable:
+        """Return the partition table."""
+        place = self._place("inputs.json.gz")
+        try:
+            data = read_bytes(place)
+        except FileNotFoundError as error:
+            raise IntegrityError(
+                f"{place} is gone: which rows are in which partition, nobody can tell",
+                hint="Put it back, or start over with --fresh.",
+            ) from error
+        try:
+            return PartitionTable.model_validate_json(gzip.decompress(data))
+        except (ValueError, OSError, EOFError, zlib.error) as error:
+            raise _unreadable(place, "partition table") from error
+
+    def inputs(self, record: JobRecord) -> str:
+        """Return the digest of the input files that the job reads: those it began with, or those mended since."""
+        place = self._place("mended.json")
+        try:
+            return str(parse_json(read_bytes(place))["inputs"])
+        except FileNotFoundError:
+            return record.inputs
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise _unreadable(place, "record of mended inputs") from error
+
+    def save_inputs(self, inputs: str) -> None:
+        """Note that the input was mended in place, and that the job reads it as it is now."""
+        replace_bytes(self._place("mended.json"), canonical_json({"inputs": inputs}))
+
+    def acquire(self, beat: float = BEAT, ttl: float = TTL, mode: Mode = "alone") -> lease.Lease:
+        """Become the job's driver; see `daskinfer.storage.jobs.lease.acquire`."""
+        return lease.acquire(self.url, beat, ttl, mode)
+
+    def join(self, beat: float = BEAT, ttl: float = TTL) -> Membership:
+        """Become one of the job's members; see `daskinfer.storage.jobs.lease.join`."""
+        return lease.join(self.url, beat, ttl)
+
+    def current_epoch(self) -> int:
+        """Return how many drivers the job has had."""
+        newest = lease.read_driver(self.url)
+        return 0 if newest is None else newest[0]
+
+    def is_cleared(self) -> bool:
+        """Say whether the output holds nothing of its former owner."""
+        return exists(self._place("cleared.json"))
+
+    def mark_cleared(self) -> None:
+        """Note that the output holds nothing of its former owner."""
+        create(self._place("cleared.json"), canonical_json({"job": self.job}))
+
+    def report_url(self, member: str = "") -> str:
+        """Return where the page of the last run, or of one member's, is."""
+        return self._place(f"reports/{member}.html" if member else "report.html")
+
+    def save_report(self, report: Report, html: str, member: str = "") -> str:
+        """Store what the last run, or one member, did, and return the URL of the HTML page."""
+        page = self.report_url(member)
+        replace_bytes(page, html.encode())
+        replace_bytes(f"{page.removesuffix('.html')}.json", report.model_dump_json(indent=2).encode())
+        return page
+
+    def save_retry_report(self, round: int, report: Report, html: str) -> None:
+        """Store what a retry did."""
+        replace_bytes(self.retry_page(round), html.encode())
+        replace_bytes(self._place(f"retries/{round:04d}.json"), report.model_dump_json(indent=2).encode())
+
+    def retry_page(self, round: int) -> str:
+        """Return the URL of the HTML report of a retry."""
+        return self._place(f"retries/{round:04d}.html")
+
+    def retry_report(self, round: int) -> Report | None:
+        """Return what a retry did; None where it has written no report."""
+        return self._read_report(f"retries/{round:04d}.json")
+
+    def save_gate_page(self, html: str) -> None:
+        """Store the page of what a gate said of a canary or a shadow."""
+        replace_bytes(self._place("gate.html"), html.encode())
+
+    def report(self, member: str = "") -> Report | None:
+        """Return what the last run, or one member, did, if it ended."""
+        return self._read_report(f"reports/{member}.json" if member else "report.json")
+
+    def _read_report(self, name: str) -> Report | None:
+        place = self._place(name)
+        try:
+            return Report.model_validate_json(read_bytes(place))
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            raise _unreadable(place, "report") from error
+
+    def others(self, member: str) -> list[Member]:
+        """Return the other members of the job's present life that seem to live."""
+        found = list_members(self.url, self.current_epoch())
+        return [other for other in found if other.member != member and seems_alive(other)]
+
+    def finish(self) -> None:
+        """Note that the output is sealed and nothing is left to do. A second call changes nothing."""
+        create(self._place("done.json"), canonical_json({"job": self.job}))
+
+    def mark_replaced(self, successor: str) -> None:
+        """Note that the output is another job's now, so that this one can never go on."""
+        create(self._place("replaced.json"), canonical_json({"by": successor}))
+
+    def reopen(self) -> None:
+        """Take back that the job is finished: files of its output are gone."""
+        delete(self._place("done.json"))
+
+    def cancelled(self) -> ControlRecord | None:
+        """Return the request that stopped the last driver, if one did."""
+        return ControlLog(self.url).cancelled(self.current_epoch())
+
+    def state(self) -> State:
+        """Return how the job stands."""
+        if exists(self._place("replaced.json")):
+            return "replaced"
+        if exists(self._place("done.json")):
+            return "done"
+        if lease.is_held(self.url):
+            return "running"
+        if self.cancelled() is not None:
+            return "cancelled"
+        report = self.report()
+        # A driver that was killed leaves its predecessor's report.
+        if report is not None and report.verdict == "failed" and report.epoch == self.current_epoch():
+            return "failed"
+        return "stopped"
+
+    def _place(self, name: str) -> str:
+        return join_url(self.url, name)
+
+
+def create_job(workspace: str, record_of: Callable[[str], JobRecord], stem: str) -> JobStore:
+    """Create a job under the first free id of `stem`, `stem-r2`, `stem-r3` ...
+
+    Parameters
+    ----------
+    workspace
+        URL of the workspace.
+    record_of
+        Makes the record for an id.
+    stem
+        `<name>-<first ten digits of the job key>`.
+    """
+    for run in count(1):
+        store = JobStore(workspace, stem if run == 1 else f"{stem}-r{run}")
+        record = record_of(store.job).model_dump(mode="json")
+        # The nonce keeps two drivers that create equal jobs at once from both believing that they did.
+        if create(join_url(store.url, "job.json"), canonical_json({"nonce": make_nonce(), "record": record})):
+            return store
+    raise AssertionError("unreachable")
+
+
+def list_jobs(workspace: str) -> list[str]:
+    """Return the ids of all jobs, whether their records can be read or not."""
+    return list_names(join_url(absolute_url(workspace), "jobs"))
+
+
+def find_job(workspace: str, name: str) -> JobStore:
+    """Return the job with this id, or the only one whose id begins so.
+
+    Raises
+    ------
+    UsageError
+        There is none, or there are several.
+    """
+    jobs = list_jobs(workspace)
+    matches = [name] if name in jobs else [job for job in jobs if job.startswith(name)]
+    if len(matches) == 1:
+        return JobStore(workspace, matches[0])
+    if matches:
+        raise UsageError(f"{name} is short for {len(matches)} jobs: {', '.join(matches)}", hint="Give more of the id.")
+    close = get_close_matches(name, jobs, n=1)
+    hint = f"Did you mean {close[0]}?" if close else "List them: daskinfer jobs"
+    raise UsageError(f"no job {name} in {absolute_url(workspace)}", hint=hint)
+
+
+def status(workspace: str, job: str, committed: Callable[[JobRecord], Collection[int]]) -> JobStatus:
+    """Return how a job stands, from storage alone.
+
+    Parameters
+    ----------
+    workspace
+        URL of the workspace.
+    job
+        Job id, or the beginning of one.
+    committed
+        Lists the numbers of the partitions that are committed at the job's output.
+    """
+    store = find_job(workspace, job)
+    record, newest, heartbeat = store.record(), lease.read_driver(store.url), lease.read_heartbeat(store.url)
+    size, done = record.recipe.input.partition_rows, committed(record)
+    members = [] if newest is None else list_members(store.url, newest[0])
+    living = [member for member in members if seems_alive(member)]
+    progress = None if heartbeat is None else heartbeat.progress
+    at = None if heartbeat is None else heartbeat.at
+    if members:  # the one that was heard of last knows best how the whole stands
+        last = max(living or members, key=lambda member: member.at)
+        progress, at = last.progress, last.at
+    state = store.state()
+    cancel = store.cancelled() if state == "cancelled" else None
+    return JobStatus(
+        job=store.job,
+        name=record.recipe.name,
+        state=state,
+        message="" if cancel is None else f"{cancel.by} cancelled it at {cancel.at}",
+        rows_total=record.rows,
+        rows_done=sum(min(size, record.rows - number * size) for number in done),
+        rows_quarantined=0 if progress is None else progress.rows_quarantined,
+        rows_truncated=0 if progress is None else progress.rows_truncated,
+        rows_not_finite=0 if progress is None else progress.rows_not_finite,
+        partitions=record.partitions,
+        partitions_done=len(done),
+        checkpoint=record.resolution.reference,
+        snapshot=record.resolution.snapshot,
+        output=record.output,
+        created=record.created,
+        driver="" if newest is None else str(newest[1]),
+        heartbeat_age=None if at is None else max(0.0, time.time() - at),
+        progress=progress,
+        members=tuple(
+            MemberStatus(
+                member=member.member,
+                driver=str(member.driver),
+                is_alive=member in living,
+                heartbeat_age=max(0.0, time.time() - member.at),
+                rows_done=0 if member.progress is None else member.progress.rows_this_run,
+            )
+            for member in members
+        ),
+    )
+
+
+def _unreadable(place: str, what: str) -> IntegrityError:
+    return IntegrityError(
+        f"{place} is not a {what} that this version of daskinfer can read",
+        hint="It was damaged or written by another version; delete the job's folder to forget the job.",
+    )

@@ -1,0 +1,1 @@
+"""Bytes behind URLs, and what is built on creating an object only once."""

@@ -1,0 +1,387 @@
+"""Bytes behind URLs: one small set of verbs over local paths and every fsspec filesystem."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from stat import S_ISDIR, S_ISFIFO, S_ISREG
+
+from fsspec import AbstractFileSystem, get_filesystem_class
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from daskinfer.errors import DaskinferError, IntegrityError, NotAllowed, StorageError, StorageRefused, UsageError
+from daskinfer.ids import make_nonce
+from daskinfer.redaction import protect, reveal
+from daskinfer.storage.objects.backoff import is_away, persist
+
+_LOCAL_PREFIXES = ("file://", "local://")
+_URL = re.compile(r"([A-Za-z][\w+.-]*::)*[A-Za-z][\w+.-]*://")
+_LINK = re.compile(r"[A-Za-z][\w+.-]*::|(dir|libarchive|reference|tar|zip)://")
+_ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+class ShortRead(StorageError):
+    """A store gave fewer bytes of a range than were asked for."""
+
+
+def is_local(url: str) -> bool:
+    """Say whether the URL is a path on this machine, which may hold any characters, `::` too."""
+    return url.startswith(_LOCAL_PREFIXES) or not _URL.match(url)
+
+
+def absolute_url(url: str, base: Path | None = None) -> str:
+    """Return the one spelling of a URL: local ones as absolute plain paths, none with a trailing slash.
+
+    Parameters
+    ----------
+    url
+        A path, relative or not, or any fsspec URL. A path that begins with the name of a home folder (`~`, `~anna`)
+        starts there.
+    base
+        Folder that relative paths start from; the working directory by default.
+
+    Raises
+    ------
+    UsageError
+        It is no name that everything which has to write it down could hold, or one that can mean two files.
+    """
+    if "\0" in url or not _is_text(url):
+        raise UsageError(f"{url!r} cannot be a place: its name is no text of UTF-8", hint="Give it another name.")
+    if not is_local(url):
+        return protect(url.rstrip("/"))
+    path = url
+    for prefix in _LOCAL_PREFIXES:
+        path = path.removeprefix(prefix)
+    if path != url and _ESCAPE.search(path):
+        # Some programs write %20 for a space in such URLs, others write names as they are.
+        raise UsageError(f"{url}: '%' may stand for itself or begin an escape", hint="Write the plain path instead.")
+    whole = str((base or Path.cwd()).absolute() / os.path.expanduser(path))  # noqa: PTH111 - leaves unknown users alone
+    if not _is_text(whole):
+        raise UsageError(
+            f"{url}: the folder that it starts from has a name that is no UTF-8: {whole!r}",
+            hint="Rename the folder, or start from another one.",
+        )
+    return _normalise(whole)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _normalise(path: str) -> str:
+    """Return an absolute path without dots and double slashes, where `..` leaves a link for what it points to."""
+    parts: list[str] = []
+    for part in path.split("/"):
+        if part == "..":
+            here = "/" + "/".join(parts)
+            parts = os.path.realpath(here).strip("/").split("/") if Path(here).is_symlink() else parts
+            parts = parts[:-1]
+        elif part not in ("", "."):
+            parts.append(part)
+    return "/" + "/".join(parts)
+
+
+def join_url(base: str, *parts: str) -> str:
+    """Return `base/part/...` with single slashes.
+
+    Raises
+    ------
+    IntegrityError
+        A part, which may come from a record that anybody wrote, would leave `base`.
+    """
+    if any(".." in part.split("/") or "\0" in part for part in parts):
+        raise IntegrityError(
+            f"{'/'.join(parts)[:200]!r} leaves {base}", hint="The record that names it was damaged or changed by hand."
+        )
+    return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def open_filesystem(url: str) -> tuple[AbstractFileSystem, str]:
+    """Return the filesystem of a URL and the path inside it.
+
+    The listing cache is off: with it, s3fs denies objects that another process created a moment ago.
+    """
+    if url.startswith(("gs://", "gcs://")):
+        # Else gcsfs asks every bucket over gRPC whether it is a zonal one, which stalls for a minute behind a proxy that
+        # passes HTTP only; and in zonal buckets it ignores mode="create" and shows half-written objects.
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    return find_filesystem(absolute_url(url))
+
+
+def find_filesystem(url: str) -> tuple[AbstractFileSystem, str]:
+    """Do what `open_filesystem` does, for a URL that is absolute."""
+    if is_local(url):
+        return LocalFileSystem(use_listings_cache=False), url
+    url = reveal_url(url)
+    if "::" in url and not _LINK.match(url):
+        # fsspec takes every such URL for a chain of filesystems, though the name of an object may hold it.
+        kind = get_filesystem_class(url.partition("://")[0])
+        return kind(**kind._get_kwargs_from_urls(url), use_listings_cache=False), kind._strip_protocol(url)
+    filesystem, path = url_to_fs(url, use_listings_cache=False)
+    return filesystem, path
+
+
+def reveal_url(url: str) -> str:
+    """Return a URL with its secrets, for nobody but whoever opens it.
+
+    Raises
+    ------
+    UsageError
+        One of them is not known here.
+    """
+    try:
+        return reveal(url)
+    except KeyError as error:
+        raise UsageError(
+            f"{url}: its secret {error.args[0]} is not known here",
+            hint="Set the environment variable of that name, or run the recipe that holds it.",
+        ) from None
+
+
+def read_bytes(url: str, begin: int | None = None, end: int | None = None) -> bytes:
+    """Return the bytes of an object, or of the range from `begin` up to `end`.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where there is no such object.
+    ShortRead
+        Where the object has, or the store gives, fewer bytes than the range.
+    NotAllowed
+        Where the store refuses this user.
+    StorageError
+        Where the store refuses otherwise.
+    """
+    return open_reader(url)(begin, end)
+
+
+def open_reader(url: str) -> Callable[[int | None, int | None], bytes]:
+    """Return `read_bytes` of one object, for many ranges and for threads.
+
+    fsspec gives every thread a filesystem, and with it connections, of its own; threads that share a reader share them.
+    """
+    with explain_errors(url, "read"):
+        filesystem, path = open_filesystem(url)
+
+    def read_range(begin: int | None, end: int | None) -> bytes:
+        with explain_errors(url, "read"):
+            _refuse_special(url)
+            try:
+                data = bytes(filesystem.cat_file(path, start=begin, end=end))
+            except Exception as error:
+                # How s3fs and gcsfs say 416: the range begins past the end. Other stores return nothing.
+                if end is None or (
+                    getattr(error, "errno", None) != errno.EINVAL and getattr(error, "code", None) != 416
+                ):
+                    raise
+                data = b""
+        if end is not None and len(data) != end - (begin or 0):
+            raise ShortRead(
+                f"short read of {url}: bytes {begin or 0} to {end} were asked for, {len(data)} came",
+                hint="The object is shorter than its record says, or the connection broke; run the command again.",
+            )
+        return data
+
+    return read_range
+
+
+def _refuse_special(url: str) -> None:
+    """Refuse a local pipe, device or socket: whoever opens one may wait for ever."""
+    if is_local(url):
+        mode = Path(absolute_url(url)).stat().st_mode
+        if not (S_ISREG(mode) or S_ISDIR(mode)):
+            raise StorageError(
+                f"{url} is no file but a {'pipe' if S_ISFIFO(mode) else 'device or socket'}",
+                hint="Something else was put in its place: put the file back.",
+            )
+
+
+def exists(url: str) -> bool:
+    """Say whether an object or a folder with objects is there."""
+    with explain_errors(url, "look for"):
+        filesystem, path = open_filesystem(url)
+        return bool(filesystem.exists(path))
+
+
+def size_of(url: str) -> int:
+    """Return an object's length in bytes; `FileNotFoundError` where there is none."""
+    with explain_errors(url, "look for"):
+        filesystem, path = open_filesystem(url)
+        return int(filesystem.size(path))
+
+
+def list_names(url: str) -> list[str]:
+    """Return the names of the direct children of a folder, sorted; nothing where there is no folder.
+
+    Half-written files of `temporary_name` are left out.
+    """
+    with explain_errors(url, "list"):
+        filesystem, path = open_filesystem(url)
+        try:
+            children = filesystem.ls(path, detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+    folder = path.strip("/")
+    names = set()
+    for child in children:
+        parent, _, name = str(child).strip("/").rpartition("/")
+        if parent == folder and not (name.startswith(".") and name.endswith(".tmp")):
+            names.add(name)
+    return sorted(names)
+
+
+def find_files(url: str) -> dict[str, int]:
+    """Return every file below a folder, half-written ones too: its path from there, and its length in bytes."""
+    with explain_errors(url, "list"):
+        filesystem, path = open_filesystem(url)
+        found = filesystem.find(path, detail=True)
+    prefix = f"{path.strip('/')}/"
+    return {str(name).strip("/").removeprefix(prefix): int(entry["size"]) for name, entry in found.items()}
+
+
+def modified_at(url: str) -> datetime | None:
+    """Return when an object was last written, by the store's clock; None where it is missing or the store cannot say."""
+    with explain_errors(url, "look for"):
+        filesystem, path = open_filesystem(url)
+        try:
+            found: datetime = filesystem.modified(path)
+        except (FileNotFoundError, NotImplementedError):
+            return None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def clear_halves(url: str) -> None:
+    """Delete what writers that were killed left half written below a local folder; object stores have no such things.
+
+    Whoever is still writing there fails: for when nothing more is to be written.
+    """
+    if is_local(url):
+        for path in Path(absolute_url(url)).rglob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
+
+def delete(url: str, recursive: bool = False) -> None:
+    """Delete an object, or a whole folder; a missing one is fine."""
+    with explain_errors(url, "delete"):
+        filesystem, path = open_filesystem(url)
+        try:
+            if recursive:
+                filesystem.rm(path, recursive=True)
+            else:
+                filesystem.rm_file(path)
+        except FileNotFoundError:
+            return
+
+
+def replace_bytes(url: str, data: bytes) -> None:
+    """Overwrite an object so that readers see the old bytes or the new ones. For objects with a single writer."""
+    with explain_errors(url, "write"):
+        if not is_local(url):
+            filesystem, path = open_filesystem(url)
+            persist(url, partial(filesystem.pipe_file, path, data))
+            return
+        target = Path(absolute_url(url))
+        with temporary_file(target, [data]) as temporary:
+            temporary.replace(target)
+
+
+@contextmanager
+def temporary_file(target: Path, pieces: Iterable[bytes]) -> Iterator[Path]:
+    """Write the pieces durably beside `target`, making its folder; delete the file afterwards if it is still there."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise StorageError(
+            f"cannot write {target}: {error.filename} is a file, not a folder", hint="Choose another place."
+        ) from error
+    temporary = target.with_name(f".{target.name}.{make_nonce()}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            for piece in pieces:
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def refuse_unwritable(url: str) -> None:
+    """Refuse a local folder that cannot be made or written to; nothing is written. Of other stores only a write can tell.
+
+    Raises
+    ------
+    StorageError
+        It lies under a file, on a read-only disk, or where this user may not write.
+    """
+    if not is_local(url):
+        return
+    folder = Path(absolute_url(url))
+    with explain_errors(url, "write to"):
+        there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
+        if os.statvfs(there).f_flag & os.ST_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(there))
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
+
+
+def clear_temporaries(url: str) -> None:
+    """Delete what killed writers of a local file left beside it; one that lives begins again."""
+    if is_local(url):
+        target = Path(absolute_url(url))
+        for path in target.parent.glob(f".{target.name}.*.tmp"):
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def explain_errors(url: str, action: str) -> Iterator[None]:
+    """Turn what a store raises into a `StorageError` that says what and where.
+
+    `FileNotFoundError` and `FileExistsError` pass: callers decide what they mean.
+    """
+    try:
+        yield
+    except (FileNotFoundError, FileExistsError, DaskinferError):
+        raise
+    except OSError as error:
+        raise _explain(error, url, action) from error
+    except Exception as error:
+        # Clients of object stores raise their own classes for unreachable endpoints and missing credentials.
+        if is_local(url):
+            raise
+        kind = StorageRefused if is_away(error) else StorageError
+        raise kind(
+            f"cannot {action} {url}: {type(error).__name__}: {error}",
+            hint="Check the URL, the credentials and that the store can be reached from this machine.",
+        ) from error
+
+
+def _explain(error: OSError, url: str, action: str) -> StorageError:
+    if error.errno in _FULL:
+        return StorageError(
+            f"no space left on {url}", hint="Free some space or raise the quota, then run the same command again."
+        )
+    if error.errno in _DENIED or isinstance(error, PermissionError):
+        return NotAllowed(f"not allowed to {action} {url}: {error}", hint="Check the permissions on that location.")
+    if error.errno == errno.ENOTDIR and is_local(url):
+        path = Path(absolute_url(url))
+        blocking = next((folder for folder in (path, *path.parents) if os.path.lexists(folder)), path)
+        kind_of = "a file, not a folder" if blocking.exists() else "a link to nothing"
+        return StorageError(f"cannot {action} {url}: {blocking} is {kind_of}", hint="Choose another place.")
+    kind = StorageRefused if is_away(error) else StorageError
+    return kind(f"cannot {action} {url}: {error}", hint="Check that the location exists and works, then try again.")

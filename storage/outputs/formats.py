@@ -1,0 +1,108 @@
+"""Which sink an output gets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+
+from daskinfer.errors import RecipeError
+from daskinfer.spec.job.record import OutputField
+from daskinfer.storage.columns.format_limits import advise, holds
+from daskinfer.storage.columns.types import decode_type, describe_type
+from daskinfer.storage.objects.filesystem import absolute_url
+from daskinfer.storage.outputs.arrays import VALID, ZarrSink
+from daskinfer.storage.outputs.commit_log import CommitLog
+from daskinfer.storage.outputs.fence import Fence
+from daskinfer.storage.outputs.sink import OutputLayout, Sink
+from daskinfer.storage.outputs.tables import ROW, TableSink
+
+_SUFFIXES = {".zarr": "zarr", ".parquet": "parquet", ".jsonl": "jsonl"}
+
+
+def choose_output_format(url: str, wanted: str = "auto") -> str:
+    """Return zarr, parquet or jsonl: what the recipe says, else what the URL's suffix says."""
+    if wanted != "auto":
+        return wanted
+    suffix = PurePosixPath(url.rstrip("/")).suffix.lower()
+    if suffix not in _SUFFIXES:
+        raise RecipeError(
+            f"output.format: auto cannot tell the format from the suffix '{suffix}' of {url}",
+            hint="End output.url with .zarr, .parquet or .jsonl, or set output.format.",
+        )
+    return _SUFFIXES[suffix]
+
+
+def open_sink(
+    url: str,
+    format: str,
+    job: str,
+    fields: Sequence[OutputField],
+    keep: Mapping[str, str],
+    partition_rows: int,
+    rows: int,
+    metadata: Mapping[str, str],
+) -> Sink:
+    """Return the sink of an output; nothing is written yet, and it can be sent to workers.
+
+    Parameters
+    ----------
+    url
+        The output folder.
+    format
+        zarr, parquet, jsonl or auto.
+    job
+        Job id.
+    fields
+        Columns that the task writes.
+    keep
+        Kept input column -> type.
+    partition_rows, rows
+        Size of a partition and of the input.
+    metadata
+        Provenance to store with the data.
+
+    Raises
+    ------
+    RecipeError
+        Where the format cannot be told, or a kept column has a name or a type that the output cannot have.
+    """
+    name = choose_output_format(url, format)
+    return make_sink(url, name, OutputLayout(job, tuple(fields), dict(keep), partition_rows, rows, dict(metadata)))
+
+
+def make_sink(
+    url: str, name: str, layout: OutputLayout, fence: Fence | None = None, records: CommitLog | None = None
+) -> Sink:
+    """Return the sink of a layout; `name` is zarr, parquet or jsonl. See `open_sink`, and for the rest `ZarrSink`."""
+    taken = {field.name for field in layout.fields} | {VALID if name == "zarr" else ROW}
+    for column, own in layout.keep.items():
+        _check_name(column, name, taken)
+        _check_type(column, name, own)
+    place = absolute_url(url)
+    if name == "zarr":
+        return ZarrSink(place, layout, fence, records)
+    return TableSink(place, layout, name, fence, records)
+
+
+def _check_name(column: str, name: str, taken: set[str]) -> None:
+    unusable = name == "zarr" and (
+        "/" in column or column.startswith("__") or column in ("", ".", "..", "zarr.json", "_daskinfer", "_quarantine")
+    )
+    if column in taken or unusable:
+        reason = "the output writes a column of that name itself" if column in taken else "no Zarr array may have it"
+        raise RecipeError(
+            f"output.keep: the name '{column}' cannot be used: {reason}",
+            hint="Rename the column in the input, or leave it out of output.keep.",
+        )
+
+
+def _check_type(column: str, name: str, text: str) -> None:
+    try:
+        own = decode_type(text)
+    except ValueError as error:
+        raise RecipeError(f"output.keep: column '{column}': {error}", hint="Start over with --fresh.") from error
+    if not holds(name, own):
+        raise RecipeError(
+            f"output.keep: column '{column}' holds {describe_type(own)}, which a {name} output cannot hold",
+            hint=advise(name),
+        )

@@ -1,0 +1,1 @@
+"""Weights as bytes: reading exactly what is wanted, verified."""
