@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from daskinfer.runtime.protocol.events import Action, IncidentRecord, LoadShard
-from daskinfer.runtime.protocol.orders import ReleaseShard
+from daskinfer.runtime.protocol.actions import Action, IncidentRecord, LoadShard, ReleaseShard
 from daskinfer.runtime.state_machine.workers.assignment import WorkerAssignment
 from daskinfer.runtime.state_machine.workers.assignment_table import WorkerRequirements
 from daskinfer.runtime.state_machine.workers.placement_policy import RESTART_SECONDS

@@ -21,27 +21,30 @@ from daskinfer.graphs.tasks import confirm_driver
 from daskinfer.ids import make_nonce
 from daskinfer.planning.blocks import cut_blocks
 from daskinfer.runtime.driver.claim_store import ClaimStore
-from daskinfer.runtime.protocol.events import (
+from daskinfer.runtime.protocol.actions import (
     Action,
+    ClaimBlocks,
     Commit,
-    Committed,
-    Event,
     Fail,
     LoadShard,
-    MicrobatchDone,
     Prepare,
-    Prepared,
     Release,
     Seal,
+    Submit,
+)
+from daskinfer.runtime.protocol.events import (
+    Committed,
+    Event,
+    MicrobatchDone,
+    Prepared,
     ShardAck,
     ShardLoaded,
-    Submit,
     TaskFailed,
     Tick,
 )
 from daskinfer.runtime.state_machine.limits import Limits
 from daskinfer.runtime.state_machine.machine import DriverCore
-from daskinfer.runtime.state_machine.partitions.claim_policy import ClaimBlocks, ClaimPolicy
+from daskinfer.runtime.state_machine.partitions.claim_policy import ClaimPolicy
 from daskinfer.runtime.state_machine.rollout.alias_tracker import AliasTracker
 from daskinfer.runtime.state_machine.workers.assignment_table import WorkerRequirements
 from daskinfer.spec.job.commit import CommitRecord

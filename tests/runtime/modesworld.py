@@ -11,37 +11,40 @@ import random
 from dataclasses import dataclass, field
 
 from daskinfer.errors import CorruptBlob, DaskinferError, StorageError
-from daskinfer.runtime.protocol.events import (
+from daskinfer.runtime.protocol.actions import (
     Action,
     Adopt,
-    AliasSeen,
-    AliasUnseen,
     Commit,
-    Committed,
-    Event,
     Fail,
-    GenerationOpened,
     LoadShard,
     LookAtAlias,
-    MicrobatchDone,
     OpenGeneration,
     Prepare,
-    Prepared,
     Retire,
     Seal,
+    Submit,
+    Switch,
+)
+from daskinfer.runtime.protocol.events import (
+    AliasSeen,
+    AliasUnseen,
+    Committed,
+    Event,
+    GenerationOpened,
+    MicrobatchDone,
+    Prepared,
     ShardAck,
     ShardFailed,
     ShardLoaded,
-    Submit,
-    Switch,
     Switched,
     Tick,
     WorkerJoined,
     WorkerLost,
 )
+from daskinfer.runtime.protocol.keys import AliasHead
 from daskinfer.runtime.state_machine.limits import Limits
 from daskinfer.runtime.state_machine.machine import DriverCore
-from daskinfer.runtime.state_machine.rollout.alias_tracker import AliasHead, AliasTracker
+from daskinfer.runtime.state_machine.rollout.alias_tracker import AliasTracker
 from daskinfer.runtime.state_machine.workers.assignment_table import WorkerRequirements
 from daskinfer.spec.job.commit import CommitRecord
 from daskinfer.spec.job.generation import Generations, SnapshotPin, Step, as_ranges, fold

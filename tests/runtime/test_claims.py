@@ -3,21 +3,25 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from daskinfer.errors import ClaimLost
-from daskinfer.runtime.protocol.events import (
+from daskinfer.runtime.protocol.actions import (
     Action,
+    ClaimBlocks,
     Commit,
-    Committed,
     Fail,
     IncidentRecord,
-    MicrobatchDone,
     Prepare,
-    Prepared,
     Recovered,
     Release,
     Seal,
+    Submit,
+)
+from daskinfer.runtime.protocol.events import (
+    BlocksClaimed,
+    Committed,
+    MicrobatchDone,
+    Prepared,
     ShardAck,
     ShardLoaded,
-    Submit,
     TaskFailed,
     Tick,
 )
@@ -27,8 +31,6 @@ from daskinfer.runtime.state_machine.partitions.claim_policy import (
     HELP_SECONDS,
     IDLE_SECONDS,
     SURVEY_SECONDS,
-    BlocksClaimed,
-    ClaimBlocks,
     ClaimPolicy,
     choose_block,
 )

@@ -13,30 +13,32 @@ from daskinfer.errors import (
     SnapshotSkew,
     StorageRefused,
 )
-from daskinfer.runtime.protocol.events import (
+from daskinfer.runtime.protocol.actions import (
     Action,
     Commit,
-    Committed,
     Fail,
     GrantToken,
     IncidentRecord,
     LoadShard,
-    MicrobatchDone,
     Prepare,
-    Prepared,
     Recovered,
     Release,
     Seal,
+    Submit,
+)
+from daskinfer.runtime.protocol.events import (
+    Committed,
+    MicrobatchDone,
+    Prepared,
     ShardAck,
     ShardFailed,
     ShardLoaded,
-    Submit,
+    Stranded,
     TaskFailed,
     Tick,
     WorkerJoined,
     WorkerLost,
 )
-from daskinfer.runtime.protocol.probes import Stranded
 from daskinfer.runtime.state_machine.limits import Limits
 from daskinfer.runtime.state_machine.machine import DriverCore
 from daskinfer.runtime.state_machine.rollout.alias_tracker import AliasTracker

@@ -12,24 +12,18 @@ from hypothesis import strategies as st
 from daskinfer.errors import (
     CorruptActivation,
 )
+from daskinfer.runtime.protocol.actions import Action, Commit, Fail, LoadShard, Prepare, Seal, Submit
 from daskinfer.runtime.protocol.events import (
-    Action,
-    Commit,
     Committed,
-    Fail,
-    LoadShard,
     MicrobatchDone,
-    Prepare,
     Prepared,
-    Seal,
     ShardLoaded,
-    Submit,
+    Stranded,
     TaskFailed,
     Tick,
     WorkerJoined,
     WorkerLost,
 )
-from daskinfer.runtime.protocol.probes import Stranded
 from daskinfer.runtime.state_machine.limits import Limits
 from daskinfer.spec.plan import WorkerShape
 from tests.runtime.test_core import acknowledge, make_core, make_record, make_worker

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskinfer.runtime.protocol.events import Action, Fail, GrantToken, LoadShard
-from daskinfer.runtime.protocol.orders import ReleaseShard, StatusLine
+from daskinfer.runtime.protocol.actions import Action, Fail, GrantToken, LoadShard, ReleaseShard, StatusLine
 from daskinfer.runtime.state_machine.workers.placement_policy import RESTART_SECONDS
 from daskinfer.runtime.state_machine.workers.unassigned_stages import SAY_SECONDS, UnassignedStagePolicy
 from daskinfer.spec.plan import WorkerShape

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from daskinfer.runtime.driver.control_requests import ControlRequests
-from daskinfer.runtime.protocol.events import Event
-from daskinfer.runtime.protocol.orders import CancelAsked, DrainAsked
+from daskinfer.runtime.protocol.events import CancelAsked, DrainAsked, Event
 from daskinfer.storage.jobs.control_log import ControlLog
 from daskinfer.storage.objects.slotlog import SlotLog
 

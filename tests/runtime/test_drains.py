@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from daskinfer.runtime.protocol.events import GrantToken, LoadShard
-from daskinfer.runtime.protocol.orders import Answer, ReleaseShard
+from daskinfer.runtime.protocol.actions import Answer, GrantToken, LoadShard, ReleaseShard
 from daskinfer.runtime.state_machine.workers.assignment import WorkerAssignment
 from tests.runtime.crews import LATER, begin, does, kinds, make_crew, make_worker, obey, orders
 from tests.runtime.test_core import make_record

@@ -11,18 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from daskinfer.runtime.protocol.actions import Commit, GrantToken, LoadShard, Prepare, Seal, Submit
 from daskinfer.runtime.protocol.events import (
-    Commit,
     Committed,
     Event,
-    GrantToken,
-    LoadShard,
     MemoryPressure,
     MicrobatchDone,
-    Prepare,
     Prepared,
-    Seal,
-    Submit,
     Tick,
     WorkerJoined,
     WorkerLost,

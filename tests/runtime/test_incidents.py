@@ -5,26 +5,31 @@ from __future__ import annotations
 import pytest
 
 from daskinfer.errors import CorruptActivation, DeviceFailed, NotAllowed, StorageRefused
-from daskinfer.runtime.protocol.events import (
+from daskinfer.runtime.protocol.actions import (
     Action,
     Commit,
-    Committed,
     Fail,
     GrantToken,
     IncidentRecord,
     LoadShard,
-    MicrobatchDone,
     Prepare,
-    Prepared,
     Recovered,
-    ShardFailed,
+    Restart,
     Submit,
+)
+from daskinfer.runtime.protocol.events import (
+    Committed,
+    MicrobatchDone,
+    Prepared,
+    ShardFailed,
     TaskFailed,
     Tick,
+    WorkerFrozen,
     WorkerJoined,
     WorkerLost,
+    WorkerPaused,
+    WorkerResumed,
 )
-from daskinfer.runtime.protocol.health import Restart, WorkerFrozen, WorkerPaused, WorkerResumed
 from daskinfer.runtime.state_machine.faults.incidents import IncidentLog
 from daskinfer.runtime.state_machine.faults.pace import ENOUGH, Durations
 from daskinfer.runtime.state_machine.limits import Limits

@@ -8,20 +8,10 @@ from itertools import combinations
 
 import pytest
 
-from daskinfer.runtime.protocol.events import (
-    Action,
-    Fail,
-    GrantToken,
-    IncidentRecord,
-    LoadShard,
-    Prepared,
-    Recovered,
-    Tick,
-    WorkerJoined,
-    WorkerLost,
-)
-from daskinfer.runtime.protocol.health import LinkMended, NetworkCut, Restart
-from daskinfer.runtime.state_machine.faults.reachability import Link, Reachability
+from daskinfer.runtime.protocol.actions import Action, Fail, GrantToken, IncidentRecord, LoadShard, Recovered, Restart
+from daskinfer.runtime.protocol.events import LinkMended, NetworkCut, Prepared, Tick, WorkerJoined, WorkerLost
+from daskinfer.runtime.protocol.keys import Link
+from daskinfer.runtime.state_machine.faults.reachability import Reachability
 from daskinfer.runtime.state_machine.limits import Limits
 from daskinfer.runtime.state_machine.machine import DriverCore
 from tests.runtime.test_core import acknowledge, make_core, make_worker, only_fail

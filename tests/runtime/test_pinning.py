@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from daskinfer.runtime.state_machine.rollout.alias_tracker import AliasHead, AliasTracker
+from daskinfer.runtime.protocol.keys import AliasHead
+from daskinfer.runtime.state_machine.rollout.alias_tracker import AliasTracker
 from daskinfer.spec.job.generation import Generations, SnapshotPin, Step, as_ranges, fold
 from daskinfer.spec.recipe.schema import Consistency
 

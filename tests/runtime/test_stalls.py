@@ -16,8 +16,8 @@ from daskinfer.runtime.monitoring import connectivity
 from daskinfer.runtime.monitoring.connectivity import can_connect, try_links
 from daskinfer.runtime.monitoring.stall_detector import MENDING_LOOKS, STALLED_LOOKS, Stalls, Wait
 from daskinfer.runtime.monitoring.task_snapshot import look_at_tasks
-from daskinfer.runtime.protocol.health import LinkMended, NetworkCut
-from daskinfer.runtime.state_machine.faults.reachability import Link
+from daskinfer.runtime.protocol.events import LinkMended, NetworkCut
+from daskinfer.runtime.protocol.keys import Link
 from daskinfer.spec.job.generation import SnapshotPin
 
 A, B, B_LATER, C = "tcp://one:1", "tcp://two:1", "tcp://two:2", "tcp://three:1"

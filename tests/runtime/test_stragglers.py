@@ -1,9 +1,8 @@
 from __future__ import annotations
 
 from daskinfer.graphs.build import StageTask
-from daskinfer.runtime.protocol.events import Action, Commit, MicrobatchDone, Prepared, Submit, TaskFailed
-from daskinfer.runtime.protocol.health import Restart
-from daskinfer.runtime.protocol.probes import Abandon, Running, SpeculativeAttempt
+from daskinfer.runtime.protocol.actions import Abandon, Action, Commit, Restart, SpeculativeAttempt, Submit
+from daskinfer.runtime.protocol.events import MicrobatchDone, Prepared, Running, TaskFailed
 from daskinfer.runtime.state_machine.faults.durations import KNOWN, UNKNOWN_SECONDS, TaskDurations
 from daskinfer.runtime.state_machine.limits import Limits
 from daskinfer.runtime.state_machine.machine import DriverCore

@@ -9,28 +9,28 @@ from hypothesis import strategies as st
 
 from daskinfer.errors import CorruptActivation, RejectBudgetExceeded
 from daskinfer.graphs.build import StageTask
-from daskinfer.runtime.protocol.events import (
+from daskinfer.runtime.protocol.actions import (
     Action,
     Commit,
     Fail,
+    Inspect,
+    Probe,
+    RecordPoison,
+    Restart,
+    Submit,
+    Withdraw,
+)
+from daskinfer.runtime.protocol.events import (
+    Convicted,
+    Inspected,
     MicrobatchDone,
     Prepared,
-    Submit,
+    ProbeDone,
+    ProbeFailed,
+    Running,
     TaskFailed,
     WorkerJoined,
     WorkerLost,
-)
-from daskinfer.runtime.protocol.health import Restart
-from daskinfer.runtime.protocol.probes import (
-    Convicted,
-    Inspect,
-    Inspected,
-    Probe,
-    ProbeDone,
-    ProbeFailed,
-    RecordPoison,
-    Running,
-    Withdraw,
 )
 from daskinfer.runtime.state_machine.faults.poison_bisection import ALONE, FANOUT, Bisection
 from daskinfer.runtime.state_machine.limits import Limits

@@ -10,33 +10,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daskinfer.graphs.build import StageTask
-from daskinfer.runtime.protocol.events import (
+from daskinfer.runtime.protocol.actions import (
     Action,
     Commit,
-    Committed,
-    Event,
     Fail,
+    Inspect,
     LoadShard,
-    MicrobatchDone,
     Prepare,
-    Prepared,
+    Probe,
+    RecordPoison,
     Seal,
     Submit,
+    Withdraw,
+)
+from daskinfer.runtime.protocol.events import (
+    Committed,
+    Convicted,
+    Event,
+    Inspected,
+    MicrobatchDone,
+    Prepared,
+    ProbeDone,
+    ProbeFailed,
+    Running,
+    Stranded,
     TaskFailed,
     WorkerJoined,
     WorkerLost,
-)
-from daskinfer.runtime.protocol.probes import (
-    Convicted,
-    Inspect,
-    Inspected,
-    Probe,
-    ProbeDone,
-    ProbeFailed,
-    RecordPoison,
-    Running,
-    Stranded,
-    Withdraw,
 )
 from daskinfer.runtime.state_machine.faults.poison_bisection import ALONE, FANOUT
 from daskinfer.runtime.state_machine.limits import Limits

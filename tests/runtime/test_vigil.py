@@ -23,9 +23,7 @@ from daskinfer.runtime.monitoring.monitor import (
     _look,
     restart_worker,
 )
-from daskinfer.runtime.protocol.events import Event, MemoryPressure
-from daskinfer.runtime.protocol.health import WorkerFrozen, WorkerPaused, WorkerResumed
-from daskinfer.runtime.protocol.probes import Running
+from daskinfer.runtime.protocol.events import Event, MemoryPressure, Running, WorkerFrozen, WorkerPaused, WorkerResumed
 from daskinfer.spec.job.generation import SnapshotPin
 
 

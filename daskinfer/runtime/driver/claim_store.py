@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 from daskinfer.errors import StorageRefused
 from daskinfer.planning.blocks import Blocks
+from daskinfer.runtime.protocol.actions import ClaimBlocks
+from daskinfer.runtime.protocol.events import BlocksClaimed
 from daskinfer.runtime.state_machine.partitions.claim_policy import (
     SURVEY_SECONDS,
-    BlocksClaimed,
-    ClaimBlocks,
     CommittedSet,
     UncommittedView,
     choose_block,

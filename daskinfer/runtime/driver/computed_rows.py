@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from daskinfer.runtime.state_machine.partitions.tracker import PartitionKey
+from daskinfer.runtime.protocol.keys import PartitionKey
 
 
 @dataclass(slots=True)

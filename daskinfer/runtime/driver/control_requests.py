@@ -7,8 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from daskinfer.errors import DaskinferError
-from daskinfer.runtime.protocol.events import Event
-from daskinfer.runtime.protocol.orders import CancelAsked, DrainAsked
+from daskinfer.runtime.protocol.events import CancelAsked, DrainAsked, Event
 from daskinfer.spec.job.control import ControlRecord
 from daskinfer.storage.jobs.control_log import ControlLog
 

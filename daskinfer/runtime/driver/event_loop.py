@@ -29,51 +29,58 @@ from daskinfer.runtime.driver.scheduler_events import listen
 from daskinfer.runtime.driver.storage_requests import StorageRequests
 from daskinfer.runtime.driver.submission import Submissions
 from daskinfer.runtime.monitoring.monitor import ClusterMonitor, restart_worker
-from daskinfer.runtime.protocol.events import (
+from daskinfer.runtime.protocol.actions import (
+    Abandon,
     Action,
     Adopt,
+    Answer,
+    ClaimBlocks,
     Commit,
-    Committed,
     Compare,
-    Compared,
-    Event,
     Fail,
-    GenerationOpened,
     GrantToken,
     IncidentRecord,
+    Inspect,
     Judge,
     LoadShard,
     LookAtAlias,
-    MemoryPressure,
-    MicrobatchDone,
     OpenGeneration,
     Prepare,
-    Prepared,
-    Recovered,
-    Release,
-    Retire,
-    Seal,
-    ShardFailed,
-    ShardLoaded,
-    Submit,
-    Switch,
-    Tick,
-    WorkerLost,
-)
-from daskinfer.runtime.protocol.health import Restart, WorkerFrozen, WorkerPaused, WorkerResumed
-from daskinfer.runtime.protocol.orders import Answer, ReleaseShard, ShardReleased, StatusLine
-from daskinfer.runtime.protocol.probes import (
-    Abandon,
-    Convicted,
-    Inspect,
     Probe,
     RecordPoison,
+    Recovered,
+    Release,
+    ReleaseShard,
+    Restart,
+    Retire,
+    Seal,
     SpeculativeAttempt,
+    StatusLine,
+    Submit,
+    Switch,
     Withdraw,
+)
+from daskinfer.runtime.protocol.events import (
+    BlocksClaimed,
+    Committed,
+    Compared,
+    Convicted,
+    Event,
+    GenerationOpened,
+    MemoryPressure,
+    MicrobatchDone,
+    Prepared,
+    ShardFailed,
+    ShardLoaded,
+    ShardReleased,
+    Tick,
+    WorkerFrozen,
+    WorkerLost,
+    WorkerPaused,
+    WorkerResumed,
 )
 from daskinfer.runtime.snapshots.snapshot_manager import SnapshotManager
 from daskinfer.runtime.state_machine.machine import DriverCore
-from daskinfer.runtime.state_machine.partitions.claim_policy import BlocksClaimed, ClaimBlocks
 from daskinfer.spec.comparison import PartComparison
 from daskinfer.spec.job.control import WorkerState
 from daskinfer.spec.job.poison import PoisonRecord

@@ -10,23 +10,19 @@ from functools import partial
 from daskinfer.errors import DaskinferError, JobBusy
 from daskinfer.runtime.driver.claim_store import ClaimStore
 from daskinfer.runtime.driver.run_progress import RunProgress
+from daskinfer.runtime.protocol.actions import Adopt, ClaimBlocks, LookAtAlias, OpenGeneration, RecordPoison, Switch
 from daskinfer.runtime.protocol.events import (
-    Adopt,
     AliasSeen,
     AliasUnseen,
+    Convicted,
     Event,
     GenerationOpened,
     GenerationRefused,
     Judged,
-    LookAtAlias,
-    OpenGeneration,
-    Switch,
     Switched,
 )
-from daskinfer.runtime.protocol.probes import Convicted, RecordPoison
 from daskinfer.runtime.snapshots.gate_verdict import tell_verdict
 from daskinfer.runtime.snapshots.snapshot_manager import SnapshotManager
-from daskinfer.runtime.state_machine.partitions.claim_policy import ClaimBlocks
 from daskinfer.spec.comparison import PartComparison
 from daskinfer.spec.job.commit import CommitRecord
 from daskinfer.spec.job.generation import SnapshotPin

@@ -29,22 +29,24 @@ from daskinfer.graphs.handoff import JobHandle
 from daskinfer.runtime.cluster.connection import worker_shapes
 from daskinfer.runtime.cluster.resource_tags import verify_restrictions
 from daskinfer.runtime.driver.partition_futures import RESULT_SECONDS, Look, PartitionFutures, error_of, release
+from daskinfer.runtime.protocol.actions import describe
 from daskinfer.runtime.protocol.events import (
     Committed,
     Compared,
     Event,
+    Inspected,
     MicrobatchDone,
     Prepared,
+    ProbeDone,
+    ProbeFailed,
     ShardAck,
     ShardFailed,
     ShardLoaded,
-    Step,
+    ShardReleased,
+    Stranded,
     TaskFailed,
-    describe,
 )
-from daskinfer.runtime.protocol.orders import ShardReleased
-from daskinfer.runtime.protocol.probes import Inspected, ProbeDone, ProbeFailed, Stranded
-from daskinfer.runtime.state_machine.partitions.tracker import PartitionKey
+from daskinfer.runtime.protocol.keys import PartitionKey, Step
 from daskinfer.spec.job.commit import CommitRecord
 from daskinfer.spec.job.poison import PoisonRecord
 from daskinfer.storage.inputs.reading import PartitionSource

@@ -22,7 +22,7 @@ from daskinfer.runtime.driver.run_progress import RunProgress
 from daskinfer.runtime.jobs.committed_snapshots import SnapshotMap
 from daskinfer.runtime.jobs.job_resolution import OpenedJob
 from daskinfer.runtime.jobs.multi_driver import clear_activations, clear_output, join_job, make_claimer
-from daskinfer.runtime.protocol.events import IncidentRecord, Recovered
+from daskinfer.runtime.protocol.actions import IncidentRecord, Recovered
 from daskinfer.runtime.snapshots.snapshot_manager import SnapshotManager
 from daskinfer.runtime.state_machine.limits import Limits
 from daskinfer.runtime.state_machine.machine import DriverCore

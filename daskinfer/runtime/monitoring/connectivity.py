@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from distributed import Client
 from distributed.comm.addressing import get_address_host_port
 
-from daskinfer.runtime.state_machine.faults.reachability import Link
+from daskinfer.runtime.protocol.keys import Link
 
 TRY_SECONDS = 2.0
 """How long a connection may take."""

@@ -24,8 +24,7 @@ from daskinfer.graphs.handoff import JobHandle
 from daskinfer.runtime.monitoring.connectivity import try_links
 from daskinfer.runtime.monitoring.stall_detector import Stalls
 from daskinfer.runtime.monitoring.task_snapshot import look_at_tasks
-from daskinfer.runtime.protocol.events import Event, MemoryPressure
-from daskinfer.runtime.protocol.health import WorkerFrozen, WorkerPaused, WorkerResumed
+from daskinfer.runtime.protocol.events import Event, MemoryPressure, WorkerFrozen, WorkerPaused, WorkerResumed
 
 _log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from daskinfer.runtime.protocol.health import LinkMended, NetworkCut
-from daskinfer.runtime.state_machine.faults.reachability import Link, ends_of, host_of
+from daskinfer.runtime.protocol.events import LinkMended, NetworkCut
+from daskinfer.runtime.protocol.keys import Link, ends_of, host_of
 
 STALLED_LOOKS = 5
 """Looks at which a task lacks the same inputs, until its worker is asked; and again after each so many more."""

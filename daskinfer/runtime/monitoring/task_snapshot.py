@@ -11,7 +11,7 @@ from distributed.scheduler import TaskState, WorkerState
 from daskinfer.graphs.build import find_stage_task
 from daskinfer.graphs.handoff import JobHandle
 from daskinfer.runtime.monitoring.stall_detector import Wait
-from daskinfer.runtime.protocol.probes import Running
+from daskinfer.runtime.protocol.events import Running
 
 
 def look_at_tasks(client: Client, handle: JobHandle) -> tuple[Running, list[Wait]]:

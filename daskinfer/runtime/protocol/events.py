@@ -1,23 +1,17 @@
-"""What the driver core is told (events) and what it asks for (actions)."""
+"""What the state machine is told: one frozen value for each thing that happened."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from daskinfer.errors import DaskinferError
 from daskinfer.graphs.build import StageTask
-from daskinfer.runtime.protocol.health import LinkMended, NetworkCut, Restart, WorkerFrozen, WorkerPaused, WorkerResumed
-from daskinfer.runtime.protocol.orders import Answer, CancelAsked, DrainAsked, ReleaseShard, ShardReleased, StatusLine
-from daskinfer.runtime.protocol.probes import Running, Stranded, SuspectAction, SuspectEvent
-from daskinfer.runtime.state_machine.partitions.claim_policy import BlocksClaimed, ClaimBlocks
-from daskinfer.runtime.state_machine.rollout.alias_tracker import AliasHead
+from daskinfer.runtime.protocol.keys import AliasHead, Link, Step
 from daskinfer.spec.comparison import PartComparison
 from daskinfer.spec.job.commit import CommitRecord
 from daskinfer.spec.job.generation import SnapshotPin
+from daskinfer.spec.job.poison import PoisonRecord
 from daskinfer.spec.plan import WorkerShape
-
-Step = Literal["prepare", "microbatch", "commit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +50,33 @@ class WorkerLost:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerFrozen:
+    """A worker is connected, and has not been heard of for longer than the recipe allows; told again as time goes by."""
+
+    worker: str
+    silent: float
+    """Seconds since it was last heard of."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPaused:
+    """A worker's memory is so full that Dask gives it no new tasks."""
+
+    worker: str
+    used: int
+    """Bytes that its process holds."""
+    limit: int
+    """Bytes that it may."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerResumed:
+    """A paused worker takes tasks again."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryPressure:
     """A worker uses more than a share of its memory limit, or is paused because of that; told once a second."""
 
@@ -66,6 +87,30 @@ class MemoryPressure:
     """Bytes that it may."""
     paused: bool
     """Whether Dask gives it no new tasks."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkCut:
+    """Workers that need what others hold cannot reach them; all of these are connected to the scheduler."""
+
+    links: tuple[Link, ...]
+    seconds: float
+    """Since one of them began to wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkMended:
+    """A link that was cut is there again."""
+
+    link: Link
+    """As it was told when it was cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What the workers are at."""
+
+    tasks: tuple[StageTask, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +128,15 @@ class ShardFailed:
     worker: str
     error: BaseException
     generation: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ShardReleased:
+    """A worker has finished what it had in work, and its shard is freed."""
+
+    worker: str
+    stage: int | None
+    """None where it was everything that the job had there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +180,55 @@ class TaskFailed:
     generation: int = 0
     lost: tuple[tuple[int, BaseException], ...] = ()
     """Of a commit: microbatches whose results went with their worker and could not be computed again, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stranded:
+    """A partition is prepared again, and what is made from the rows that were lost never ends, or is lost with them."""
+
+    partition: int
+    microbatches: tuple[int, ...]
+    committing: bool
+    """Whether its commit is among it."""
+    generation: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    """A microbatch under suspicion has these rows."""
+
+    partition: int
+    number: int
+    rows: tuple[int, ...]
+    """Positions in the partition, in the microbatch's order."""
+    generation: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeDone:
+    """A probe went through the last stage."""
+
+    partition: int
+    number: int
+    generation: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeFailed:
+    """A probe raised."""
+
+    partition: int
+    number: int
+    error: BaseException
+    generation: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Convicted:
+    """The poisonous rows of a microbatch are written down."""
+
+    conviction: PoisonRecord
+    """As it is stored: another driver's where that came first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +287,37 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
+class BlocksClaimed:
+    """Event: the answer to `ClaimBlocks`."""
+
+    partitions: tuple[int, ...] = ()
+    """Claimed just now, in the order in which to start them; those that are committed are left out."""
+    committed: tuple[CommitRecord, ...] = ()
+    """Found in storage; some of them may be known by now."""
+    trouble: str = ""
+    """Why storage could not be asked; it will be, again."""
+
+
+@dataclass(frozen=True, slots=True)
+class CancelAsked:
+    """Somebody wants the run to stop."""
+
+    number: int
+    """Of the request in the control log."""
+    by: str
+    at: str
+
+
+@dataclass(frozen=True, slots=True)
+class DrainAsked:
+    """Somebody wants a worker to be let go, and nothing to be lost by it."""
+
+    number: int
+    worker: str
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time went by."""
 
@@ -194,16 +328,22 @@ Event = (
     | WorkerFrozen
     | WorkerPaused
     | WorkerResumed
+    | MemoryPressure
     | NetworkCut
     | LinkMended
-    | MemoryPressure
+    | Running
     | ShardLoaded
     | ShardFailed
+    | ShardReleased
     | Prepared
     | MicrobatchDone
     | Committed
     | TaskFailed
     | Stranded
+    | Inspected
+    | ProbeDone
+    | ProbeFailed
+    | Convicted
     | AliasSeen
     | AliasUnseen
     | GenerationOpened
@@ -211,181 +351,11 @@ Event = (
     | Switched
     | Compared
     | Judged
-    | SuspectEvent
-    | Running
     | BlocksClaimed
     | CancelAsked
     | DrainAsked
-    | ShardReleased
     | Tick
 )
 
-
-@dataclass(frozen=True, slots=True)
-class LoadShard:
-    """Load a stage's shard on a worker."""
-
-    stage: int
-    worker: str
-    generation: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class GrantToken:
-    """Let a worker that acknowledged its shard run the stage's tasks."""
-
-    stage: int
-    worker: str
-    generation: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Prepare:
-    """Read and tokenise a partition."""
-
-    partition: int
-    attempt: int
-    generation: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Submit:
-    """Send microbatches of a partition through all stages."""
-
-    partition: int
-    numbers: tuple[int, ...]
-    attempt: int
-    generation: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """Put a partition's rows in order, write and commit them."""
-
-    partition: int
-    attempt: int
-    generation: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """Forget everything about a committed partition, so that nothing of it is ever computed again."""
-
-    partition: int
-    generation: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class LookAtAlias:
-    """Find out where the alias points."""
-
-
-@dataclass(frozen=True, slots=True)
-class OpenGeneration:
-    """Lock a snapshot, make sure that it fits, and write it down."""
-
-    pin: SnapshotPin
-
-
-@dataclass(frozen=True, slots=True)
-class Adopt:
-    """Partitions start on a generation from now on; whoever resumes the job goes on with it."""
-
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class Switch:
-    """Let a generation take over partitions."""
-
-    pin: SnapshotPin
-    partitions: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Compare:
-    """Compare a partition's results on two snapshots."""
-
-    current: CommitRecord
-    candidate: CommitRecord
-
-
-@dataclass(frozen=True, slots=True)
-class Judge:
-    """Find out whether the candidate passes, and let it take over or be given up accordingly."""
-
-    pin: SnapshotPin
-
-
-@dataclass(frozen=True, slots=True)
-class Retire:
-    """Nothing is computed on a generation any more: free its shards, give its lock back."""
-
-    generation: int
-    given_up: bool = False
-    """Whether nothing ever was: no later driver is to start on it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Seal:
-    """All partitions are committed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fail:
-    """The job cannot go on."""
-
-    error: DaskinferError
-
-
-@dataclass(frozen=True, slots=True)
-class IncidentRecord:
-    """Something for the journal and the report."""
-
-    kind: str
-    detail: str
-    number: int | None = None
-    """Of an incident that something recovers from: `Recovered` follows."""
-    detect_seconds: float | None = None
-    """From the last sign of health until now, where that can be told."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recovered:
-    """An incident is over."""
-
-    number: int
-    seconds: float
-    """Since it was noted."""
-
-
-Action = (
-    LoadShard
-    | GrantToken
-    | Prepare
-    | Submit
-    | Commit
-    | Release
-    | SuspectAction
-    | LookAtAlias
-    | OpenGeneration
-    | Adopt
-    | Switch
-    | Compare
-    | Judge
-    | Retire
-    | ClaimBlocks
-    | Seal
-    | Restart
-    | Fail
-    | IncidentRecord
-    | ReleaseShard
-    | Answer
-    | StatusLine
-    | Recovered
-)
-
-
-def describe(error: BaseException) -> str:
-    """Return an error in one line, for a note."""
-    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+SuspectEvent = Inspected | ProbeDone | ProbeFailed | Convicted
+"""What is told of microbatches under suspicion."""

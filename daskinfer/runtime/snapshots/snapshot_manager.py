@@ -13,9 +13,9 @@ from daskinfer.models.tasks.encode import row_length
 from daskinfer.models.tasks.fields import takes_text
 from daskinfer.planning.sampling import choose_sample
 from daskinfer.redaction import known_secrets
+from daskinfer.runtime.protocol.keys import AliasHead
 from daskinfer.runtime.snapshots.gate_verdict import judge_candidate, read_gate, tell_verdict
 from daskinfer.runtime.snapshots.outline_cache import find_outline
-from daskinfer.runtime.state_machine.rollout.alias_tracker import AliasHead
 from daskinfer.runtime.state_machine.rollout.canary import CanaryTrial
 from daskinfer.spec.comparison import GateReport, PartComparison
 from daskinfer.spec.job.commit import CommitRecord

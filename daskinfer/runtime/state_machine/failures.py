@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from daskinfer.errors import DaskinferError, JobFailed, RejectBudgetExceeded
-from daskinfer.runtime.protocol.events import ShardFailed, describe
+from daskinfer.runtime.protocol.actions import describe
+from daskinfer.runtime.protocol.events import ShardFailed
 
 
 def refuse_losses(losses: int, partitions: Collection[int]) -> JobFailed:

@@ -14,36 +14,52 @@ from daskinfer.errors import (
     JobFailed,
     StorageRefused,
 )
-from daskinfer.runtime.protocol.events import (
+from daskinfer.runtime.protocol.actions import (
     Action,
+    Answer,
+    Fail,
+    IncidentRecord,
+    LoadShard,
+    Probe,
+    Seal,
+    SpeculativeAttempt,
+    Submit,
+    describe,
+)
+from daskinfer.runtime.protocol.events import (
     AliasSeen,
     AliasUnseen,
+    BlocksClaimed,
+    CancelAsked,
     Committed,
     Compared,
+    DrainAsked,
     Event,
-    Fail,
     GenerationOpened,
     GenerationRefused,
-    IncidentRecord,
     Judged,
-    LoadShard,
+    LinkMended,
     MemoryPressure,
     MicrobatchDone,
+    NetworkCut,
     Prepared,
-    Seal,
+    ProbeFailed,
+    Running,
     ShardFailed,
     ShardLoaded,
-    Submit,
+    ShardReleased,
+    Stranded,
+    SuspectEvent,
     Switched,
     TaskFailed,
     Tick,
+    WorkerFrozen,
     WorkerJoined,
     WorkerLost,
-    describe,
+    WorkerPaused,
+    WorkerResumed,
 )
-from daskinfer.runtime.protocol.health import LinkMended, NetworkCut, WorkerFrozen, WorkerPaused, WorkerResumed
-from daskinfer.runtime.protocol.orders import Answer, CancelAsked, DrainAsked, ShardReleased
-from daskinfer.runtime.protocol.probes import Probe, ProbeFailed, Running, SpeculativeAttempt, Stranded, SuspectEvent
+from daskinfer.runtime.protocol.keys import PartitionKey
 from daskinfer.runtime.state_machine.acknowledgements import find_mismatch, find_stranger
 from daskinfer.runtime.state_machine.failures import refuse_load, refuse_rejects
 from daskinfer.runtime.state_machine.faults.durations import TaskDurations
@@ -52,8 +68,8 @@ from daskinfer.runtime.state_machine.faults.retry_schedule import RetrySchedule,
 from daskinfer.runtime.state_machine.faults.stragglers import Stragglers
 from daskinfer.runtime.state_machine.faults.worker_failures import WorkerFailureHandler
 from daskinfer.runtime.state_machine.limits import Limits
-from daskinfer.runtime.state_machine.partitions.claim_policy import BlocksClaimed, ClaimPolicy
-from daskinfer.runtime.state_machine.partitions.tracker import PartitionKey, PartitionTracker
+from daskinfer.runtime.state_machine.partitions.claim_policy import ClaimPolicy
+from daskinfer.runtime.state_machine.partitions.tracker import PartitionTracker
 from daskinfer.runtime.state_machine.partitions.window import WindowController
 from daskinfer.runtime.state_machine.rollout.alias_tracker import AliasTracker
 from daskinfer.runtime.state_machine.rollout.canary import CanaryTrial

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Hashable
 from itertools import count
 
-from daskinfer.runtime.protocol.events import IncidentRecord, Recovered
+from daskinfer.runtime.protocol.actions import IncidentRecord, Recovered
 
 
 class IncidentLog:

@@ -15,20 +15,20 @@ from dataclasses import dataclass, field
 from daskinfer.errors import DaskinferError, JobFailed
 from daskinfer.graphs.blame import find_place
 from daskinfer.graphs.build import StageTask
-from daskinfer.runtime.protocol.events import Action, Fail, IncidentRecord, describe
-from daskinfer.runtime.protocol.probes import (
-    Convicted,
+from daskinfer.runtime.protocol.actions import (
+    Action,
+    Fail,
+    IncidentRecord,
     Inspect,
-    Inspected,
     Probe,
-    ProbeDone,
-    ProbeFailed,
     RecordPoison,
-    SuspectEvent,
     Withdraw,
+    describe,
 )
+from daskinfer.runtime.protocol.events import Convicted, Inspected, ProbeDone, ProbeFailed, SuspectEvent
+from daskinfer.runtime.protocol.keys import PartitionKey
 from daskinfer.runtime.state_machine.faults.poison_bisection import Bisection
-from daskinfer.runtime.state_machine.partitions.tracker import PartitionKey, PartitionTracker
+from daskinfer.runtime.state_machine.partitions.tracker import PartitionTracker
 from daskinfer.spec.job.poison import FailedAttempt, PoisonRecord, PoisonRow
 from daskinfer.spec.rows import Fault
 

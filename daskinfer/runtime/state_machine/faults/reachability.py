@@ -4,21 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
+from daskinfer.runtime.protocol.keys import Link, ends_of, host_of
 from daskinfer.spec.plan import WorkerShape
-
-Link = tuple[str, str]
-"""A worker, and another one that it connects to."""
-
-
-def host_of(address: str) -> str:
-    """Return a worker's address without its port."""
-    return address.rpartition(":")[0]
-
-
-def ends_of(link: Link) -> frozenset[str]:
-    """Return what a link is known by: its hosts, as a restarted worker has another port; of one host, the addresses."""
-    hosts = frozenset(map(host_of, link))
-    return hosts if len(hosts) == 2 else frozenset(link)
 
 
 class Reachability:

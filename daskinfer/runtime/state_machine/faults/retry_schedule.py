@@ -9,24 +9,29 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 from daskinfer.errors import StorageRefused
-from daskinfer.runtime.protocol.events import (
+from daskinfer.runtime.protocol.actions import (
     Action,
     Commit,
-    Committed,
-    Event,
     Fail,
     GrantToken,
     LoadShard,
-    MicrobatchDone,
     Prepare,
-    Prepared,
+    Probe,
     Release,
-    ShardLoaded,
     Submit,
-    TaskFailed,
 )
-from daskinfer.runtime.protocol.health import WorkerPaused, WorkerResumed
-from daskinfer.runtime.protocol.probes import Probe, ProbeDone, ProbeFailed
+from daskinfer.runtime.protocol.events import (
+    Committed,
+    Event,
+    MicrobatchDone,
+    Prepared,
+    ProbeDone,
+    ProbeFailed,
+    ShardLoaded,
+    TaskFailed,
+    WorkerPaused,
+    WorkerResumed,
+)
 from daskinfer.runtime.state_machine.faults.incidents import IncidentLog
 from daskinfer.runtime.state_machine.faults.pace import Durations
 from daskinfer.runtime.state_machine.partitions.tracker import PartitionTracker

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from daskinfer.graphs.build import StageTask
-from daskinfer.runtime.protocol.events import Action, IncidentRecord
-from daskinfer.runtime.protocol.probes import Abandon, SpeculativeAttempt
+from daskinfer.runtime.protocol.actions import Abandon, Action, IncidentRecord, SpeculativeAttempt
 from daskinfer.runtime.state_machine.faults.durations import TaskDurations
 from daskinfer.runtime.state_machine.faults.poison_detector import PoisonDetector
 from daskinfer.runtime.state_machine.partitions.tracker import PartitionTracker

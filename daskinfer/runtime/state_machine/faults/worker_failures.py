@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from daskinfer.runtime.protocol.events import Action, Fail, IncidentRecord, WorkerJoined, WorkerLost
-from daskinfer.runtime.protocol.health import LinkMended, NetworkCut, Restart, WorkerFrozen
+from daskinfer.runtime.protocol.actions import Action, Fail, IncidentRecord, Restart
+from daskinfer.runtime.protocol.events import LinkMended, NetworkCut, WorkerFrozen, WorkerJoined, WorkerLost
 from daskinfer.runtime.state_machine.failures import refuse_losses
 from daskinfer.runtime.state_machine.faults.poison_detector import PoisonDetector
 from daskinfer.runtime.state_machine.faults.reachability import Reachability

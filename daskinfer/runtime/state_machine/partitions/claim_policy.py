@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from daskinfer.runtime.protocol.actions import Action, ClaimBlocks
+from daskinfer.runtime.protocol.events import BlocksClaimed
+from daskinfer.runtime.protocol.keys import PartitionKey
+from daskinfer.runtime.state_machine.partitions.tracker import PartitionTracker
 from daskinfer.spec.job.commit import CommitRecord
-
-if TYPE_CHECKING:
-    from daskinfer.runtime.protocol.events import Action
-    from daskinfer.runtime.state_machine.partitions.tracker import PartitionKey, PartitionTracker
 
 SURVEY_SECONDS = 5.0
 """How old a busy member's knowledge of what the others have committed gets."""
@@ -24,27 +22,6 @@ IDLE_SECONDS = 0.5
 """How long a member that has nothing to start waits before it looks for something again."""
 HELP_SECONDS = 10.0
 """How long a member is idle before it computes what a living one has claimed."""
-
-
-@dataclass(frozen=True, slots=True)
-class ClaimBlocks:
-    """Action: find out what the others have committed, and claim a block where one is wanted."""
-
-    is_wanted: bool
-    idle: float = 0.0
-    """Seconds for which there was nothing to start."""
-
-
-@dataclass(frozen=True, slots=True)
-class BlocksClaimed:
-    """Event: the answer to `ClaimBlocks`."""
-
-    partitions: tuple[int, ...] = ()
-    """Claimed just now, in the order in which to start them; those that are committed are left out."""
-    committed: tuple[CommitRecord, ...] = ()
-    """Found in storage; some of them may be known by now."""
-    trouble: str = ""
-    """Why storage could not be asked; it will be, again."""
 
 
 class CommittedSet:

@@ -6,13 +6,11 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from daskinfer.runtime.protocol.events import Action, Commit, Prepare, Release, Submit
+from daskinfer.runtime.protocol.actions import Action, Commit, Prepare, Release, Submit
+from daskinfer.runtime.protocol.keys import PartitionKey
 
 _SHARES = 3
 """The window is filled up when this part of it is free."""
-
-PartitionKey = tuple[int, int]
-"""(generation, partition) of an attempt."""
 
 
 @dataclass(slots=True)

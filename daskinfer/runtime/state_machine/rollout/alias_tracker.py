@@ -6,19 +6,9 @@ to come. Nothing here compares the clocks of two machines: ages are counted from
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from daskinfer.runtime.protocol.keys import AliasHead
 from daskinfer.spec.job.generation import SnapshotPin
 from daskinfer.spec.recipe.schema import Consistency
-
-
-@dataclass(frozen=True, slots=True)
-class AliasHead:
-    """Where the alias pointed when it was looked at."""
-
-    snapshot: str
-    sequence: int
-    version: int | None = None
 
 
 class AliasTracker:

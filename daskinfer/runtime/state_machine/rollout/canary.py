@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 
-from daskinfer.runtime.protocol.events import Action, Compare
+from daskinfer.runtime.protocol.actions import Action, Compare
 from daskinfer.spec.job.commit import CommitRecord
 from daskinfer.spec.job.generation import SnapshotPin
 

@@ -11,13 +11,12 @@ from collections.abc import MutableMapping
 
 from daskinfer.errors import DaskinferError
 from daskinfer.ids import shorten
-from daskinfer.runtime.protocol.events import (
+from daskinfer.runtime.protocol.actions import (
     Action,
     Adopt,
     Fail,
     IncidentRecord,
     Judge,
-    Judged,
     LoadShard,
     LookAtAlias,
     OpenGeneration,
@@ -26,8 +25,10 @@ from daskinfer.runtime.protocol.events import (
     Switch,
     describe,
 )
+from daskinfer.runtime.protocol.events import Judged
+from daskinfer.runtime.protocol.keys import AliasHead
 from daskinfer.runtime.state_machine.partitions.tracker import PartitionTracker
-from daskinfer.runtime.state_machine.rollout.alias_tracker import AliasHead, AliasTracker
+from daskinfer.runtime.state_machine.rollout.alias_tracker import AliasTracker
 from daskinfer.runtime.state_machine.rollout.canary import CanaryTrial
 from daskinfer.runtime.state_machine.workers.assignment import WorkerAssignment
 from daskinfer.spec.job.commit import CommitRecord

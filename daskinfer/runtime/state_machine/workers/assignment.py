@@ -10,8 +10,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 
 from daskinfer.planning.placement import declares
-from daskinfer.runtime.protocol.events import Action, GrantToken, IncidentRecord, LoadShard
-from daskinfer.runtime.protocol.orders import Answer, ReleaseShard
+from daskinfer.runtime.protocol.actions import Action, Answer, GrantToken, IncidentRecord, LoadShard, ReleaseShard
 from daskinfer.runtime.state_machine.workers.assignment_table import (
     AssignmentTable,
     Role,

@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 from daskinfer.errors import JobFailed
-from daskinfer.runtime.protocol.events import Action, Fail, IncidentRecord
-from daskinfer.runtime.protocol.orders import StatusLine
+from daskinfer.runtime.protocol.actions import Action, Fail, IncidentRecord, StatusLine
 from daskinfer.units import format_duration
 
 SAY_SECONDS = 60.0
