@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,7 @@ from daskinfer.errors import SnapshotGone
 from daskinfer.graphs.handoff import JobHandle
 from daskinfer.graphs.identity import get_folder
 from daskinfer.graphs.reporting import LoadMeter
-from daskinfer.models.remotecode import check_trust
-from daskinfer.models.request import TaskRequest
+from daskinfer.models.request import TaskRequest, make_request
 from daskinfer.models.tasks.encode import Encoder, make_encoder
 from daskinfer.models.tasks.fields import task_wants
 from daskinfer.redaction import learn
@@ -22,7 +21,7 @@ from daskinfer.spec.activation import Edge
 from daskinfer.spec.job.record import JobRecord
 from daskinfer.spec.outline import InputArray
 from daskinfer.spec.plan import Numerics
-from daskinfer.spec.recipe.schema import ModelOptions, Recipe
+from daskinfer.spec.recipe.schema import ModelOptions
 from daskinfer.spec.snapshot import Manifest
 from daskinfer.storage.activations.transports import DirectTransport, Transport, ZarrTransport
 from daskinfer.storage.inputs.row_batch import RowBatch
@@ -247,24 +246,3 @@ def open_transports(record: JobRecord, handle: JobHandle) -> tuple[Transport[Any
         # never written cost nothing.
         opened.append(ZarrTransport(url, edge, tensors, *plan.largest, record.partitions * record.slots))
     return tuple(opened)
-
-
-def make_request(
-    recipe: Recipe, manifest: Manifest, files: Mapping[str, bytes], arrays: tuple[InputArray, ...]
-) -> TaskRequest:
-    """Return what a recipe asks of a snapshot; `arrays` are the inputs of `forward`.
-
-    Raises
-    ------
-    CheckpointError
-        Where the snapshot holds code that the recipe does not trust.
-    """
-    check_trust(manifest, recipe.model.trust_code)
-    return TaskRequest(
-        task=recipe.model.task,
-        options=recipe.model.options,
-        architecture=manifest.architecture,
-        files=files,
-        entry=manifest.entry,
-        arrays=arrays if recipe.model.task == "forward" else (),
-    )

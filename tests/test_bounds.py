@@ -26,7 +26,8 @@ MEASURE = """
 import resource, sys
 import daskinfer.models.checkpoints.tensorfiles, daskinfer.models.checkpoints.plainfiles, daskinfer.storage.inputs.partition_table
 from pathlib import Path
-from daskinfer.models.checkpoints.tensorfiles import LocalFolder, read_weights, read_header
+from daskinfer.models.checkpoints.tensorfiles import read_weights, read_header
+from daskinfer.models.folder import LocalFolder
 from daskinfer.models.checkpoints.plainfiles import list_files, read_config
 from daskinfer.spec.recipe.schema import Input
 from daskinfer.storage.inputs.partition_table import index_input

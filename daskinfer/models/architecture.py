@@ -6,6 +6,7 @@ Nothing large is ever allocated, so a 70B model is built in a fraction of a seco
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -297,3 +298,14 @@ def _refuse_other(found: Any, wanted: type) -> None:
             f"config.json: {found.__name__} is no {wanted.__name__} of transformers",
             hint="Publish the model through a function that builds it: model.entry.",
         )
+
+
+def keep_float32(model: nn.Module, dtype: torch.dtype) -> None:
+    """Put back in float32 what a transformers model says keeps it when it is loaded in a precision."""
+    plan: Mapping[str, torch.dtype] = getattr(model, "_get_dtype_plan", lambda dtype: {})(dtype)
+    if not plan:
+        return
+    pattern = re.compile("|".join(name.replace("*", ".*") for name in plan))
+    for path, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point() and pattern.search(path) is not None:
+            tensor.data = tensor.data.float()

@@ -22,7 +22,7 @@ from daskinfer.ids import digest_of, sha256_of, shorten
 from daskinfer.spec.snapshot import Manifest
 
 if TYPE_CHECKING:
-    from daskinfer.models.checkpoints.tensorfiles import Folder
+    from daskinfer.models.folder import Folder
 
 PACKAGE = "daskinfer_code_"
 """What the names of packages made of a snapshot's code begin with; the rest is their digest."""

@@ -8,9 +8,10 @@ from functools import cached_property
 from typing import Any
 
 from daskinfer.ids import parse_json
+from daskinfer.models.remotecode import check_trust
 from daskinfer.spec.outline import InputArray
-from daskinfer.spec.recipe.schema import ModelOptions
-from daskinfer.spec.snapshot import EntryPoint
+from daskinfer.spec.recipe.schema import ModelOptions, Recipe
+from daskinfer.spec.snapshot import EntryPoint, Manifest
 
 
 @dataclass(frozen=True)
@@ -35,3 +36,24 @@ class TaskRequest:
         """Content of config.json; empty for a user's own model without one."""
         config: Mapping[str, Any] = parse_json(self.files.get("config.json", b"{}"))
         return config
+
+
+def make_request(
+    recipe: Recipe, manifest: Manifest, files: Mapping[str, bytes], arrays: tuple[InputArray, ...]
+) -> TaskRequest:
+    """Return what a recipe asks of a snapshot; `arrays` are the inputs of `forward`.
+
+    Raises
+    ------
+    CheckpointError
+        Where the snapshot holds code that the recipe does not trust.
+    """
+    check_trust(manifest, recipe.model.trust_code)
+    return TaskRequest(
+        task=recipe.model.task,
+        options=recipe.model.options,
+        architecture=manifest.architecture,
+        files=files,
+        entry=manifest.entry,
+        arrays=arrays if recipe.model.task == "forward" else (),
+    )

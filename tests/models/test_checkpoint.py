@@ -16,7 +16,8 @@ from safetensors.torch import load, load_file, save_file
 
 from daskinfer.errors import CheckpointError, CorruptBlob
 from daskinfer.models.checkpoints.checkpoint import inspect_checkpoint
-from daskinfer.models.checkpoints.tensorfiles import LocalFolder, read_header
+from daskinfer.models.checkpoints.tensorfiles import read_header
+from daskinfer.models.folder import LocalFolder
 
 
 @pytest.fixture

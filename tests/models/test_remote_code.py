@@ -15,9 +15,9 @@ from safetensors.numpy import save
 
 from daskinfer import api
 from daskinfer.errors import CheckpointError, CorruptBlob
-from daskinfer.graphs.context import make_request
 from daskinfer.models.architecture import build_model
 from daskinfer.models.proofs.outlines import outline_key
+from daskinfer.models.request import make_request
 from daskinfer.models.tasks.kinds import is_image_model
 from daskinfer.runtime.snapshots.checkpoint_publisher import publish_checkpoint, resolve_checkpoint
 from daskinfer.spec.recipe.schema import Recipe

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoTokenizer
 
 from daskinfer.errors import CheckpointError
-from daskinfer.models.checkpoints.tensorfiles import LocalFolder
+from daskinfer.models.folder import LocalFolder
 from daskinfer.models.preprocessing.tokenizer import SETTINGS, make_tokenizer, read_settings
 from daskinfer.models.preprocessing.tokenizer_conversion import PROBES, convert_tokenizer
 from daskinfer.models.request import TaskRequest

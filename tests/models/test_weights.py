@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from daskinfer.errors import CheckpointError
-from daskinfer.models.architecture import build_model
-from daskinfer.models.execution.weights import Filling, fill_module, find_entries, keep_float32
+from daskinfer.models.architecture import build_model, keep_float32
+from daskinfer.models.execution.weights import Filling, fill_module, find_entries
 from daskinfer.models.tensors import ALIGNMENT
 from daskinfer.spec.snapshot import LayerGroup, Manifest, TensorEntry
 from daskinfer.storage.tensors import range_reads

@@ -30,15 +30,9 @@ from daskinfer.models.checkpoints.plainfiles import (
     read_sentence_weights,
     refuse_beside,
 )
-from daskinfer.models.checkpoints.tensorfiles import (
-    Folder,
-    GroupFile,
-    LocalFolder,
-    StoredTensor,
-    as_stored,
-    read_weights,
-)
+from daskinfer.models.checkpoints.tensorfiles import GroupFile, StoredTensor, as_stored, read_weights
 from daskinfer.models.entry import check_builds, find_entry, load_entry
+from daskinfer.models.folder import Folder, LocalFolder
 from daskinfer.models.preprocessing.tokenizer_conversion import convert_tokenizer
 from daskinfer.models.remotecode import read_code
 from daskinfer.spec.snapshot import EntryPoint, Manifest

@@ -10,7 +10,8 @@ from typing import Any
 from daskinfer.errors import CheckpointError
 from daskinfer.ids import parse_json
 from daskinfer.models.checkpoints.config_limits import refuse_absurd
-from daskinfer.models.checkpoints.tensorfiles import Folder, GroupFile, as_stored, read_header, refuse_pickles
+from daskinfer.models.checkpoints.tensorfiles import GroupFile, as_stored, read_header, refuse_pickles
+from daskinfer.models.folder import Folder
 from daskinfer.models.tasks.sentence import TEXT_SETTINGS
 from daskinfer.units import format_bytes
 

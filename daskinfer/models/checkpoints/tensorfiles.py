@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from math import prod
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from blake3 import blake3
 
 from daskinfer.errors import CheckpointError, CorruptBlob
 from daskinfer.ids import parse_json
+from daskinfer.models.folder import Folder
 
 # Bytes of one element, by safetensors' name of the type.
 ITEM_SIZES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
@@ -27,50 +27,6 @@ _OTHER_FORMATS = ("tf", "flax", "jax")
 # Of a hundred thousand tensors each is 12 MB.
 _LARGEST_HEADER = 24_000_000
 _PIECE_BYTES = 32 * 2**20  # a multiple of every item's size
-
-
-class Folder(Protocol):
-    """A place that checkpoint files are read from."""
-
-    @property
-    def url(self) -> str:
-        """Absolute path or URL."""
-
-    def names(self) -> list[str]:
-        """Return the names of the direct children, sorted."""
-
-    def size(self, name: str) -> int | None:
-        """Return a file's length in bytes; None where there is no such file."""
-
-    def read(self, name: str, begin: int | None = None, end: int | None = None) -> bytes:
-        """Return a file's bytes, or those from `begin` up to `end`; `FileNotFoundError` where there is no such file."""
-
-
-@dataclass(frozen=True, slots=True)
-class LocalFolder:
-    """A directory on this machine."""
-
-    path: Path
-
-    @property
-    def url(self) -> str:
-        """Absolute path."""
-        return self.path.resolve().as_posix()
-
-    def names(self) -> list[str]:
-        """Return the names of the direct children, sorted."""
-        return sorted(child.name for child in self.path.iterdir())
-
-    def size(self, name: str) -> int | None:
-        """Return a file's length in bytes; None where there is no such file."""
-        file = self.path / name
-        return file.stat().st_size if file.is_file() else None
-
-    def read(self, name: str, begin: int | None = None, end: int | None = None) -> bytes:
-        """Return a file's bytes, or a range of them."""
-        with (self.path / name).open("rb") as stream:
-            stream.seek(begin or 0)
-            return stream.read() if end is None else stream.read(end - (begin or 0))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -106,17 +105,6 @@ def fill_module(
     if stream is not None:
         stream.synchronize()
     return count
-
-
-def keep_float32(model: nn.Module, dtype: torch.dtype) -> None:
-    """Put back in float32 what a transformers model says keeps it when it is loaded in a precision."""
-    plan: Mapping[str, torch.dtype] = getattr(model, "_get_dtype_plan", lambda dtype: {})(dtype)
-    if not plan:
-        return
-    pattern = re.compile("|".join(name.replace("*", ".*") for name in plan))
-    for path, tensor in model.state_dict(keep_vars=True).items():
-        if tensor.is_floating_point() and pattern.search(path) is not None:
-            tensor.data = tensor.data.float()
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ import tokenizers
 from transformers import AutoTokenizer
 
 from daskinfer.errors import CheckpointError
-from daskinfer.models.checkpoints.tensorfiles import Folder
+from daskinfer.models.folder import Folder
 from daskinfer.models.preprocessing.tokenizer import SETTINGS, Tokenizer, TokenizerSettings, read_backend
 
 VOCABULARIES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from daskinfer.models.execution.weights import keep_float32
+from daskinfer.models.architecture import keep_float32
 from daskinfer.models.request import TaskRequest
 from daskinfer.models.tasks.classify import make_classify
 from daskinfer.models.tasks.embed import make_embed

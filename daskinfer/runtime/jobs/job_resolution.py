@@ -9,12 +9,11 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from daskinfer.errors import CheckpointError, IntegrityError, OutputOwned, RecipeError, UsageError
-from daskinfer.graphs.context import make_request
 from daskinfer.ids import digest_of, shorten
 from daskinfer.models.entry import confirm_entry
 from daskinfer.models.execution.devices import choose_dtype
 from daskinfer.models.preprocessing.arrays import count_row_tokens
-from daskinfer.models.request import TaskRequest
+from daskinfer.models.request import TaskRequest, make_request
 from daskinfer.models.tasks.encode import explain_length, make_encoder, row_length
 from daskinfer.models.tasks.fields import takes_text, task_fields, task_wants
 from daskinfer.models.versions import ATTENTION, versions

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from daskinfer.errors import InputError, UsageError
-from daskinfer.graphs.context import make_request
+from daskinfer.models.request import make_request
 from daskinfer.planning.plan import place_plan
 from daskinfer.runtime.driver.run_progress import RunProgress
 from daskinfer.runtime.jobs.job_resolution import OpenedJob, absolute_input, current_numerics, find_wants

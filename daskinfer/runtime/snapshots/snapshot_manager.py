@@ -6,9 +6,10 @@ import threading
 from collections.abc import Iterable, Iterator
 
 from daskinfer.errors import CheckpointError
-from daskinfer.graphs.context import make_request, open_transports
+from daskinfer.graphs.context import open_transports
 from daskinfer.graphs.handoff import JobHandle
 from daskinfer.ids import shorten
+from daskinfer.models.request import make_request
 from daskinfer.models.tasks.encode import row_length
 from daskinfer.models.tasks.fields import takes_text
 from daskinfer.planning.sampling import choose_sample
