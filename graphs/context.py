@@ -32,8 +32,7 @@ from daskinfer.storage.outputs.merging import merge_part
 from daskinfer.storage.outputs.quarantine import read_rejects
 from daskinfer.storage.outputs.retry_rounds import Round, read_round
 from daskinfer.storage.outputs.sink import OutputPart, PartSink
-from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.locks import explain_loss
+from daskinfer.storage.registry.catalog import Registry, explain_loss
 from daskinfer.storage.tensors.node_cache import load_tensors
 
 if TYPE_CHECKING:

@@ -2,41 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from daskinfer.errors import CheckpointError, Conflict
-from daskinfer.ids import digest_of, make_nonce
+from daskinfer.ids import make_nonce
 from daskinfer.spec.registry.listing import AliasMove
 from daskinfer.storage.objects.naming import check_alias, make_signature
-from daskinfer.storage.objects.slotlog import Slot
 from daskinfer.storage.registry import authorised_writes, locks
 from daskinfer.storage.registry.authorised_writes import Decision
-from daskinfer.storage.registry.yanking import Version, find_version, refuse_yanked
-
-if TYPE_CHECKING:
-    from daskinfer.storage.registry.catalog import Registry
-
-
-def describe_move(alias: str, slot: Slot, versions: Sequence[Version]) -> AliasMove:
-    """Return the move that a record of an alias's log stands for."""
-    record = slot.record
-    version = find_version(versions, record["snapshot"])
-    gate = record.get("gate")
-    return AliasMove(
-        alias=alias,
-        sequence=slot.sequence,
-        operation=record["op"],
-        snapshot=record["snapshot"],
-        version=None if version is None else version.number,
-        created=record["at"],
-        by=record["by"],
-        publish=record["publish"],
-        reason=record.get("reason"),
-        gate=None if gate is None else digest_of(gate),
-        rollback_of=record.get("rollback_of"),
-        restores=record.get("restores"),
-    )
+from daskinfer.storage.registry.catalog import Registry
+from daskinfer.storage.registry.version_log import describe_move, find_version, refuse_yanked
 
 
 def set_alias(

@@ -19,21 +19,28 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from daskinfer.errors import CheckpointError, CorruptBlob, SnapshotGone
 from daskinfer.ids import canonical_json, parse_json, sha256_of, shorten
 from daskinfer.spec.registry.listing import AliasMove
 from daskinfer.spec.snapshot import Manifest, Resolution
 from daskinfer.storage.objects.create_if_absent import create
-from daskinfer.storage.objects.filesystem import absolute_url, exists, is_local, join_url, list_names, read_bytes
+from daskinfer.storage.objects.filesystem import (
+    absolute_url,
+    exists,
+    is_local,
+    join_url,
+    list_names,
+    read_bytes,
+)
 from daskinfer.storage.objects.naming import check_alias, check_name, suggest
 from daskinfer.storage.objects.slotlog import SlotLog
 from daskinfer.storage.objects.store_check import confirm_exclusive
-from daskinfer.storage.registry import locks
-from daskinfer.storage.registry.aliases import describe_move, set_alias
 from daskinfer.storage.registry.anchors import forget_anchors
 from daskinfer.storage.registry.manifests import name_manifest, parse_manifest
-from daskinfer.storage.registry.yanking import Version, find_version, fold, refuse_yanked
+from daskinfer.storage.registry.version_log import Version, describe_move, find_version, fold, refuse_yanked
 
 FORMAT = {"daskinfer_registry": 1, "digest": "sha256"}
 
@@ -172,7 +179,7 @@ class Registry:
         SnapshotGone
             Where they are gone because garbage collection took the snapshot.
         """
-        with locks.explain_loss(self, manifest.digest):
+        with explain_loss(self, manifest.digest):
             return self._read_file(manifest, path)
 
     def _read_file(self, manifest: Manifest, path: str) -> bytes:
@@ -228,12 +235,6 @@ class Registry:
         """Return every move of an alias, oldest first; none for an unknown alias."""
         versions = self.versions(name)
         return [describe_move(alias, slot, versions) for slot in self.alias_log(name, alias).read()]
-
-    def set_alias(
-        self, name: str, alias: str, target: str, *, expect: int | None = None, publish: str | None = None
-    ) -> AliasMove:
-        """Point an alias at a version; see `daskinfer.storage.registry.aliases.set_alias`."""
-        return set_alias(self, name, alias, target, expect=expect, publish=publish)
 
     def life(self, snapshot: str) -> str:
         """Return `live`, `condemned` (garbage collection is deciding) or `swept` (deleted, or about to be)."""
@@ -316,3 +317,20 @@ class Registry:
     def _alias_head(self, name: str, alias: str, versions: list[Version]) -> AliasMove | None:
         head = self.alias_log(name, alias).head()
         return None if head is None else describe_move(alias, head, versions)
+
+
+_PUBLISH_AGAIN = "Publish the checkpoint again, or choose another version: daskinfer checkpoint list"
+
+
+@contextmanager
+def explain_loss(registry: Registry, snapshot: str) -> Iterator[None]:
+    """Say `SnapshotGone` where bytes of a snapshot are missing because it was deleted, not because of damage."""
+    try:
+        yield
+    except CorruptBlob as error:
+        if registry.life(snapshot) != "swept":
+            raise
+        raise SnapshotGone(
+            f"snapshot {shorten(snapshot)} was deleted from registry {registry.url} while it was read: {error.message}",
+            hint=_PUBLISH_AGAIN,
+        ) from error

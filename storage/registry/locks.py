@@ -7,26 +7,20 @@ A heartbeat is a value that changes: a collector judges it by its own clock, and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
-from daskinfer.errors import CheckpointError, CorruptBlob, IntegrityError, SnapshotGone
+from daskinfer.errors import CheckpointError, IntegrityError, SnapshotGone
 from daskinfer.ids import canonical_json, make_nonce, parse_json, shorten
 from daskinfer.spec.snapshot import Manifest
 from daskinfer.storage.objects.filesystem import delete, join_url, list_names, read_bytes
 from daskinfer.storage.objects.naming import check_name, make_signature
 from daskinfer.storage.registry.authorised_writes import Decision, create_record
+from daskinfer.storage.registry.catalog import _PUBLISH_AGAIN, Registry
 from daskinfer.storage.registry.heartbeats import TTL_SECONDS, beat, read_beat
 
-if TYPE_CHECKING:
-    from daskinfer.storage.registry.catalog import Registry
-
 _VERDICT_SECONDS = 15.0
-_PUBLISH_AGAIN = "Publish the checkpoint again, or choose another version: daskinfer checkpoint list"
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,20 +172,6 @@ def remove(registry: Registry, snapshot: str, job: str) -> None:
     # The record goes last: a lock without a heartbeat is still a lock.
     delete(heartbeat_url(registry, snapshot, job))
     delete(join_url(_locks_url(registry, snapshot), f"{job}.json"))
-
-
-@contextmanager
-def explain_loss(registry: Registry, snapshot: str) -> Iterator[None]:
-    """Say `SnapshotGone` where bytes of a snapshot are missing because it was deleted, not because of damage."""
-    try:
-        yield
-    except CorruptBlob as error:
-        if registry.life(snapshot) != "swept":
-            raise
-        raise SnapshotGone(
-            f"snapshot {shorten(snapshot)} was deleted from registry {registry.url} while it was read: {error.message}",
-            hint=_PUBLISH_AGAIN,
-        ) from error
 
 
 def _await_verdict(registry: Registry, snapshot: str) -> str:

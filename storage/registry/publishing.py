@@ -31,6 +31,7 @@ from daskinfer.storage.objects.create_if_absent import create
 from daskinfer.storage.objects.filesystem import delete, exists, join_url
 from daskinfer.storage.objects.naming import check_alias, check_name, make_signature, name_principal
 from daskinfer.storage.registry import authorised_writes
+from daskinfer.storage.registry.aliases import set_alias
 from daskinfer.storage.registry.authorised_writes import Decision
 from daskinfer.storage.registry.blob_reuse import BlobReuse
 from daskinfer.storage.registry.catalog import Registry
@@ -38,7 +39,7 @@ from daskinfer.storage.registry.heartbeats import TTL_SECONDS, try_beat
 from daskinfer.storage.registry.manifests import parse_manifest
 from daskinfer.storage.registry.publications import abort, list_publications, name_job, publish_log, pulse_url
 from daskinfer.storage.registry.same_content import choose_snapshot, drop_unnamed, find_first, is_intact
-from daskinfer.storage.registry.yanking import Version, fold
+from daskinfer.storage.registry.version_log import Version, fold
 from daskinfer.storage.tensors.blobs import read_header
 
 PLAIN_SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja", ".md", ".bpe", ".codes", ".tiktoken"})
@@ -149,7 +150,7 @@ def publish(
     if alias is None:
         return registry.resolve(f"{name}@v{version.number}")
     if not _points_at(registry, name, alias, version):
-        registry.set_alias(name, alias, f"v{version.number}", publish=version.publish)
+        set_alias(registry, name, alias, f"v{version.number}", publish=version.publish)
     return registry.resolve(f"{name}@{alias}")
 
 
@@ -320,7 +321,7 @@ def finish(registry: Registry, identity: str, commit: dict[str, Any]) -> Version
     # An alias moves with the rights of whoever asked for it, never with those of a stranger who finishes their publish.
     if "alias" in commit and commit["by"] == name_principal():
         try:
-            registry.set_alias(name, commit["alias"], snapshot, expect=commit["alias_sequence"], publish=identity)
+            set_alias(registry, name, commit["alias"], snapshot, expect=commit["alias_sequence"], publish=identity)
         except (Conflict, SnapshotGone, YankedVersion):
             pass  # whoever moved the alias since the commit meant it: a late finisher must not move it back
         except NotAllowed as error:

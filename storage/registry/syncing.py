@@ -19,13 +19,13 @@ from daskinfer.storage.objects.filesystem import exists, join_url
 from daskinfer.storage.objects.naming import make_signature
 from daskinfer.storage.objects.slotlog import Slot, SlotLog
 from daskinfer.storage.registry import authorised_writes, locks
-from daskinfer.storage.registry.aliases import append_move, describe_move
+from daskinfer.storage.registry.aliases import append_move
 from daskinfer.storage.registry.authorised_writes import Decision
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.copying import copy_snapshot
 from daskinfer.storage.registry.merging import Side, compare_histories, make_merge
 from daskinfer.storage.registry.publishing import append_version, finish_all
-from daskinfer.storage.registry.yanking import Version, fold
+from daskinfer.storage.registry.version_log import Version, describe_move, fold
 
 Watch = Callable[[str, int, int], None]
 """Called with what is being done, and how many of how many bytes are done."""

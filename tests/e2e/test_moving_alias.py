@@ -24,7 +24,7 @@ import sys
 from daskinfer.storage.registry.catalog import Registry
 registry = Registry(sys.argv[1])
 for turn in range(int(sys.argv[2])):
-    registry.set_alias("tiny", "prod", "v1" if turn % 2 else "v2")
+    set_alias(registry, "tiny", "prod", "v1" if turn % 2 else "v2")
 """
 
 

@@ -30,7 +30,7 @@ from daskinfer.spec.recipe.schema import Model
 from daskinfer.spec.snapshot import Manifest, Resolution
 from daskinfer.storage.objects.filesystem import join_url, read_bytes, replace_bytes
 from daskinfer.storage.registry import locks
-from daskinfer.storage.registry.catalog import Registry
+from daskinfer.storage.registry.catalog import Registry, explain_loss
 from daskinfer.storage.tensors.node_cache import load_tensors
 
 Watch = Callable[[str, int, int], None]
@@ -144,7 +144,7 @@ def _measure(
         watch(doing, done, total)
 
     try:
-        with locks.explain_loss(registry, manifest.digest):
+        with explain_loss(registry, manifest.digest):
             layers = measure_layers(request, outline, manifest, numerics, read, shapes, tell)
     finally:
         lock.release()

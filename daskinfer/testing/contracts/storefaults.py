@@ -23,6 +23,7 @@ from daskinfer.storage.outputs.commit_log import read_manifest
 from daskinfer.storage.outputs.formats import open_sink
 from daskinfer.storage.outputs.sink import Sink
 from daskinfer.storage.registry import locks
+from daskinfer.storage.registry.aliases import set_alias
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.garbage_collection import collect
 from daskinfer.storage.registry.publishing import publish
@@ -112,7 +113,7 @@ class FaultContract(StoreFixture):
             found = insist(partial(publish, registry, "mini", make_checkpoint(number)))
             for expect in range(2):
                 try:
-                    move = insist(partial(registry.set_alias, "mini", "prod", str(found.snapshot), expect=expect))
+                    move = insist(partial(set_alias, registry, "mini", "prod", str(found.snapshot), expect=expect))
                 except Conflict:
                     continue
                 moved.append((move.sequence, found.snapshot))

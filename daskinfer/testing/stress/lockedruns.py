@@ -32,6 +32,7 @@ from daskinfer.errors import CheckpointError, Conflict, CorruptBlob, MissingEven
 from daskinfer.ids import make_nonce
 from daskinfer.storage.objects.filesystem import delete, join_url, list_names
 from daskinfer.storage.registry import locks
+from daskinfer.storage.registry.aliases import set_alias
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.garbage_collection import collect
 from daskinfer.storage.registry.publishing import CheckpointSource, publish
@@ -256,7 +257,7 @@ def _publish(registry: Registry, notes: Diary, schedule: FaultSchedule, chance: 
         head = registry.alias_log(NAME, ALIAS).head()
         expect = 0 if head is None else head.sequence + 1
         with suppress(Conflict, SnapshotGone):
-            move = registry.set_alias(NAME, ALIAS, found.snapshot, expect=expect)
+            move = set_alias(registry, NAME, ALIAS, found.snapshot, expect=expect)
             notes.note("moved", number=move.sequence, snapshot=found.snapshot)
 
 

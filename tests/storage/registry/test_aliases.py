@@ -12,6 +12,7 @@ from daskinfer.errors import CheckpointError, Conflict, SnapshotGone, YankedVers
 from daskinfer.ids import digest_of
 from daskinfer.storage.objects.slotlog import Slot
 from daskinfer.storage.registry import aliases, authorised_writes, locks
+from daskinfer.storage.registry.aliases import set_alias
 from daskinfer.storage.registry.yanking import yank
 from daskinfer.testing.fixtures.checkpoints import make_registry
 from daskinfer.testing.stress.campaigns import campaign_size
@@ -38,7 +39,7 @@ def test_history_tells_every_move(any_store: str) -> None:
     registry = make_registry(any_store)
     gate = {"rows": 1000, "drift": 0.01}
     aliases.set_alias(registry, "mini", "prod", "v1", expect=3, reason="safer", gate=gate)
-    registry.set_alias("mini", "canary", "prod")
+    set_alias(registry, "mini", "canary", "prod")
     aliases.unset_alias(registry, "mini", "prod", reason="retired")
     history = registry.alias_history("mini", "prod")
     moves = [(move.sequence, move.operation, move.version) for move in history]
@@ -68,7 +69,7 @@ def test_a_conflict_says_who_came_first(tmp_path: Path) -> None:
     with pytest.raises(Conflict, match="never moved"):
         aliases.set_alias(registry, "mini", "new", "v2", expect=1)
     with pytest.raises(CheckpointError, match="reads as a version"):
-        registry.set_alias("mini", "v7", "v2")
+        set_alias(registry, "mini", "v7", "v2")
     assert len(registry.alias_history("mini", "prod")) == 4
     assert list((tmp_path / "locks").glob("*/*")) == []
 

@@ -15,6 +15,7 @@ from daskinfer.spec.registry.trust import AuditEvent, AuditTrail
 from daskinfer.storage.objects.filesystem import delete, join_url
 from daskinfer.storage.objects.naming import name_principal
 from daskinfer.storage.registry import authorised_writes, locks
+from daskinfer.storage.registry.aliases import set_alias
 from daskinfer.storage.registry.audit import read_trail
 from daskinfer.storage.registry.authorised_writes import Decision
 from daskinfer.storage.registry.catalog import Registry
@@ -28,7 +29,7 @@ MOVER = """
 import sys
 from daskinfer.storage.registry.catalog import Registry
 for turn in range(int(sys.argv[2])):
-    Registry(sys.argv[1]).set_alias("mini", "prod", f"v{turn % 2 + 1}")
+    set_alias(Registry(sys.argv[1]), "mini", "prod", f"v{turn % 2 + 1}")
 """
 
 # Dies between the record of an alias move and its event.
@@ -42,7 +43,7 @@ def die_before(registry, principal, action, *rest):
         os._exit(9)
     tell(registry, principal, action, *rest)
 authorised_writes.write_event = die_before
-Registry(sys.argv[1]).set_alias("mini", "prod", "v1")
+set_alias(Registry(sys.argv[1]), "mini", "prod", "v1")
 """
 
 ALIAS = "models/mini/aliases/prod"
@@ -58,7 +59,7 @@ def make_registry(url: str | Path) -> Registry:
         decision = Decision(registry.url, "collect", f"life/{shorten(snapshot, 64)}")
         authorised_writes.append(decision, registry.life_log(snapshot), {"op": operation})
     locks.take(registry, snapshot, "job-1")
-    registry.set_alias("mini", "prod", "v1")
+    set_alias(registry, "mini", "prod", "v1")
     return registry
 
 
@@ -86,7 +87,7 @@ def test_each_principal_has_a_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     registry = make_registry(tmp_path)
     for name in ("ann", "bén/../x"):
         monkeypatch.setenv("LOGNAME", name)
-        registry.set_alias("mini", name[:3], "v1") if name == "ann" else registry.set_alias("mini", "ben", "v2")
+        set_alias(registry, "mini", name[:3], "v1") if name == "ann" else set_alias(registry, "mini", "ben", "v2")
     trail = read_trail(registry.url)
     assert trail.findings == ()
     assert [event.by.partition("@")[0] for event in trail.events[-4:]] == ["ann", "ann", "bén/../x", "bén/../x"]
@@ -216,7 +217,7 @@ def test_a_crash_before_the_event_is_a_warning_and_no_more(tmp_path: Path) -> No
     code = subprocess.run([sys.executable, "-c", CRASHER, str(tmp_path)], check=False, timeout=60).returncode
     assert code == 9
     assert registry.resolve("mini@prod").sequence == 3
-    registry.set_alias("mini", "prod", "v2")
+    set_alias(registry, "mini", "prod", "v2")
     trail = read_trail(registry.url)
     assert [(finding.severity, finding.where) for finding in trail.findings] == [("warning", ALIAS)]
 
@@ -225,12 +226,12 @@ def test_a_decision_stands_where_its_event_cannot_be_written() -> None:
     registry = make_registry(f"memory://audit-{os.getpid()}")
     # Writes: the lock, its event, its heartbeat, the move, and then the event of the move.
     with FaultyFS(registry.url, "pipe_file", be_full, after=4), pytest.warns(MissingEvent) as told:
-        assert registry.set_alias("mini", "prod", "v2").sequence == 3
+        assert set_alias(registry, "mini", "prod", "v2").sequence == 3
     assert len(told) == 1
     assert str(told[0].message).startswith(f"alias of {ALIAS} is done, but its audit event is missing: no space left")
     trail = read_trail(registry.url)
     assert [(finding.severity, finding.where) for finding in trail.findings] == [("warning", ALIAS)]
-    registry.set_alias("mini", "prod", "v1")
+    set_alias(registry, "mini", "prod", "v1")
     assert len(read_trail(registry.url).findings) == 1
 
 
@@ -238,7 +239,7 @@ def test_a_damaged_end_does_not_stop_the_chain(tmp_path: Path) -> None:
     registry = make_registry(tmp_path)
     (chain,) = (tmp_path / "audit").iterdir()
     (chain / "000000000017.json").write_bytes(b"not JSON")
-    registry.set_alias("mini", "prod", "v2")
+    set_alias(registry, "mini", "prod", "v2")
     assert len(list(chain.iterdir())) == 20
     assert [place for place, _ in broken(read_trail(registry.url))] == [f"audit/{chain.name}/000000000017.json"]
 
@@ -310,7 +311,7 @@ def test_an_audit_during_decisions_finds_nothing_broken(tmp_path: Path) -> None:
         if number == 0:
             return read_trail(registry.url)
         for _ in range(5):
-            registry.set_alias("mini", f"alias-{number}", "v1")
+            set_alias(registry, "mini", f"alias-{number}", "v1")
         return None
 
     trails = [trail for _ in range(3) for trail in race(act, writers=4) if trail is not None]

@@ -7,6 +7,7 @@ import pytest
 from daskinfer.errors import CheckpointError, CorruptBlob, SnapshotGone
 from daskinfer.ids import shorten
 from daskinfer.storage.objects.filesystem import replace_bytes
+from daskinfer.storage.registry.aliases import set_alias
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.testing.fixtures.checkpoints import make_registry
 
@@ -105,7 +106,7 @@ def test_life_of_a_snapshot(tmp_path: Path) -> None:
         assert registry.life(newest) == life
     assert registry.resolve("mini").version == 1
     with pytest.raises(SnapshotGone, match="swept"):
-        registry.set_alias("mini", "stable", "v2")
+        set_alias(registry, "mini", "stable", "v2")
     assert "stable" not in registry.aliases("mini")
     Path(registry.manifest_url(newest)).unlink()
     with pytest.raises(SnapshotGone, match=shorten(newest)):

@@ -13,7 +13,8 @@ from daskinfer.ids import shorten
 from daskinfer.spec.registry.collection import CollectionReport
 from daskinfer.storage.objects.filesystem import delete, find_files, join_url, list_names
 from daskinfer.storage.registry import deletion, garbage_collection, locks
-from daskinfer.storage.registry.catalog import Registry
+from daskinfer.storage.registry.aliases import set_alias
+from daskinfer.storage.registry.catalog import Registry, explain_loss
 from daskinfer.storage.registry.garbage_collection import collect
 from daskinfer.storage.registry.heartbeats import Watcher, beat
 from daskinfer.storage.registry.liveness import HolderLiveness
@@ -37,7 +38,7 @@ def deleted(report: CollectionReport) -> list[str]:
 
 def test_what_nothing_keeps_is_deleted(any_store: str) -> None:
     registry, snapshots = make_registry(any_store)
-    registry.set_alias("mini", "prod", "v2")
+    set_alias(registry, "mini", "prod", "v2")
     sizes = find_files(join_url(registry.url, "blobs"))
     expected = collect(registry, LAST, dry_run=True)
     assert find_files(join_url(registry.url, "blobs")) == sizes and registry.life(snapshots[0]) == "live"
@@ -155,7 +156,7 @@ def test_an_alias_that_moves_meanwhile_keeps(tmp_path: Path, monkeypatch: pytest
     condemn = garbage_collection._condemn
 
     def move_then_condemn(found: Registry, snapshot: str, begin: bool) -> int | None:
-        registry.set_alias("mini", "prod", "v1")
+        set_alias(registry, "mini", "prod", "v1")
         return condemn(found, snapshot, begin)
 
     monkeypatch.setattr(garbage_collection, "_condemn", move_then_condemn)
@@ -290,5 +291,5 @@ def test_what_was_deleted_is_not_taken_for_damaged(tmp_path: Path) -> None:
     collect(registry, LAST)
     with pytest.raises(SnapshotGone, match=f"{shorten(first)} was deleted"):
         registry.file(manifest, "vocab.txt")
-    with pytest.raises(SnapshotGone), locks.explain_loss(registry, first):
+    with pytest.raises(SnapshotGone), explain_loss(registry, first):
         read_group(registry.url, manifest.groups[0])

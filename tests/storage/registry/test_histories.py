@@ -24,6 +24,7 @@ from daskinfer.ids import make_nonce
 from daskinfer.storage.objects import create_if_absent
 from daskinfer.storage.objects.slotlog import Slot, SlotLog
 from daskinfer.storage.registry import aliases, authorised_writes, syncing, yanking
+from daskinfer.storage.registry.aliases import set_alias
 from daskinfer.storage.registry.authorised_writes import Decision
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.merging import Comparison, Side, compare_histories
@@ -223,7 +224,7 @@ class Histories(RuleBasedStateMachine):
         target = restores = None
         if act == "set":
             target = model.snapshots[pick % len(model.versions)]
-            do = partial(aliases.set_alias, registry, "mini", alias, target, expect=expect)
+            do = partial(set_alias, registry, "mini", alias, target, expect=expect)
         elif act == "unset":
             do = partial(aliases.unset_alias, registry, "mini", alias, expect=expect)
         else:

@@ -12,6 +12,7 @@ from daskinfer.ids import shorten
 from daskinfer.storage.objects.create_if_absent import create
 from daskinfer.storage.objects.filesystem import delete, join_url
 from daskinfer.storage.registry import locks
+from daskinfer.storage.registry.aliases import set_alias
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.publishing import publish
 from daskinfer.storage.tensors.blobs import read_group
@@ -187,9 +188,9 @@ def test_a_store_that_refuses_the_lock_stops_the_job(s3_url: str, step: int) -> 
 def test_an_alias_cannot_land_on_what_is_being_swept(tmp_path: Path) -> None:
     registry, snapshot = publish_one(tmp_path)
     lock = locks.take(registry, snapshot, "job-1")
-    registry.set_alias("mini", "prod", "v1")
+    set_alias(registry, "mini", "prod", "v1")
     assert [holder.job for holder in locks.list_holders(registry, snapshot)] == ["job-1"]
     lock.release()
     with pytest.raises(Conflict):
-        registry.set_alias("mini", "prod", "v1", expect=0)
+        set_alias(registry, "mini", "prod", "v1", expect=0)
     assert locks.list_holders(registry, snapshot) == []

@@ -24,7 +24,8 @@ from daskinfer.errors import Conflict, SnapshotGone, StorageError
 from daskinfer.storage.objects.filesystem import exists, find_files, join_url, list_names
 from daskinfer.storage.objects.slotlog import SlotLog
 from daskinfer.storage.registry import garbage_collection, locks
-from daskinfer.storage.registry.catalog import Registry
+from daskinfer.storage.registry.aliases import set_alias
+from daskinfer.storage.registry.catalog import Registry, explain_loss
 from daskinfer.storage.registry.garbage_collection import collect
 from daskinfer.storage.registry.heartbeats import Watcher, beat
 from daskinfer.storage.registry.liveness import HolderLiveness
@@ -85,7 +86,7 @@ class RegistryMachine(RuleBasedStateMachine):
         name = f"{kind}-{next(self.names)}"
         actions: dict[str, Callable[[], Callable[[], object]]] = {
             "job": lambda: partial(self.run_job, name, versions[number - 1].snapshot),
-            "mover": lambda: partial(self.registry.set_alias, "mini", "prod", f"v{number}"),
+            "mover": lambda: partial(set_alias, self.registry, "mini", "prod", f"v{number}"),
             "publisher": lambda: self.draw_publish(data),
             "collector": lambda: self.draw_collection(data),
         }
@@ -176,7 +177,7 @@ class RegistryMachine(RuleBasedStateMachine):
             for piece in lock.manifest.files:
                 self.registry.file(lock.manifest, piece.path)
             for group in lock.manifest.groups:
-                with locks.explain_loss(self.registry, snapshot):
+                with explain_loss(self.registry, snapshot):
                     read_group(self.registry.url, group)
             lock.check()
         finally:

@@ -42,7 +42,7 @@ from daskinfer.testing.fixtures.checkpoints import make_checkpoint
 registry = Registry(sys.argv[1])
 for work in (
     lambda: publish(registry, "mini", make_checkpoint(), "prod"),
-    lambda: registry.set_alias("mini", "next", "v1"),
+    lambda: set_alias(registry, "mini", "next", "v1"),
     lambda: locks.take(registry, registry.resolve("mini@v1").snapshot, "job-1"),
 ):
     try:

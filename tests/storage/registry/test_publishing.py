@@ -13,6 +13,7 @@ from daskinfer.errors import CheckpointError, SnapshotGone, StorageError
 from daskinfer.spec.snapshot import EntryPoint, LayerGroup, Manifest
 from daskinfer.storage.objects.filesystem import join_url, read_bytes
 from daskinfer.storage.objects.slotlog import SlotLog
+from daskinfer.storage.registry.aliases import set_alias
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.publishing import CheckpointSource, GroupSource, Origin, finish_all, publish
 from daskinfer.testing.faults.faulty_filesystem import FaultyFS, be_busy, break_connection, lose_acknowledgement
@@ -203,7 +204,7 @@ def test_a_late_finisher_does_not_move_the_alias_back(tmp_path: Path) -> None:
     (publishing,) = [
         path for path in (tmp_path / "publish").iterdir() if registry.versions("mini")[1].publish == path.name
     ]
-    registry.set_alias("mini", "prod", "v1")
+    set_alias(registry, "mini", "prod", "v1")
     publishing.with_suffix(".done").unlink()
     assert [version.number for version in finish_all(registry)] == [2]
     assert registry.resolve("mini@prod").version == 1
@@ -292,4 +293,4 @@ def test_an_alias_on_a_swept_version_is_refused(tmp_path: Path) -> None:
     registry.life_log(first.snapshot).append({"op": "condemn"})
     registry.life_log(first.snapshot).append({"op": "sweep"})
     with pytest.raises(SnapshotGone):
-        registry.set_alias("mini", "next", first.snapshot)
+        set_alias(registry, "mini", "next", first.snapshot)

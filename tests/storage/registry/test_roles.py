@@ -25,6 +25,7 @@ from daskinfer.ids import shorten
 from daskinfer.storage.objects.create_if_absent import create
 from daskinfer.storage.objects.filesystem import delete, exists, join_url, list_names, read_bytes, replace_bytes
 from daskinfer.storage.registry import authorised_writes, locks
+from daskinfer.storage.registry.aliases import set_alias
 from daskinfer.storage.registry.authorised_writes import Decision
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.publishing import finish_all, publish
@@ -86,7 +87,7 @@ def test_each_role_does_its_work_and_no_other(acting: Acting) -> None:
         with pytest.raises(NotAllowed, match=r"mini v3 was published, but prod was not moved: not allowed to create"):
             publish(registry, "mini", make_checkpoint(2), "prod")
         with pytest.raises(NotAllowed, match="not allowed to create"):
-            registry.set_alias("mini", "prod", "v1")
+            set_alias(registry, "mini", "prod", "v1")
         blob = registry.manifest(first).groups[0].blob
         assert blob is not None
         for path in (blob, f"manifests/{shorten(first, 64)}.json", "models/mini/versions/000000000000.json"):
@@ -94,8 +95,8 @@ def test_each_role_does_its_work_and_no_other(acting: Acting) -> None:
                 delete(join_url(REGISTRY, path))
 
     with acting("releaser") as registry:
-        assert registry.set_alias("mini", "prod", "v1").version == 1
-        assert registry.set_alias("mini", "prod", "v2").sequence == 1
+        assert set_alias(registry, "mini", "prod", "v1").version == 1
+        assert set_alias(registry, "mini", "prod", "v2").sequence == 1
         with pytest.raises(NotAllowed, match="not allowed to create"):
             publish(registry, "mini", make_checkpoint(3), None)
         with pytest.raises(NotAllowed, match="not allowed to delete"):
@@ -110,7 +111,7 @@ def test_each_role_does_its_work_and_no_other(acting: Acting) -> None:
         for piece in lock.manifest.files:
             registry.file(lock.manifest, piece.path)
         for work in (
-            lambda: registry.set_alias("mini", "prod", "v1"),
+            lambda: set_alias(registry, "mini", "prod", "v1"),
             lambda: publish(registry, "mini", make_checkpoint(3), None),
             lambda: condemn(registry, second),
             lambda: delete(join_url(REGISTRY, blob)),
@@ -127,7 +128,7 @@ def test_each_role_does_its_work_and_no_other(acting: Acting) -> None:
 
     with acting("collector") as registry:
         for work in (
-            lambda: registry.set_alias("mini", "prod", "v1"),
+            lambda: set_alias(registry, "mini", "prod", "v1"),
             lambda: publish(registry, "mini", make_checkpoint(3), None),
             lambda: delete(join_url(REGISTRY, "models/mini/aliases/prod/000000000001.json")),
         ):

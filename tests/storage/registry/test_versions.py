@@ -9,7 +9,8 @@ import pytest
 from daskinfer.errors import CheckpointError, YankedVersion
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.publishing import finish_all, publish
-from daskinfer.storage.registry.yanking import fold, unyank, yank
+from daskinfer.storage.registry.version_log import fold
+from daskinfer.storage.registry.yanking import unyank, yank
 from daskinfer.testing.fixtures.checkpoints import make_checkpoint, make_registry
 
 
