@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from daskinfer.reports.gate import render_gate
 from daskinfer.reports.page import render_html
 from daskinfer.runtime.cluster.connection import find_workers
-from daskinfer.runtime.jobs.job_resolution import check_places, draft_job, find_owner, open_job
+from daskinfer.runtime.jobs.job_planner import draft_job
+from daskinfer.runtime.jobs.job_resolution import check_places, find_owner, open_job
 from daskinfer.runtime.jobs.multi_driver import refuse_changes
 from daskinfer.runtime.jobs.run_report import make_report
 from daskinfer.runtime.jobs.run_session import RunSession

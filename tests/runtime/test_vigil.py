@@ -15,14 +15,9 @@ from distributed import Client, Worker
 
 from daskinfer.graphs.handoff import JobHandle
 from daskinfer.runtime.cluster import admission, process_setup, resource_tags
-from daskinfer.runtime.monitoring.monitor import (
-    ClusterMonitor,
-    ClusterSnapshot,
-    HeartbeatMonitor,
-    WorkerSnapshot,
-    _look,
-    restart_worker,
-)
+from daskinfer.runtime.cluster.restarts import restart_worker
+from daskinfer.runtime.monitoring.heartbeats import ClusterSnapshot, HeartbeatMonitor, WorkerSnapshot
+from daskinfer.runtime.monitoring.monitor import ClusterMonitor, _look
 from daskinfer.runtime.protocol.events import Event, MemoryPressure, Running, WorkerFrozen, WorkerPaused, WorkerResumed
 from daskinfer.spec.job.generation import SnapshotPin
 

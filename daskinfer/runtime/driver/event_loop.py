@@ -20,6 +20,7 @@ from daskinfer.runtime.cluster.admission import Admission
 from daskinfer.runtime.cluster.cleanup import bring
 from daskinfer.runtime.cluster.connection import measure_workers, worker_shapes
 from daskinfer.runtime.cluster.resource_tags import grant_tokens
+from daskinfer.runtime.cluster.restarts import restart_worker
 from daskinfer.runtime.driver.claim_store import ClaimStore
 from daskinfer.runtime.driver.control_requests import ControlRequests
 from daskinfer.runtime.driver.drains import Departures
@@ -28,7 +29,7 @@ from daskinfer.runtime.driver.run_progress import RunProgress
 from daskinfer.runtime.driver.scheduler_events import listen
 from daskinfer.runtime.driver.storage_requests import StorageRequests
 from daskinfer.runtime.driver.submission import Submissions
-from daskinfer.runtime.monitoring.monitor import ClusterMonitor, restart_worker
+from daskinfer.runtime.monitoring.monitor import ClusterMonitor
 from daskinfer.runtime.protocol.actions import (
     Abandon,
     Action,

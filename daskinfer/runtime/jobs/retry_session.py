@@ -10,7 +10,8 @@ from daskinfer.errors import InputError, UsageError
 from daskinfer.models.request import make_request
 from daskinfer.planning.plan import place_plan
 from daskinfer.runtime.driver.run_progress import RunProgress
-from daskinfer.runtime.jobs.job_resolution import OpenedJob, absolute_input, current_numerics, find_wants
+from daskinfer.runtime.jobs.job_planner import absolute_input, current_numerics, find_wants
+from daskinfer.runtime.jobs.job_resolution import OpenedJob
 from daskinfer.runtime.jobs.run_session import RunSession
 from daskinfer.runtime.snapshots.snapshot_manager import SnapshotManager
 from daskinfer.runtime.state_machine.limits import Limits
