@@ -14,7 +14,7 @@ from daskinfer.spec.recipe.schema import Model, ModelOptions
 from daskinfer.spec.registry.listing import AliasRow, CheckpointDetail, CheckpointRow, VersionRow
 from daskinfer.spec.snapshot import Resolution
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.publishing import Watch
+from daskinfer.storage.registry.publishing.publish import Watch
 
 
 def publish(

@@ -10,7 +10,7 @@ from daskinfer.spec.comparison import ComparedOutput, GateReport, PartComparison
 from daskinfer.spec.recipe.gate import Gate
 from daskinfer.storage.outputs.pairing import check_pair, pair_parts
 from daskinfer.storage.outputs.reading import SealedOutput, open_output
-from daskinfer.storage.registry.publishing import Watch
+from daskinfer.storage.registry.publishing.publish import Watch
 
 
 def compare(current: str, candidate: str, gate: Gate | None = None, *, watch: Watch | None = None) -> GateReport:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection
 
 from daskinfer.spec.registry.collection import CollectionReport, LockRow
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.garbage_collection import collect
+from daskinfer.storage.registry.collection.garbage_collection import collect
+from daskinfer.storage.registry.collection.holders import list_locks
+from daskinfer.storage.registry.collection.retention import Retention
 from daskinfer.storage.registry.heartbeats import Watcher
-from daskinfer.storage.registry.holders import list_locks
-from daskinfer.storage.registry.retention import Retention
 
 
 def locks(registry: str, reference: str | None = None) -> list[LockRow]:

@@ -6,10 +6,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from daskinfer.spec.registry.trust import AuditTrail, RoleRow, SignatureRow
-from daskinfer.storage.registry.audit import read_trail
+from daskinfer.storage.registry.access.audit import read_trail
+from daskinfer.storage.registry.access.keys import make_key, read_public_key
+from daskinfer.storage.registry.access.roles import ROLES, make_bucket_policy, make_role_policy
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.keys import make_key, read_public_key
-from daskinfer.storage.registry.roles import ROLES, make_bucket_policy, make_role_policy
 from daskinfer.storage.registry.signatures import list_signatures, require_signatures
 from daskinfer.storage.registry.signatures import sign as sign_snapshot
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from daskinfer.spec.registry.upkeep import Difference, SyncReport, Verification
-from daskinfer.storage.registry import differences, syncing, verification
+from daskinfer.storage.registry import differences, verification
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.merging import Side
-from daskinfer.storage.registry.publishing import Watch
+from daskinfer.storage.registry.publishing.publish import Watch
+from daskinfer.storage.registry.syncing import sync as syncing
+from daskinfer.storage.registry.syncing.merging import Side
 
 
 def verify(

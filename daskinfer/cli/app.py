@@ -6,20 +6,20 @@ from typing import Any
 
 import click
 
-from daskinfer.cli.audit import audit
-from daskinfer.cli.checkpoints import checkpoint
-from daskinfer.cli.comparison import compare
-from daskinfer.cli.console import patient_streams
-from daskinfer.cli.control import cancel, drain
-from daskinfer.cli.doctor import doctor
+from daskinfer.cli.checkpoints.group import checkpoint
+from daskinfer.cli.commands.audit import audit
+from daskinfer.cli.commands.comparison import compare
+from daskinfer.cli.commands.control import cancel, drain
+from daskinfer.cli.commands.doctor import doctor
+from daskinfer.cli.commands.jobs import jobs, report, status
+from daskinfer.cli.commands.profile import profile
+from daskinfer.cli.commands.recipes import schema, validate
+from daskinfer.cli.commands.retry import retry
+from daskinfer.cli.commands.run import run
+from daskinfer.cli.commands.verification import verify
 from daskinfer.cli.failure import EXIT_CODES, fail, told_warnings
 from daskinfer.cli.interruption import hear_no_more, interrupting, is_program
-from daskinfer.cli.jobs import jobs, report, status
-from daskinfer.cli.profile import profile
-from daskinfer.cli.recipes import schema, validate
-from daskinfer.cli.retry import retry
-from daskinfer.cli.run import run
-from daskinfer.cli.verification import verify
+from daskinfer.cli.output.console import patient_streams
 
 # Nobody's typing mistake is to be mended into the loss of results.
 _DISCARDING = {"--fresh"}

@@ -34,10 +34,10 @@ from daskinfer.storage.inputs.hive import folder_columns
 from daskinfer.storage.inputs.int96 import is_int96, mend_int96
 from daskinfer.storage.inputs.interface import Columns, Layout, MissingColumn, ParsedRows, Request
 from daskinfer.storage.inputs.kinds import check_picture
-from daskinfer.storage.inputs.line_scanner import LONGEST_RECORD
 from daskinfer.storage.inputs.lists import count_shapes, describe_array, to_numpy
 from daskinfer.storage.inputs.row_batch import make_excerpt
-from daskinfer.storage.inputs.survey import ARRAY_ROWS
+from daskinfer.storage.inputs.text.line_scanner import LONGEST_RECORD
+from daskinfer.storage.inputs.text.survey import ARRAY_ROWS
 from daskinfer.storage.objects.filesystem import open_filesystem
 
 _BATCH_ROWS = 8192

@@ -18,12 +18,12 @@ from daskinfer.spec.rows import Partitions, PartitionTable, Want
 from daskinfer.storage.columns.format_limits import advise, holds
 from daskinfer.storage.columns.types import describe_type, encode_type, is_text, parse_declared
 from daskinfer.storage.inputs.columnar import ParquetFormat
-from daskinfer.storage.inputs.encodings import tell_encodings
 from daskinfer.storage.inputs.files import LINE_FORMATS, FoundInput, find_input
 from daskinfer.storage.inputs.groups import ZarrFormat
 from daskinfer.storage.inputs.images import ImageFormat
 from daskinfer.storage.inputs.interface import Columns, InputFormat, MissingColumn, Request
-from daskinfer.storage.inputs.lines import LineFormat, LineFormatName
+from daskinfer.storage.inputs.text.encodings import tell_encodings
+from daskinfer.storage.inputs.text.lines import LineFormat, LineFormatName
 
 _BINARY: dict[str, InputFormat] = {"parquet": ParquetFormat(), "images": ImageFormat(), "zarr": ZarrFormat()}
 

@@ -9,8 +9,9 @@ from daskinfer.errors import CheckpointError, Conflict
 from daskinfer.ids import make_nonce
 from daskinfer.spec.registry.listing import AliasMove
 from daskinfer.storage.objects.naming import check_alias, make_signature
-from daskinfer.storage.registry import authorised_writes, locks
-from daskinfer.storage.registry.authorised_writes import Decision
+from daskinfer.storage.registry import locks
+from daskinfer.storage.registry.access import authorised_writes
+from daskinfer.storage.registry.access.authorised_writes import Decision
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.version_log import describe_move, find_version, refuse_yanked
 

@@ -38,7 +38,7 @@ from daskinfer.storage.objects.filesystem import (
 from daskinfer.storage.objects.naming import check_alias, check_name, suggest
 from daskinfer.storage.objects.slotlog import SlotLog
 from daskinfer.storage.objects.store_check import confirm_exclusive
-from daskinfer.storage.registry.anchors import forget_anchors
+from daskinfer.storage.registry.access.anchors import forget_anchors
 from daskinfer.storage.registry.manifests import name_manifest, parse_manifest
 from daskinfer.storage.registry.version_log import Version, describe_move, find_version, fold, refuse_yanked
 

@@ -16,7 +16,7 @@ from daskinfer.ids import canonical_json, make_nonce, parse_json, shorten
 from daskinfer.spec.snapshot import Manifest
 from daskinfer.storage.objects.filesystem import delete, join_url, list_names, read_bytes
 from daskinfer.storage.objects.naming import check_name, make_signature
-from daskinfer.storage.registry.authorised_writes import Decision, create_record
+from daskinfer.storage.registry.access.authorised_writes import Decision, create_record
 from daskinfer.storage.registry.catalog import _PUBLISH_AGAIN, Registry
 from daskinfer.storage.registry.heartbeats import TTL_SECONDS, beat, read_beat
 

@@ -22,10 +22,10 @@ from daskinfer.spec.snapshot import Resolution
 from daskinfer.storage.objects.filesystem import join_url
 from daskinfer.storage.objects.naming import make_signature
 from daskinfer.storage.objects.slotlog import SlotLog
-from daskinfer.storage.registry import authorised_writes
-from daskinfer.storage.registry.authorised_writes import Decision
+from daskinfer.storage.registry.access import authorised_writes
+from daskinfer.storage.registry.access.authorised_writes import Decision
+from daskinfer.storage.registry.access.keys import name_key, read_private_key, read_public_key
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.keys import name_key, read_private_key, read_public_key
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"

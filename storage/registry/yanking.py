@@ -12,8 +12,8 @@ from typing import Any
 from daskinfer.errors import CheckpointError
 from daskinfer.ids import make_nonce
 from daskinfer.storage.objects.naming import make_signature
-from daskinfer.storage.registry import authorised_writes
-from daskinfer.storage.registry.authorised_writes import Decision
+from daskinfer.storage.registry.access import authorised_writes
+from daskinfer.storage.registry.access.authorised_writes import Decision
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.version_log import Version
 

@@ -14,7 +14,7 @@ from daskinfer.spec.job.record import JobStatus, Progress, Report
 from daskinfer.spec.recipe.schema import Recipe
 from daskinfer.spec.registry.listing import AliasRow, CheckpointDetail, CheckpointRow, VersionRow
 from daskinfer.spec.snapshot import Resolution
-from daskinfer.storage.registry.publishing import Watch
+from daskinfer.storage.registry.publishing.publish import Watch
 
 RECIPE = """\
 daskinfer: 1

@@ -10,8 +10,8 @@ from click.testing import CliRunner, Result
 from daskinfer.cli import main
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.publications import publish_log
-from daskinfer.storage.registry.publishing import publish
+from daskinfer.storage.registry.publishing.publications import publish_log
+from daskinfer.storage.registry.publishing.publish import publish
 from daskinfer.testing.fixtures.checkpoints import make_checkpoint
 
 

@@ -15,9 +15,9 @@ from rich.console import Console
 
 from daskinfer import api
 from daskinfer.cli import main
-from daskinfer.cli.console import patient_streams
-from daskinfer.cli.progress import ProgressDisplay
-from daskinfer.cli.show import print_report
+from daskinfer.cli.output.console import patient_streams
+from daskinfer.cli.output.progress import ProgressDisplay
+from daskinfer.cli.output.show import print_report
 from daskinfer.errors import InputError
 from daskinfer.units import escape_controls
 from tests.cli.conftest import FakeApi
@@ -89,7 +89,7 @@ def test_only_what_controls_is_escaped() -> None:
 @pytest.mark.parametrize("redirection", ["| true", "2>&1 >/dev/null | true", ">&-", "2>&-"])
 def test_a_console_that_has_gone_ends_nothing(redirection: str) -> None:
     code = (
-        "import os, sys, click; from daskinfer.cli.console import patient_streams\n"
+        "import os, sys, click; from daskinfer.cli.output.console import patient_streams\n"
         "with patient_streams():\n"
         "    for _ in range(20000): sys.stdout.write('out\\n'); sys.stderr.write('err\\n')\n"
         "    click.echo('x'); click.echo('x', err=True)\n"

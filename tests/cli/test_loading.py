@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from daskinfer.cli.progress import render_progress
-from daskinfer.cli.show import print_status
+from daskinfer.cli.output.progress import render_progress
+from daskinfer.cli.output.show import print_status
 from daskinfer.spec.job.record import JobStatus, Progress
 
 LOADING = Progress(

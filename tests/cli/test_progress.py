@@ -7,7 +7,7 @@ import time
 import pytest
 from rich.console import Console
 
-from daskinfer.cli.progress import ProgressDisplay, render_progress
+from daskinfer.cli.output.progress import ProgressDisplay, render_progress
 from daskinfer.spec.job.record import Progress
 
 RUNNING = Progress(
@@ -80,7 +80,7 @@ def test_a_pipe_gets_one_line_at_the_start() -> None:
 
 def test_a_pipe_hears_every_half_minute_how_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where nothing is heard of the run: then for how long."""
-    monkeypatch.setattr("daskinfer.cli.progress.PIPE_SECONDS", 0.05)
+    monkeypatch.setattr("daskinfer.cli.output.progress.PIPE_SECONDS", 0.05)
     file = io.StringIO()
     with ProgressDisplay("embed-news", Console(file=file, width=200)) as display:
         display(Progress(phase="preparing", message="looking at the workers"))

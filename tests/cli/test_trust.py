@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from daskinfer.cli import main
+from daskinfer.storage.registry.access.roles import ROLES, make_bucket_policy, make_role_policy
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.publishing import publish
-from daskinfer.storage.registry.roles import ROLES, make_bucket_policy, make_role_policy
+from daskinfer.storage.registry.publishing.publish import publish
 from daskinfer.testing.faults.faulty_filesystem import FaultyFS, be_full
 from daskinfer.testing.fixtures.checkpoints import make_checkpoint
 

@@ -17,9 +17,9 @@ from daskinfer.errors import SnapshotGone
 from daskinfer.ids import shorten
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.garbage_collection import collect
+from daskinfer.storage.registry.collection.garbage_collection import collect
+from daskinfer.storage.registry.collection.retention import Retention
 from daskinfer.storage.registry.locks import SnapshotLock
-from daskinfer.storage.registry.retention import Retention
 from daskinfer.testing.models.tinymodels import make_tiny_bert
 from tests.e2e.command import call
 from tests.e2e.conftest import Bench, daskinfer, data_bytes, make_bench, run

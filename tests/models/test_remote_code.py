@@ -22,7 +22,7 @@ from daskinfer.models.tasks.kinds import is_image_model
 from daskinfer.runtime.snapshots.checkpoint_publisher import publish_checkpoint, resolve_checkpoint
 from daskinfer.spec.recipe.schema import Recipe
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.publishing import CheckpointSource, GroupSource, publish
+from daskinfer.storage.registry.publishing.publish import CheckpointSource, GroupSource, publish
 from daskinfer.testing.fixtures.stages import Array, cut_checkpoint, request_of, run_through
 from daskinfer.testing.models.codedmodels import CODE, copying_to, make_coded
 from daskinfer.testing.models.reference import run_unsplit

@@ -15,7 +15,7 @@ from daskinfer.spec.recipe.schema import Input, Model, Output, Recipe
 from daskinfer.spec.snapshot import Manifest
 from daskinfer.storage.objects.filesystem import join_url, read_bytes
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.sources import identify_source, recall_source
+from daskinfer.storage.registry.publishing.sources import identify_source, recall_source
 from daskinfer.storage.tensors.folder import Folder
 from daskinfer.testing.models.tinymodels import make_tiny_bert
 

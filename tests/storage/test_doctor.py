@@ -14,7 +14,7 @@ from daskinfer.errors import StorageError
 from daskinfer.ids import make_nonce
 from daskinfer.storage.objects.filesystem import list_names, open_filesystem
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.publishing import publish
+from daskinfer.storage.registry.publishing.publish import publish
 from daskinfer.testing.faults.faulty_filesystem import FaultyFS, cut_short
 from daskinfer.testing.fixtures.checkpoints import make_checkpoint
 from daskinfer.testing.servers.servers import S3_BUCKET, environment, serve_gcs, serve_s3

@@ -13,10 +13,10 @@ import pytest
 from daskinfer.errors import InputError
 from daskinfer.spec.recipe.schema import Input
 from daskinfer.spec.rows import ArrayColumn, PartitionTable, Want
-from daskinfer.storage.inputs import survey
 from daskinfer.storage.inputs.partition_table import index_input
 from daskinfer.storage.inputs.reading import partition_source, read_partition
 from daskinfer.storage.inputs.row_batch import RowBatch
+from daskinfer.storage.inputs.text import survey
 
 
 def index(url: Path, wants: dict[str, Want], keep: tuple[str, ...] = (), rows: int = 3) -> PartitionTable:

@@ -19,10 +19,10 @@ from daskinfer.errors import InputError, StorageError
 from daskinfer.ids import make_nonce
 from daskinfer.spec.recipe.schema import Input
 from daskinfer.spec.rows import PartitionTable
-from daskinfer.storage.inputs import spool
 from daskinfer.storage.inputs.partition_table import index_input
 from daskinfer.storage.inputs.reading import partition_source, read_partition
 from daskinfer.storage.inputs.row_batch import RowBatch
+from daskinfer.storage.inputs.text import spool
 from daskinfer.storage.objects.filesystem import join_url, replace_bytes
 
 TEXTS = ["line one", "größer", "ünï — “quoted”", "日本語 😀", "last"]

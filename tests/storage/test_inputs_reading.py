@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from daskinfer.errors import InputError
 from daskinfer.spec.recipe.schema import Input
 from daskinfer.spec.rows import PartitionTable
-from daskinfer.storage.inputs import line_scanner, lines
 from daskinfer.storage.inputs.partition_table import index_input
 from daskinfer.storage.inputs.reading import partition_source, read_partition
 from daskinfer.storage.inputs.row_batch import RowBatch
+from daskinfer.storage.inputs.text import line_scanner, lines
 from daskinfer.storage.objects.filesystem import join_url, replace_bytes
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskinfer.storage.inputs.csv_dialect import Dialect
-from daskinfer.storage.inputs.line_scanner import RecordScanner, slice_records
+from daskinfer.storage.inputs.text.csv_dialect import Dialect
+from daskinfer.storage.inputs.text.line_scanner import RecordScanner, slice_records
 
 LINES = st.text(alphabet=st.sampled_from(' \t\r\na,"é'), max_size=60)
 

@@ -18,9 +18,9 @@ from daskinfer.spec.snapshot import Resolution
 from daskinfer.storage.objects.filesystem import absolute_url, is_local
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.publishing import CheckpointSource, GroupSource, Origin, Watch, publish
+from daskinfer.storage.registry.publishing.publish import CheckpointSource, GroupSource, Origin, Watch, publish
+from daskinfer.storage.registry.publishing.sources import identify_source, recall_source, remember_source
 from daskinfer.storage.registry.signatures import require_signatures
-from daskinfer.storage.registry.sources import identify_source, recall_source, remember_source
 from daskinfer.storage.tensors.folder import Folder
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ from daskinfer.storage.outputs.sink import Sink
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.aliases import set_alias
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.garbage_collection import collect
-from daskinfer.storage.registry.publishing import publish
+from daskinfer.storage.registry.collection.garbage_collection import collect
+from daskinfer.storage.registry.publishing.publish import publish
 from daskinfer.testing.contracts.sinks import FIELDS, JOB, KEEP, METADATA, PARTITION_ROWS, ROWS, make_part, make_record
 from daskinfer.testing.contracts.stores import StoreFixture, race
 from daskinfer.testing.faults.faulty_filesystem import FaultSchedule

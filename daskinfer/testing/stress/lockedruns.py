@@ -34,9 +34,9 @@ from daskinfer.storage.objects.filesystem import delete, join_url, list_names
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.aliases import set_alias
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.garbage_collection import collect
-from daskinfer.storage.registry.publishing import CheckpointSource, publish
-from daskinfer.storage.registry.references import Manifests
+from daskinfer.storage.registry.collection.garbage_collection import collect
+from daskinfer.storage.registry.collection.references import Manifests
+from daskinfer.storage.registry.publishing.publish import CheckpointSource, publish
 from daskinfer.testing.contracts.storefaults import FAILURES, insist
 from daskinfer.testing.faults.faulty_filesystem import FaultSchedule
 from daskinfer.testing.fixtures.checkpoints import make_checkpoint

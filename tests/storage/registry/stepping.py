@@ -14,8 +14,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from daskinfer import ids
 from daskinfer.storage.objects import create_if_absent
-from daskinfer.storage.registry import authorised_writes
-from daskinfer.storage.registry.events import write_event
+from daskinfer.storage.registry.access import authorised_writes
+from daskinfer.storage.registry.access.events import write_event
 
 _REQUESTS = ("cat_file", "ls", "find", "pipe_file", "info", "modified", "_rm", "rm")
 _running = threading.local()

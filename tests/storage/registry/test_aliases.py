@@ -11,7 +11,8 @@ import pytest
 from daskinfer.errors import CheckpointError, Conflict, SnapshotGone, YankedVersion
 from daskinfer.ids import digest_of
 from daskinfer.storage.objects.slotlog import Slot
-from daskinfer.storage.registry import aliases, authorised_writes, locks
+from daskinfer.storage.registry import aliases, locks
+from daskinfer.storage.registry.access import authorised_writes
 from daskinfer.storage.registry.aliases import set_alias
 from daskinfer.storage.registry.yanking import yank
 from daskinfer.testing.fixtures.checkpoints import make_registry

@@ -14,12 +14,13 @@ from daskinfer.ids import canonical_json, sha256_of, shorten
 from daskinfer.spec.registry.trust import AuditEvent, AuditTrail
 from daskinfer.storage.objects.filesystem import delete, join_url
 from daskinfer.storage.objects.naming import name_principal
-from daskinfer.storage.registry import authorised_writes, locks
+from daskinfer.storage.registry import locks
+from daskinfer.storage.registry.access import authorised_writes
+from daskinfer.storage.registry.access.audit import read_trail
+from daskinfer.storage.registry.access.authorised_writes import Decision
 from daskinfer.storage.registry.aliases import set_alias
-from daskinfer.storage.registry.audit import read_trail
-from daskinfer.storage.registry.authorised_writes import Decision
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.publishing import publish
+from daskinfer.storage.registry.publishing.publish import publish
 from daskinfer.testing.contracts.stores import race
 from daskinfer.testing.faults.faulty_filesystem import FaultyFS, be_full
 from daskinfer.testing.fixtures.checkpoints import make_checkpoint
@@ -35,7 +36,7 @@ for turn in range(int(sys.argv[2])):
 # Dies between the record of an alias move and its event.
 CRASHER = """
 import os, sys
-from daskinfer.storage.registry import authorised_writes
+from daskinfer.storage.registry.access import authorised_writes
 from daskinfer.storage.registry.catalog import Registry
 tell = authorised_writes.write_event
 def die_before(registry, principal, action, *rest):

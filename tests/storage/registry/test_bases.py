@@ -14,8 +14,8 @@ from daskinfer.spec.snapshot import Manifest
 from daskinfer.storage.objects.filesystem import find_files, list_names
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.publications import list_publications
-from daskinfer.storage.registry.publishing import CheckpointSource, GroupSource, publish
+from daskinfer.storage.registry.publishing.publications import list_publications
+from daskinfer.storage.registry.publishing.publish import CheckpointSource, GroupSource, publish
 from daskinfer.storage.tensors.blobs import read_group
 from daskinfer.testing.fixtures.checkpoints import make_checkpoint
 
@@ -157,7 +157,7 @@ def test_what_fails_leaves_nothing(tmp_path: Path, error: BaseException) -> None
 
 def test_a_commit_of_unknown_outcome_is_left_to_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error after the commit got through must not delete the blobs of what is published."""
-    from daskinfer.storage.registry import authorised_writes
+    from daskinfer.storage.registry.access import authorised_writes
 
     registry = Registry(str(tmp_path))
     append = authorised_writes.append
@@ -180,8 +180,8 @@ def test_a_commit_of_unknown_outcome_is_left_to_the_log(tmp_path: Path, monkeypa
 KILLED = """
 import os, sys
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.publications import list_publications
-from daskinfer.storage.registry.publishing import GroupSource, publish
+from daskinfer.storage.registry.publishing.publications import list_publications
+from daskinfer.storage.registry.publishing.publish import GroupSource, publish
 from daskinfer.testing.fixtures.checkpoints import make_checkpoint
 from dataclasses import replace
 registry = Registry(sys.argv[1])

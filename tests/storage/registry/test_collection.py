@@ -12,14 +12,15 @@ from daskinfer.errors import CheckpointError, CorruptBlob, SnapshotGone, Storage
 from daskinfer.ids import shorten
 from daskinfer.spec.registry.collection import CollectionReport
 from daskinfer.storage.objects.filesystem import delete, find_files, join_url, list_names
-from daskinfer.storage.registry import deletion, garbage_collection, locks
+from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.aliases import set_alias
 from daskinfer.storage.registry.catalog import Registry, explain_loss
-from daskinfer.storage.registry.garbage_collection import collect
+from daskinfer.storage.registry.collection import deletion, garbage_collection
+from daskinfer.storage.registry.collection.garbage_collection import collect
+from daskinfer.storage.registry.collection.liveness import HolderLiveness
+from daskinfer.storage.registry.collection.retention import Retention
 from daskinfer.storage.registry.heartbeats import Watcher, beat
-from daskinfer.storage.registry.liveness import HolderLiveness
-from daskinfer.storage.registry.publishing import publish
-from daskinfer.storage.registry.retention import Retention
+from daskinfer.storage.registry.publishing.publish import publish
 from daskinfer.storage.registry.yanking import unyank, yank
 from daskinfer.storage.tensors.blobs import read_group
 from daskinfer.testing.contracts.stores import race

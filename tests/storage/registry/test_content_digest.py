@@ -10,11 +10,11 @@ import pytest
 from daskinfer.errors import CorruptBlob
 from daskinfer.ids import canonical_json, sha256_of, shorten
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.garbage_collection import collect
+from daskinfer.storage.registry.collection.garbage_collection import collect
 from daskinfer.storage.registry.manifests import parse_manifest
-from daskinfer.storage.registry.publications import list_publications
-from daskinfer.storage.registry.publishing import finish_all, publish
-from daskinfer.storage.registry.syncing import sync
+from daskinfer.storage.registry.publishing.publications import list_publications
+from daskinfer.storage.registry.publishing.publish import finish_all, publish
+from daskinfer.storage.registry.syncing.sync import sync
 from daskinfer.storage.registry.yanking import yank
 from daskinfer.testing.fixtures.checkpoints import make_checkpoint
 from daskinfer.testing.fixtures.registries import LAST, NOTHING, check_registry, read_all
@@ -38,8 +38,8 @@ def test_what_a_killed_publish_left_changes_no_digest(tmp_path: Path, monkeypatc
     clean, hurt = Registry(str(tmp_path / "clean")), Registry(str(tmp_path / "hurt"))
     expected = publish(clean, "mini", make_checkpoint()).snapshot
     with monkeypatch.context() as patch:
-        patch.setattr("daskinfer.storage.registry.publishing.choose_snapshot", lambda *given: 1 / 0)
-        patch.setattr("daskinfer.storage.registry.publishing.abort", lambda *given: False)
+        patch.setattr("daskinfer.storage.registry.publishing.publish.choose_snapshot", lambda *given: 1 / 0)
+        patch.setattr("daskinfer.storage.registry.publishing.publish.abort", lambda *given: False)
         with pytest.raises(ZeroDivisionError):
             publish(hurt, "mini", make_checkpoint())
     assert [each.state for each in list_publications(hurt)] == ["begun"]
@@ -49,7 +49,7 @@ def test_what_a_killed_publish_left_changes_no_digest(tmp_path: Path, monkeypatc
 def test_publishers_of_one_content_at_once_make_one_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = Registry(str(tmp_path))
     registry.initialise()
-    monkeypatch.setattr("daskinfer.storage.registry.publishing._find_equal", lambda *given: None)
+    monkeypatch.setattr("daskinfer.storage.registry.publishing.publish._find_equal", lambda *given: None)
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda turn: publish(registry, f"mini{turn % 2}", make_checkpoint(), "prod"), range(4)))
     assert len({each.snapshot for each in found}) == 1

@@ -15,7 +15,7 @@ from daskinfer.spec.registry.upkeep import Difference
 from daskinfer.storage.registry import differences
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.differences import compare
-from daskinfer.storage.registry.publishing import GroupSource, publish
+from daskinfer.storage.registry.publishing.publish import GroupSource, publish
 from daskinfer.storage.registry.yanking import yank
 from daskinfer.testing.fixtures.checkpoints import make_checkpoint, make_registry
 

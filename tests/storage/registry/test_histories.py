@@ -23,12 +23,14 @@ from daskinfer.errors import CheckpointError, Conflict, DaskinferError, Snapshot
 from daskinfer.ids import make_nonce
 from daskinfer.storage.objects import create_if_absent
 from daskinfer.storage.objects.slotlog import Slot, SlotLog
-from daskinfer.storage.registry import aliases, authorised_writes, syncing, yanking
+from daskinfer.storage.registry import aliases, yanking
+from daskinfer.storage.registry.access import authorised_writes
+from daskinfer.storage.registry.access.authorised_writes import Decision
 from daskinfer.storage.registry.aliases import set_alias
-from daskinfer.storage.registry.authorised_writes import Decision
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.merging import Comparison, Side, compare_histories
-from daskinfer.storage.registry.publishing import publish
+from daskinfer.storage.registry.publishing.publish import publish
+from daskinfer.storage.registry.syncing import sync
+from daskinfer.storage.registry.syncing.merging import Comparison, Side, compare_histories
 from daskinfer.testing.fixtures.checkpoints import make_checkpoint
 from daskinfer.testing.stress.campaigns import campaign_size
 
@@ -266,7 +268,7 @@ class Histories(RuleBasedStateMachine):
             chosen, names, references = [target], ["prod"], ("mini@prod",)
         resolve = {f"mini@{name}": keep for name in names} if keep else {}
         with ObjectStore.losing(lost):
-            found = syncing.sync(self.registries[source], self.registries[1 - source], references, resolve=resolve)
+            found = sync.sync(self.registries[source], self.registries[1 - source], references, resolve=resolve)
         for snapshot, seed in ours.versions:
             if snapshot in chosen:
                 if snapshot not in theirs.snapshots:
@@ -373,7 +375,7 @@ def test_a_sync_that_takes_the_source_blindly_is_found(monkeypatch: pytest.Monke
         found = compare_histories(source, target)
         return Comparison("adopt") if found.course == "conflict" else found
 
-    monkeypatch.setattr(syncing, "compare_histories", take_it)
+    monkeypatch.setattr(sync, "compare_histories", take_it)
     find_mistake()
 
 

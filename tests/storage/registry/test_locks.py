@@ -14,7 +14,7 @@ from daskinfer.storage.objects.filesystem import delete, join_url
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.aliases import set_alias
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.publishing import publish
+from daskinfer.storage.registry.publishing.publish import publish
 from daskinfer.storage.tensors.blobs import read_group
 from daskinfer.testing.contracts.stores import race
 from daskinfer.testing.faults.faulty_filesystem import FaultyFS, be_full

@@ -23,16 +23,17 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from daskinfer.errors import Conflict, SnapshotGone, StorageError
 from daskinfer.storage.objects.filesystem import exists, find_files, join_url, list_names
 from daskinfer.storage.objects.slotlog import SlotLog
-from daskinfer.storage.registry import garbage_collection, locks
+from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.aliases import set_alias
 from daskinfer.storage.registry.catalog import Registry, explain_loss
-from daskinfer.storage.registry.garbage_collection import collect
+from daskinfer.storage.registry.collection import garbage_collection
+from daskinfer.storage.registry.collection.garbage_collection import collect
+from daskinfer.storage.registry.collection.liveness import HolderLiveness
+from daskinfer.storage.registry.collection.retention import Retention
 from daskinfer.storage.registry.heartbeats import Watcher, beat
-from daskinfer.storage.registry.liveness import HolderLiveness
 from daskinfer.storage.registry.locks import SnapshotLock
-from daskinfer.storage.registry.publications import list_publications, pulse_url
-from daskinfer.storage.registry.publishing import CheckpointSource, publish
-from daskinfer.storage.registry.retention import Retention
+from daskinfer.storage.registry.publishing.publications import list_publications, pulse_url
+from daskinfer.storage.registry.publishing.publish import CheckpointSource, publish
 from daskinfer.storage.tensors.blobs import read_group
 from daskinfer.testing.fixtures.checkpoints import make_checkpoint
 from daskinfer.testing.fixtures.registries import LAST, VirtualTime, check_registry

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.publishing import publish
+from daskinfer.storage.registry.publishing.publish import publish
 from daskinfer.testing.fixtures.checkpoints import make_checkpoint
 
 POLICY = """
@@ -37,7 +37,7 @@ import sys
 from daskinfer.errors import NotAllowed
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.publishing import publish
+from daskinfer.storage.registry.publishing.publish import publish
 from daskinfer.testing.fixtures.checkpoints import make_checkpoint
 registry = Registry(sys.argv[1])
 for work in (

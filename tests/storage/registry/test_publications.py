@@ -13,9 +13,9 @@ from daskinfer.spec.registry.collection import CollectionReport
 from daskinfer.storage.objects.filesystem import delete, find_files
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.garbage_collection import collect
-from daskinfer.storage.registry.publications import list_publications
-from daskinfer.storage.registry.publishing import publish
+from daskinfer.storage.registry.collection.garbage_collection import collect
+from daskinfer.storage.registry.publishing.publications import list_publications
+from daskinfer.storage.registry.publishing.publish import publish
 from daskinfer.testing.fixtures.checkpoints import make_checkpoint
 from daskinfer.testing.fixtures.registries import LAST, NOTHING, VirtualTime, check_registry
 
@@ -33,8 +33,8 @@ KILLED = """
 import os, sys
 from dataclasses import replace
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.publications import list_publications
-from daskinfer.storage.registry.publishing import GroupSource, publish
+from daskinfer.storage.registry.publishing.publications import list_publications
+from daskinfer.storage.registry.publishing.publish import GroupSource, publish
 from daskinfer.testing.fixtures.checkpoints import make_checkpoint
 registry = Registry(sys.argv[1])
 def die():

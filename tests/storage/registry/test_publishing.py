@@ -15,14 +15,14 @@ from daskinfer.storage.objects.filesystem import join_url, read_bytes
 from daskinfer.storage.objects.slotlog import SlotLog
 from daskinfer.storage.registry.aliases import set_alias
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.publishing import CheckpointSource, GroupSource, Origin, finish_all, publish
+from daskinfer.storage.registry.publishing.publish import CheckpointSource, GroupSource, Origin, finish_all, publish
 from daskinfer.testing.faults.faulty_filesystem import FaultyFS, be_busy, break_connection, lose_acknowledgement
 from daskinfer.testing.fixtures.checkpoints import make_checkpoint
 
 # A process that dies right after its n-th exclusive create.
 CRASHER = """
 import os, sys
-from daskinfer.storage.registry.publishing import publish
+from daskinfer.storage.registry.publishing.publish import publish
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.testing.fixtures.checkpoints import make_checkpoint
 link, steps = os.link, int(sys.argv[2])
@@ -39,7 +39,7 @@ publish(registry, "mini", make_checkpoint(1, ("embeddings",)), "prod")
 
 PUBLISHER = """
 import sys
-from daskinfer.storage.registry.publishing import publish
+from daskinfer.storage.registry.publishing.publish import publish
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.testing.fixtures.checkpoints import make_checkpoint
 for turn in range(3):

@@ -24,12 +24,13 @@ from daskinfer.errors import NotAllowed, UsageError
 from daskinfer.ids import shorten
 from daskinfer.storage.objects.create_if_absent import create
 from daskinfer.storage.objects.filesystem import delete, exists, join_url, list_names, read_bytes, replace_bytes
-from daskinfer.storage.registry import authorised_writes, locks
+from daskinfer.storage.registry import locks
+from daskinfer.storage.registry.access import authorised_writes
+from daskinfer.storage.registry.access.authorised_writes import Decision
+from daskinfer.storage.registry.access.roles import HISTORY, ONCE, ROLES, make_bucket_policy, make_role_policy
 from daskinfer.storage.registry.aliases import set_alias
-from daskinfer.storage.registry.authorised_writes import Decision
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.publishing import finish_all, publish
-from daskinfer.storage.registry.roles import HISTORY, ONCE, ROLES, make_bucket_policy, make_role_policy
+from daskinfer.storage.registry.publishing.publish import finish_all, publish
 from daskinfer.storage.tensors.blobs import read_group
 from daskinfer.testing.fixtures.checkpoints import make_checkpoint
 from daskinfer.testing.servers.servers import serve_s3

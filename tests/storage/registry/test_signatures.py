@@ -20,9 +20,9 @@ from cryptography.hazmat.primitives.serialization import (
 
 from daskinfer.errors import CheckpointError, CorruptBlob, UsageError
 from daskinfer.ids import canonical_json, shorten
+from daskinfer.storage.registry.access.keys import make_key, name_key, read_private_key, read_public_key
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.keys import make_key, name_key, read_private_key, read_public_key
-from daskinfer.storage.registry.publishing import publish
+from daskinfer.storage.registry.publishing.publish import publish
 from daskinfer.storage.registry.signatures import (
     encode_payload,
     list_signatures,

@@ -16,15 +16,17 @@ from daskinfer.spec.snapshot import Manifest
 from daskinfer.storage.objects import create_if_absent
 from daskinfer.storage.objects.filesystem import delete, find_files, join_url, list_names
 from daskinfer.storage.objects.slotlog import SlotLog
-from daskinfer.storage.registry import aliases, collection_marks, copying
+from daskinfer.storage.registry import aliases
+from daskinfer.storage.registry.access.keys import make_key
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.garbage_collection import collect
-from daskinfer.storage.registry.keys import make_key
-from daskinfer.storage.registry.merging import Side
-from daskinfer.storage.registry.publications import list_publications, publish_log
-from daskinfer.storage.registry.publishing import publish
+from daskinfer.storage.registry.collection import marks
+from daskinfer.storage.registry.collection.garbage_collection import collect
+from daskinfer.storage.registry.publishing.publications import list_publications, publish_log
+from daskinfer.storage.registry.publishing.publish import publish
 from daskinfer.storage.registry.signatures import require_signatures, sign
-from daskinfer.storage.registry.syncing import sync
+from daskinfer.storage.registry.syncing import copying
+from daskinfer.storage.registry.syncing.merging import Side
+from daskinfer.storage.registry.syncing.sync import sync
 from daskinfer.storage.registry.yanking import unyank, yank
 from daskinfer.testing.fixtures.checkpoints import make_checkpoint, make_registry
 from daskinfer.testing.fixtures.registries import LAST, NOTHING, check_registry
@@ -33,7 +35,7 @@ from daskinfer.testing.stress.campaigns import campaign_size
 KILLED = """
 import os, sys
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.syncing import sync
+from daskinfer.storage.registry.syncing.sync import sync
 sync(Registry(sys.argv[1]), Registry(sys.argv[2]), watch=lambda doing, done, total: done < total / 2 or os._exit(9))
 """
 
@@ -220,7 +222,7 @@ def test_an_unfinished_deletion_is_waited_for_then_refused(
     source, target = make_related(tmp_path)
     second = source.manifest(source.resolve("mini@v2").snapshot)
     log = begin_deletion(source, target, kind, second)
-    collection_marks.begin(target.url, log, "gc-0000dead")
+    marks.begin(target.url, log, "gc-0000dead")
     before = target.versions("mini")
     with monkeypatch.context() as patch:
         patch.setattr(copying, "_COLLECTOR_SECONDS", 0.6)
@@ -237,8 +239,8 @@ def test_an_unfinished_deletion_is_waited_for_then_refused(
 def test_a_deletion_that_ends_meanwhile_lets_the_copy_go_on(tmp_path: Path) -> None:
     source, target = make_related(tmp_path)
     log = begin_deletion(source, target, "copy", source.manifest(source.resolve("mini@v2").snapshot))
-    collection_marks.begin(target.url, log, "gc-00000001")
-    ending = threading.Timer(0.3, collection_marks.end, (target.url, log, "gc-00000001"))
+    marks.begin(target.url, log, "gc-00000001")
+    ending = threading.Timer(0.3, marks.end, (target.url, log, "gc-00000001"))
     ending.start()
     assert versions(sync(source, target, ["mini@v2"])) == [(2, "copied", 1)]
     ending.join()

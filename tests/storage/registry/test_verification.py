@@ -12,7 +12,7 @@ from daskinfer.storage.objects.filesystem import delete, join_url, read_bytes, r
 from daskinfer.storage.objects.slotlog import SlotLog
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
-from daskinfer.storage.registry.publishing import Origin, publish
+from daskinfer.storage.registry.publishing.publish import Origin, publish
 from daskinfer.storage.registry.verification import verify
 from daskinfer.testing.fixtures.checkpoints import make_checkpoint, make_registry
 

@@ -8,7 +8,7 @@ import pytest
 
 from daskinfer.errors import CheckpointError, YankedVersion
 from daskinfer.storage.registry import locks
-from daskinfer.storage.registry.publishing import finish_all, publish
+from daskinfer.storage.registry.publishing.publish import finish_all, publish
 from daskinfer.storage.registry.version_log import fold
 from daskinfer.storage.registry.yanking import unyank, yank
 from daskinfer.testing.fixtures.checkpoints import make_checkpoint, make_registry

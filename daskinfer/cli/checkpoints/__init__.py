@@ -1,0 +1,1 @@
+"""`daskinfer checkpoint`: the commands about registries."""

@@ -1,0 +1,1 @@
+"""What commands print: results as text, progress, and consoles of every kind."""

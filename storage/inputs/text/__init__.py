@@ -1,0 +1,1 @@
+"""Rows of jsonl, csv and text files."""

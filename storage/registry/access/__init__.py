@@ -1,0 +1,1 @@
+"""Who may decide about a registry, and the chained record of every decision."""

@@ -1,0 +1,1 @@
+"""Garbage collection: what is needed, who holds what, and deleting the rest."""

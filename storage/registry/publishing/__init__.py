@@ -1,0 +1,1 @@
+"""Publishing a checkpoint: blobs first, then one record that makes it exist."""

@@ -1,0 +1,1 @@
+"""Bringing one registry up to another."""
