@@ -81,7 +81,7 @@ from daskinfer.runtime.protocol.events import (
     WorkerResumed,
 )
 from daskinfer.runtime.snapshots.snapshot_manager import SnapshotManager
-from daskinfer.runtime.state_machine.machine import DriverCore
+from daskinfer.runtime.state_machine.machine import StateMachine
 from daskinfer.spec.comparison import PartComparison
 from daskinfer.spec.job.control import WorkerState
 from daskinfer.spec.job.poison import PoisonRecord
@@ -105,8 +105,8 @@ class Driver:
         Connected to a cluster whose processes are set up.
     admission
         Which of its workers can be used.
-    core
-        The logic.
+    machine
+        What decides.
     ledger
         Sums for progress and report.
     handle
@@ -135,7 +135,7 @@ class Driver:
         self,
         client: Client,
         admission: Admission,
-        core: DriverCore,
+        machine: StateMachine,
         ledger: RunProgress,
         handle: JobHandle,
         keeper: SnapshotManager,
@@ -151,10 +151,10 @@ class Driver:
         self._client = client
         self._admission = admission
         self._connection = client.scheduler_comm
-        self._core = core
+        self._machine = machine
         self._ledger = ledger
         self._handle = handle
-        self._handles = {pin.generation: replace(handle, pin=pin) for pin in core.pins}
+        self._handles = {pin.generation: replace(handle, pin=pin) for pin in machine.pins}
         self._comparison: PartComparison | None = None
         self._table = table
         self._note = note
@@ -190,7 +190,7 @@ class Driver:
             hearing = listen(self._client, self._handle, self._ledger.loads, self._measure, self._happened.put)
             with hearing as look_at, self._vigil:
                 self._admission.wake = lambda worker: self._happened.put(partial(look_at, worker))
-                self._perform(self._core.start(self._measure(self._client)))
+                self._perform(self._machine.start(self._measure(self._client)))
                 while not self._sealed:
                     self._step()
         except KeyboardInterrupt:
@@ -210,7 +210,7 @@ class Driver:
     @property
     def workers(self) -> tuple[WorkerState, ...]:
         """What every worker does."""
-        return self._core.crew.roster()
+        return self._machine.workers.roster()
 
     def withdraw(self) -> None:
         """Take the tasks of this job back from a cluster that others use; all else goes as the connection ends."""
@@ -224,7 +224,7 @@ class Driver:
     def _step(self) -> None:
         self._check_connection()
         for lost in self._submissions.look_again():
-            self._perform(self._core.handle(lost, time.monotonic()))
+            self._perform(self._machine.handle(lost, time.monotonic()))
         self._departures.look()
         self._desk.look()
         event: Event | None = None
@@ -241,13 +241,13 @@ class Driver:
             if isinstance(event, ShardLoaded):
                 self._ledger.add_ack(event.ack)
             elif isinstance(event, Committed):
-                if not self._core.is_on_trial(event.generation):
-                    self._ledger.add(event.record, self._core.is_ours(event.record))
+                if not self._machine.is_on_trial(event.generation):
+                    self._ledger.add(event.record, self._machine.is_ours(event.record))
                     self._errands.note(event.record)
             elif isinstance(event, BlocksClaimed):
-                assert self._core.claims is not None
-                for record in self._core.claims.find_new(event):
-                    self._ledger.add(record, self._core.is_ours(record))
+                assert self._machine.claims is not None
+                for record in self._machine.claims.find_new(event):
+                    self._ledger.add(record, self._machine.is_ours(record))
             elif isinstance(event, Compared):
                 parts = [self._comparison, event.part] if self._comparison else [event.part]
                 self._comparison = merge_parts(parts)
@@ -263,16 +263,16 @@ class Driver:
                 self._ledger.loads.drop(event.worker)
             elif isinstance(event, ShardFailed | ShardReleased):
                 self._ledger.loads.drop(event.worker, event.stage)
-            self._perform(self._core.handle(event, time.monotonic()))
+            self._perform(self._machine.handle(event, time.monotonic()))
         if time.monotonic() >= self._tick_due:  # however much happens
             self._tick_due = time.monotonic() + TICK_SECONDS
-            self._perform(self._core.handle(Tick(), time.monotonic()))
+            self._perform(self._machine.handle(Tick(), time.monotonic()))
         self._pulse()
 
     def _follow(self, event: Event) -> None:
         """Count what is computed and not committed yet, but for what only compares."""
         advance = self._ledger.advance
-        if isinstance(event, Prepared) and not self._core.is_on_trial(event.generation):
+        if isinstance(event, Prepared) and not self._machine.is_on_trial(event.generation):
             rows = self._ledger.rows_of(event.partition, self._table.partitions[event.partition].rows)
             advance.begin((event.generation, event.partition), rows, event.microbatches)
         elif isinstance(event, MicrobatchDone):
@@ -331,13 +331,13 @@ class Driver:
                     self._sealed = True
                 case Fail(error):
                     raise error
-        if self.running_since is None and self._core.running:
+        if self.running_since is None and self._machine.running:
             self.running_since = time.monotonic()
 
     # Actions
 
     def _grant(self, handle: JobHandle, stage: int, worker: str) -> None:
-        if worker not in self._core.crew.ready(handle.pin.generation, stage):
+        if worker not in self._machine.workers.ready(handle.pin.generation, stage):
             return
         try:
             grant_tokens(self._client, worker, {stage_token(handle, stage): 1, crew_token(handle): 1})

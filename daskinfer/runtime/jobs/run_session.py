@@ -25,10 +25,11 @@ from daskinfer.runtime.jobs.multi_driver import clear_activations, clear_output,
 from daskinfer.runtime.protocol.actions import IncidentRecord, Recovered
 from daskinfer.runtime.snapshots.snapshot_manager import SnapshotManager
 from daskinfer.runtime.state_machine.limits import Limits
-from daskinfer.runtime.state_machine.machine import DriverCore
+from daskinfer.runtime.state_machine.machine import StateMachine
 from daskinfer.runtime.state_machine.partitions.claim_policy import ClaimPolicy
 from daskinfer.runtime.state_machine.rollout.alias_tracker import AliasTracker
 from daskinfer.runtime.state_machine.rollout.canary import CanaryTrial
+from daskinfer.runtime.state_machine.rules import EarlierWork, RunRules
 from daskinfer.runtime.state_machine.workers.assignment_table import WorkerRequirements
 from daskinfer.spec.job.control import WorkerState
 from daskinfer.spec.job.generation import SnapshotPin
@@ -254,20 +255,12 @@ class RunSession:
         claimer = make_claimer(lease, self.job.store, record, out) if isinstance(lease, Membership) else None
         self._outlast(lambda: keeper.prepare_places(pin))
         poison = self._outlast(keeper.convictions.all)
-        core = DriverCore(
-            plan=plan,
-            pinning=AliasTracker(pin, rules, len(keeper.log.known.pins)),
-            rules=rules,
-            source=record.code,
-            epoch=self.epoch,
-            partitions=record.partitions,
-            committed=committed,
-            rejects=self.ledger.rows_quarantined,
-            staffing=self._staffing(),
-            limits=self._limits(),
-            trial=trial,
-            poison=poison,
-            claims=ClaimPolicy(self.member, record.partitions, committed) if self.member else None,
+        machine = StateMachine(
+            RunRules(plan, rules, record.code, self.epoch, self._requirements(), self._limits()),
+            EarlierWork(record.partitions, committed, self.ledger.rows_quarantined, poison),
+            AliasTracker(pin, rules, len(keeper.log.known.pins)),
+            trial,
+            ClaimPolicy(self.member, record.partitions, committed) if self.member else None,
         )
         cluster = self.recipe.cluster
         where = cluster.address or f"{cluster.workers.workers} worker(s) of this machine"
@@ -280,7 +273,7 @@ class RunSession:
             driver = Driver(
                 client=client,
                 admission=admission,
-                core=core,
+                machine=machine,
                 ledger=self.ledger,
                 handle=replace(keeper.handle(pin), connection=connection),
                 keeper=keeper,
@@ -297,7 +290,7 @@ class RunSession:
                 driver.run()
             finally:
                 self.running_until = time.monotonic()
-                self.counters = dict(core.counters)
+                self.counters = dict(machine.counters)
                 self.pins = keeper.log.known.pins
                 self._leave(driver, client)
 
@@ -310,7 +303,7 @@ class RunSession:
     def _limits(self) -> Limits:
         return Limits.of(self.recipe, self.job.record.rows)
 
-    def _staffing(self) -> WorkerRequirements:
+    def _requirements(self) -> WorkerRequirements:
         consistency, placement = self.job.record.recipe.consistency, self.recipe.placement
         return WorkerRequirements(
             stages=self.job.plan.stages,

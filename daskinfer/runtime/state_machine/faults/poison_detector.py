@@ -25,7 +25,7 @@ from daskinfer.runtime.protocol.actions import (
     Withdraw,
     describe,
 )
-from daskinfer.runtime.protocol.events import Convicted, Inspected, ProbeDone, ProbeFailed, SuspectEvent
+from daskinfer.runtime.protocol.events import Convicted, Inspected, ProbeDone, ProbeFailed
 from daskinfer.runtime.protocol.keys import PartitionKey
 from daskinfer.runtime.state_machine.faults.poison_bisection import Bisection
 from daskinfer.runtime.state_machine.partitions.tracker import PartitionTracker
@@ -99,10 +99,15 @@ class PoisonDetector:
         Convictions of earlier runs.
     gives_up
         Whether a model that breaks on every row that it is given first ends the job.
+    attempts
+        Probes of a microbatch that may fail through no fault of its rows.
     """
 
-    def __init__(self, work: PartitionTracker, known: Iterable[PoisonRecord] = (), gives_up: bool = True) -> None:
+    def __init__(
+        self, work: PartitionTracker, known: Iterable[PoisonRecord] = (), gives_up: bool = True, attempts: int = 3
+    ) -> None:
         self._work = work
+        self._attempts = attempts
         self._gives_up = gives_up
         self._known = {
             ((found.generation, found.partition), found.microbatch): frozenset(found.positions) for found in known
@@ -171,26 +176,47 @@ class PoisonDetector:
             return self._probe_failed((place, number), failure, f"the model did not end within {limit:g} s")
         return self._mark((place, number), failure) if self._work.is_flying(place, number) else []
 
-    def hear(self, event: SuspectEvent, attempts: int, now: float) -> list[Action]:
-        """Take in what became of a suspect; `attempts` of its probes may fail through no fault of its rows."""
-        if isinstance(event, Convicted):
-            return self._recorded(event.conviction)
-        case = ((event.generation, event.partition), event.number)
+    def on_inspected(self, event: Inspected, now: float) -> list[Action]:
+        """Take in which rows a suspect has."""
+        suspect = self._suspects.get(_case_of(event))
+        if suspect is not None:
+            suspect.search = Bisection(event.rows, suspect.fault)
+        return []
+
+    def on_probe_done(self, event: ProbeDone, now: float) -> list[Action]:
+        """Take in that a part of a suspect's rows went through."""
+        suspect = self._suspects.get(_case_of(event))
+        if suspect is None:
+            return []
+        assert suspect.search is not None
+        self._note_pass()
+        suspect.attempt = None
+        suspect.search.passed()
+        return self._decide(_case_of(event), now) if suspect.search.is_decided else []
+
+    def on_probe_failed(self, event: ProbeFailed, now: float) -> list[Action]:
+        """Take in that a probe raised, whether through its rows or not."""
+        case, error = _case_of(event), event.error
         suspect = self._suspects.get(case)
         if suspect is None:
             return []
-        match event:
-            case Inspected():
-                suspect.search = Bisection(event.rows, suspect.fault)
-                return []
-            case ProbeDone():
-                return self._probe_done(case, suspect, now)
-            case ProbeFailed():
-                return self._probe_raised(case, suspect, event.error, attempts, now)
+        if blames_rows(error) and suspect.attempt is not None:
+            stage, worker = find_place(error)
+            failure = _Failure(suspect.attempt, stage, worker, "raised", describe(error), now)
+            return self._probe_failed(case, failure, "the model raised " + _PASSING.sub("...", describe(error)))
+        suspect.attempt = None
+        suspect.mishaps += 1
+        if suspect.mishaps < self._attempts:
+            return []
+        return [Fail(JobFailed(f"{_name(case)}: it failed {self._attempts} times, at last with {describe(error)}"))]
+
+    def on_recorded(self, event: Convicted, now: float) -> list[Action]:
+        """Go on without the rows that are written down as poisonous."""
+        return self._recorded(event.conviction)
 
     def again(self, event: ProbeFailed) -> Probe | None:
         """Return what probes the same once more; None where nobody waits for it."""
-        case = ((event.generation, event.partition), event.number)
+        case = _case_of(event)
         suspect = self._suspects.get(case)
         return None if suspect is None or suspect.search is None else self._probe(case, suspect, suspect.search)
 
@@ -204,26 +230,6 @@ class PoisonDetector:
             elif suspect is not None:
                 suspect.attempt = None
         return actions
-
-    def _probe_done(self, case: MicrobatchKey, suspect: _Suspect, now: float) -> list[Action]:
-        assert suspect.search is not None
-        self._note_pass()
-        suspect.attempt = None
-        suspect.search.passed()
-        return self._decide(case, now) if suspect.search.is_decided else []
-
-    def _probe_raised(
-        self, case: MicrobatchKey, suspect: _Suspect, error: BaseException, attempts: int, now: float
-    ) -> list[Action]:
-        if blames_rows(error) and suspect.attempt is not None:
-            stage, worker = find_place(error)
-            failure = _Failure(suspect.attempt, stage, worker, "raised", describe(error), now)
-            return self._probe_failed(case, failure, "the model raised " + _PASSING.sub("...", describe(error)))
-        suspect.attempt = None
-        suspect.mishaps += 1
-        if suspect.mishaps < attempts:
-            return []
-        return [Fail(JobFailed(f"{_name(case)}: it failed {attempts} times, at last with {describe(error)}"))]
 
     def _recorded(self, conviction: PoisonRecord) -> list[Action]:
         case = ((conviction.generation, conviction.partition), conviction.microbatch)
@@ -253,7 +259,7 @@ class PoisonDetector:
         """Start what may be probed now, and hold the normal flow where a probe must be alone."""
         actions: list[Action] = []
         under_way = sum(suspect.attempt is not None for suspect in self._suspects.values())
-        self._work.is_held = any(suspect.alone for suspect in self._suspects.values())
+        self._work.hold(any(suspect.alone for suspect in self._suspects.values()))
         for case, suspect in self._suspects.items():
             if suspect.attempt is not None or suspect.search is None or suspect.search.is_decided:
                 continue
@@ -362,6 +368,10 @@ class PoisonDetector:
 
     def _note_pass(self) -> None:
         self._has_passed, self._barren_rows, self._barren_microbatches = True, 0, 0
+
+
+def _case_of(event: Inspected | ProbeDone | ProbeFailed) -> MicrobatchKey:
+    return (event.generation, event.partition), event.number
 
 
 def _name(case: MicrobatchKey) -> str:

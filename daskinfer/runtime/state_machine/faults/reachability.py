@@ -13,7 +13,20 @@ class Reachability:
 
     def __init__(self) -> None:
         self._cut: set[frozenset[str]] = set()
-        self.bench: dict[str, WorkerShape] = {}
+        self._isolated: dict[str, WorkerShape] = {}
+
+    @property
+    def isolated_workers(self) -> tuple[WorkerShape, ...]:
+        """Workers that get nothing to do until they reach all that compute."""
+        return tuple(self._isolated.values())
+
+    def isolate(self, worker: WorkerShape) -> None:
+        """Let a worker get nothing to do."""
+        self._isolated[worker.address] = worker
+
+    def release(self, worker: str) -> None:
+        """Let a worker get something to do again, or be gone."""
+        self._isolated.pop(worker, None)
 
     def note(self, links: Iterable[Link]) -> None:
         """Take in that links are cut."""

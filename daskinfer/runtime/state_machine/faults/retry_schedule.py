@@ -22,7 +22,6 @@ from daskinfer.runtime.protocol.actions import (
 )
 from daskinfer.runtime.protocol.events import (
     Committed,
-    Event,
     MicrobatchDone,
     Prepared,
     ProbeDone,
@@ -73,31 +72,45 @@ class RetrySchedule:
         self._pace = Durations()
         self.book = IncidentLog()
 
-    def hear(self, event: Event, now: float) -> list[Action]:
-        """Take any event, before anybody else does."""
-        match event:
-            case WorkerPaused(worker, used, limit):
-                if worker not in self._crew:
-                    return []
-                self._paused[worker] = now
-                detail = f"{worker} holds {format_bytes(used)} of {format_bytes(limit)} and takes no new tasks"
-                return [self.book.begin(worker, "worker-paused", detail, now)]
-            case WorkerResumed(worker):
-                self._paused.pop(worker, None)
-                return list(self.book.end(worker, now))
-            case Prepared(partition, _, generation):
-                return self._succeed(("prepare", generation, partition, 0), now)
-            case MicrobatchDone(partition, number, generation):
-                return self._succeed(("microbatch", generation, partition, number), now)
-            case ProbeDone() | ProbeFailed() if not isinstance(getattr(event, "error", None), StorageRefused):
-                return self._succeed(probe_of(event), now)
-            case Committed(record, generation):
-                paces = {"read": record.read, "commit": record.write} if record.read + record.write else {}
-                noted = [action for what, spent in paces.items() for action in self._time(what, spent, record, now)]
-                return [*self._succeed(("commit", generation, record.partition, 0), now), *noted]
-            case ShardLoaded(ack):
-                return self._succeed(("load", ack.generation, ack.stage, ack.worker), now)
-        return []
+    def on_paused(self, event: WorkerPaused, now: float) -> list[Action]:
+        """Take in that a worker's memory is full."""
+        if event.worker not in self._crew:
+            return []
+        self._paused[event.worker] = now
+        used, limit = format_bytes(event.used), format_bytes(event.limit)
+        detail = f"{event.worker} holds {used} of {limit} and takes no new tasks"
+        return [self.book.begin(event.worker, "worker-paused", detail, now)]
+
+    def on_resumed(self, event: WorkerResumed, now: float) -> list[Action]:
+        """Take in that a paused worker takes tasks again."""
+        self._paused.pop(event.worker, None)
+        return list(self.book.end(event.worker, now))
+
+    def on_prepared(self, event: Prepared, now: float) -> list[Action]:
+        """Close what kept a partition from being read."""
+        return self._succeed(("prepare", event.generation, event.partition, 0), now)
+
+    def on_computed(self, event: MicrobatchDone, now: float) -> list[Action]:
+        """Close what kept a microbatch from being computed."""
+        return self._succeed(("microbatch", event.generation, event.partition, event.number), now)
+
+    def on_probed(self, event: ProbeDone | ProbeFailed, now: float) -> list[Action]:
+        """Close what kept a probe from being computed, unless it is a store that refuses."""
+        if isinstance(event, ProbeFailed) and isinstance(event.error, StorageRefused):
+            return []
+        return self._succeed(probe_of(event), now)
+
+    def on_committed(self, event: Committed, now: float) -> list[Action]:
+        """Close what kept a partition from being committed, and note where the store was slow."""
+        record = event.record
+        times = {"read": record.read, "commit": record.write} if record.read + record.write else {}
+        noted = [action for what, spent in times.items() for action in self._time(what, spent, record, now)]
+        return [*self._succeed(("commit", event.generation, record.partition, 0), now), *noted]
+
+    def on_loaded(self, event: ShardLoaded, now: float) -> list[Action]:
+        """Close what kept a shard from being loaded."""
+        ack = event.ack
+        return self._succeed(("load", ack.generation, ack.stage, ack.worker), now)
 
     def lose(self, worker: str, stage: int) -> None:
         """Let a worker's incidents be over when its stage has another one."""

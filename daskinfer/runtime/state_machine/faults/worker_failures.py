@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 
 from daskinfer.runtime.protocol.actions import Action, Fail, IncidentRecord, Restart
@@ -29,8 +28,6 @@ class WorkerFailureHandler:
         The driver's workers, partitions, suspects and incidents.
     limits
         When to give up.
-    counters
-        For the report.
     """
 
     def __init__(
@@ -40,14 +37,13 @@ class WorkerFailureHandler:
         suspicion: PoisonDetector,
         recovery: RetrySchedule,
         limits: Limits,
-        counters: Counter[str],
     ) -> None:
         self._crew = crew
         self._work = work
         self._suspicion = suspicion
         self._recovery = recovery
         self._limits = limits
-        self._counters = counters
+        self.workers_lost = 0
         self._links = Reachability()
         self._since_commit = 0
 
@@ -57,11 +53,11 @@ class WorkerFailureHandler:
 
     def lost(self, event: WorkerLost, now: float, kind: str = "worker-lost", why: str = "is gone") -> list[Action]:
         """Deal with a worker that is lost; `kind` and `why` are for the report."""
-        self._links.bench.pop(event.worker, None)
+        self._links.release(event.worker)
         stages = self._crew.lose(event.worker, now)
         if not stages:
             return self._crew.fill(now)
-        self._counters["workers_lost"] += 1
+        self.workers_lost += 1
         blame = self._suspicion.lost(event.worker, event.tasks, now)
         self._since_commit += blame is None and kind not in _COUNTED_APART
         self._recovery.lose(event.worker, stages[0])
@@ -102,7 +98,7 @@ class WorkerFailureHandler:
             # What they did must not go to one that would be cut off as well.
             if not state.stages and state.does != "leaves":
                 shape = self._crew.shape(state.worker)
-                if note := self._sit_out(shape, posts.keys() - off.keys()):
+                if note := self._isolate(shape, posts.keys() - off.keys()):
                     self._crew.lose(state.worker, now)
                     actions.append(note)
         self._since_commit += bool(off)
@@ -117,30 +113,34 @@ class WorkerFailureHandler:
 
     def join(self, event: WorkerJoined, now: float) -> list[Action]:
         """Take in a worker, unless it does not reach those that compute."""
-        note = self._sit_out(event.worker, self._posts())
+        note = self._isolate(event.worker, self._posts())
         return [note] if note else self._crew.enlist([event.worker], now)
 
     def admit(self, now: float) -> list[Action]:
         """Let those work that sat out and reach all that compute now."""
-        posts = self._posts() if self._links.bench else {}
-        able = [shape for worker, shape in self._links.bench.items() if self._links.bars(worker, posts) is None]
+        isolated = self._links.isolated_workers
+        posts = self._posts() if isolated else {}
+        able = [shape for shape in isolated if self._links.bars(shape.address, posts) is None]
         for shape in able:
-            del self._links.bench[shape.address]
+            self._links.release(shape.address)
         return self._crew.enlist(able, now) if able else []
 
     def describe_missing(self, stage: int) -> str:
         """Say what a stage without a worker needs, and who is there and cannot have it."""
-        return "; ".join([self._crew.describe_missing(stage), *map(self._describe_bench, self._links.bench)])
+        isolated = (self._describe_isolated(shape.address) for shape in self._links.isolated_workers)
+        return "; ".join([self._crew.describe_missing(stage), *isolated])
 
     def _posts(self) -> dict[str, tuple[int, ...]]:
         """Return the workers that compute -> the stages."""
         return {state.worker: state.stages for state in self._crew.roster() if state.stages}
 
-    def _sit_out(self, worker: WorkerShape, posts: Iterable[str]) -> IncidentRecord | None:
+    def _isolate(self, worker: WorkerShape, posts: Iterable[str]) -> IncidentRecord | None:
         if self._links.bars(worker.address, posts) is None:
             return None
-        self._links.bench[worker.address] = worker
-        return IncidentRecord("cut-off", f"{self._describe_bench(worker.address)}, and gets nothing to do until it can")
+        self._links.isolate(worker)
+        return IncidentRecord(
+            "cut-off", f"{self._describe_isolated(worker.address)}, and gets nothing to do until it can"
+        )
 
-    def _describe_bench(self, worker: str) -> str:
+    def _describe_isolated(self, worker: str) -> str:
         return f"{worker} cannot reach {self._links.bars(worker, self._posts())}"

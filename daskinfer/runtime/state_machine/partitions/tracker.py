@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from daskinfer.runtime.protocol.actions import Action, Commit, Prepare, Release, Submit
+from daskinfer.runtime.protocol.events import Prepared, TaskFailed
 from daskinfer.runtime.protocol.keys import PartitionKey
 
 _SHARES = 3
@@ -64,6 +65,28 @@ class PartitionTracker:
     def __getitem__(self, place: PartitionKey) -> OpenPartition:
         return self._open[place]
 
+    def resize(self, window: int) -> None:
+        """Let so many microbatches be in flight from now on."""
+        self.window = window
+
+    def hold(self, is_held: bool) -> None:
+        """Let nothing new be in flight, or let it again."""
+        self.is_held = is_held
+
+    def count_committed(self) -> None:
+        """Take in that one partition less is left to do."""
+        self.left -= 1
+
+    def count_attempt(self, event: TaskFailed) -> int:
+        """Take in that a task failed; return how often it has by now, at least."""
+        attempts = self._open[event.generation, event.partition].attempts
+        attempts[event.step, event.number] += 1
+        return attempts[event.step, event.number]
+
+    def excuse_attempt(self, event: TaskFailed) -> None:
+        """Take in that a task failed through no fault of its own."""
+        self._open[event.generation, event.partition].excused[event.step, event.number] += 1
+
     @property
     def open(self) -> Collection[PartitionKey]:
         """Attempts in work."""
@@ -79,10 +102,11 @@ class PartitionTracker:
         self._waiting = ((None, number) for number in numbers)
         self.left = len(numbers)
 
-    def prepared(self, place: PartitionKey, microbatches: int) -> list[Action]:
-        """Note how many microbatches a partition has."""
-        self._open[place].microbatches = microbatches
-        self._typical = max(1, microbatches)
+    def on_prepared(self, event: Prepared, now: float) -> list[Action]:
+        """Take in how many microbatches a partition has."""
+        place = (event.generation, event.partition)
+        self._open[place].microbatches = event.microbatches
+        self._typical = max(1, event.microbatches)
         return self._commit_if_whole(place)
 
     def computed(self, place: PartitionKey, microbatch: int) -> list[Action]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from daskinfer.runtime.protocol.events import Committed, Event, MemoryPressure, MicrobatchDone, Prepared
+from daskinfer.runtime.protocol.actions import Action
+from daskinfer.runtime.protocol.events import Committed, MemoryPressure, MicrobatchDone, Prepared
 from daskinfer.runtime.state_machine.partitions.tracker import PartitionTracker
 from daskinfer.spec.job.commit import StageTrail
 from daskinfer.spec.outline import largest_bundle
@@ -31,16 +32,19 @@ _MOST_COVERED = 64
 
 
 class WindowController:
-    """The window of a job, as plain state.
+    """The window of a job, as plain state; a plan without bytes to grow to fixes it.
 
     Parameters
     ----------
     plan
         Its window to begin with, the bytes that it may grow to, and the workers of every stage.
+    work
+        What the window is set for.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, work: PartitionTracker) -> None:
         self.window = plan.window
+        self._work = work
         self._replicas = plan.replicas
         # Below it some stage has nothing to do while others work, and a job with little memory must still go on.
         self._least = min(plan.window, 2 * len(plan.replicas))
@@ -61,22 +65,33 @@ class WindowController:
         """Microbatches that the budget allows, as large as those of late."""
         return max(self._least, int(self._budget / max(1.0, self._crossing + self._encoded)))
 
-    def hear(self, event: Event, work: PartitionTracker, now: float) -> None:
-        """Take in what happened, and set the window of what is in work."""
-        if not self._budget:
-            return
-        match event:
-            case Prepared():
-                self.weigh(event.nbytes, event.microbatches)
-            case MemoryPressure():
-                self.press(now)
-            case MicrobatchDone():
-                self.count(now)
-            case Committed():
-                self.look(event.record.trail, work.in_flight >= self.window, now)
-            case _:
-                return
-        work.window = self.window
+    def on_prepared(self, event: Prepared, now: float) -> list[Action]:
+        """Take in how large the microbatches of a partition are."""
+        if self._budget:
+            self.weigh(event.nbytes, event.microbatches)
+        return self._set()
+
+    def on_pressure(self, event: MemoryPressure, now: float) -> list[Action]:
+        """Take in that a worker's memory is short."""
+        if self._budget:
+            self.press(now)
+        return self._set()
+
+    def on_computed(self, event: MicrobatchDone, now: float) -> list[Action]:
+        """Take in that a microbatch is finished."""
+        if self._budget:
+            self.count(now)
+        return self._set()
+
+    def on_committed(self, event: Committed, now: float) -> list[Action]:
+        """Take in what a partition took of every stage."""
+        if self._budget:
+            self.look(event.record.trail, self._work.in_flight >= self.window, now)
+        return self._set()
+
+    def _set(self) -> list[Action]:
+        self._work.resize(self.window)
+        return []
 
     def weigh(self, nbytes: int, microbatches: int) -> None:
         """Take in how large the microbatches of a partition are before the first stage."""

@@ -96,6 +96,10 @@ class AliasTracker:
         )
         return self.candidate
 
+    def choose(self, pin: SnapshotPin) -> None:
+        """Make a pin the candidate that was decided on already."""
+        self.candidate = pin
+
     def advance(self) -> SnapshotPin:
         """Let partitions start on the candidate from now on; return what they started on before."""
         assert self.candidate is not None

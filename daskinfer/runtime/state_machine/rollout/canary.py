@@ -45,7 +45,7 @@ class CanaryTrial:
         self.sample = frozenset(sample)
         self.decides = decides
         self.verdict: bool | None = None
-        self.is_asked = False
+        self._is_asked = False
         self._current = current
         self._records = {
             generation: {number: record for number, record in committed.get(generation, {}).items() if number in sample}
@@ -82,6 +82,16 @@ class CanaryTrial:
     def compared(self, partition: int) -> None:
         """Note that a pair was compared."""
         self._compared.add(partition)
+
+    def ask(self) -> bool:
+        """Return whether it is time to ask for the verdict, once."""
+        is_time = self.is_compared and not self._is_asked
+        self._is_asked = self._is_asked or is_time
+        return is_time
+
+    def decide(self, verdict: bool) -> None:
+        """Take in whether the candidate passed."""
+        self.verdict = verdict
 
     @property
     def is_compared(self) -> bool:

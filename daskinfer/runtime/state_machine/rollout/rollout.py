@@ -7,8 +7,6 @@ partitions that are left, so that a commit of a driver that slept through it cou
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
-
 from daskinfer.errors import DaskinferError
 from daskinfer.ids import shorten
 from daskinfer.runtime.protocol.actions import (
@@ -25,11 +23,19 @@ from daskinfer.runtime.protocol.actions import (
     Switch,
     describe,
 )
-from daskinfer.runtime.protocol.events import Judged
-from daskinfer.runtime.protocol.keys import AliasHead
+from daskinfer.runtime.protocol.events import (
+    AliasSeen,
+    AliasUnseen,
+    Compared,
+    GenerationOpened,
+    GenerationRefused,
+    Judged,
+    Switched,
+)
 from daskinfer.runtime.state_machine.partitions.tracker import PartitionTracker
 from daskinfer.runtime.state_machine.rollout.alias_tracker import AliasTracker
 from daskinfer.runtime.state_machine.rollout.canary import CanaryTrial
+from daskinfer.runtime.state_machine.rules import EarlierWork
 from daskinfer.runtime.state_machine.workers.assignment import WorkerAssignment
 from daskinfer.spec.job.commit import CommitRecord
 from daskinfer.spec.job.generation import SnapshotPin
@@ -47,10 +53,8 @@ class SnapshotRollout:
         The recipe's consistency.
     crew, work
         The driver's workers and partitions.
-    committed
-        Partitions that earlier runs have committed -> the snapshot that they are on; kept up to date.
-    partitions
-        How many the input has.
+    earlier
+        What earlier runs have committed, and how many partitions there are.
     trial
         The candidate that is compared, if any.
     """
@@ -61,21 +65,20 @@ class SnapshotRollout:
         rules: Consistency,
         crew: WorkerAssignment,
         work: PartitionTracker,
-        committed: MutableMapping[int, str],
-        partitions: int,
+        earlier: EarlierWork,
         trial: CanaryTrial | None,
     ) -> None:
         self._pinning = pinning
         self._rules = rules
         self._crew = crew
         self._work = work
-        self._partitions = partitions
+        self._partitions = earlier.partitions
         self._trial = trial
         self.pins = {pin.generation: pin for pin in [pinning.current, *([trial.pin] if trial else [])]}
         # A canary needs to know what is left for the current snapshot when it is refused.
-        self._done = set(committed) if trial and trial.decides else set()
+        self._done = set(earlier.committed) if trial and trial.decides else set()
         # Only an output that is to converge needs to know which partition is on which snapshot.
-        self._snapshots = committed if rules.converge else {}
+        self._snapshots = earlier.committed if rules.converge else {}
         self._takes_over: tuple[int, ...] | None = None
         self._given_up: set[int] = set()
         self._switching = False
@@ -105,17 +108,17 @@ class SnapshotRollout:
             self._done.add(record.partition)
         return self._trial.note(generation, record)
 
-    def on_compared(self, partition: int) -> list[Action]:
+    def on_compared(self, event: Compared, now: float) -> list[Action]:
         """Take in that a pair was compared."""
         assert self._trial is not None
-        self._trial.compared(partition)
+        self._trial.compared(event.partition)
         return []
 
-    def on_judged(self, event: Judged) -> list[Action]:
+    def on_judged(self, event: Judged, now: float) -> list[Action]:
         """Go on as the gate says: on the candidate, or on the current snapshot."""
         trial = self._trial
         assert trial is not None
-        trial.verdict = event.passed
+        trial.decide(event.passed)
         note = IncidentRecord("canary" if trial.decides else "shadow", event.detail)
         if not trial.decides:
             return [note]
@@ -123,27 +126,34 @@ class SnapshotRollout:
             self._work.refill(number for number in range(self._partitions) if number not in self._done)
             return [note]
         self._work.refill(number for number in range(self._partitions) if not trial.is_done(number))
-        self._pinning.candidate = trial.pin
+        self._pinning.choose(trial.pin)
         return [note, *self._advance()]
 
-    def on_alias(self, head: AliasHead) -> list[Action]:
+    def on_alias(self, event: AliasSeen, now: float) -> list[Action]:
         """Take in where the alias points."""
+        head = event.head
         is_new = self._pinning.see(head)
         moved = IncidentRecord(
             "alias-moved", f"the alias points to {shorten(head.snapshot)} since its move {head.sequence}"
         )
         return [*([moved] if is_new else []), *([] if self._is_finished() else self._follow())]
 
-    def on_alias_unseen(self, error: DaskinferError) -> list[Action]:
+    def on_alias_unseen(self, event: AliasUnseen, now: float) -> list[Action]:
         """Take in that the alias could not be read."""
-        is_new = self._pinning.miss()
-        return [IncidentRecord("alias-unseen", f"the alias could not be read: {describe(error)}")] if is_new else []
+        if not self._pinning.miss():
+            return []
+        return [IncidentRecord("alias-unseen", f"the alias could not be read: {describe(event.error)}")]
 
-    def on_opened(self, pin: SnapshotPin) -> list[Action]:
+    def on_opened(self, event: GenerationOpened, now: float) -> list[Action]:
         """Load a candidate that is locked and fits, on every post."""
+        pin = event.pin
         self.pins[pin.generation] = pin
-        self._crew.generations.append(pin.generation)
+        self._crew.add_generation(pin.generation)
         return [LoadShard(stage, worker, pin.generation) for stage, worker in self._crew.posts]
+
+    def on_refused(self, event: GenerationRefused, now: float) -> list[Action]:
+        """Let a candidate go that does not fit."""
+        return self.give_up(event.error)
 
     def give_up(self, error: DaskinferError) -> list[Action]:
         """Let a candidate go that cannot be used."""
@@ -154,10 +164,10 @@ class SnapshotRollout:
             return [Fail(error)]
         return [IncidentRecord("snapshot-refused", f"the job stays where it is: {describe(error)}")]
 
-    def on_switched(self, partitions: tuple[int, ...]) -> list[Action]:
+    def on_switched(self, event: Switched, now: float) -> list[Action]:
         """Start on the generation that has taken over these partitions."""
         self._switching, self._takes_over, self._closing_since = False, None, None
-        self._work.refill(partitions)
+        self._work.refill(event.partitions)
         return self._advance()
 
     def go_on(self, now: float) -> list[Action]:
@@ -207,10 +217,7 @@ class SnapshotRollout:
         """End, or find out first what the gate says, or whether the alias points elsewhere by now."""
         trial = self._trial
         if trial is not None and trial.verdict is None:
-            if not trial.is_compared or trial.is_asked:
-                return []
-            trial.is_asked = True
-            return [Judge(trial.pin)]
+            return [Judge(trial.pin)] if trial.ask() else []
         if not self._rules.converge:
             return [Seal()]
         if self._takes_over is not None:

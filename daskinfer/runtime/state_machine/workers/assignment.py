@@ -180,6 +180,10 @@ class WorkerAssignment:
             self._spares.append(worker)
         return [ReleaseShard(worker, stage), *self.fill(now)]
 
+    def add_generation(self, generation: int) -> None:
+        """Let every worker load what it holds on one more generation."""
+        self.generations.append(generation)
+
     def retire(self, generation: int) -> None:
         """Forget a generation that nothing is computed on any more."""
         self.generations.remove(generation)
