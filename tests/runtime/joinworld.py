@@ -43,10 +43,9 @@ from daskinfer.runtime.protocol.events import (
     Tick,
 )
 from daskinfer.runtime.state_machine.limits import Limits
-from daskinfer.runtime.state_machine.machine import DriverCore
+from daskinfer.runtime.state_machine.machine import StateMachine
 from daskinfer.runtime.state_machine.partitions.claim_policy import ClaimPolicy
 from daskinfer.runtime.state_machine.rollout.alias_tracker import AliasTracker
-from daskinfer.runtime.state_machine.workers.assignment_table import WorkerRequirements
 from daskinfer.spec.job.commit import CommitRecord
 from daskinfer.spec.job.record import OutputField
 from daskinfer.spec.recipe.schema import Consistency
@@ -59,8 +58,8 @@ from daskinfer.storage.objects.filesystem import join_url, replace_bytes
 from daskinfer.storage.objects.slotlog import SlotLog
 from daskinfer.storage.outputs.job_output import open_output, open_part_sink
 from daskinfer.storage.outputs.sink import OutputPart, Written
-from tests.runtime.test_core import SOURCE, make_plan, make_worker
 from tests.storage import test_jobs
+from tests.support.factories import SOURCE, make_machine, make_worker
 
 PARTITIONS = 7
 TURNS = 2
@@ -88,7 +87,7 @@ class Life:
     """One member."""
 
     handle: JobHandle
-    core: DriverCore
+    core: StateMachine
     claimer: ClaimStore
     todo: list[Event | Task | ClaimBlocks] = field(default_factory=list)
     counter: int = 0
@@ -139,17 +138,13 @@ class JoinWorld:
         handle = JobHandle(self.url, self.store.job, head.sequence + 1, self.record.first_pin, member=make_nonce(12))
         committed = {record.partition: record.snapshot for record in self.output.committed()}
         pin = self.record.first_pin
-        core = DriverCore(
-            plan=make_plan((1,), window=4),
-            pinning=AliasTracker(pin, Consistency()),
-            rules=Consistency(),
-            source=SOURCE,
-            epoch=handle.epoch,
-            partitions=PARTITIONS,
-            committed=committed,
-            rejects=0,
-            staffing=WorkerRequirements(make_plan((1,)).stages, (1,), {"GPU": 1}),
+        core = make_machine(
+            PARTITIONS,
+            committed,
+            replicas=(1,),
             limits=Limits(rejects=10**6),
+            tracker=AliasTracker(pin, Consistency()),
+            epoch=handle.epoch,
             claims=ClaimPolicy(handle.member, PARTITIONS, committed),
         )
         ahead = self.random.uniform(-1e6, 1e6)

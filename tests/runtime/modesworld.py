@@ -43,14 +43,13 @@ from daskinfer.runtime.protocol.events import (
 )
 from daskinfer.runtime.protocol.keys import AliasHead
 from daskinfer.runtime.state_machine.limits import Limits
-from daskinfer.runtime.state_machine.machine import DriverCore
+from daskinfer.runtime.state_machine.machine import StateMachine
 from daskinfer.runtime.state_machine.rollout.alias_tracker import AliasTracker
-from daskinfer.runtime.state_machine.workers.assignment_table import WorkerRequirements
 from daskinfer.spec.job.commit import CommitRecord
 from daskinfer.spec.job.generation import Generations, SnapshotPin, Step, as_ranges, fold
 from daskinfer.spec.plan import WorkerShape
 from daskinfer.spec.recipe.schema import Consistency
-from tests.runtime.test_core import SOURCE, make_plan
+from tests.support.factories import SOURCE, make_machine
 
 PARTITIONS = 6
 
@@ -73,7 +72,7 @@ class Life:
     """One driver."""
 
     epoch: int
-    core: DriverCore
+    core: StateMachine
     pins: dict[int, SnapshotPin]
     todo: list[Event | tuple[str, SnapshotPin, int]] = field(default_factory=list)
     attempts: dict[tuple[int, int], Started] = field(default_factory=dict)
@@ -141,17 +140,14 @@ class ModesWorld:
         if self.bug == "no-staleness-check":
             pinning.may_start = lambda now: True  # type: ignore[method-assign]
         committed = {number: record.snapshot for number, record in self.counted().items()}
-        core = DriverCore(
-            plan=make_plan((1,), window=4),
-            pinning=pinning,
-            rules=self.rules,
-            source=SOURCE,
-            epoch=self.epoch,
-            partitions=PARTITIONS,
-            committed=committed,
-            rejects=0,
-            staffing=WorkerRequirements(make_plan((1,)).stages, (1,), {"GPU": 1}),
+        core = make_machine(
+            PARTITIONS,
+            committed,
+            replicas=(1,),
             limits=Limits(rejects=0, losses=10**6, patience=10**9),
+            rules=self.rules,
+            tracker=pinning,
+            epoch=self.epoch,
         )
         self.life = Life(self.epoch, core, {current.generation: current})
         self._obey(core.start([self._hire()]))

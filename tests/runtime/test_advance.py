@@ -6,7 +6,7 @@ import pytest
 
 from daskinfer.runtime.driver.computed_rows import Advance
 from daskinfer.runtime.driver.run_progress import RunProgress
-from tests.runtime.test_core import make_plan, make_record
+from tests.support.factories import make_plan, make_record
 
 
 def test_rows_move_with_every_microbatch() -> None:

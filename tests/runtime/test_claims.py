@@ -26,7 +26,7 @@ from daskinfer.runtime.protocol.events import (
     Tick,
 )
 from daskinfer.runtime.state_machine.limits import Limits
-from daskinfer.runtime.state_machine.machine import DriverCore
+from daskinfer.runtime.state_machine.machine import StateMachine
 from daskinfer.runtime.state_machine.partitions.claim_policy import (
     HELP_SECONDS,
     IDLE_SECONDS,
@@ -35,12 +35,8 @@ from daskinfer.runtime.state_machine.partitions.claim_policy import (
     choose_block,
 )
 from daskinfer.runtime.state_machine.partitions.tracker import PartitionTracker
-from daskinfer.runtime.state_machine.rollout.alias_tracker import AliasTracker
-from daskinfer.runtime.state_machine.workers.assignment_table import WorkerRequirements
 from daskinfer.spec.job.commit import CommitRecord, StageTrail
-from daskinfer.spec.job.generation import SnapshotPin
-from daskinfer.spec.recipe.schema import Consistency
-from tests.runtime.test_core import SNAPSHOT, SOURCE, make_plan, make_worker
+from tests.support.factories import SNAPSHOT, SOURCE, make_machine, make_worker
 
 # Which block
 
@@ -120,30 +116,20 @@ def test_what_is_in_work_is_not_started_again() -> None:
 # In the driver's logic
 
 
-def make_member(partitions: int = 4, rejects: int = 0) -> DriverCore:
+def make_member(partitions: int = 4, rejects: int = 0) -> StateMachine:
     """Return the core of a member that is about to load its one stage."""
-    core = DriverCore(
-        plan=make_plan((1,), window=4),
-        pinning=AliasTracker(SnapshotPin(snapshot=SNAPSHOT), Consistency(), 1),
-        rules=Consistency(),
-        source=SOURCE,
-        epoch=1,
-        partitions=partitions,
-        committed={},
-        rejects=0,
-        staffing=WorkerRequirements(make_plan((1,)).stages, (1,), {"GPU": 1}),
-        limits=Limits(rejects=rejects),
-        claims=ClaimPolicy("me", partitions, []),
+    core = make_machine(
+        partitions, replicas=(1,), limits=Limits(rejects=rejects), claims=ClaimPolicy("me", partitions, [])
     )
     core.start([make_worker("w")])
     return core
 
 
-def load(core: DriverCore) -> list[Action]:
+def load(core: StateMachine) -> list[Action]:
     return core.handle(ShardLoaded(ShardAck(0, "w", SNAPSHOT, SOURCE, 1, 0.1, "cpu")), 0.0)
 
 
-def make_running(partitions: int = 4, rejects: int = 0) -> DriverCore:
+def make_running(partitions: int = 4, rejects: int = 0) -> StateMachine:
     """Return the core of a member that has asked for its first partitions."""
     core = make_member(partitions, rejects)
     assert load(core)[-1] == ClaimBlocks(is_wanted=True)

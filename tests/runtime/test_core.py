@@ -30,7 +30,6 @@ from daskinfer.runtime.protocol.events import (
     Committed,
     MicrobatchDone,
     Prepared,
-    ShardAck,
     ShardFailed,
     ShardLoaded,
     Stranded,
@@ -40,89 +39,11 @@ from daskinfer.runtime.protocol.events import (
     WorkerLost,
 )
 from daskinfer.runtime.state_machine.limits import Limits
-from daskinfer.runtime.state_machine.machine import DriverCore
-from daskinfer.runtime.state_machine.rollout.alias_tracker import AliasTracker
-from daskinfer.runtime.state_machine.workers.assignment_table import WorkerRequirements
-from daskinfer.spec.job.commit import CommitRecord, StageTrail
-from daskinfer.spec.job.generation import SnapshotPin
-from daskinfer.spec.plan import Numerics, Plan, StagePlan, WorkerShape
-from daskinfer.spec.recipe.schema import Consistency
-
-SNAPSHOT, SOURCE = "sha256:weights", "sha256:code"
+from daskinfer.runtime.state_machine.machine import StateMachine
+from tests.support.factories import acknowledge, make_machine, make_record, make_worker
 
 
-def make_worker(name: str, **resources: float) -> WorkerShape:
-    return WorkerShape(address=name, threads=1, memory=0, resources=resources or {"GPU": 1})
-
-
-def make_plan(replicas: tuple[int, ...] = (1, 1), window: int = 4) -> Plan:
-    stages = tuple(
-        StagePlan(index=index, first=index, last=index + 1, parameter_bytes=1, share=1 / len(replicas))
-        for index in range(len(replicas))
-    )
-    numerics = Numerics(dtype="float32", attention="sdpa", threads=1, torch="", transformers="", tokenizers="")
-    return Plan(
-        stages=stages,
-        replicas=replicas,
-        edges=tuple(() for _ in replicas[1:]),
-        transports=tuple("direct" for _ in replicas[1:]),
-        microbatch_tokens=64,
-        max_length=64,
-        window=window,
-        numerics=numerics,
-    )
-
-
-def make_core(
-    partitions: int = 3,
-    committed: frozenset[int] = frozenset(),
-    replicas: tuple[int, ...] = (1, 1),
-    window: int = 4,
-    limits: Limits | None = None,
-) -> DriverCore:
-    return DriverCore(
-        plan=make_plan(replicas, window),
-        pinning=AliasTracker(SnapshotPin(snapshot=SNAPSHOT), Consistency()),
-        rules=Consistency(),
-        source=SOURCE,
-        epoch=1,
-        partitions=partitions,
-        committed=dict.fromkeys(committed, SNAPSHOT),
-        rejects=0,
-        staffing=WorkerRequirements(make_plan(replicas).stages, replicas, {"GPU": 1}),
-        limits=limits or Limits(rejects=0),
-    )
-
-
-def acknowledge(stage: int, worker: str, snapshot: str = SNAPSHOT, source: str = SOURCE) -> ShardLoaded:
-    return ShardLoaded(ShardAck(stage, worker, snapshot, source, read_bytes=1, seconds=0.1, device="cpu"))
-
-
-def make_record(
-    partition: int, workers: tuple[str, ...] = ("a", "b"), quarantined: int = 0, epoch: int = 1
-) -> CommitRecord:
-    trail = tuple(
-        StageTrail(stage=stage, microbatches=1, compute=1, receive=0, send=0, workers=(worker,))
-        for stage, worker in enumerate(workers)
-    )
-    return CommitRecord(
-        job="job",
-        snapshot=SNAPSHOT,
-        partition=partition,
-        epoch=epoch,
-        rows_in=10,
-        rows_out=10 - quarantined,
-        rows_quarantined=quarantined,
-        tokens=1,
-        padded_tokens=1,
-        microbatches=((1, 1),),
-        digest="",
-        path="",
-        trail=trail,
-    )
-
-
-def start(core: DriverCore) -> list[Action]:
+def start(core: StateMachine) -> list[Action]:
     """Two workers, two stages, both acknowledged; return what the core does then."""
     assert core.start([make_worker("a"), make_worker("b")]) == [LoadShard(0, "a"), LoadShard(1, "b")]
     assert core.handle(acknowledge(0, "a"), 0) == []
@@ -135,13 +56,13 @@ def only_fail(actions: list[Action]) -> DaskinferError:
 
 
 def test_no_partition_starts_before_every_stage_has_acknowledged() -> None:
-    actions = start(make_core())
+    actions = start(make_machine())
     assert actions[:2] == [GrantToken(0, "a"), GrantToken(1, "b")]
     assert actions[2:] == [Prepare(0, 0), Prepare(1, 0)]
 
 
 def test_a_partition_runs_through() -> None:
-    core = make_core(partitions=1)
+    core = make_machine(partitions=1)
     start(core)
     assert core.handle(Prepared(0, 6), 0) == [Submit(0, (0, 1, 2, 3), 0)]  # the window is 4
     assert core.handle(MicrobatchDone(0, 0), 0) == [Submit(0, (4,), 0)]
@@ -154,19 +75,19 @@ def test_a_partition_runs_through() -> None:
 
 
 def test_a_partition_without_accepted_rows_is_committed_all_the_same() -> None:
-    core = make_core(partitions=1, limits=Limits(rejects=10))
+    core = make_machine(partitions=1, limits=Limits(rejects=10))
     start(core)
     assert core.handle(Prepared(0, 0), 0) == [Commit(0, 0)]
 
 
 def test_committed_partitions_are_not_prepared_again() -> None:
-    actions = start(make_core(partitions=3, committed=frozenset({0, 1})))
+    actions = start(make_machine(partitions=3, committed=frozenset({0, 1})))
     assert [action for action in actions if isinstance(action, Prepare)] == [Prepare(2, 0)]
-    assert make_core(partitions=2, committed=frozenset({0, 1})).start([]) == [Seal()]
+    assert make_machine(partitions=2, committed=frozenset({0, 1})).start([]) == [Seal()]
 
 
 def test_a_lost_worker_is_replaced_by_the_one_that_joins() -> None:
-    core = make_core()
+    core = make_machine()
     start(core)
     lost = core.handle(WorkerLost("b"), 0)
     assert isinstance(lost[0], IncidentRecord)
@@ -177,7 +98,7 @@ def test_a_lost_worker_is_replaced_by_the_one_that_joins() -> None:
 
 
 def test_a_spare_takes_over_at_once() -> None:
-    core = make_core()
+    core = make_machine()
     core.start([make_worker("a"), make_worker("b"), make_worker("spare")])
     core.handle(acknowledge(0, "a"), 0)
     core.handle(acknowledge(1, "b"), 0)
@@ -185,7 +106,7 @@ def test_a_spare_takes_over_at_once() -> None:
 
 
 def test_workers_without_the_tag_hold_nothing() -> None:
-    core = make_core()
+    core = make_machine()
     assert core.start([make_worker("a"), make_worker("x", CPU=1), make_worker("b")]) == [
         LoadShard(0, "a"),
         LoadShard(1, "b"),
@@ -193,7 +114,7 @@ def test_workers_without_the_tag_hold_nothing() -> None:
 
 
 def test_a_stage_without_workers_gives_up_after_its_patience() -> None:
-    core = make_core(limits=Limits(rejects=0, missing="stop", patience=60))
+    core = make_machine(limits=Limits(rejects=0, missing="stop", patience=60))
     core.start([])
     assert core.handle(Tick(), 100) == []
     (*_, said) = core.handle(Tick(), 159)
@@ -203,7 +124,7 @@ def test_a_stage_without_workers_gives_up_after_its_patience() -> None:
 
 
 def test_workers_that_keep_dying_end_the_job() -> None:
-    core = make_core(limits=Limits(rejects=0, losses=2))
+    core = make_machine(limits=Limits(rejects=0, losses=2))
     start(core)
     for death in range(3):
         actions = core.handle(WorkerLost("b" if death == 0 else f"b{death}"), 0)
@@ -225,7 +146,7 @@ def test_workers_that_keep_dying_end_the_job() -> None:
 def test_a_wrong_acknowledgement_ends_the_job(
     ack: ShardLoaded | ShardFailed, kind: type[DaskinferError], message: str
 ) -> None:
-    core = make_core()
+    core = make_machine()
     core.start([make_worker("a"), make_worker("b")])
     error = only_fail(core.handle(ack, 0))
     assert isinstance(error, kind)
@@ -233,7 +154,7 @@ def test_a_wrong_acknowledgement_ends_the_job(
 
 
 def test_rows_computed_by_a_stranger_end_the_job() -> None:
-    core = make_core()
+    core = make_machine()
     start(core)
     core.handle(Prepared(0, 1), 0)
     error = only_fail(core.handle(Committed(make_record(0, workers=("a", "stranger"))), 0))
@@ -241,14 +162,14 @@ def test_rows_computed_by_a_stranger_end_the_job() -> None:
 
 
 def test_a_record_of_a_dead_driver_counts() -> None:
-    core = make_core(partitions=1)
+    core = make_machine(partitions=1)
     start(core)
     core.handle(Prepared(0, 1), 0)
     assert core.handle(Committed(make_record(0, workers=("old", "older"), epoch=0)), 0) == [Release(0), Seal()]
 
 
 def test_a_damaged_activation_is_recomputed_and_counted() -> None:
-    core = make_core()
+    core = make_machine()
     start(core)
     core.handle(Prepared(0, 1), 0)
     actions = core.handle(TaskFailed("microbatch", 0, 0, CorruptActivation("edge 0-1 differs")), 0)
@@ -265,7 +186,7 @@ def test_a_damaged_activation_is_recomputed_and_counted() -> None:
     ],
 )
 def test_a_task_that_keeps_failing_ends_the_job_and_says_where(failed: TaskFailed, message: str) -> None:
-    core = make_core()
+    core = make_machine()
     start(core)
     core.handle(Prepared(0, 1), 0)
     for _ in range(2):
@@ -274,7 +195,7 @@ def test_a_task_that_keeps_failing_ends_the_job_and_says_where(failed: TaskFaile
 
 
 def test_results_that_are_lost_after_all_are_computed_again_before_the_commit() -> None:
-    core = make_core(partitions=1)
+    core = make_machine(partitions=1)
     start(core)
     core.handle(Prepared(0, 2), 0)
     core.handle(MicrobatchDone(0, 0), 0)
@@ -288,7 +209,7 @@ def test_results_that_are_lost_after_all_are_computed_again_before_the_commit() 
 
 
 def test_what_never_ends_is_started_again_once_the_rows_are_there_again() -> None:
-    core = make_core(partitions=1)
+    core = make_machine(partitions=1)
     start(core)
     core.handle(Prepared(0, 3), 0)
     core.handle(MicrobatchDone(0, 0), 0)
@@ -303,7 +224,7 @@ def test_what_never_ends_is_started_again_once_the_rows_are_there_again() -> Non
 
 
 def test_a_refused_commit_is_not_tried_again_while_results_that_it_needs_are_missing() -> None:
-    core = make_core(partitions=1)
+    core = make_machine(partitions=1)
     start(core)
     core.handle(Prepared(0, 1), 0)
     assert core.handle(MicrobatchDone(0, 0), 0) == [Commit(0, 0)]
@@ -314,7 +235,7 @@ def test_a_refused_commit_is_not_tried_again_while_results_that_it_needs_are_mis
 
 
 def test_the_error_budget() -> None:
-    core = make_core(limits=Limits(rejects=3))
+    core = make_machine(limits=Limits(rejects=3))
     start(core)
     assert not any(isinstance(a, Fail) for a in core.handle(Committed(make_record(0, quarantined=3)), 0))
     error = only_fail(core.handle(Committed(make_record(1, quarantined=1)), 0))

@@ -26,7 +26,7 @@ from daskinfer.runtime.protocol.events import (
 )
 from daskinfer.runtime.state_machine.limits import Limits
 from daskinfer.spec.plan import WorkerShape
-from tests.runtime.test_core import acknowledge, make_core, make_record, make_worker
+from tests.support.factories import acknowledge, make_machine, make_record, make_worker
 
 
 def make_committed(partition: int) -> Committed:
@@ -124,7 +124,7 @@ class _World:
 @given(st.integers(0, 10**6), st.lists(st.integers(0, 9), min_size=1, max_size=12), st.integers(1, 6))
 def test_any_order_of_events_and_faults_commits_every_partition_once(seed: int, sizes: list[int], window: int) -> None:
     world = _World(random.Random(seed), sizes, window)
-    core = make_core(
+    core = make_machine(
         len(sizes), replicas=(2, 1), window=window, limits=Limits(rejects=0, attempts=99, losses=10**6, patience=10**6)
     )
     world.obey(core.start([world.join() for _ in range(3)]))

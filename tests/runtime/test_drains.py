@@ -5,7 +5,7 @@ from __future__ import annotations
 from daskinfer.runtime.protocol.actions import Answer, GrantToken, LoadShard, ReleaseShard
 from daskinfer.runtime.state_machine.workers.assignment import WorkerAssignment
 from tests.runtime.crews import LATER, begin, does, kinds, make_crew, make_worker, obey, orders
-from tests.runtime.test_core import make_record
+from tests.support.factories import make_record
 
 # Replicas
 

@@ -22,18 +22,20 @@ from daskinfer.runtime.protocol.events import (
     WorkerJoined,
     WorkerLost,
 )
+from daskinfer.runtime.state_machine.partitions.tracker import PartitionTracker
 from daskinfer.runtime.state_machine.partitions.window import WindowController
 from daskinfer.spec.job.commit import StageTrail
 from daskinfer.spec.plan import Plan
 from daskinfer.testing.stress.campaigns import campaign_size
-from tests.runtime.test_core import acknowledge, make_core, make_plan, make_record, make_worker
+from tests.support.factories import acknowledge, make_machine, make_plan, make_record, make_worker
 
 REPLICAS = (1, 2)
 BUDGET = 10_000
 
 
 def make_flow(window: int = 9, budget: int = BUDGET) -> WindowController:
-    return WindowController(make_plan(REPLICAS, window).model_copy(update={"window_bytes": budget}))
+    plan = make_plan(REPLICAS, window).model_copy(update={"window_bytes": budget})
+    return WindowController(plan, PartitionTracker(window, iter(()), 0))
 
 
 def trail(busiest: float) -> tuple[StageTrail, ...]:
@@ -141,8 +143,8 @@ def test_stays_within_its_bounds(steps: list[tuple[str, float, int]]) -> None:
 
 
 def test_a_number_stays() -> None:
-    core = make_core(window=6)
-    work = core._work
+    core = make_machine(window=6)
+    work = core._parts.partitions
     core.handle(MemoryPressure("a", 9, 10, True), 1.0)
     assert work.window == 6
 
@@ -153,8 +155,7 @@ class World:
     def __init__(self, plan: Plan, partitions: int, microbatches: int, seed: int) -> None:
         self.random = random.Random(seed)
         self.microbatches = microbatches
-        self.core = make_core(partitions=partitions, window=plan.window)
-        self.core._flow = WindowController(plan)
+        self.core = make_machine(partitions=partitions, plan=plan)
         self.now = 0.0
         self.todo: list[Event] = []
         self.flying: set[tuple[int, int]] = set()
@@ -211,7 +212,7 @@ def test_a_death_at_any_time_costs_no_more_than_the_window(adapts: bool) -> None
             assert steps < 5_000
             if adapts and world.random.random() < 0.1:
                 world.tell(MemoryPressure("a", 9, 10, False))
-            largest = max(largest, world.core._work.window)
+            largest = max(largest, world.core._parts.partitions.window)
             in_flight, waiting = world.count_lost()
             # A window that has just shrunk still holds what was let in before.
             assert in_flight <= largest

@@ -33,8 +33,9 @@ from daskinfer.runtime.protocol.events import (
 from daskinfer.runtime.state_machine.faults.incidents import IncidentLog
 from daskinfer.runtime.state_machine.faults.pace import ENOUGH, Durations
 from daskinfer.runtime.state_machine.limits import Limits
-from daskinfer.runtime.state_machine.machine import DriverCore
-from tests.runtime.test_core import acknowledge, make_core, make_record, make_worker, only_fail, start
+from daskinfer.runtime.state_machine.machine import StateMachine
+from tests.runtime.test_core import only_fail, start
+from tests.support.factories import acknowledge, make_machine, make_record, make_worker
 
 REFUSED = StorageRefused("s3://bucket is away")
 
@@ -49,9 +50,9 @@ def broken(worker: str) -> DeviceFailed:
     return error
 
 
-def make_running(microbatches: int = 1, limits: Limits | None = None) -> DriverCore:
+def make_running(microbatches: int = 1, limits: Limits | None = None) -> StateMachine:
     """Workers a and b hold the two stages, c is spare, and partition 0 is prepared."""
-    core = make_core(partitions=2, limits=limits)
+    core = make_machine(partitions=2, limits=limits)
     core.start([make_worker("a"), make_worker("b"), make_worker("c")])
     core.handle(acknowledge(0, "a"), 0)
     core.handle(acknowledge(1, "b"), 0)
@@ -116,7 +117,7 @@ def test_a_frozen_worker_is_taken_off_and_replaced() -> None:
 
 
 def test_a_worker_that_loads_may_be_silent_for_longer() -> None:
-    core = make_core()
+    core = make_machine()
     core.start([make_worker("a"), make_worker("b"), make_worker("c")])
     assert core.handle(WorkerFrozen("a", silent=15), 0) == []
     assert core.handle(WorkerFrozen("a", silent=45), 30) == []
@@ -169,7 +170,7 @@ def test_a_microbatch_that_breaks_every_device_ends_the_job() -> None:
 
 
 def test_a_device_that_fails_while_loading_costs_its_worker() -> None:
-    core = make_core()
+    core = make_machine()
     core.start([make_worker("a"), make_worker("b"), make_worker("c")])
     actions = core.handle(ShardFailed(0, "a", DeviceFailed("GPU failed: CUDA error: unknown error")), 0)
     assert notes(actions) == ["device-failed"]
@@ -226,13 +227,13 @@ def test_a_partition_that_another_attempt_commits_is_not_computed_again() -> Non
 
 
 def test_a_shard_that_a_store_refuses_is_loaded_later() -> None:
-    core = make_core()
+    core = make_machine()
     core.start([make_worker("a"), make_worker("b")])
     assert notes(core.handle(ShardFailed(0, "a", REFUSED), 0)) == ["storage-refused"]
     assert core.handle(Tick(), 1) == [LoadShard(0, "a")]
     core.handle(acknowledge(1, "b"), 2)
     assert Recovered(0, 3) in core.handle(acknowledge(0, "a"), 3)
-    lost = make_core()
+    lost = make_machine()
     lost.start([make_worker("a"), make_worker("b")])
     lost.handle(ShardFailed(0, "a", REFUSED), 0)
     lost.handle(WorkerLost("a"), 0)
@@ -245,7 +246,7 @@ def test_what_no_time_mends_ends_the_job_at_once() -> None:
 
 
 def test_slow_storage_is_told_once_and_until_it_is_over() -> None:
-    core = make_core(partitions=40)
+    core = make_machine(partitions=40)
     start(core)
 
     def commit(partition: int, write: float) -> list[Action]:

@@ -13,8 +13,9 @@ from daskinfer.runtime.protocol.events import LinkMended, NetworkCut, Prepared, 
 from daskinfer.runtime.protocol.keys import Link
 from daskinfer.runtime.state_machine.faults.reachability import Reachability
 from daskinfer.runtime.state_machine.limits import Limits
-from daskinfer.runtime.state_machine.machine import DriverCore
-from tests.runtime.test_core import acknowledge, make_core, make_worker, only_fail
+from daskinfer.runtime.state_machine.machine import StateMachine
+from tests.runtime.test_core import only_fail
+from tests.support.factories import acknowledge, make_machine, make_worker
 
 A, B, C = "tcp://one:1", "tcp://two:1", "tcp://three:1"
 B_LATER = "tcp://two:2"
@@ -27,9 +28,9 @@ def choose(links: list[Link], posts: Mapping[str, tuple[int, ...]]) -> dict[str,
     return known.choose(links, posts)
 
 
-def make_running(*spares: str, limits: Limits | None = None) -> DriverCore:
+def make_running(*spares: str, limits: Limits | None = None) -> StateMachine:
     """A and B hold the two stages, and partition 0 is prepared."""
-    core = make_core(partitions=2, limits=limits)
+    core = make_machine(partitions=2, limits=limits)
     core.start([make_worker(worker) for worker in (A, B)])
     core.handle(acknowledge(0, A), 0)
     core.handle(acknowledge(1, B), 0)
@@ -129,7 +130,7 @@ def test_a_spare_on_the_same_host_does_not_take_over() -> None:
 
 
 def test_a_job_that_nobody_is_left_for_says_why() -> None:
-    core = make_core(limits=Limits(rejects=0, missing="stop", patience=60))
+    core = make_machine(limits=Limits(rejects=0, missing="stop", patience=60))
     # Each has room for one stage.
     core.start([make_worker(worker).model_copy(update={"memory": 2}) for worker in (A, B)])
     core.handle(acknowledge(0, A), 0)
@@ -146,7 +147,7 @@ def test_a_job_that_nobody_is_left_for_says_why() -> None:
 
 
 def test_a_cut_is_one_loss_however_many_workers_it_takes() -> None:
-    core = make_core(replicas=(3, 3), limits=Limits(rejects=0, losses=1))
+    core = make_machine(replicas=(3, 3), limits=Limits(rejects=0, losses=1))
     ones, twos = ([f"tcp://{host}:{port}" for port in range(3)] for host in ("one", "two"))
     core.start([make_worker(worker) for worker in (*ones, *twos)])
     for stage, workers in enumerate((ones, twos)):

@@ -14,7 +14,7 @@ from daskinfer.runtime.state_machine.workers.placement_policy import (
     fits,
 )
 from daskinfer.spec.plan import DeviceShape, StagePlan, WorkerShape
-from tests.runtime.test_core import make_record
+from tests.support.factories import make_record
 
 
 def make_stages(*sizes: int, offload: int | None = None) -> tuple[StagePlan, ...]:

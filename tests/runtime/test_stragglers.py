@@ -5,8 +5,8 @@ from daskinfer.runtime.protocol.actions import Abandon, Action, Commit, Restart,
 from daskinfer.runtime.protocol.events import MicrobatchDone, Prepared, Running, TaskFailed
 from daskinfer.runtime.state_machine.faults.durations import KNOWN, UNKNOWN_SECONDS, TaskDurations
 from daskinfer.runtime.state_machine.limits import Limits
-from daskinfer.runtime.state_machine.machine import DriverCore
-from tests.runtime.test_core import acknowledge, make_core, make_worker
+from daskinfer.runtime.state_machine.machine import StateMachine
+from tests.support.factories import acknowledge, make_machine, make_worker
 
 
 def at(number: int, worker: str, seconds: float | None, stage: int = 0, attempt: int = 0) -> StageTask:
@@ -42,9 +42,9 @@ def test_a_limit_of_the_users_own_and_none_at_all() -> None:
     assert TaskDurations(None).limit(0) is None
 
 
-def make_pair() -> DriverCore:
+def make_pair() -> StateMachine:
     """Return a core with one stage on two workers, two microbatches in flight of ten, and a tempo."""
-    core = make_core(partitions=1, replicas=(2,), window=2, limits=Limits(rejects=0))
+    core = make_machine(partitions=1, replicas=(2,), window=2, limits=Limits(rejects=0))
     core.start([make_worker("a"), make_worker("b")])
     core.handle(acknowledge(0, "a"), 0)
     core.handle(acknowledge(0, "b"), 0)

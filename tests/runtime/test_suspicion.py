@@ -34,10 +34,11 @@ from daskinfer.runtime.protocol.events import (
 )
 from daskinfer.runtime.state_machine.faults.poison_bisection import ALONE, FANOUT, Bisection
 from daskinfer.runtime.state_machine.limits import Limits
-from daskinfer.runtime.state_machine.machine import DriverCore
+from daskinfer.runtime.state_machine.machine import StateMachine
 from daskinfer.spec.job.poison import PoisonRow
 from daskinfer.spec.rows import Fault
-from tests.runtime.test_core import acknowledge, make_core, make_worker, only_fail, start
+from tests.runtime.test_core import only_fail, start
+from tests.support.factories import acknowledge, make_machine, make_worker
 
 # One microbatch
 
@@ -116,9 +117,9 @@ def test_a_whole_that_fails_though_its_parts_pass_is_not_of_rows() -> None:
 # Through the driver's logic
 
 
-def make_failing(**limits: object) -> DriverCore:
+def make_failing(**limits: object) -> StateMachine:
     """Return a core with one partition of two microbatches in flight."""
-    core = make_core(partitions=1, limits=Limits(rejects=10, **limits))  # type: ignore[arg-type]
+    core = make_machine(partitions=1, limits=Limits(rejects=10, **limits))  # type: ignore[arg-type]
     start(core)
     core.handle(Prepared(0, 2), 0)
     return core
@@ -203,7 +204,7 @@ def test_a_task_that_runs_too_long_costs_its_worker_and_is_searched(limit: float
 
 
 def test_convictions_count_against_the_budget_before_the_partition_is_committed() -> None:
-    core = make_core(partitions=1, limits=Limits(rejects=1))
+    core = make_machine(partitions=1, limits=Limits(rejects=1))
     start(core)
     core.handle(Prepared(0, 2), 0)
     core.handle(MicrobatchDone(0, 1), 0)
@@ -218,7 +219,7 @@ def test_convictions_count_against_the_budget_before_the_partition_is_committed(
 
 
 def test_a_model_that_fails_for_every_row_ends_the_job_soon() -> None:
-    core = make_core(partitions=1, limits=Limits(rejects=10**6))
+    core = make_machine(partitions=1, limits=Limits(rejects=10**6))
     start(core)
     core.handle(Prepared(0, 1), 0)
     for _ in range(2):

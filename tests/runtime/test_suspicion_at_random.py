@@ -40,10 +40,10 @@ from daskinfer.runtime.protocol.events import (
 )
 from daskinfer.runtime.state_machine.faults.poison_bisection import ALONE, FANOUT
 from daskinfer.runtime.state_machine.limits import Limits
-from daskinfer.runtime.state_machine.machine import DriverCore
+from daskinfer.runtime.state_machine.machine import StateMachine
 from daskinfer.spec.rows import Fault
-from tests.runtime.test_core import acknowledge, make_core, make_record, make_worker
 from tests.runtime.test_suspicion import KINDS
+from tests.support.factories import acknowledge, make_machine, make_record, make_worker
 
 
 @dataclass
@@ -108,7 +108,7 @@ class _World:
         found = [self.poison.get((*place, row)) for row in self.flying[place][1]]
         return next(filter(None, found), None)
 
-    def step(self, core: DriverCore) -> None:
+    def step(self, core: StateMachine) -> None:
         """Let something happen: an answer, the end of a microbatch, or a death."""
         if self.todo and (not self.flying or self.random.random() < 0.5):
             event = self.todo.pop(self.random.randrange(len(self.todo)))
@@ -143,7 +143,7 @@ class _World:
                 del self.flying[place]
                 self.obey(core.handle(ProbeDone(*place) if is_probe else MicrobatchDone(*place), 0))
 
-    def strand(self, core: DriverCore, partition: int) -> None:
+    def strand(self, core: StateMachine, partition: int) -> None:
         """Let everything that is under way with a partition never end, because its rows were lost."""
         looks = [event for event in self.todo if isinstance(event, Inspected) and event.partition == partition]
         self.todo = [event for event in self.todo if event not in looks]
@@ -154,14 +154,14 @@ class _World:
         if numbers:
             self.obey(core.handle(Stranded(partition, tuple(sorted(numbers)), committing=False), 0))
 
-    def kill(self, core: DriverCore, place: tuple[int, int]) -> None:
+    def kill(self, core: StateMachine, place: tuple[int, int]) -> None:
         """Let a worker die, with the microbatch and others that were assigned to it."""
         assigned = {place, *self.random.sample(sorted(self.flying), self.random.randint(0, len(self.flying)))}
         worker = f"w{self.born}"
         tasks = tuple(StageTask(0, *other, self.flying[other][0], 0, worker) for other in sorted(assigned))
         self.replace(core, WorkerLost(worker, tasks=tasks))
 
-    def replace(self, core: DriverCore, lost: WorkerLost) -> None:
+    def replace(self, core: StateMachine, lost: WorkerLost) -> None:
         self.obey(core.handle(lost, 0))
         self.born += 1
         self.obey(core.handle(WorkerJoined(make_worker(f"w{self.born}")), 0))
@@ -187,7 +187,7 @@ def worlds(draw: st.DrawFn) -> _World:
 @given(worlds(), st.integers(1, 6))
 def test_any_poison_and_any_deaths_leave_every_other_row_computed(world: _World, window: int) -> None:
     limits = Limits(rejects=5, losses=0, seconds=5.0)
-    core = make_core(len(world.sizes), window=window, limits=limits)
+    core = make_machine(len(world.sizes), window=window, limits=limits)
     deaths = world.mercy
     world.obey(core.start([make_worker("w1"), make_worker("w2")]))
     for _ in range(5000):
