@@ -93,7 +93,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Bench:
 
 @pytest.fixture(autouse=True)
 def every_event_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daskinfer.runtime.jobs.run_session.PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("daskinfer.runtime.jobs.run_reporter.PROGRESS_SECONDS", 0.0)
 
 
 def slow_down(go: str, seconds: float) -> None:

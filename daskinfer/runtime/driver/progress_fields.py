@@ -23,7 +23,7 @@ def count_progress(ledger: RunProgress, running_seconds: float) -> dict[str, Any
     return {
         "rows_total": ledger.rows_total,
         "rows_done": ledger.rows_done,
-        "rows_quarantined": ledger.rows_quarantined,
+        "rows_quarantined": ledger.rows_left,
         "rows_truncated": ledger.rows_truncated,
         "rows_not_finite": ledger.rows_not_finite,
         "rows_this_run": ledger.rows_this_run,

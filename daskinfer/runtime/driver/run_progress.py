@@ -87,6 +87,11 @@ class RunProgress:
         new = max(0, self.rows_done - before)
         self.rows_this_run = self._members.get(member, [0, 0])[1] if member else self.rows_this_run + new
 
+    @property
+    def rows_left(self) -> int:
+        """Rows in the job's quarantine."""
+        return self.rows_quarantined
+
     def shares(self) -> dict[str, tuple[int, int]]:
         """Return snapshot -> partitions and rows that are committed on it."""
         return {snapshot: (partitions, rows) for snapshot, (partitions, rows) in self._shares.items()}

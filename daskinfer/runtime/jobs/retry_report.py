@@ -15,7 +15,7 @@ from daskinfer.storage.outputs.quarantine import read_quarantine
 def make_retry_report(session: RetrySession, command: str, seconds: float, started: str) -> Report:
     """Return what a retry did; parameters are those of `make_report`."""
     record, round = session.job.record, session.round
-    left = session.ledger.rows_quarantined if session.merged else round.rows
+    left = session.ledger.rows_left
     recovered = round.rows - left
     report = make_report(session, command, seconds, started)
     page = session.job.store.retry_page(round.number)

@@ -51,6 +51,17 @@ class RoundLedger(RunProgress):
     def __init__(self, plan: Plan, round: Round) -> None:
         super().__init__(plan, round.rows)
         self._wanted = {part.partition: part.rows_quarantined for part in round.parts}
+        self._left = round.rows
+        self.is_merged = False
+
+    def merge(self) -> None:
+        """Take in that the output has what was recovered."""
+        self.is_merged = True
+
+    @property
+    def rows_left(self) -> int:
+        """Rows in the job's quarantine."""
+        return self.rows_quarantined if self.is_merged else self._left
 
     def add_earlier(self, record: CommitDigest) -> None:
         """Count a partition that an earlier driver of this retry committed."""
@@ -85,19 +96,15 @@ class RetrySession(RunSession):
         What there was to retry when it was looked at; it is looked at again once the job is ours.
     """
 
+    ledger: RoundLedger
+
     def __init__(
         self, job: OpenedJob, recipe: Recipe, watch: Callable[[Progress], None], began: float, round: Round
     ) -> None:
         super().__init__(job, recipe, watch, began)
         # Every part stays on the snapshot that it was computed on.
         self.rules = Consistency()
-        self.merged = False
         self._take_up(round)
-
-    def progress(self, message: str = "") -> Progress:
-        """Return how the retry stands: its rows, and what is in the job's quarantine."""
-        left = self.ledger.rows_quarantined if self.merged else self.round.rows
-        return super().progress(message).model_copy(update={"rows_quarantined": left})
 
     def _table(self) -> PartitionTable:
         table = read_input(self.job.store, self.job.record, [part.partition for part in self.round.parts])
@@ -114,7 +121,7 @@ class RetrySession(RunSession):
 
     def _run(self) -> None:
         record = self.job.record
-        self._enter("starting")
+        self.reporter.enter("starting")
         confirm(record.output, record.job)
         self._fence = open_fence(record, self.recipe.workspace, self.epoch)
         self._fence.sweep()
@@ -122,7 +129,7 @@ class RetrySession(RunSession):
         number = self.round.number
         if self.round.parts:
             save_round(self._fence, self.round)
-            self._note("retry", f"retry {number} of {self.round.rows} quarantined rows, epoch {self.epoch}")
+            self.reporter.note("retry", f"retry {number} of {self.round.rows} quarantined rows, epoch {self.epoch}")
         keeper = SnapshotManager(record, self.recipe, self.epoch, number)
         sink = open_supplement(record, record.first_pin, number, self.recipe.workspace, self.epoch)
         for commit in sink.committed():
@@ -141,12 +148,12 @@ class RetrySession(RunSession):
             return not left
 
         self._over_connections(compute)
-        self._enter("sealing")
+        self.reporter.enter("sealing")
         self._lease.check()
         if self.round.parts:
             merge_round(record, keeper.log.known, self.round, self._fence)
             _log.info("retry merged", extra={"output": record.output})
-        self.merged = True
+        self.ledger.merge()
         delete(join_url(absolute_url(self.recipe.workspace), "activations", record.job), recursive=True)
         keeper.release()
 

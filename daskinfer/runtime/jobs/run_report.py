@@ -37,7 +37,7 @@ def make_report(session: RunSession, command: str, seconds: float, started: str)
         ISO 8601, UTC.
     """
     record, ledger = session.job.record, session.ledger
-    running = session.running_seconds
+    running = session.reporter.running_seconds
     shares = _list_shares(session)
     gate = read_gate(session.job.store.url)
     rejects = read_quarantine(record.output, SHOWN_REJECTS) if ledger.rows_quarantined else []
@@ -68,7 +68,7 @@ def make_report(session: RunSession, command: str, seconds: float, started: str)
         tokens=ledger.tokens,
         padded_tokens=ledger.padded_tokens,
         seconds=seconds,
-        startup_seconds=session.startup_seconds,
+        startup_seconds=session.reporter.startup_seconds,
         running_seconds=running,
         precision=record.precision,
         length=record.length,

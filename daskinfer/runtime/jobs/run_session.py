@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, MutableMapping
 from contextlib import suppress
 from dataclasses import replace
@@ -12,17 +11,18 @@ from typing import TypeVar
 
 from distributed import Client
 
-from daskinfer.errors import ClusterLost, DaskinferError, Interrupted, StorageError, StorageRefused
+from daskinfer.errors import ClusterLost, DaskinferError, Interrupted
 from daskinfer.logs import logging_context
 from daskinfer.runtime.cluster.connection import open_cluster, start_imports
-from daskinfer.runtime.driver.event_log import final_phase, narrate_end
+from daskinfer.runtime.driver.event_log import EventLog, final_phase, log_end
 from daskinfer.runtime.driver.event_loop import Driver
-from daskinfer.runtime.driver.progress_fields import count_progress
+from daskinfer.runtime.driver.progress_counter import ProgressCounter
+from daskinfer.runtime.driver.run_context import RunContext
 from daskinfer.runtime.driver.run_progress import RunProgress
 from daskinfer.runtime.jobs.committed_snapshots import SnapshotMap
 from daskinfer.runtime.jobs.job_resolution import OpenedJob
 from daskinfer.runtime.jobs.multi_driver import clear_activations, clear_output, join_job, make_claimer
-from daskinfer.runtime.protocol.actions import IncidentRecord, Recovered
+from daskinfer.runtime.jobs.run_reporter import HoldingCheck, RunReporter
 from daskinfer.runtime.snapshots.snapshot_manager import SnapshotManager
 from daskinfer.runtime.state_machine.limits import Limits
 from daskinfer.runtime.state_machine.machine import StateMachine
@@ -31,13 +31,12 @@ from daskinfer.runtime.state_machine.rollout.alias_tracker import AliasTracker
 from daskinfer.runtime.state_machine.rollout.canary import CanaryTrial
 from daskinfer.runtime.state_machine.rules import EarlierWork, RunRules
 from daskinfer.runtime.state_machine.workers.assignment_table import WorkerRequirements
-from daskinfer.spec.job.control import WorkerState
 from daskinfer.spec.job.generation import SnapshotPin
-from daskinfer.spec.job.record import Phase, Progress
+from daskinfer.spec.job.record import Progress
 from daskinfer.spec.recipe.schema import Recipe
 from daskinfer.spec.rows import PartitionTable
 from daskinfer.storage.jobs.control_log import ControlLog
-from daskinfer.storage.jobs.journal import Event, Journal
+from daskinfer.storage.jobs.journal import Journal
 from daskinfer.storage.jobs.lease import Lease
 from daskinfer.storage.jobs.membership import Membership
 from daskinfer.storage.objects.backoff import outlast
@@ -49,10 +48,6 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
-PROGRESS_SECONDS = 0.25
-CHECK_SECONDS = 5.0
-SNAPSHOT_HEARTBEAT_SECONDS = 200.0
-TROUBLE_SECONDS = 60.0
 PATIENCE_SECONDS = 60.0
 """How long a scheduler that was lost may take to come back."""
 MOST_LOSSES = 5
@@ -78,6 +73,7 @@ class RunSession:
 
     _lease: Lease | Membership
     _journal: Journal
+    reporter: RunReporter
 
     def __init__(
         self, job: OpenedJob, recipe: Recipe, watch: Callable[[Progress], None], began: float, join: bool = False
@@ -92,16 +88,9 @@ class RunSession:
         self.pins: tuple[SnapshotPin, ...] = (job.record.first_pin,)
         self.counters: dict[str, int] = {}
         self.error: DaskinferError | None = None
-        self.running_since: float | None = None
-        self.running_until: float | None = None
-        self.workers: tuple[WorkerState, ...] = ()
         self._watch = watch
         self._began = began
-        self._phase: Phase = "starting"
-        self._due: dict[str, float] = {}
         self._said: set[str] = set()
-        self._lost: tuple[int, float] | None = None
-        """Number of the incident of a lost scheduler that is not over, and when it was noted."""
 
     def run(self) -> None:
         """Run the job to its seal; `error` says afterwards why it did not get there.
@@ -117,6 +106,9 @@ class RunSession:
             self.epoch = self._lease.epoch
             self._journal = Journal(store.url, self.epoch, self.member)
             record = self.job.record
+            self.reporter = RunReporter(
+                record.job, lambda: self.ledger, self._lease, self._journal, self._watch, self._began
+            )
             with logging_context(job=record.job, epoch=self.epoch, snapshot=record.resolution.snapshot):
                 try:
                     _log.info("job resumed" if self.job.resumed else "job begun", extra={"rows": record.rows})
@@ -125,10 +117,9 @@ class RunSession:
                     self.error = Interrupted("interrupted; everything committed so far stays")
                 except DaskinferError as error:
                     self.error = error
-                narrate_end(self.error, self.ledger.rows_out, self.ledger.rows_quarantined)
-            self._enter(final_phase(self.error))
-            with suppress(StorageRefused):  # the job has ended as it has, written down or not
-                self._journal.flush()
+                log_end(self.error, self.ledger.rows_out, self.ledger.rows_quarantined)
+            self.reporter.enter(final_phase(self.error))
+            self.reporter.flush()
         finally:
             self._lease.release()
 
@@ -137,53 +128,29 @@ class RunSession:
         """Its id among those who run the job together; empty where it runs it alone."""
         return self._lease.member
 
-    @property
-    def startup_seconds(self) -> float:
-        """Seconds until the first partition could start, or until now."""
-        return (self.running_since or time.monotonic()) - self._began
-
-    @property
-    def running_seconds(self) -> float:
-        """Seconds from the start of the first partition until now, or until the last commit."""
-        if self.running_since is None:
-            return 0.0
-        return (self.running_until or time.monotonic()) - self.running_since
-
-    def progress(self, message: str = "") -> Progress:
-        """Return how the run stands now."""
-        return Progress(
-            phase=self._phase,
-            job=self.job.record.job,
-            member=self.member,
-            seconds=time.monotonic() - self._began,
-            # Nothing tells before the first commit.
-            busy=self.ledger.busy(self.running_seconds) if self.ledger.rows_this_run else (),
-            workers=self.workers,
-            message=message,
-            **count_progress(self.ledger, self.running_seconds),
-        )
-
     def _run(self) -> None:
         record = self.job.record
-        self._enter("starting")
-        self._tell(f"precision: {record.precision}")
+        self.reporter.enter("starting")
+        self.reporter.tell(f"precision: {record.precision}")
         if record.length:
-            self._tell(f"length: {record.length}")
+            self.reporter.tell(f"length: {record.length}")
         if self.job.resumed:
             cancel = ControlLog(self.job.store.url).cancelled(self.epoch - 1)
             stopped = "" if cancel is None else f": it was cancelled by {cancel.by} at {cancel.at}"
-            self._note("resumed", f"epoch {self.epoch} goes on where an earlier one stopped{stopped}")
+            self.reporter.note("resumed", f"epoch {self.epoch} goes on where an earlier one stopped{stopped}")
         keeper = SnapshotManager(record, self.recipe, self.epoch, member=self.member)
         pin = self._outlast(keeper.begin)
         sink = self._outlast(lambda: self._open_output(keeper))
         self._compute_all(keeper, pin, sink)
-        self._enter("sealing")
+        self.reporter.enter("sealing")
         self._outlast(lambda: self._seal(keeper, sink))
         self._outlast(keeper.release)
 
     def _outlast(self, call: Callable[[], T]) -> T:
         """Do something in storage that may be repeated, though the store refuses for a while."""
-        return outlast(call, self.recipe.recovery.storage, lambda error: self._note("storage-refused", error.message))
+        return outlast(
+            call, self.recipe.recovery.storage, lambda error: self.reporter.note("storage-refused", error.message)
+        )
 
     def _compute_all(self, keeper: SnapshotManager, first: SnapshotPin, sink: WholeOutput) -> None:
         """Compute what is left."""
@@ -206,7 +173,7 @@ class RunSession:
             is_open = record.recipe.consistency.converge and not keeper.log.known.sealed
             trial = self._outlast(lambda: keeper.open_trial(sink))
             if trial is not None:
-                self._note(
+                self.reporter.note(
                     "trial", f"{len(trial.sample)} of {record.partitions} partitions are computed on two snapshots"
                 )
             if len(committed) < record.partitions or is_open or trial is not None:
@@ -228,9 +195,7 @@ class RunSession:
                 if losses > MOST_LOSSES:
                     raise
                 detail = f"{lost.message}; going on over a new one with what is not committed"
-                # Numbers below zero are nobody else's.
-                self._lost = (-connection - 1, time.monotonic())
-                self._record(IncidentRecord("scheduler-lost", detail, self._lost[0]))
+                self.reporter.lose_scheduler(connection, detail)
 
     def _open_output(self, keeper: SnapshotManager) -> WholeOutput:
         """Prepare the output. Under the lease and before the first task, so that nothing of this job can be lost."""
@@ -252,7 +217,7 @@ class RunSession:
     ) -> None:
         record, plan, rules = self.job.record, self.job.plan, self.rules
         lease, out = self._lease, keeper.output()
-        claimer = make_claimer(lease, self.job.store, record, out) if isinstance(lease, Membership) else None
+        claim_store = make_claimer(lease, self.job.store, record, out) if isinstance(lease, Membership) else None
         self._outlast(lambda: keeper.prepare_places(pin))
         poison = self._outlast(keeper.convictions.all)
         machine = StateMachine(
@@ -264,32 +229,33 @@ class RunSession:
         )
         cluster = self.recipe.cluster
         where = cluster.address or f"{cluster.workers.workers} worker(s) of this machine"
-        self._tell(f"starting on {where}")
+        self.reporter.tell(f"starting on {where}")
         opened = open_cluster(cluster, PATIENCE_SECONDS if connection else 0, self._say_once)
         with opened as (client, admission):
-            self._enter("loading")
+            self.reporter.enter("loading")
             self.ledger.loads.clear()
             self.ledger.advance.clear()
-            driver = Driver(
+            context = RunContext(
                 client=client,
                 admission=admission,
-                machine=machine,
-                ledger=self.ledger,
                 handle=replace(keeper.handle(pin), connection=connection),
-                keeper=keeper,
                 table=self._table(),
                 requires=self.recipe.placement.requires,
                 recovery=self.recipe.recovery,
-                note=self._record,
-                say=self._tell,
-                pulse=lambda: self._pulse(driver, keeper),
-                poison=poison,
-                claimer=claimer,
+                snapshots=keeper,
+                progress=self.ledger,
             )
+            observers = (
+                EventLog(),
+                ProgressCounter(self.ledger, machine, context.table),
+                self.reporter,
+                HoldingCheck(lease, keeper, self.reporter),
+            )
+            driver = Driver(context, machine, observers, poison, claim_store)
             try:
                 driver.run()
             finally:
-                self.running_until = time.monotonic()
+                self.reporter.stop_clock()
                 self.counters = dict(machine.counters)
                 self.pins = keeper.log.known.pins
                 self._leave(driver, client)
@@ -298,7 +264,7 @@ class RunSession:
         """Say what a run found out about its cluster, unless it has been said over an earlier connection."""
         if line not in self._said:
             self._said.add(line)
-            self._note("worker-left-alone", line)
+            self.reporter.note("worker-left-alone", line)
 
     def _limits(self) -> Limits:
         return Limits.of(self.recipe, self.job.record.rows)
@@ -323,37 +289,6 @@ class RunSession:
             with suppress(OSError):  # the scheduler goes in this moment
                 driver.withdraw()
 
-    def _pulse(self, driver: Driver, keeper: SnapshotManager) -> None:
-        now = time.monotonic()
-        if self.running_since is None and driver.running_since is not None:
-            self.running_since = driver.running_since
-            self._enter("running")
-        if self._lost is not None and driver.running_since is not None:
-            self._record(Recovered(self._lost[0], now - self._lost[1]))
-            self._lost = None
-        if self._is_due("progress", now, PROGRESS_SECONDS):
-            self.workers = driver.workers
-            self._tell()
-        if self._is_due("check", now, CHECK_SECONDS):
-            # A store that is away for a minute must not end hours of work.
-            with suppress(StorageRefused):
-                self._lease.check()
-            with suppress(StorageError):
-                keeper.check()
-            with suppress(StorageRefused):
-                self._journal.keep_up(now - self._began)
-            if self._lease.trouble and self._is_due("trouble", now, TROUBLE_SECONDS):
-                self._note("heartbeat-failed", self._lease.trouble)
-        if self._is_due("snapshot", now, SNAPSHOT_HEARTBEAT_SECONDS):
-            with suppress(StorageError):
-                keeper.heartbeat()
-
-    def _is_due(self, what: str, now: float, every: float) -> bool:
-        if now < self._due.get(what, 0.0):
-            return False
-        self._due[what] = now + every
-        return True
-
     def _seal(self, keeper: SnapshotManager, sink: WholeOutput) -> None:
         record = self.job.record
         self._lease.check()
@@ -363,33 +298,3 @@ class RunSession:
         sink.seal({**describe_result(record, keeper.log.known.current.snapshot), "inputs": self.inputs})
         _log.info("output sealed", extra={"output": record.output})
         clear_activations(self.job.store, keeper.handle(keeper.log.known.current))
-
-    def _enter(self, phase: Phase) -> None:
-        self._phase = phase
-        self._write(Event(time.monotonic() - self._began, "phase", {"phase": phase}))
-        self._tell()
-
-    def _note(self, kind: str, detail: str) -> None:
-        self._record(IncidentRecord(kind, detail))
-
-    def _record(self, action: IncidentRecord | Recovered) -> None:
-        at = time.monotonic() - self._began
-        if isinstance(action, Recovered):
-            kind = self.ledger.end_incident(action.number, action.seconds).kind
-            _log.info("recovered from %s", kind, extra={"incident": kind, "seconds": action.seconds})
-            self._write(Event(at, "recovered", {"from": kind, "seconds": action.seconds}))
-            return
-        kind, detail, seconds = action.kind, action.detail, action.detect_seconds
-        _log.info("%s: %s", kind, detail, extra={"incident": kind})
-        self.ledger.add_incident(at, kind, detail, action.number, seconds)
-        self._write(Event(at, kind, {"detail": detail} | ({} if seconds is None else {"detect_seconds": seconds})))
-        self._tell(f"{kind}: {detail}")
-
-    def _write(self, event: Event) -> None:
-        with suppress(StorageRefused):  # the journal keeps it, and writes it later
-            self._journal.append(event)
-
-    def _tell(self, message: str = "") -> None:
-        progress = self.progress(message)
-        self._lease.show(progress)
-        self._watch(progress)
