@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.test_docs import PAGES, ROOT, read_blocks
+from tests.support.docpages import PAGES, ROOT, read_blocks
 
 COMMAND = re.compile(r"\bdask (?:scheduler|worker) [^\n&|;`]*")
 PLACES = [*PAGES, *(ROOT / "recipes").glob("*.*"), *(ROOT / "conda").glob("*.*")]

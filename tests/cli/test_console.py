@@ -21,7 +21,7 @@ from daskinfer.cli.output.show import print_report
 from daskinfer.errors import InputError
 from daskinfer.units import escape_controls
 from tests.cli.conftest import FakeApi
-from tests.cli.test_progress import RUNNING
+from tests.support.progress import RUNNING
 
 encodings = pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
 NAMES = "café 中文 \x1b[2J \udcff.jsonl"

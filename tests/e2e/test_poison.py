@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -16,49 +14,13 @@ from numpy.typing import NDArray
 from daskinfer import api
 from daskinfer.errors import Interrupted, JobFailed
 from daskinfer.spec.job.record import Progress, Report
-from daskinfer.spec.recipe.schema import Recipe
 from daskinfer.storage.outputs.quarantine import read_quarantine
-from daskinfer.testing.models.minefield import FEATURES, HANGS, KILLS, RAISES, make_minefield
+from daskinfer.testing.models.minefield import HANGS, KILLS, RAISES, make_minefield
 from tests.e2e.conftest import data_bytes, run
 from tests.e2e.outputs import read_columns
+from tests.support.mines import lay, make_recipe
 
 SECONDS = 5
-
-
-def lay(folder: Path, rows: int, mines: dict[int, tuple[float, int]]) -> NDArray[np.float32]:
-    """Publish the model and write rows for it, some of them with (mark, layer)."""
-    api.publish(
-        "mines",
-        registry=str(folder / "work/registry"),
-        entry="daskinfer.testing.models.minefield:make_minefield",
-        alias="prod",
-    )
-    values = np.random.default_rng(0).standard_normal((rows, FEATURES), dtype=np.float32)
-    for row, mark in mines.items():
-        values[row, :2] = mark
-    column = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), FEATURES)
-    pq.write_table(pa.table({"features": column, "id": range(rows)}), folder / "rows.parquet")
-    return values
-
-
-def make_recipe(folder: Path, **changes: Any) -> Recipe:
-    document: dict[str, Any] = {
-        "daskinfer": 1,
-        "name": "mines",
-        "workspace": str(folder / "work"),
-        "model": {"checkpoint": "mines@prod", "task": "forward"},
-        "input": {"url": str(folder / "rows.parquet"), "columns": {"features": "features"}, "partition_rows": 1000},
-        "output": {"url": str(folder / "out.parquet"), "keep": ["id"]},
-        "pipeline": {"stages": 2, "microbatch_tokens": 100},
-        "cluster": {"local": {"workers": 2}},
-    }
-    for path, value in changes.items():
-        *sections, key = path.split("__")
-        place = document
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[key] = value
-    return Recipe.model_validate(document)
 
 
 def check(folder: Path, report: Report, values: NDArray[np.float32], kinds: dict[int, str]) -> None:

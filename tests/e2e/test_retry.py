@@ -28,8 +28,8 @@ from tests.e2e.command import call
 from tests.e2e.conftest import Bench, data_bytes, make_bench, run
 from tests.e2e.faults import patched_workers
 from tests.e2e.outputs import read_columns, read_quarantine
-from tests.e2e.test_poison import lay
-from tests.e2e.test_poison import make_recipe as make_mines
+from tests.support.mines import lay
+from tests.support.mines import make_recipe as make_mines
 
 pytestmark = pytest.mark.late
 

@@ -12,7 +12,7 @@ from daskinfer.spec.job.record import OutputField
 from daskinfer.spec.recipe.gate import Gate
 from daskinfer.spec.rows import Partition
 from daskinfer.storage.outputs.sink import OutputPart
-from tests.reports.test_page import Page
+from tests.support.htmlpage import Page
 
 EVIL = "</title></style><script>alert(1)</script>\"'&"
 FIELDS = (

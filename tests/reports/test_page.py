@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from html.parser import HTMLParser
 from typing import Any
 
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from daskinfer.reports.page import divide_run, divide_stage, mark_axis, render_html
 from daskinfer.spec.job.membership import MemberShare
 from daskinfer.spec.job.record import Incident, Report, StageReport
+from tests.support.htmlpage import Page
 
 STAGES = (
     StageReport(
@@ -74,39 +74,6 @@ def make_report(**changes: Any) -> Report:
         started="2026-11-21T03:40:00+00:00",
     )
     return report.model_copy(update=changes)
-
-
-class Page(HTMLParser):
-    """What a page says, and whether its tags are balanced."""
-
-    VOID = {"meta", "rect", "line", "br"}
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in {"meta"}:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.words += data.split()
-
-    @property
-    def text(self) -> str:
-        return " ".join(self.words)
 
 
 FAILURES: dict[str, dict[str, Any]] = {

@@ -7,7 +7,7 @@ from daskinfer.runtime.state_machine.workers.assignment import WorkerAssignment
 from daskinfer.runtime.state_machine.workers.assignment_table import WorkerRequirements
 from daskinfer.runtime.state_machine.workers.placement_policy import RESTART_SECONDS
 from daskinfer.spec.plan import WorkerShape
-from tests.runtime.test_relief import make_stages
+from tests.support.factories import make_stages
 
 MEMORY = 100
 LATER = RESTART_SECONDS + 1

@@ -58,7 +58,7 @@ from daskinfer.storage.objects.filesystem import join_url, replace_bytes
 from daskinfer.storage.objects.slotlog import SlotLog
 from daskinfer.storage.outputs.job_output import open_output, open_part_sink
 from daskinfer.storage.outputs.sink import OutputPart, Written
-from tests.storage import test_jobs
+from tests.support import jobrecords
 from tests.support.factories import SOURCE, make_machine, make_worker
 
 PARTITIONS = 7
@@ -297,7 +297,7 @@ class JoinWorld:
         return bool(claims) and handle.member in claims[-1].record["members"]
 
     def _make_record(self, job: str) -> Any:
-        record = test_jobs.make_record(job)
+        record = jobrecords.make_record(job)
         recipe = record.recipe.model_copy(
             update={
                 "input": record.recipe.input.model_copy(update={"partition_rows": 1}),

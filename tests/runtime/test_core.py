@@ -14,7 +14,6 @@ from daskinfer.errors import (
     StorageRefused,
 )
 from daskinfer.runtime.protocol.actions import (
-    Action,
     Commit,
     Fail,
     GrantToken,
@@ -39,20 +38,7 @@ from daskinfer.runtime.protocol.events import (
     WorkerLost,
 )
 from daskinfer.runtime.state_machine.limits import Limits
-from daskinfer.runtime.state_machine.machine import StateMachine
-from tests.support.factories import acknowledge, make_machine, make_record, make_worker
-
-
-def start(core: StateMachine) -> list[Action]:
-    """Two workers, two stages, both acknowledged; return what the core does then."""
-    assert core.start([make_worker("a"), make_worker("b")]) == [LoadShard(0, "a"), LoadShard(1, "b")]
-    assert core.handle(acknowledge(0, "a"), 0) == []
-    return core.handle(acknowledge(1, "b"), 0)
-
-
-def only_fail(actions: list[Action]) -> DaskinferError:
-    (fail,) = [action for action in actions if isinstance(action, Fail)]
-    return fail.error
+from tests.support.factories import acknowledge, make_machine, make_record, make_worker, only_fail, start
 
 
 def test_no_partition_starts_before_every_stage_has_acknowledged() -> None:

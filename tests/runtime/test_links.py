@@ -14,8 +14,7 @@ from daskinfer.runtime.protocol.keys import Link
 from daskinfer.runtime.state_machine.faults.reachability import Reachability
 from daskinfer.runtime.state_machine.limits import Limits
 from daskinfer.runtime.state_machine.machine import StateMachine
-from tests.runtime.test_core import only_fail
-from tests.support.factories import acknowledge, make_machine, make_worker
+from tests.support.factories import acknowledge, make_machine, make_worker, only_fail
 
 A, B, C = "tcp://one:1", "tcp://two:1", "tcp://three:1"
 B_LATER = "tcp://two:2"

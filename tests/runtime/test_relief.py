@@ -13,22 +13,8 @@ from daskinfer.runtime.state_machine.workers.placement_policy import (
     choose_warm,
     fits,
 )
-from daskinfer.spec.plan import DeviceShape, StagePlan, WorkerShape
-from tests.support.factories import make_record
-
-
-def make_stages(*sizes: int, offload: int | None = None) -> tuple[StagePlan, ...]:
-    return tuple(
-        StagePlan(
-            index=index,
-            first=index,
-            last=index + 1,
-            parameter_bytes=size,
-            share=1 / len(sizes),
-            offload="disk" if index == offload else "none",
-        )
-        for index, size in enumerate(sizes)
-    )
+from daskinfer.spec.plan import DeviceShape, WorkerShape
+from tests.support.factories import make_record, make_stages
 
 
 def make_worker(memory: int, device: DeviceShape | None = None, name: str = "w") -> WorkerShape:

@@ -37,8 +37,8 @@ from daskinfer.runtime.state_machine.limits import Limits
 from daskinfer.runtime.state_machine.machine import StateMachine
 from daskinfer.spec.job.poison import PoisonRow
 from daskinfer.spec.rows import Fault
-from tests.runtime.test_core import only_fail, start
-from tests.support.factories import acknowledge, make_machine, make_worker
+from tests.support.factories import acknowledge, make_machine, make_worker, only_fail, start
+from tests.support.strategies import KINDS
 
 # One microbatch
 
@@ -61,9 +61,6 @@ def search(
         else:
             found.passed()
     return found, probes
-
-
-KINDS: st.SearchStrategy[Fault] = st.sampled_from(["raised", "hung", "killed"])
 
 
 @settings(max_examples=300, deadline=None)

@@ -42,8 +42,8 @@ from daskinfer.runtime.state_machine.faults.poison_bisection import ALONE, FANOU
 from daskinfer.runtime.state_machine.limits import Limits
 from daskinfer.runtime.state_machine.machine import StateMachine
 from daskinfer.spec.rows import Fault
-from tests.runtime.test_suspicion import KINDS
 from tests.support.factories import acknowledge, make_machine, make_record, make_worker
+from tests.support.strategies import KINDS
 
 
 @dataclass

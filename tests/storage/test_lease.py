@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from daskinfer.spec.job.record import Progress
 from daskinfer.storage.jobs.driver_identity import DriverIdentity, describe_driver
 from daskinfer.storage.jobs.lease import acquire, is_held, read_driver, read_heartbeat
 from daskinfer.storage.objects.slotlog import SlotLog
+from tests.support.waiting import wait_until
 
 DRIVER = """
 import sys
@@ -69,13 +70,6 @@ def send(process: subprocess.Popen[str]) -> None:
 def hear(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     return process.stdout.readline().strip()
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 2.0) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 @pytest.fixture

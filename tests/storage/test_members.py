@@ -17,7 +17,7 @@ from daskinfer.storage.jobs.membership import Member, Watch, list_members, read_
 from daskinfer.storage.jobs.partition_claims import Claim, ClaimLog
 from daskinfer.storage.objects.filesystem import join_url, replace_bytes
 from daskinfer.storage.objects.slotlog import SlotLog
-from tests.storage.test_lease import wait_until
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, MutableMapping
 
+from daskinfer.errors import (
+    DaskinferError,
+)
+from daskinfer.runtime.protocol.actions import (
+    Action,
+    Fail,
+    LoadShard,
+)
 from daskinfer.runtime.protocol.events import (
     ShardAck,
     ShardLoaded,
@@ -93,4 +101,30 @@ def make_record(
         digest="",
         path="",
         trail=trail,
+    )
+
+
+def start(core: StateMachine) -> list[Action]:
+    """Two workers, two stages, both acknowledged; return what the core does then."""
+    assert core.start([make_worker("a"), make_worker("b")]) == [LoadShard(0, "a"), LoadShard(1, "b")]
+    assert core.handle(acknowledge(0, "a"), 0) == []
+    return core.handle(acknowledge(1, "b"), 0)
+
+
+def only_fail(actions: list[Action]) -> DaskinferError:
+    (fail,) = [action for action in actions if isinstance(action, Fail)]
+    return fail.error
+
+
+def make_stages(*sizes: int, offload: int | None = None) -> tuple[StagePlan, ...]:
+    return tuple(
+        StagePlan(
+            index=index,
+            first=index,
+            last=index + 1,
+            parameter_bytes=size,
+            share=1 / len(sizes),
+            offload="disk" if index == offload else "none",
+        )
+        for index, size in enumerate(sizes)
     )
