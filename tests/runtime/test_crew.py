@@ -116,7 +116,7 @@ def test_who_has_no_room_does_not_double() -> None:
     crew.lose("b", 0)
     assert crew.look(9, LATER) == []
     assert crew.missing(LATER) == {1: LATER}
-    said = crew.describe_missing(1)
+    said = crew.wants.describe_missing(1)
     assert "stage 1 (layers 1)" in said and "GPU: 1" in said and "50 B" in said
 
 

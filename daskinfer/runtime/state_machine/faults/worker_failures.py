@@ -128,7 +128,7 @@ class WorkerFailureHandler:
     def describe_missing(self, stage: int) -> str:
         """Say what a stage without a worker needs, and who is there and cannot have it."""
         isolated = (self._describe_isolated(shape.address) for shape in self._links.isolated_workers)
-        return "; ".join([self._crew.describe_missing(stage), *isolated])
+        return "; ".join([self._crew.wants.describe_missing(stage), *isolated])
 
     def _posts(self) -> dict[str, tuple[int, ...]]:
         """Return the workers that compute -> the stages."""

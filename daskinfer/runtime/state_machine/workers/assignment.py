@@ -1,7 +1,7 @@
 """Which worker does what: the part of the driver's logic that deals with coming and going.
 
 A worker computes one stage as its own; it *doubles* where another stage has no worker left; a *standby* keeps shards warm
-and computes nothing until a stage loses its worker. The rules for that are in `daskinfer.runtime.state_machine.workers.placement_policy`.
+and computes nothing until a stage loses its worker. The rules for that are in `placement_policy`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from daskinfer.runtime.state_machine.workers.placement_policy import (
     choose_double,
     choose_warm,
 )
-from daskinfer.spec.job.control import Doing, WorkerState
+from daskinfer.spec.job.control import WorkerState
 from daskinfer.spec.plan import WorkerShape
-from daskinfer.units import format_bytes, format_duration
+from daskinfer.units import format_duration
 
 
 class WorkerAssignment:
@@ -40,7 +40,7 @@ class WorkerAssignment:
     """
 
     def __init__(self, staffing: WorkerRequirements, generations: Sequence[int] = (0,)) -> None:
-        self._wants = staffing
+        self.wants = staffing
         self._stages = staffing.stages
         self._replicas = list(staffing.replicas)
         self._workers: dict[str, WorkerShape] = {}
@@ -92,7 +92,7 @@ class WorkerAssignment:
         """Tell whether the job cannot do without a post; it can where nothing is computed there yet, and nothing need be."""
         post = self._posts.get(stage, worker)
         assert post is not None
-        is_planned = post.duty == "own" and self._replicas[stage] <= self._wants.replicas[stage]
+        is_planned = post.duty == "own" and self._replicas[stage] <= self.wants.replicas[stage]
         return is_planned or (post.computes and bool(post.ready))
 
     def acknowledged(self, generation: int, stage: int) -> set[str]:
@@ -104,23 +104,16 @@ class WorkerAssignment:
         waits = {stage: now - since for stage, since in self._empty_since.items() if not self._posts.at(stage)}
         return {stage: seconds for stage, seconds in waits.items() if seconds >= RESTART_SECONDS}
 
-    def describe_missing(self, stage: int) -> str:
-        """Say what a stage without a worker needs."""
-        plan = self._stages[stage]
-        tags = ", ".join(f"{tag}: {amount:g}" for tag, amount in self._wants.requires.items()) or "no tag at all"
-        layers = str(plan.first) if plan.last == plan.first + 1 else f"{plan.first}-{plan.last - 1}"
-        return (
-            f"stage {stage} (layers {layers}): no worker is left for it that declares {tags}, and none of the others has "
-            f"room for its {format_bytes(plan.parameter_bytes * self._wants.copies)} beside what it holds"
-        )
-
     def shape(self, worker: str) -> WorkerShape:
         """Return what a worker is."""
         return self._workers[worker]
 
     def roster(self) -> tuple[WorkerState, ...]:
         """Return what every worker does."""
-        return tuple(self._tell(worker) for worker in sorted(self._workers))
+        return tuple(
+            self._posts.describe(worker, shape.name, worker in self._leaving, self.generations)
+            for worker, shape in sorted(self._workers.items())
+        )
 
     # What happens
 
@@ -128,7 +121,7 @@ class WorkerAssignment:
         """Take in workers."""
         for worker in sorted(workers, key=lambda worker: worker.address):
             is_new = worker.address not in self._workers and not self._barred & {worker.address, worker.name}
-            if is_new and declares(worker, self._wants.requires):
+            if is_new and declares(worker, self.wants.requires):
                 self._workers[worker.address] = worker
                 self._spares.append(worker.address)
         return self.fill(now)
@@ -208,7 +201,7 @@ class WorkerAssignment:
         """Let a worker go, for the request of this number."""
         if worker not in self._workers:
             gone = Answer(number, f"{worker} is none of the job's workers any more")
-            return [] if self._wants.is_shared else [gone]
+            return [] if self.wants.is_shared else [gone]
         self._leaving.setdefault(worker, []).append(number)
         self._barred |= {worker, self._workers[worker].name} - {""}
         if worker in self._spares:
@@ -217,7 +210,7 @@ class WorkerAssignment:
         actions = self.fill(now)
         for post in self._posts.of(worker):
             if post.computes and not self._posts.at(post.stage, without=self._leaving):
-                detail = f"{worker} goes on until somebody takes over; {self.describe_missing(post.stage)}"
+                detail = f"{worker} goes on until somebody takes over; {self.wants.describe_missing(post.stage)}"
                 actions.append(IncidentRecord("drain-waits", detail))
         return actions
 
@@ -240,7 +233,7 @@ class WorkerAssignment:
     def _drop(self, post: ShardAssignment, now: float) -> None:
         self._posts.remove(post)
         self.meter.restart(now)
-        if post.duty == "own" and self._replicas[post.stage] > self._wants.replicas[post.stage]:
+        if post.duty == "own" and self._replicas[post.stage] > self.wants.replicas[post.stage]:
             self._replicas[post.stage] -= 1
         if post.computes and not self._posts.at(post.stage):
             self._empty_since.setdefault(post.stage, now)
@@ -310,11 +303,11 @@ class WorkerAssignment:
         """Let spare workers become standbys, as many as are wanted."""
         actions: list[Action] = []
         for worker in list(self._spares):
-            if len(self._posts.standbys(without=self._leaving)) + len(self._turning) >= self._wants.standby:
+            if len(self._posts.standbys(without=self._leaving)) + len(self._turning) >= self.wants.standby:
                 break
             warm = self._posts.warm_counts(without=self._leaving)
             shape = self._workers[worker]
-            chosen = choose_warm(self._stages, shape, self._posts.counts(), warm, self._wants.copies)
+            chosen = choose_warm(self._stages, shape, self._posts.counts(), warm, self.wants.copies)
             able = [stage for stage in chosen if (stage, worker) not in self._unfit]
             for stage in able:
                 actions += self._take_on(stage, worker, "standby", now)
@@ -331,7 +324,7 @@ class WorkerAssignment:
             and (stage, worker) not in self._unfit
             and any(post.computes and post.ready for post in self._posts.of(worker))
         }
-        worker = choose_double(self._stages, stage, held, self._workers, self._posts.counts(), self._wants.copies)
+        worker = choose_double(self._stages, stage, held, self._workers, self._posts.counts(), self.wants.copies)
         if worker is None:
             return []
         own = " and ".join(str(post.stage) for post in self._posts.of(worker) if post.computes)
@@ -383,10 +376,7 @@ class WorkerAssignment:
             kind, detail = "worker-lost", f"{worker} was lost before it had finished"
             if worker in self._departing:
                 self._departing.remove(worker)
-                kind, detail = (
-                    "drained",
-                    f"{worker} has finished what it had in work, and holds nothing of the job any more",
-                )
+                kind, detail = "drained", f"{worker} has finished its work and holds nothing of the job any more"
             actions.append(IncidentRecord(kind, detail))
             actions += [Answer(number, detail) for number in self._leaving.pop(worker)]
         return actions
@@ -397,19 +387,3 @@ class WorkerAssignment:
         if post.duty == "double" and post.worker not in self._leaving:
             others = [other for other in others if other.duty == "own"]
         return any(set(self.generations) <= other.ready for other in others)
-
-    def _tell(self, worker: str) -> WorkerState:
-        posts = self._posts.of(worker)
-        computes = [post for post in posts if post.computes]
-        does: Doing = "computes" if computes else "stands by" if posts else "waits"
-        if worker in self._leaving:
-            does = "leaves"
-        elif any(not set(self.generations) <= post.ready for post in computes or posts):
-            does = "loads"
-        return WorkerState(
-            worker=worker,
-            name=self._workers[worker].name,
-            does=does,
-            stages=tuple(sorted(post.stage for post in computes)),
-            warm=tuple(sorted(post.stage for post in posts if not post.computes)),
-        )

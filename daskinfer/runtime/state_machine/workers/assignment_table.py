@@ -7,7 +7,9 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from daskinfer.spec.job.control import Doing, WorkerState
 from daskinfer.spec.plan import StagePlan
+from daskinfer.units import format_bytes
 
 Role = Literal["own", "double", "standby"]
 """What a worker holds a shard for: its own stage, one that has no other worker left, or one that may lose its worker."""
@@ -31,6 +33,16 @@ class WorkerRequirements:
     """Workers that the job may not use any more."""
     is_shared: bool = False
     """Whether other drivers run the job too, with workers of their own."""
+
+    def describe_missing(self, stage: int) -> str:
+        """Say what a stage without a worker needs."""
+        plan = self.stages[stage]
+        tags = ", ".join(f"{tag}: {amount:g}" for tag, amount in self.requires.items()) or "no tag at all"
+        layers = str(plan.first) if plan.last == plan.first + 1 else f"{plan.first}-{plan.last - 1}"
+        return (
+            f"stage {stage} (layers {layers}): no worker is left for it that declares {tags}, and none of the others has "
+            f"room for its {format_bytes(plan.parameter_bytes * self.copies)} beside what it holds"
+        )
 
 
 @dataclass(slots=True)
@@ -109,3 +121,20 @@ class AssignmentTable:
         own = [sum(post.duty == "own" for post in self.at(stage, without)) for stage in range(self._stages)]
         found = [stage for stage, count in enumerate(own) if count < wanted[stage]]
         return sorted(found, key=lambda stage: (own[stage] / wanted[stage], stage))
+
+    def describe(self, worker: str, name: str, is_leaving: bool, generations: Collection[int]) -> WorkerState:
+        """Return what a worker does, with generations that are to be in place."""
+        posts = self.of(worker)
+        computes = [post for post in posts if post.computes]
+        does: Doing = "computes" if computes else "stands by" if posts else "waits"
+        if is_leaving:
+            does = "leaves"
+        elif any(not set(generations) <= post.ready for post in computes or posts):
+            does = "loads"
+        return WorkerState(
+            worker=worker,
+            name=name,
+            does=does,
+            stages=tuple(sorted(post.stage for post in computes)),
+            warm=tuple(sorted(post.stage for post in posts if not post.computes)),
+        )
