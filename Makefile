@@ -13,7 +13,7 @@ DEMO_SET := $(if $(filter-out 24000,$(ROWS)),--set name=$(DEMO) --set input.url=
 
 DEMO_RUN = $(BIN)/daskinfer run recipes/embed_text.yaml $(DEMO_SET) --json > work/$(DEMO).json
 
-.PHONY: demo test late check bench docs models clean
+.PHONY: demo test late check bench docs models architecture clean
 
 test: check .venv/.minilm
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not guide and not late"
@@ -33,6 +33,10 @@ docs: .venv/.stamp
 # The table of docs/models.md, as the tests then check it.
 models: .venv/.stamp
 	$(BIN)/python -m daskinfer.testing.models.modeltable --write docs/models.md
+
+# The pictures of docs/explanation/architecture.md, from the imports.
+architecture: .venv/.stamp
+	$(BIN)/python -m daskinfer.testing.architecture docs/explanation/architecture.md
 
 demo: .venv/.minilm
 	$(BIN)/python recipes/glosses.py data/$(DEMO).jsonl --rows $(ROWS)

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from daskinfer.testing.architecture import put_pictures, read_imports, read_modules
+
 ROOT = Path(__file__).resolve().parent.parent
 HOMES = {"daskinfer": ROOT / "daskinfer", "daskinfer.graphs": ROOT / "graphs", "daskinfer.storage": ROOT / "storage"}
 RUNTIME = ROOT / "daskinfer" / "runtime"
@@ -15,35 +17,12 @@ MOST_METHODS = 20
 MOST_MODULES = 20
 
 
-def list_modules() -> dict[str, Path]:
-    """Return every module of the package and its file."""
-    modules = {}
-    for prefix, home in HOMES.items():
-        for path in home.rglob("*.py"):  # it does not enter links
-            name = ".".join([prefix, *path.relative_to(home).with_suffix("").parts])
-            modules[name.removesuffix(".__init__")] = path
-    return modules
-
-
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
 
 
-def list_imports(path: Path, modules: dict[str, Path]) -> set[str]:
-    """Return the modules of the package that a file imports anywhere, for type checkers only too."""
-    found = set()
-    for node in ast.walk(parse(path)):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = {f"{node.module}.{name.name}" for name in node.names}
-            found |= names & modules.keys() or {node.module}
-        elif isinstance(node, ast.Import):
-            found |= {name.name for name in node.names}
-    return found & modules.keys()
-
-
 def test_no_module_imports_itself_by_way_of_others() -> None:
-    modules = list_modules()
-    left = {name: list_imports(path, modules) - {name} for name, path in modules.items()}
+    left = read_imports(read_modules())
     while free := [name for name, imports in left.items() if not imports & left.keys()]:
         for name in free:
             del left[name]
@@ -120,3 +99,8 @@ def test_no_test_imports_another_test() -> None:
                 names = [node.module, *(f"{node.module}.{name.name}" for name in node.names)]
                 found += [f"{path.relative_to(ROOT)}: {name}" for name in names if "test_" in name.rpartition(".")[2]]
     assert found == []
+
+
+def test_the_pictures_are_those_of_the_imports() -> None:
+    page = ROOT / "docs" / "explanation" / "architecture.md"
+    assert put_pictures(page.read_text()) == page.read_text(), "make architecture draws them anew"
