@@ -35,7 +35,7 @@ from daskinfer.storage.inputs.reading import PartitionSource
 Key = tuple[str | int, ...]
 
 # Enough to bind a task to the job's workers, too little ever to make one wait for another.
-_CREW_SHARE = 1e-6
+_JOB_SHARE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,26 +69,26 @@ class StageTask:
     """How long it has been running; None while it waits."""
 
 
-def stage_token(handle: JobHandle, stage: int) -> str:
+def stage_tag(handle: JobHandle, stage: int) -> str:
     """Return the resource that says: this worker holds this stage's shard of this snapshot for this driver.
 
-    The driver is part of it: one that was killed, or lost its scheduler, leaves its tokens behind.
+    The driver is part of it: one that was killed, or lost its scheduler, leaves its tags behind.
     """
-    return f"{token_prefix(handle)}g{handle.pin.generation}/stage-{stage}"
+    return f"{tag_prefix(handle)}g{handle.pin.generation}/stage-{stage}"
 
 
-def crew_token(handle: JobHandle) -> str:
+def job_tag(handle: JobHandle) -> str:
     """Return the resource that says: this worker works for this driver."""
-    return f"{token_prefix(handle)}crew"
+    return f"{tag_prefix(handle)}job"
 
 
-def token_prefix(handle: JobHandle) -> str:
-    """Return what the names of all tokens of this driver begin with, and no other driver's."""
+def tag_prefix(handle: JobHandle) -> str:
+    """Return what the names of all tags of this driver begin with, and no other driver's."""
     return f"{handle.job}/{handle.driver}/"
 
 
 def load_graph(handle: JobHandle, stage: int, worker: str, attempt: int = 0) -> TaskGraph:
-    """Load one shard; the caller pins it to the worker, which has no token yet."""
+    """Load one shard; the caller pins it to the worker, which has no tag yet."""
     key: Key = (handle.job, f"load-{stage}", worker, handle.driver, handle.pin.generation, attempt)
     return TaskGraph({key: _task(handle, key, load_shard, handle, stage)}, (key,), {key: {}})
 
@@ -116,8 +116,8 @@ def prepare_graph(handle: JobHandle, source: PartitionSource, attempt: int) -> T
         encoded: _task(handle, encoded, encode, handle, TaskRef(rows)),
         count: _task(handle, count, count_microbatches, TaskRef(encoded)),
     }
-    crew = {crew_token(handle): _CREW_SHARE}
-    return TaskGraph(tasks, (rows, encoded, count), dict.fromkeys(tasks, crew))
+    resources = {job_tag(handle): _JOB_SHARE}
+    return TaskGraph(tasks, (rows, encoded, count), dict.fromkeys(tasks, resources))
 
 
 def microbatch_graph(
@@ -135,7 +135,7 @@ def microbatch_graph(
     `without` names rows that some of them leave out, by position in the partition.
     """
     without = without or {}
-    needs = [{**requires, stage_token(handle, stage): 1} for stage in range(stages)]
+    needs = [{**requires, stage_tag(handle, stage): 1} for stage in range(stages)]
     tasks: dict[Key, Task] = {}
     resources: dict[Key, dict[str, float]] = {}
     wanted = []
@@ -157,7 +157,7 @@ def inspect_graph(handle: JobHandle, partition: int, number: int, encoded: Key, 
     """List the rows of a microbatch; wanted: their positions in the partition."""
     key = _key(handle, "inspect", partition, number, attempt)
     task = Task(key, inspect_microbatch, TaskRef(encoded), number)
-    return TaskGraph({key: task}, (key,), {key: {crew_token(handle): _CREW_SHARE}})
+    return TaskGraph({key: task}, (key,), {key: {job_tag(handle): _JOB_SHARE}})
 
 
 def commit_graph(
@@ -174,7 +174,7 @@ def commit_graph(
     passed = List([TaskRef(handoff) for handoff in handoffs.values()])
     numbers, found = tuple(handoffs), tuple(convictions)
     task = _task(handle, key, commit_partition, handle, TaskRef(rows), TaskRef(encoded), numbers, passed, found)
-    return TaskGraph({key: task}, (key,), {key: {crew_token(handle): _CREW_SHARE}})
+    return TaskGraph({key: task}, (key,), {key: {job_tag(handle): _JOB_SHARE}})
 
 
 def compare_graph(
@@ -183,7 +183,7 @@ def compare_graph(
     """Compare a partition's results on two snapshots; wanted: what differs."""
     key = _key(candidate, "compare", records[0].partition)
     task = _task(candidate, key, compare_partition, current, candidate, records, tolerance)
-    return TaskGraph({key: task}, (key,), {key: {crew_token(current): _CREW_SHARE}})
+    return TaskGraph({key: task}, (key,), {key: {job_tag(current): _JOB_SHARE}})
 
 
 def find_stage_task(handle: JobHandle, key: object, worker: str, seconds: float | None = None) -> StageTask | None:

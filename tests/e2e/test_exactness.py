@@ -44,7 +44,7 @@ def expected(tiny_model: Path) -> Any:
     return compute
 
 
-def test_every_cut_transport_and_crew_gives_the_same_bits(bench: Bench, scheduler: str, expected: Any) -> None:
+def test_every_cut_transport_and_cluster_gives_the_same_bits(bench: Bench, scheduler: str, expected: Any) -> None:
     reference = expected(bench)
     first: dict[str, bytes] | None = None
     for stages, replicas in ((1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (3, 2)):

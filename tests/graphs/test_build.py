@@ -11,12 +11,12 @@ from dask._task_spec import Task
 from daskinfer.graphs.build import (
     StageTask,
     commit_graph,
-    crew_token,
     find_stage_task,
+    job_tag,
     load_graph,
     microbatch_graph,
     prepare_graph,
-    stage_token,
+    stage_tag,
 )
 from daskinfer.graphs.handoff import Encoded, Handoff, JobHandle
 from daskinfer.graphs.sizes import register_sizes
@@ -43,7 +43,7 @@ def test_a_partition_is_read_encoded_and_counted() -> None:
     assert rows == ("job", "read", "3.0", 0, 5, 2)
     assert dependencies(graph.tasks[encoded]) == {rows}
     assert dependencies(graph.tasks[count]) == {encoded}
-    assert all(resources.keys() == {crew_token(HANDLE)} for resources in graph.resources.values())
+    assert all(resources.keys() == {job_tag(HANDLE)} for resources in graph.resources.values())
 
 
 def test_a_microbatch_goes_through_all_stages_on_the_workers_that_hold_them() -> None:
@@ -55,7 +55,7 @@ def test_a_microbatch_goes_through_all_stages_on_the_workers_that_hold_them() ->
         key = ("job", f"stage-{stage}", "3.0", 0, 5, 7, 0)
         before = {("job", f"stage-{stage - 1}", "3.0", 0, 5, 7, 0)} if stage else set()
         assert dependencies(graph.tasks[key]) == {encoded, *before}
-        assert graph.resources[key] == {"GPU": 1, stage_token(HANDLE, stage): 1}
+        assert graph.resources[key] == {"GPU": 1, stage_tag(HANDLE, stage): 1}
 
 
 def test_dask_is_given_the_tasks_and_a_name_of_their_own() -> None:
@@ -84,15 +84,15 @@ def test_a_commit_needs_every_microbatch() -> None:
 )
 def test_another_driver_or_connection_shares_no_key_and_no_token(later: JobHandle) -> None:
     assert load_graph(HANDLE, 0, "a").wanted != load_graph(later, 0, "a").wanted
-    assert stage_token(HANDLE, 0) != stage_token(later, 0)
-    assert crew_token(HANDLE) != crew_token(later)
+    assert stage_tag(HANDLE, 0) != stage_tag(later, 0)
+    assert job_tag(HANDLE) != job_tag(later)
 
 
 def test_another_generation_shares_no_key_and_no_stage_but_its_workers() -> None:
     other = replace(HANDLE, pin=SnapshotPin(generation=1, snapshot="sha256:two"))
     assert load_graph(HANDLE, 0, "a").wanted != load_graph(other, 0, "a").wanted
-    assert stage_token(HANDLE, 0) != stage_token(other, 0)
-    assert crew_token(HANDLE) == crew_token(other)
+    assert stage_tag(HANDLE, 0) != stage_tag(other, 0)
+    assert job_tag(HANDLE) == job_tag(other)
 
 
 POSITIONS = np.array([0, 2, 3], np.int32)

@@ -16,7 +16,7 @@ from daskinfer.errors import (
 from daskinfer.runtime.protocol.actions import (
     Commit,
     Fail,
-    GrantToken,
+    GrantTag,
     IncidentRecord,
     LoadShard,
     Prepare,
@@ -43,7 +43,7 @@ from tests.support.factories import acknowledge, make_machine, make_record, make
 
 def test_no_partition_starts_before_every_stage_has_acknowledged() -> None:
     actions = start(make_machine())
-    assert actions[:2] == [GrantToken(0, "a"), GrantToken(1, "b")]
+    assert actions[:2] == [GrantTag(0, "a"), GrantTag(1, "b")]
     assert actions[2:] == [Prepare(0, 0), Prepare(1, 0)]
 
 
@@ -79,7 +79,7 @@ def test_a_lost_worker_is_replaced_by_the_one_that_joins() -> None:
     assert isinstance(lost[0], IncidentRecord)
     assert lost[0].kind == "worker-lost"
     assert core.handle(WorkerJoined(make_worker("c")), 1) == [LoadShard(1, "c")]
-    assert core.handle(acknowledge(1, "c"), 2) == [GrantToken(1, "c"), Recovered(0, 2)]
+    assert core.handle(acknowledge(1, "c"), 2) == [GrantTag(1, "c"), Recovered(0, 2)]
     assert core.counters["workers_lost"] == 1
 
 

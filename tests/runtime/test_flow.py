@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daskinfer.runtime.protocol.actions import Commit, GrantToken, LoadShard, Prepare, Seal, Submit
+from daskinfer.runtime.protocol.actions import Commit, GrantTag, LoadShard, Prepare, Seal, Submit
 from daskinfer.runtime.protocol.events import (
     Committed,
     Event,
@@ -183,7 +183,7 @@ class World:
                     self.todo.append(Committed(make_record(partition, workers=())))
                 case Seal():
                     self.sealed = True
-                case GrantToken():
+                case GrantTag():
                     pass
 
     def step(self) -> None:

@@ -9,7 +9,7 @@ from daskinfer.runtime.protocol.actions import (
     Action,
     Commit,
     Fail,
-    GrantToken,
+    GrantTag,
     IncidentRecord,
     LoadShard,
     Prepare,
@@ -112,7 +112,7 @@ def test_a_frozen_worker_is_taken_off_and_replaced() -> None:
     assert note == IncidentRecord("worker-frozen", "b, which held stage 1, was not heard of for 15 s", 0, 15.2)
     assert load == LoadShard(1, "c")
     assert core.handle(WorkerLost("b"), 101) == [], "the scheduler says it, too"
-    assert core.handle(acknowledge(1, "c"), 103) == [GrantToken(1, "c"), Recovered(0, 3)]
+    assert core.handle(acknowledge(1, "c"), 103) == [GrantTag(1, "c"), Recovered(0, 3)]
 
 
 def test_a_worker_that_loads_may_be_silent_for_longer() -> None:
@@ -143,7 +143,7 @@ def test_a_long_pause_ends_with_another_worker() -> None:
     assert (restart, load) == (Restart("b"), LoadShard(1, "c"))
     assert isinstance(note, IncidentRecord) and note.kind == "worker-lost" and "paused for 60 s" in note.detail
     over = core.handle(acknowledge(1, "c"), 75)
-    assert over == [GrantToken(1, "c"), Recovered(0, 65)]
+    assert over == [GrantTag(1, "c"), Recovered(0, 65)]
     assert core.handle(Tick(), 80) == []
 
 
@@ -157,7 +157,7 @@ def test_a_failed_device_costs_its_worker_and_the_microbatch_goes_elsewhere() ->
     assert isinstance(note, IncidentRecord) and note.kind == "device-failed" and "illegal memory access" in note.detail
     # Its other microbatches fail with it.
     assert core.handle(TaskFailed("microbatch", 0, 1, broken("b")), 5) == [Submit(0, (1,), 1)]
-    assert core.handle(acknowledge(1, "c"), 9) == [GrantToken(1, "c"), Recovered(0, 4)]
+    assert core.handle(acknowledge(1, "c"), 9) == [GrantTag(1, "c"), Recovered(0, 4)]
 
 
 def test_a_microbatch_that_breaks_every_device_ends_the_job() -> None:

@@ -8,7 +8,7 @@ from itertools import combinations
 
 import pytest
 
-from daskinfer.runtime.protocol.actions import Action, Fail, GrantToken, IncidentRecord, LoadShard, Recovered, Restart
+from daskinfer.runtime.protocol.actions import Action, Fail, GrantTag, IncidentRecord, LoadShard, Recovered, Restart
 from daskinfer.runtime.protocol.events import LinkMended, NetworkCut, Prepared, Tick, WorkerJoined, WorkerLost
 from daskinfer.runtime.protocol.keys import Link
 from daskinfer.runtime.state_machine.faults.reachability import Reachability
@@ -93,7 +93,7 @@ def test_a_worker_that_is_cut_off_is_taken_off_and_replaced() -> None:
     assert (restart, load) == (Restart(B), LoadShard(1, C))
     assert note == IncidentRecord("network-cut", f"{B}, which held stage 1, cannot reach {A}", 0, 8.5)
     assert core.handle(WorkerLost(B), 101) == [], "the scheduler says it, too"
-    assert core.handle(acknowledge(1, C), 103) == [GrantToken(1, C), Recovered(0, 3)]
+    assert core.handle(acknowledge(1, C), 103) == [GrantTag(1, C), Recovered(0, 3)]
 
 
 def test_its_successor_gets_nothing_to_do_until_it_reaches_the_others() -> None:

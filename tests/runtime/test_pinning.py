@@ -13,95 +13,95 @@ def follow(**rules: object) -> AliasTracker:
     return AliasTracker(SnapshotPin(snapshot="a", sequence=0), Consistency.model_validate(rules))
 
 
-def look(pinning: AliasTracker, snapshot: str, sequence: int, now: float) -> None:
-    pinning.ask(now)
-    pinning.see(AliasHead(snapshot, sequence))
+def look(tracker: AliasTracker, snapshot: str, sequence: int, now: float) -> None:
+    tracker.ask(now)
+    tracker.see(AliasHead(snapshot, sequence))
 
 
-def take_up(pinning: AliasTracker) -> SnapshotPin:
-    pin = pinning.propose()
+def take_up(tracker: AliasTracker) -> SnapshotPin:
+    pin = tracker.propose()
     assert pin is not None
-    pinning.advance()
+    tracker.advance()
     return pin
 
 
 def test_a_strong_job_never_looks() -> None:
-    pinning = follow()
-    assert not pinning.wants_look(10**9)
-    assert pinning.may_start(10**9)
+    tracker = follow()
+    assert not tracker.wants_look(10**9)
+    assert tracker.may_start(10**9)
 
 
 def test_a_bounded_job_starts_nothing_on_what_it_does_not_know() -> None:
-    pinning = follow(mode="bounded", refresh=10)
-    assert not pinning.may_start(0)
-    assert pinning.wants_look(0)
-    pinning.ask(0)
-    assert not pinning.wants_look(0)  # one question at a time
-    pinning.see(AliasHead("a", 0))
-    assert pinning.may_start(10)
-    assert not pinning.may_start(10.1), "what was seen is as old as the question"
-    assert pinning.wants_look(5)
+    tracker = follow(mode="bounded", refresh=10)
+    assert not tracker.may_start(0)
+    assert tracker.wants_look(0)
+    tracker.ask(0)
+    assert not tracker.wants_look(0)  # one question at a time
+    tracker.see(AliasHead("a", 0))
+    assert tracker.may_start(10)
+    assert not tracker.may_start(10.1), "what was seen is as old as the question"
+    assert tracker.wants_look(5)
 
 
 def test_lag_is_counted_in_moves_of_the_alias() -> None:
-    pinning = follow(mode="bounded", max_lag=1)
-    look(pinning, "b", 1, now=0)
-    assert pinning.lag == 1 and pinning.may_start(0)
-    look(pinning, "c", 2, now=1)
-    assert pinning.lag == 2 and not pinning.may_start(1)
-    pin = take_up(pinning)
+    tracker = follow(mode="bounded", max_lag=1)
+    look(tracker, "b", 1, now=0)
+    assert tracker.lag == 1 and tracker.may_start(0)
+    look(tracker, "c", 2, now=1)
+    assert tracker.lag == 2 and not tracker.may_start(1)
+    pin = take_up(tracker)
     assert (pin.generation, pin.snapshot, pin.sequence, pin.scope) == (1, "c", 2, 0)
-    assert pinning.lag == 0 and pinning.may_start(1)
+    assert tracker.lag == 0 and tracker.may_start(1)
 
 
 def test_an_alias_that_comes_back_leaves_no_lag() -> None:
-    pinning = follow(mode="bounded")
-    look(pinning, "b", 1, now=0)
-    look(pinning, "a", 2, now=1)
-    assert pinning.lag == 0 and pinning.may_start(1) and pinning.propose() is None
-    look(pinning, "b", 3, now=2)
-    assert pinning.lag == 1
+    tracker = follow(mode="bounded")
+    look(tracker, "b", 1, now=0)
+    look(tracker, "a", 2, now=1)
+    assert tracker.lag == 0 and tracker.may_start(1) and tracker.propose() is None
+    look(tracker, "b", 3, now=2)
+    assert tracker.lag == 1
 
 
 def test_age_counts_from_when_the_alias_was_seen_to_leave() -> None:
-    pinning = follow(mode="bounded", max_age=20, refresh=100)
-    look(pinning, "a", 0, now=0)
-    look(pinning, "b", 1, now=50)
-    look(pinning, "c", 2, now=60)  # moving on does not start the count anew
-    assert pinning.may_start(70)
-    assert not pinning.may_start(70.1)
-    look(pinning, "a", 3, now=80)
-    look(pinning, "d", 4, now=90)
-    assert pinning.may_start(110) and not pinning.may_start(110.1)
+    tracker = follow(mode="bounded", max_age=20, refresh=100)
+    look(tracker, "a", 0, now=0)
+    look(tracker, "b", 1, now=50)
+    look(tracker, "c", 2, now=60)  # moving on does not start the count anew
+    assert tracker.may_start(70)
+    assert not tracker.may_start(70.1)
+    look(tracker, "a", 3, now=80)
+    look(tracker, "d", 4, now=90)
+    assert tracker.may_start(110) and not tracker.may_start(110.1)
 
 
 def test_a_refused_snapshot_is_not_proposed_again_until_the_alias_moves() -> None:
-    pinning = follow(mode="eventual")
-    look(pinning, "b", 1, now=0)
-    assert pinning.propose() is not None
-    assert pinning.propose() is None  # one at a time
-    pinning.refuse()
-    assert pinning.propose() is None
-    look(pinning, "c", 2, now=1)
-    pin = pinning.propose()
+    tracker = follow(mode="eventual")
+    look(tracker, "b", 1, now=0)
+    assert tracker.propose() is not None
+    assert tracker.propose() is None  # one at a time
+    tracker.refuse()
+    assert tracker.propose() is None
+    look(tracker, "c", 2, now=1)
+    pin = tracker.propose()
     assert pin is not None and (pin.generation, pin.snapshot) == (2, "c")
 
 
 def test_an_upgrade_has_a_scope_of_its_own() -> None:
-    pinning = follow(upgrade=True)
-    look(pinning, "b", 1, now=0)
-    pin = pinning.propose()
+    tracker = follow(upgrade=True)
+    look(tracker, "b", 1, now=0)
+    pin = tracker.propose()
     assert pin is not None and pin.scope == pin.generation == 1
 
 
 def test_only_the_first_failed_look_is_worth_a_note() -> None:
-    pinning = follow(mode="eventual")
+    tracker = follow(mode="eventual")
     for expected in (True, False, False):
-        pinning.ask(0)
-        assert pinning.miss() is expected
-    look(pinning, "a", 0, now=1)
-    pinning.ask(2)
-    assert pinning.miss()
+        tracker.ask(0)
+        assert tracker.miss() is expected
+    look(tracker, "a", 0, now=1)
+    tracker.ask(2)
+    assert tracker.miss()
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_a_stopped_worker_keeps_nobody_waiting(
     os.kill(process, signal.SIGSTOP)
     try:
         with pytest.raises(TimeoutError):
-            resource_tags.grant_tokens(client, frozen, {"token": 1})
+            resource_tags.grant_tags(client, frozen, {"token": 1})
         assert process_setup.set_up_processes(client).admit(addresses) == {addresses[1]}
     finally:
         os.kill(process, signal.SIGCONT)
@@ -162,7 +162,7 @@ def test_a_stopped_worker_keeps_nobody_waiting(
     while client.scheduler_info(n_workers=-1)["workers"][frozen]["resources"].get("token") != 1:
         assert time.monotonic() < deadline, "it hears of the token as soon as it wakes"
         time.sleep(0.02)
-    resource_tags.grant_tokens(client, frozen, {"token": 0})
+    resource_tags.grant_tags(client, frozen, {"token": 0})
 
 
 def test_a_scheduler_remembers_few_keys(client: Client) -> None:

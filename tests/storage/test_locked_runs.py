@@ -12,7 +12,7 @@ from daskinfer.ids import make_nonce
 from daskinfer.storage.registry import locks
 from daskinfer.testing.contracts.storefaults import RATES
 from daskinfer.testing.stress.campaigns import campaign_size
-from daskinfer.testing.stress.lockedruns import LARGE_CREW, SMALL_CREW, Outcome, run_in_processes, run_in_threads
+from daskinfer.testing.stress.lockedruns import FEW_ACTORS, MANY_ACTORS, Outcome, run_in_processes, run_in_threads
 
 pytestmark = [
     pytest.mark.late,
@@ -39,10 +39,10 @@ def repeat(size: tuple[int, int, int], run: Callable[[int, int], Outcome]) -> Ou
 
 def test_in_threads(any_store: str, tmp_path: Path) -> None:
     kind = any_store.partition("://")[0] if "://" in any_store else "local"
-    crew = SMALL_CREW if kind == "s3" else LARGE_CREW
+    counts = FEW_ACTORS if kind == "s3" else MANY_ACTORS
 
     def run(turn: int, runs: int) -> Outcome:
-        return run_in_threads(f"{any_store}/{turn}", tmp_path / f"diary-{turn}", runs, RATES, turn, crew)
+        return run_in_threads(f"{any_store}/{turn}", tmp_path / f"diary-{turn}", runs, RATES, turn, counts)
 
     outcome = repeat(THREADS[kind], run)
     assert outcome.violations == []

@@ -1,7 +1,7 @@
 """What a driver leaves on a cluster that others use: nothing, however it ends.
 
 While a driver is connected, the scheduler has a plugin of its own. When the driver takes its leave, or its connection ends
-because it was killed, the plugin takes the job's tokens, shards and settings off all workers, and then itself.
+because it was killed, the plugin takes the job's tags, shards and settings off all workers, and then itself.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Cleanup(SchedulerPlugin):
     def __init__(self, client: str, allowed_failures: int) -> None:
         self.name = name_of(client)
         self.allowed_failures = allowed_failures
-        self.job = self.member = self.tokens = ""
+        self.job = self.member = self.tags = ""
         self.workers: set[str] = set()
         self._client = client
         self._leaving: asyncio.Task[None] | None = None
@@ -60,14 +60,14 @@ class Cleanup(SchedulerPlugin):
             message = {
                 "op": "run",
                 "function": dumps(leave_worker),
-                "kwargs": dumps({"job": self.job, "member": self.member, "tokens": self.tokens}),
+                "kwargs": dumps({"job": self.job, "member": self.member, "tags": self.tags}),
                 "wait": True,
             }
             calls = (scheduler.broadcast(msg=message, workers=[worker], on_error="ignore") for worker in here)
             # What takes longer goes on by itself.
             await asyncio.wait([asyncio.ensure_future(call) for call in calls] or [_nothing()], timeout=LEAVE_SECONDS)
-            await _wait_for_tasks(scheduler, self.tokens)
-            forget_tokens(scheduler, self.tokens)
+            await _wait_for_tasks(scheduler, self.tags)
+            forget_tags(scheduler, self.tags)
         finally:
             others = [each for each in scheduler.plugins.values() if isinstance(each, Cleanup) and each is not self]
             if not others:
@@ -90,9 +90,9 @@ def arrive(client: Client) -> None:
     client.run_on_scheduler(_install, client.id)
 
 
-def bring(client: Client, workers: Sequence[str] = (), job: str = "", member: str = "", tokens: str = "") -> None:
-    """Tell the scheduler what a driver is about to bring: settings of workers, and tokens that begin with `tokens`."""
-    client.run_on_scheduler(_note, name_of(client.id), list(workers), job, member, tokens)
+def bring(client: Client, workers: Sequence[str] = (), job: str = "", member: str = "", tags: str = "") -> None:
+    """Tell the scheduler what a driver is about to bring: settings of workers, and tags that begin with `tags`."""
+    client.run_on_scheduler(_note, name_of(client.id), list(workers), job, member, tags)
 
 
 def take_leave(client: Client) -> None:
@@ -108,14 +108,12 @@ async def _install(client: str, dask_scheduler: Scheduler) -> None:
         dask_scheduler.add_plugin(Cleanup(client, before), name=name_of(client))
 
 
-async def _note(
-    name: str, workers: Sequence[str], job: str, member: str, tokens: str, dask_scheduler: Scheduler
-) -> None:
+async def _note(name: str, workers: Sequence[str], job: str, member: str, tags: str, dask_scheduler: Scheduler) -> None:
     plugin = dask_scheduler.plugins.get(name)
     if isinstance(plugin, Cleanup):
         plugin.workers |= set(workers)
-        if tokens:
-            plugin.job, plugin.member, plugin.tokens = job, member, tokens
+        if tags:
+            plugin.job, plugin.member, plugin.tags = job, member, tags
 
 
 async def _take_leave(name: str, dask_scheduler: Scheduler) -> None:
@@ -124,47 +122,47 @@ async def _take_leave(name: str, dask_scheduler: Scheduler) -> None:
         await plugin.leave(dask_scheduler)
 
 
-async def leave_worker(job: str, member: str, tokens: str, dask_worker: Worker) -> None:
-    """Let a worker forget a driver: its shards, its tokens once no task uses them, and how it logs."""
+async def leave_worker(job: str, member: str, tags: str, dask_worker: Worker) -> None:
+    """Let a worker forget a driver: its shards, its tags once no task uses them, and how it logs."""
     total, free = dask_worker.state.total_resources, dask_worker.state.available_resources
-    if tokens:
+    if tags:
         # A driver that goes on with the job on this worker needs what it finds here.
-        if not any(_is_of_other(token, job, tokens) for token in total):
+        if not any(_is_of_other(tag, job, tags) for tag in total):
             # A shard that is being loaded is waited for.
             await asyncio.to_thread(forget_driver, job, member)
-        # A task that ends gives its tokens back, and would fail without them.
-        while any(_uses(task.resource_restrictions, tokens) for task in dask_worker.state.tasks.values()):
+        # A task that ends gives its tags back, and would fail without them.
+        while any(_uses(task.resource_restrictions, tags) for task in dask_worker.state.tasks.values()):
             await asyncio.sleep(_LOOK_SECONDS)
-        for token in [token for token in total if token.startswith(tokens)]:
-            del total[token]
-            free.pop(token, None)
-    if not any("/crew" in token for token in total):
+        for tag in [tag for tag in total if tag.startswith(tags)]:
+            del total[tag]
+            free.pop(tag, None)
+    if not any(tag.endswith("/job") for tag in total):
         set_up_logging(None)
 
 
-def forget_tokens(scheduler: Scheduler, tokens: str) -> None:
+def forget_tags(scheduler: Scheduler, tags: str) -> None:
     """Let the scheduler forget that there ever were resources of these names."""
-    if not tokens:
+    if not tags:
         return
     for worker in scheduler.workers.values():
-        for token in [token for token in worker.resources if token.startswith(tokens)]:
-            del worker.resources[token]
-            worker.used_resources.pop(token, None)
-    for token in [token for token in scheduler.resources if token.startswith(tokens)]:
-        del scheduler.resources[token]
+        for tag in [tag for tag in worker.resources if tag.startswith(tags)]:
+            del worker.resources[tag]
+            worker.used_resources.pop(tag, None)
+    for tag in [tag for tag in scheduler.resources if tag.startswith(tags)]:
+        del scheduler.resources[tag]
 
 
-async def _wait_for_tasks(scheduler: Scheduler, tokens: str) -> None:
-    """Wait until no task asks for tokens any more: those of a driver that is gone are forgotten one by one."""
+async def _wait_for_tasks(scheduler: Scheduler, tags: str) -> None:
+    """Wait until no task asks for tags any more: those of a driver that is gone are forgotten one by one."""
     for _ in range(round(LEAVE_SECONDS / _LOOK_SECONDS)):
-        if not tokens or not any(_uses(task.resource_restrictions, tokens) for task in scheduler.tasks.values()):
+        if not tags or not any(_uses(task.resource_restrictions, tags) for task in scheduler.tasks.values()):
             return
         await asyncio.sleep(_LOOK_SECONDS)
 
 
-def _uses(restrictions: dict[str, Any] | None, tokens: str) -> bool:
-    return bool(restrictions) and any(token.startswith(tokens) for token in restrictions or ())
+def _uses(restrictions: dict[str, Any] | None, tags: str) -> bool:
+    return bool(restrictions) and any(tag.startswith(tags) for tag in restrictions or ())
 
 
-def _is_of_other(token: str, job: str, tokens: str) -> bool:
-    return token.startswith(f"{job}/") and not token.startswith(tokens)
+def _is_of_other(tag: str, job: str, tags: str) -> bool:
+    return tag.startswith(f"{job}/") and not tag.startswith(tags)

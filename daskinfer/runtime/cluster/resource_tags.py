@@ -1,8 +1,8 @@
-"""Everything that reaches into the scheduler: stage tokens, the kick after granting one, and reading restrictions.
+"""Everything that reaches into the scheduler: resource tags, the kick after granting one, and reading restrictions.
 
 Tokens are resources set at run time. They are named after the job and the stage, not after an address, because a
 restarted worker has a new address. `Scheduler.add_resources` does not look at tasks that wait for a resource, so a
-token must be followed by a kick; that is internal API of distributed, used here only and tested against its version.
+tag must be followed by a kick; that is internal API of distributed, used here only and tested against its version.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ ANSWER_SECONDS = 2.0
 """How long a worker may take to answer: one that is frozen never does, and must not keep the driver waiting."""
 
 
-def grant_tokens(client: Client, worker: str, tokens: Mapping[str, float]) -> None:
-    """Give a worker resources, and wake the tasks that waited for them. 0 takes a token back.
+def grant_tags(client: Client, worker: str, tags: Mapping[str, float]) -> None:
+    """Give a worker resources, and wake the tasks that waited for them. 0 takes a tag back.
 
     Raises
     ------
@@ -32,60 +32,58 @@ def grant_tokens(client: Client, worker: str, tokens: Mapping[str, float]) -> No
     OSError
         The worker cannot be reached.
     """
-    client.run(_set_resources, dict(tokens), workers=[worker], on_error="raise", callback_timeout=ANSWER_SECONDS)
+    client.run(_set_resources, dict(tags), workers=[worker], on_error="raise", callback_timeout=ANSWER_SECONDS)
     client.run_on_scheduler(_kick)
 
 
-def close_tokens(client: Client, closing: Sequence[tuple[str, Sequence[str], bool]]) -> list[bool | None]:
-    """Give workers no new tasks that ask for a token, and tell whether they have finished those that they had.
+def close_tags(client: Client, closing: Sequence[tuple[str, Sequence[str], bool]]) -> list[bool | None]:
+    """Give workers no new tasks that ask for a tag, and tell whether they have finished those that they had.
 
-    Only the scheduler is told: a worker that had its token taken would keep the tasks that it was assigned for ever.
+    Only the scheduler is told: a worker that had its tag taken would keep the tasks that it was assigned for ever.
 
     Parameters
     ----------
     client
         Any client of the cluster.
     closing
-        (worker, tokens, whether results that only it holds count as work that is not finished).
+        (worker, tags, whether results that only it holds count as work that is not finished).
 
     Returns
     -------
     list of bool or None
         For each, whether it has finished; None where the worker is gone.
     """
-    found: list[bool | None] = client.run_on_scheduler(_close_tokens, list(closing))
+    found: list[bool | None] = client.run_on_scheduler(_close_tags, list(closing))
     return found
 
 
-async def _close_tokens(
+async def _close_tags(
     closing: Sequence[tuple[str, Sequence[str], bool]], dask_scheduler: Scheduler
 ) -> list[bool | None]:
     found: list[bool | None] = []
-    for worker, tokens, with_results in closing:
+    for worker, tags, with_results in closing:
         state = dask_scheduler.workers.get(worker)
         if state is None:
             found.append(None)
             continue
-        for token in tokens:
-            state.resources[token] = 0
-            dask_scheduler.resources.setdefault(token, {})[worker] = 0
+        for tag in tags:
+            state.resources[tag] = 0
+            dask_scheduler.resources.setdefault(tag, {})[worker] = 0
         tasks = set(state.processing)
         if with_results:
             tasks |= {task for task in state.has_what if len(task.who_has or ()) == 1}
-        found.append(
-            not any(task.resource_restrictions and task.resource_restrictions.keys() & tokens for task in tasks)
-        )
+        found.append(not any(task.resource_restrictions and task.resource_restrictions.keys() & tags for task in tasks))
     return found
 
 
-async def _set_resources(tokens: dict[str, float], dask_worker: Worker) -> None:
-    await dask_worker.set_resources(**tokens)
+async def _set_resources(tags: dict[str, float], dask_worker: Worker) -> None:
+    await dask_worker.set_resources(**tags)
 
 
 async def _kick(dask_scheduler: Scheduler) -> None:
     for worker in list(dask_scheduler.running):
         recommendations = dask_scheduler.bulk_schedule_unrunnable_after_adding_worker(worker)
-        dask_scheduler.transitions(recommendations, stimulus_id="daskinfer-token")
+        dask_scheduler.transitions(recommendations, stimulus_id="daskinfer-tag")
 
 
 def verify_restrictions(client: Client, resources: Mapping[Key, Mapping[str, float]], held: Sequence[Key]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from distributed import Client
 
-from daskinfer.runtime.cluster.resource_tags import close_tokens, grant_tokens
+from daskinfer.runtime.cluster.resource_tags import close_tags, grant_tags
 
 LOOK_SECONDS = 0.25
 
@@ -19,17 +19,17 @@ class Departures:
     ----------
     client
         Connected to the cluster.
-    tokens_of
-        Gives the tokens of a stage, or of the whole job for None.
+    tags_of
+        Gives the tags of a stage, or of the whole job for None.
     free
         Frees the shards of a worker that has finished; called with the stage and the worker.
     """
 
     def __init__(
-        self, client: Client, tokens_of: Callable[[int | None], Sequence[str]], free: Callable[[int | None, str], None]
+        self, client: Client, tags_of: Callable[[int | None], Sequence[str]], free: Callable[[int | None, str], None]
     ) -> None:
         self._client = client
-        self._tokens_of = tokens_of
+        self._tags_of = tags_of
         self._free = free
         self._leaving: set[tuple[int | None, str]] = set()
         self._due = 0.0
@@ -50,13 +50,13 @@ class Departures:
             return
         self._due = time.monotonic() + LOOK_SECONDS
         leaving = list(self._leaving)
-        closing = [(worker, self._tokens_of(stage), stage is None) for stage, worker in leaving]
-        for (stage, worker), finished in zip(leaving, close_tokens(self._client, closing), strict=True):
+        closing = [(worker, self._tags_of(stage), stage is None) for stage, worker in leaving]
+        for (stage, worker), finished in zip(leaving, close_tags(self._client, closing), strict=True):
             if finished is False:
                 continue
             if finished:
                 try:
-                    grant_tokens(self._client, worker, dict.fromkeys(self._tokens_of(stage), 0))
+                    grant_tags(self._client, worker, dict.fromkeys(self._tags_of(stage), 0))
                     self._free(stage, worker)
                 except TimeoutError:
                     continue  # it is asked again

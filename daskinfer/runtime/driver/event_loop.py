@@ -13,7 +13,7 @@ from distributed import Client
 from distributed.comm import CommClosedError
 
 from daskinfer.errors import ClusterLost, DaskinferError, Interrupted
-from daskinfer.graphs.build import token_prefix
+from daskinfer.graphs.build import tag_prefix
 from daskinfer.runtime.cluster.cleanup import bring
 from daskinfer.runtime.cluster.connection import measure_workers, worker_shapes
 from daskinfer.runtime.driver.claim_store import ClaimStore
@@ -91,7 +91,7 @@ class Driver:
         """
         client, handle, admission = self._context.client, self._context.handle, self._context.admission
         try:
-            bring(client, job=handle.job, member=handle.member, tokens=token_prefix(handle))
+            bring(client, job=handle.job, member=handle.member, tags=tag_prefix(handle))
             loads = self._context.progress.loads
             with listen(client, handle, loads, self._measure, self._happened.put) as look_at, self._monitor:
                 admission.wake = lambda worker: self._happened.put(partial(look_at, worker))

@@ -8,11 +8,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from daskinfer.graphs.build import crew_token, stage_token
+from daskinfer.graphs.build import job_tag, stage_tag
 from daskinfer.graphs.handoff import JobHandle
 from daskinfer.planning.comparison import merge_parts
 from daskinfer.runtime.cluster.connection import worker_shapes
-from daskinfer.runtime.cluster.resource_tags import grant_tokens
+from daskinfer.runtime.cluster.resource_tags import grant_tags
 from daskinfer.runtime.cluster.restarts import restart_worker
 from daskinfer.runtime.driver.claim_store import ClaimStore
 from daskinfer.runtime.driver.control_requests import ControlRequests
@@ -29,7 +29,7 @@ from daskinfer.runtime.protocol.actions import (
     Commit,
     Compare,
     Fail,
-    GrantToken,
+    GrantTag,
     IncidentRecord,
     Inspect,
     Judge,
@@ -99,7 +99,7 @@ class Performers:
         self._storage = StorageRequests(snapshots, context.progress, context.recovery.storage, tell, claim_store)
         log = ControlLog(JobStore(handle.workspace, handle.job).url)
         self._control = ControlRequests(log, handle.epoch, tell, is_shared=bool(handle.member))
-        self._drains = Departures(client, self._list_tokens, self._free)
+        self._drains = Departures(client, self._list_tags, self._free)
         self._performers = self._make_performers()
 
     def perform(self, action: Action) -> None:
@@ -138,7 +138,7 @@ class Performers:
         tasks, ask = self.submissions, self._storage.run
         return {
             LoadShard: self._load,
-            GrantToken: self._grant,
+            GrantTag: self._grant,
             ReleaseShard: lambda action: self._drains.begin(action.stage, action.worker),
             Restart: lambda action: restart_worker(self._context.client, action.worker),
             Retire: self._retire,
@@ -180,25 +180,25 @@ class Performers:
         self._drains.stop(action.stage, action.worker)
         self.submissions.load(self._handles[action.generation], action.stage, action.worker)
 
-    def _grant(self, action: GrantToken) -> None:
-        self._grant_tokens(self._handles[action.generation], action.stage, action.worker)
+    def _grant(self, action: GrantTag) -> None:
+        self._grant_tags(self._handles[action.generation], action.stage, action.worker)
 
-    def _grant_tokens(self, handle: JobHandle, stage: int, worker: str) -> None:
+    def _grant_tags(self, handle: JobHandle, stage: int, worker: str) -> None:
         if worker not in self._machine.workers.ready(handle.pin.generation, stage):
             return
         try:
-            grant_tokens(self._context.client, worker, {stage_token(handle, stage): 1, crew_token(handle): 1})
+            grant_tags(self._context.client, worker, {stage_tag(handle, stage): 1, job_tag(handle): 1})
         except TimeoutError:  # later again, behind all that has happened: it may be told by then that it is frozen
-            self._tell(partial(self._grant_tokens, handle, stage, worker))
+            self._tell(partial(self._grant_tags, handle, stage, worker))
         except OSError:  # it died meanwhile: the scheduler's event follows
             pass
 
     def _retire(self, action: Retire) -> None:
-        """Take a generation's shards and tokens off the workers, and give its lock back."""
+        """Take a generation's shards and tags off the workers, and give its lock back."""
         handle, client = self._handles.pop(action.generation), self._context.client
         for worker in self._used & {worker.address for worker in worker_shapes(client)}:
             with suppress(OSError):  # it died meanwhile
-                grant_tokens(client, worker, dict.fromkeys(self._tokens_of(handle), 0))
+                grant_tags(client, worker, dict.fromkeys(self._tags_of(handle), 0))
                 self.submissions.forget(handle, worker)
         self._storage.retire(handle.pin, action.given_up)
 
@@ -220,15 +220,15 @@ class Performers:
     def _free(self, stage: int | None, worker: str) -> None:
         self.submissions.free(list(self._handles.values()), stage, worker)
 
-    def _list_tokens(self, stage: int | None) -> Sequence[str]:
-        """Return the tokens of a stage, of all generations; all of the job's for None."""
+    def _list_tags(self, stage: int | None) -> Sequence[str]:
+        """Return the tags of a stage, of all generations; all of the job's for None."""
         handles = self._handles.values()
         if stage is not None:
-            return [stage_token(handle, stage) for handle in handles]
-        return [crew_token(self._context.handle), *(token for each in handles for token in self._tokens_of(each))]
+            return [stage_tag(handle, stage) for handle in handles]
+        return [job_tag(self._context.handle), *(tag for each in handles for tag in self._tags_of(each))]
 
-    def _tokens_of(self, handle: JobHandle) -> list[str]:
-        return [stage_token(handle, stage.index) for stage in self._context.plan.stages]
+    def _tags_of(self, handle: JobHandle) -> list[str]:
+        return [stage_tag(handle, stage.index) for stage in self._context.plan.stages]
 
 
 def _do_nothing(action: Action) -> None:

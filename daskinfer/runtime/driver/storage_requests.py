@@ -54,10 +54,10 @@ class StorageRequests:
         answer: Callable[[Callable[[], Event | None]], None],
         claimer: ClaimStore | None = None,
     ) -> None:
-        self._claimer = claimer
-        self._keeper = keeper
+        self._claim_store = claimer
+        self._snapshots = keeper
         self._ledger = ledger
-        self._patience = patience
+        self._unassigned = patience
         self._closing = threading.Event()
         self._answer = answer
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="daskinfer-storage")
@@ -70,35 +70,35 @@ class StorageRequests:
             case OpenGeneration(pin):
                 self._ask(partial(self._open, pin))
             case Adopt(generation):
-                self._ask(partial(self._keeper.log.adopt, generation))
+                self._ask(partial(self._snapshots.log.adopt, generation))
             case RecordPoison(conviction):
-                self._ask(lambda: Convicted(self._keeper.convictions.record(conviction)))
+                self._ask(lambda: Convicted(self._snapshots.convictions.record(conviction)))
             case Switch(pin, partitions):
                 self._ask(partial(self._switch, pin, partitions))
             case ClaimBlocks():
-                assert self._claimer is not None
-                self._ask(partial(self._claimer.claim, action))
+                assert self._claim_store is not None
+                self._ask(partial(self._claim_store.claim, action))
 
     def judge(self, pin: SnapshotPin, comparison: PartComparison | None) -> None:
         """Find out whether a candidate passes, and write it down."""
         assert comparison is not None
 
         def call() -> Event:
-            report = self._keeper.judge(pin, comparison)
-            if self._keeper.log.known.current.generation == pin.generation:
-                self._ledger.recount(self._keeper.standing.digests())
+            report = self._snapshots.judge(pin, comparison)
+            if self._snapshots.log.known.current.generation == pin.generation:
+                self._ledger.recount(self._snapshots.standing.digests())
             return Judged(report.verdict == "passed", tell_verdict(report))
 
         self._ask(call)
 
     def note(self, record: CommitRecord) -> None:
         """Keep in mind that a partition is committed, for the next driver."""
-        if (keep := self._keeper.standing.note(record)) is not None:
+        if (keep := self._snapshots.standing.note(record)) is not None:
             self._ask(keep)
 
     def retire(self, pin: SnapshotPin, given_up: bool) -> None:
         """Give a snapshot back."""
-        self._ask(lambda: self._keeper.retire(pin, given_up))
+        self._ask(lambda: self._snapshots.retire(pin, given_up))
 
     def close(self) -> None:
         """Wait for what is under way, but not for a store that is away."""
@@ -106,18 +106,18 @@ class StorageRequests:
         self._thread.shutdown()
 
     def _ask(self, call: Callable[[], Event | None]) -> None:
-        done = self._thread.submit(outlast, call, self._patience, stopping=self._closing)
+        done = self._thread.submit(outlast, call, self._unassigned, stopping=self._closing)
         done.add_done_callback(lambda done: self._answer(done.result))
 
     def _look(self) -> Event:
         try:
-            return AliasSeen(self._keeper.look())
+            return AliasSeen(self._snapshots.look())
         except DaskinferError as error:
             return AliasUnseen(error)
 
     def _open(self, pin: SnapshotPin) -> Event:
         try:
-            self._keeper.open(pin)
+            self._snapshots.open(pin)
         except JobBusy:
             raise
         except DaskinferError as error:
@@ -125,5 +125,5 @@ class StorageRequests:
         return GenerationOpened(pin)
 
     def _switch(self, pin: SnapshotPin, partitions: tuple[int, ...]) -> Event:
-        self._ledger.recount(self._keeper.switch(pin, partitions))
+        self._ledger.recount(self._snapshots.switch(pin, partitions))
         return Switched(pin, partitions, self._ledger.rows_quarantined)

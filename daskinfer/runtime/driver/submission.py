@@ -69,7 +69,7 @@ class Submissions:
     stages
         How many the plan has.
     requires
-        Tags that stage tasks ask for beside their token.
+        Tags that stage tasks ask for beside their own.
     tell
         Hears of every task that ended, in a thread of the client's.
     poison

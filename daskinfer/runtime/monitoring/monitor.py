@@ -57,7 +57,7 @@ class ClusterMonitor:
         self._handle = handle
         self._requires = dict(requires)
         self._watch = HeartbeatMonitor(frozen)
-        self._stalls = Stalls()
+        self._stall_detector = Stalls()
         self._tell = tell
         self._guard = threading.Lock()
         self._looked = 0.0
@@ -87,9 +87,9 @@ class ClusterMonitor:
                     events = self._watch.take(look)
                 running, waits = look_at_tasks(self._client, self._handle)
                 seen = {sighting.worker: sighting.last_seen for sighting in look.sightings}
-                self._tell_all([*events, running, *self._stalls.take(look.at, seen, waits)])
-                if self._stalls.due:
-                    self._tell_all(self._stalls.hear(try_links(self._client, self._stalls.due)))
+                self._tell_all([*events, running, *self._stall_detector.take(look.at, seen, waits)])
+                if self._stall_detector.due:
+                    self._tell_all(self._stall_detector.hear(try_links(self._client, self._stall_detector.due)))
             except Exception:  # noqa: BLE001 - a watch that ends would be worse than a look that failed
                 _log.debug("a look at the workers failed", exc_info=True)
 

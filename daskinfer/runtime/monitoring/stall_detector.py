@@ -50,7 +50,7 @@ class Stalls:
 
     def __init__(self) -> None:
         self._looks = 0
-        self._stalls: dict[tuple[object, str], _Stall] = {}
+        self._stall_detector: dict[tuple[object, str], _Stall] = {}
         self._since: dict[Link, float] = {}
         self._failed: dict[Link, _Failed] = {}
         self._cut: dict[frozenset[str], Link] = {}
@@ -76,12 +76,12 @@ class Stalls:
         self._looks += 1
         stalls = {}
         for wait in waits:
-            stall = self._stalls.get((wait.task, wait.worker))
+            stall = self._stall_detector.get((wait.task, wait.worker))
             if stall is None or stall.holders != wait.holders:
                 stall = _Stall(wait.holders, at)
             stall.looks += 1
             stalls[wait.task, wait.worker] = stall
-        self._stalls = stalls
+        self._stall_detector = stalls
         self._since = {}
         for (_, worker), stall in stalls.items():
             if stall.looks % STALLED_LOOKS == 0:

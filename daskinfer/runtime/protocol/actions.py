@@ -21,7 +21,7 @@ class LoadShard:
 
 
 @dataclass(frozen=True, slots=True)
-class GrantToken:
+class GrantTag:
     """Let a worker that acknowledged its shard run the stage's tasks."""
 
     stage: int
@@ -247,7 +247,7 @@ class Fail:
 
 Action = (
     LoadShard
-    | GrantToken
+    | GrantTag
     | ReleaseShard
     | Restart
     | Prepare

@@ -43,10 +43,10 @@ from daskinfer.testing.fixtures.checkpoints import make_checkpoint
 from daskinfer.testing.fixtures.registries import NOTHING, VirtualTime, check_registry, read_all
 
 NAME, ALIAS = "mini", "prod"
-LARGE_CREW, SMALL_CREW = (3, 2, 1), (2, 1, 1)
+MANY_ACTORS, FEW_ACTORS = (3, 2, 1), (2, 1, 1)
 """Jobs, publishers and collectors: threads of a process. Small ones where processes are many or requests take long."""
 
-_Crew = tuple[int, int, int]
+_ActorCounts = tuple[int, int, int]
 _DELAY_SECONDS = 0.02
 _SNAPSHOTS = 5
 """As long as there are more, publishers wait for the collectors."""
@@ -101,7 +101,7 @@ class Outcome:
 
 
 def run_in_threads(
-    url: str, diary: Path, runs: int, rates: Mapping[str, float], seed: int, crew: _Crew = LARGE_CREW
+    url: str, diary: Path, runs: int, rates: Mapping[str, float], seed: int, counts: _ActorCounts = MANY_ACTORS
 ) -> Outcome:
     """Do locked runs in threads of this process, until there were enough or a violation.
 
@@ -117,13 +117,13 @@ def run_in_threads(
         Of the faults; see `FaultSchedule`.
     seed
         Of the faults, and of what is done.
-    crew
+    counts
         How many threads do what.
     """
     notes = _begin(url, diary)
     schedule = FaultSchedule(seed, rates, _DELAY_SECONDS)
     with schedule.installed():
-        _act(url, notes, schedule, seed, crew, lambda: _is_enough(notes, runs))
+        _act(url, notes, schedule, seed, counts, lambda: _is_enough(notes, runs))
     outcome = _settle(url, notes)
     outcome.counts.update({f"fault {name}": hits for name, hits in schedule.hits.items()})
     return outcome
@@ -174,11 +174,11 @@ def _is_enough(notes: Diary, runs: int) -> bool:
 
 
 def _act(
-    url: str, notes: Diary, schedule: FaultSchedule, seed: int, crew: _Crew, is_enough: Callable[[], bool]
+    url: str, notes: Diary, schedule: FaultSchedule, seed: int, counts: _ActorCounts, is_enough: Callable[[], bool]
 ) -> None:
     """Let threads work until it is enough; the jobs stop first, for they may wait for a collector's verdict."""
     registry = insist(partial(Registry, url))
-    actors: dict[_Work, int] = dict(zip((_hold, _publish, _collect), crew, strict=True))
+    actors: dict[_Work, int] = dict(zip((_hold, _publish, _collect), counts, strict=True))
     stops = {work: threading.Event() for work in actors}
     threads: dict[_Work, list[threading.Thread]] = {}
 
@@ -313,7 +313,7 @@ def main() -> None:
     warnings.simplefilter("ignore", MissingEvent)
     schedule = FaultSchedule(int(seed), json.loads(rates), _DELAY_SECONDS)
     schedule.install()
-    _act(url, Diary(Path(diary)), schedule, int(seed), SMALL_CREW, lambda: False)
+    _act(url, Diary(Path(diary)), schedule, int(seed), FEW_ACTORS, lambda: False)
 
 
 if __name__ == "__main__":

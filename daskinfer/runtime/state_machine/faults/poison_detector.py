@@ -93,7 +93,7 @@ class PoisonDetector:
 
     Parameters
     ----------
-    work
+    partitions
         The driver's partitions.
     known
         Convictions of earlier runs.
@@ -104,9 +104,9 @@ class PoisonDetector:
     """
 
     def __init__(
-        self, work: PartitionTracker, known: Iterable[PoisonRecord] = (), gives_up: bool = True, attempts: int = 3
+        self, partitions: PartitionTracker, known: Iterable[PoisonRecord] = (), gives_up: bool = True, attempts: int = 3
     ) -> None:
-        self._work = work
+        self._partitions = partitions
         self._attempts = attempts
         self._gives_up = gives_up
         self._known = {
@@ -133,7 +133,7 @@ class PoisonDetector:
     def raised(self, place: PartitionKey, number: int, error: BaseException, now: float) -> list[Action]:
         """Take in that a microbatch in the normal flow raised; nothing is returned where it may be tried again."""
         stage, worker = find_place(error)
-        failure = _Failure(self._work[place].starts[number], stage, worker, "raised", describe(error), now)
+        failure = _Failure(self._partitions[place].starts[number], stage, worker, "raised", describe(error), now)
         return self._mark((place, number), failure)
 
     def lost(self, worker: str, tasks: Iterable[StageTask], now: float) -> list[Action] | None:
@@ -147,7 +147,7 @@ class PoisonDetector:
             if suspect is not None and suspect.attempt == task.attempt:
                 tried.add(case)
                 blamed[case] = task
-            elif self._work.is_flying(*case):
+            elif self._partitions.is_flying(*case):
                 blamed[case] = task
         actions: list[Action] = []
         for case, task in blamed.items():
@@ -174,7 +174,7 @@ class PoisonDetector:
             if suspect.attempt != task.attempt:
                 return []
             return self._probe_failed((place, number), failure, f"the model did not end within {limit:g} s")
-        return self._mark((place, number), failure) if self._work.is_flying(place, number) else []
+        return self._mark((place, number), failure) if self._partitions.is_flying(place, number) else []
 
     def on_inspected(self, event: Inspected, now: float) -> list[Action]:
         """Take in which rows a suspect has."""
@@ -240,11 +240,11 @@ class PoisonDetector:
         self._records.pop(case, None)
         assert suspect.search is not None
         if self._known[case] == suspect.search.convicted.keys():
-            return self._work.computed_apart(*case)
+            return self._partitions.computed_apart(*case)
         self._convicted[case[0]] += len(self._known[case]) - len(suspect.search.convicted)
         return [
             IncidentRecord("poison", f"{_name(case)}: another driver has decided on its rows"),
-            self._work.again(*case),
+            self._partitions.again(*case),
         ]
 
     def forget(self, place: PartitionKey) -> None:
@@ -259,11 +259,11 @@ class PoisonDetector:
         """Start what may be probed now, and hold the normal flow where a probe must be alone."""
         actions: list[Action] = []
         under_way = sum(suspect.attempt is not None for suspect in self._suspects.values())
-        self._work.hold(any(suspect.alone for suspect in self._suspects.values()))
+        self._partitions.hold(any(suspect.alone for suspect in self._suspects.values()))
         for case, suspect in self._suspects.items():
             if suspect.attempt is not None or suspect.search is None or suspect.search.is_decided:
                 continue
-            if under_way >= AT_ONCE or (suspect.alone and (under_way or self._work.in_flight)):
+            if under_way >= AT_ONCE or (suspect.alone and (under_way or self._partitions.in_flight)):
                 break
             under_way += 1
             actions.append(self._probe(case, suspect, suspect.search))
@@ -287,7 +287,7 @@ class PoisonDetector:
             )
             return [Fail(error)]
         is_killer = failure.what == "killed"
-        self._work.withhold(*case)
+        self._partitions.withhold(*case)
         self._suspects[case] = _Suspect(None if is_killer else failure.what, alone=is_killer)
         (generation, partition), number = case
         note = IncidentRecord("suspect", f"{_name(case)} {failure.what}: {failure.detail}; its rows are looked into")
@@ -295,7 +295,7 @@ class PoisonDetector:
 
     def _probe(self, case: MicrobatchKey, suspect: _Suspect, search: Bisection) -> Probe:
         (generation, partition), number = case
-        suspect.attempt = self._work.next_attempt(*case)
+        suspect.attempt = self._partitions.next_attempt(*case)
         return Probe(partition, number, search.without, suspect.attempt, generation)
 
     def _probe_failed(self, case: MicrobatchKey, failure: _Failure, error: str) -> list[Action]:
@@ -332,7 +332,7 @@ class PoisonDetector:
             del self._suspects[case]
             self._records.pop(case)
             note = IncidentRecord("acquitted", f"{_name(case)}: all of its rows went through")
-            return [note, *self._work.computed_apart(*case)]
+            return [note, *self._partitions.computed_apart(*case)]
         if len(search.convicted) == len(search.rows):
             self._barren_microbatches += 1
             if self._gives_up and self._barren_microbatches >= HOPELESS_MICROBATCHES:

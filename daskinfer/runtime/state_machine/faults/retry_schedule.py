@@ -13,7 +13,7 @@ from daskinfer.runtime.protocol.actions import (
     Action,
     Commit,
     Fail,
-    GrantToken,
+    GrantTag,
     LoadShard,
     Prepare,
     Probe,
@@ -54,7 +54,7 @@ class RetrySchedule:
 
     Parameters
     ----------
-    crew, work
+    workers, partitions
         What is still wanted.
     paused
         Seconds that a worker may be paused.
@@ -62,19 +62,19 @@ class RetrySchedule:
         Seconds that a store may refuse.
     """
 
-    def __init__(self, crew: WorkerAssignment, work: PartitionTracker, paused: float, storage: float) -> None:
-        self._crew = crew
-        self._work = work
+    def __init__(self, workers: WorkerAssignment, partitions: PartitionTracker, paused: float, storage: float) -> None:
+        self._workers = workers
+        self._partitions = partitions
         self._longest_pause = paused
         self._longest_refusal = storage
         self._paused: dict[str, float] = {}
         self._refused: dict[Hashable, _Refused] = {}
-        self._pace = Durations()
+        self._durations = Durations()
         self.book = IncidentLog()
 
     def on_paused(self, event: WorkerPaused, now: float) -> list[Action]:
         """Take in that a worker's memory is full."""
-        if event.worker not in self._crew:
+        if event.worker not in self._workers:
             return []
         self._paused[event.worker] = now
         used, limit = format_bytes(event.used), format_bytes(event.limit)
@@ -167,7 +167,7 @@ class RetrySchedule:
         over: list[Action] = []
         for action in actions:
             match action:
-                case GrantToken(stage, _, generation) if generation == self._crew.generations[-1]:
+                case GrantTag(stage, _, generation) if generation == self._workers.generations[-1]:
                     over += self.book.end(stage, now)
                 case Commit(partition, _, generation):
                     for what in self.book.of(("microbatch", generation, partition)):
@@ -185,7 +185,7 @@ class RetrySchedule:
         return over
 
     def _time(self, what: str, seconds: float, record: CommitRecord, now: float) -> list[Action]:
-        usual = self._pace.judge(what, seconds)
+        usual = self._durations.judge(what, seconds)
         incident = f"slow {what}"
         if usual is None:
             return list(self.book.end(incident, now))
@@ -199,21 +199,21 @@ class RetrySchedule:
 
     def _is_wanted(self, action: Action) -> bool:
         if isinstance(action, LoadShard):
-            return self._crew.is_loading(action.generation, action.stage, action.worker)
+            return self._workers.is_loading(action.generation, action.stage, action.worker)
         assert isinstance(action, Prepare | Submit | Commit | Probe)
         place = (action.generation, action.partition)
-        return place in self._work.open and (not isinstance(action, Commit) or self._work[place].committing)
+        return place in self._partitions.open and (not isinstance(action, Commit) or self._partitions[place].committing)
 
 
-def repeat(event: TaskFailed, attempt: int, work: PartitionTracker) -> Action:
+def repeat(event: TaskFailed, attempt: int, partitions: PartitionTracker) -> Action:
     """Return what submits a failed task again."""
     match event.step:
         case "prepare":
             return Prepare(event.partition, attempt, event.generation)
         case "commit":
-            return work.commit((event.generation, event.partition))
+            return partitions.commit((event.generation, event.partition))
         case "microbatch":
-            return work.again((event.generation, event.partition), event.number)
+            return partitions.again((event.generation, event.partition), event.number)
 
 
 def task_of(event: TaskFailed) -> Hashable:

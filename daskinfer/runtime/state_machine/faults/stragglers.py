@@ -21,44 +21,44 @@ class Stragglers:
 
     Parameters
     ----------
-    crew, work, suspicion
+    workers, partitions, poison
         The driver's workers, partitions and suspects.
-    tempo
+    durations
         What is usual.
     """
 
     def __init__(
-        self, crew: WorkerAssignment, work: PartitionTracker, suspicion: PoisonDetector, tempo: TaskDurations
+        self, workers: WorkerAssignment, partitions: PartitionTracker, poison: PoisonDetector, durations: TaskDurations
     ) -> None:
-        self._crew = crew
-        self._work = work
-        self._suspicion = suspicion
-        self._tempo = tempo
+        self._workers = workers
+        self._partitions = partitions
+        self._poison = poison
+        self._durations = durations
         self._twice: set[tuple[int, int, int]] = set()
 
     def note_done(self, generation: int, partition: int, number: int) -> None:
         """Take in that a microbatch went through all stages."""
-        self._tempo.note_done()
+        self._durations.note_done()
         self._twice.discard((generation, partition, number))
 
     def look(self, tasks: Sequence[StageTask], now: float) -> tuple[dict[str, str], list[Action]]:
         """Take in what is running, and what waits behind it; return workers to restart, with the reason, and the rest."""
-        self._tempo.look(tasks)
+        self._durations.look(tasks)
         actions: list[Action] = []
         hung: dict[str, str] = {}
         slow: set[str] = set()
         for task in tasks:
-            limit = self._tempo.limit(task.stage)
-            if task.seconds is None or task.worker not in self._crew or task.worker in hung:
+            limit = self._durations.limit(task.stage)
+            if task.seconds is None or task.worker not in self._workers or task.worker in hung:
                 continue
             if limit is not None and task.seconds > limit:
-                actions += self._suspicion.hung(task, limit, now)
+                actions += self._poison.hung(task, limit, now)
                 for other in self._twins(task, tasks):
-                    self._tempo.drop(other)
+                    self._durations.drop(other)
                     actions.append(Abandon(other))
                     where = f"partition {other.partition}, microbatch {other.number}"
                     hung[other.worker] = f"has been running {where} for {other.seconds:.0f} s"
-            elif self._tempo.is_slow(task):
+            elif self._durations.is_slow(task):
                 slow.add(task.worker)
         for task in tasks:
             if task.worker in slow and task.worker not in hung:
@@ -72,9 +72,9 @@ class Stragglers:
     def _start_twice(self, task: StageTask, slow: set[str]) -> list[Action]:
         generation, partition, number = found = _microbatch(task)
         place = (generation, partition)
-        if found in self._twice or not self._work.is_flying(place, number):
+        if found in self._twice or not self._partitions.is_flying(place, number):
             return []
-        others = [worker for worker in self._crew.ready(generation, task.stage) if worker not in slow]
+        others = [worker for worker in self._workers.ready(generation, task.stage) if worker not in slow]
         if not others:
             return []
         self._twice.add(found)
@@ -84,7 +84,9 @@ class Stragglers:
             IncidentRecord(
                 "straggler", f"{where} {why} far beyond what is usual; it is started a second time elsewhere"
             ),
-            SpeculativeAttempt(partition, number, self._work.next_attempt(place, number), task.worker, generation),
+            SpeculativeAttempt(
+                partition, number, self._partitions.next_attempt(place, number), task.worker, generation
+            ),
         ]
 
 

@@ -38,13 +38,13 @@ class WindowController:
     ----------
     plan
         Its window to begin with, the bytes that it may grow to, and the workers of every stage.
-    work
+    partitions
         What the window is set for.
     """
 
-    def __init__(self, plan: Plan, work: PartitionTracker) -> None:
+    def __init__(self, plan: Plan, partitions: PartitionTracker) -> None:
         self.window = plan.window
-        self._work = work
+        self._partitions = partitions
         self._replicas = plan.replicas
         # Below it some stage has nothing to do while others work, and a job with little memory must still go on.
         self._least = min(plan.window, 2 * len(plan.replicas))
@@ -86,11 +86,11 @@ class WindowController:
     def on_committed(self, event: Committed, now: float) -> list[Action]:
         """Take in what a partition took of every stage."""
         if self._budget:
-            self.look(event.record.trail, self._work.in_flight >= self.window, now)
+            self.look(event.record.trail, self._partitions.in_flight >= self.window, now)
         return self._set()
 
     def _set(self) -> list[Action]:
-        self._work.resize(self.window)
+        self._partitions.resize(self.window)
         return []
 
     def weigh(self, nbytes: int, microbatches: int) -> None:

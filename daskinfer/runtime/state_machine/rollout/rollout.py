@@ -47,11 +47,11 @@ class SnapshotRollout:
 
     Parameters
     ----------
-    pinning
+    tracker
         What partitions start on.
     rules
         The recipe's consistency.
-    crew, work
+    workers, work
         The driver's workers and partitions.
     earlier
         What earlier runs have committed, and how many partitions there are.
@@ -61,20 +61,20 @@ class SnapshotRollout:
 
     def __init__(
         self,
-        pinning: AliasTracker,
+        tracker: AliasTracker,
         rules: Consistency,
-        crew: WorkerAssignment,
+        workers: WorkerAssignment,
         work: PartitionTracker,
         earlier: EarlierWork,
         trial: CanaryTrial | None,
     ) -> None:
-        self._pinning = pinning
+        self._tracker = tracker
         self._rules = rules
-        self._crew = crew
+        self._workers = workers
         self._work = work
         self._partitions = earlier.partitions
         self._trial = trial
-        self.pins = {pin.generation: pin for pin in [pinning.current, *([trial.pin] if trial else [])]}
+        self.pins = {pin.generation: pin for pin in [tracker.current, *([trial.pin] if trial else [])]}
         # A canary needs to know what is left for the current snapshot when it is refused.
         self._done = set(earlier.committed) if trial and trial.decides else set()
         # Only an output that is to converge needs to know which partition is on which snapshot.
@@ -91,7 +91,7 @@ class SnapshotRollout:
 
     def is_candidate(self, generation: int) -> bool:
         """Tell whether a generation is on its way in."""
-        candidate = self._pinning.candidate
+        candidate = self._tracker.candidate
         return candidate is not None and candidate.generation == generation
 
     def is_on_trial(self, generation: int) -> bool:
@@ -126,13 +126,13 @@ class SnapshotRollout:
             self._work.refill(number for number in range(self._partitions) if number not in self._done)
             return [note]
         self._work.refill(number for number in range(self._partitions) if not trial.is_done(number))
-        self._pinning.choose(trial.pin)
+        self._tracker.choose(trial.pin)
         return [note, *self._advance()]
 
     def on_alias(self, event: AliasSeen, now: float) -> list[Action]:
         """Take in where the alias points."""
         head = event.head
-        is_new = self._pinning.see(head)
+        is_new = self._tracker.see(head)
         moved = IncidentRecord(
             "alias-moved", f"the alias points to {shorten(head.snapshot)} since its move {head.sequence}"
         )
@@ -140,7 +140,7 @@ class SnapshotRollout:
 
     def on_alias_unseen(self, event: AliasUnseen, now: float) -> list[Action]:
         """Take in that the alias could not be read."""
-        if not self._pinning.miss():
+        if not self._tracker.miss():
             return []
         return [IncidentRecord("alias-unseen", f"the alias could not be read: {describe(event.error)}")]
 
@@ -148,8 +148,8 @@ class SnapshotRollout:
         """Load a candidate that is locked and fits, on every post."""
         pin = event.pin
         self.pins[pin.generation] = pin
-        self._crew.add_generation(pin.generation)
-        return [LoadShard(stage, worker, pin.generation) for stage, worker in self._crew.posts]
+        self._workers.add_generation(pin.generation)
+        return [LoadShard(stage, worker, pin.generation) for stage, worker in self._workers.posts]
 
     def on_refused(self, event: GenerationRefused, now: float) -> list[Action]:
         """Let a candidate go that does not fit."""
@@ -157,10 +157,10 @@ class SnapshotRollout:
 
     def give_up(self, error: DaskinferError) -> list[Action]:
         """Let a candidate go that cannot be used."""
-        if self._pinning.candidate is not None:
-            self._given_up.add(self._pinning.candidate.generation)
-        self._pinning.refuse()
-        if self._takes_over is not None or self._pinning.must_follow:
+        if self._tracker.candidate is not None:
+            self._given_up.add(self._tracker.candidate.generation)
+        self._tracker.refuse()
+        if self._takes_over is not None or self._tracker.must_follow:
             return [Fail(error)]
         return [IncidentRecord("snapshot-refused", f"the job stays where it is: {describe(error)}")]
 
@@ -172,30 +172,30 @@ class SnapshotRollout:
 
     def go_on(self, now: float) -> list[Action]:
         """Do what is due whatever happened: start partitions, change the snapshot, look at the alias, end."""
-        candidate = self._pinning.candidate
-        is_loaded = candidate is not None and self._crew.is_loaded(candidate.generation)
+        candidate = self._tracker.candidate
+        is_loaded = candidate is not None and self._workers.is_loaded(candidate.generation)
         is_switch = candidate is not None and candidate.scope == candidate.generation
         actions: list[Action] = []
         if is_loaded and not is_switch:
             actions += self._advance()
-        may_start = not self._switching and not (is_loaded and is_switch) and self._pinning.may_start(now)
-        actions += self._work.pump(self._pinning.current.generation, may_start)
+        may_start = not self._switching and not (is_loaded and is_switch) and self._tracker.may_start(now)
+        actions += self._work.pump(self._tracker.current.generation, may_start)
         if candidate is not None and is_loaded and is_switch and not self._switching and not self._work.open:
             actions += self._switch(candidate)
         if self._is_finished():
             actions += self._close(now)
-        elif self._pinning.wants_look(now):
-            self._pinning.ask(now)
+        elif self._tracker.wants_look(now):
+            self._tracker.ask(now)
             actions.append(LookAtAlias())
         return [*actions, *self._retire()]
 
     def _follow(self) -> list[Action]:
-        pin = self._pinning.propose()
+        pin = self._tracker.propose()
         return [] if pin is None else [OpenGeneration(pin)]
 
     def _advance(self) -> list[Action]:
-        self._pinning.advance()
-        pin = self._pinning.current
+        self._tracker.advance()
+        pin = self._tracker.current
         note = IncidentRecord(
             "snapshot-moved", f"partitions start on {shorten(pin.snapshot)}, generation {pin.generation}, now"
         )
@@ -224,30 +224,30 @@ class SnapshotRollout:
             return []  # what is to be computed again is being loaded
         if self._closing_since is None:
             self._closing_since = now
-        if not self._pinning.knows_since(self._closing_since):
-            if not self._pinning.is_asking:
-                self._pinning.ask(now)
+        if not self._tracker.knows_since(self._closing_since):
+            if not self._tracker.is_asking:
+                self._tracker.ask(now)
                 return [LookAtAlias()]
             return []
-        head = self._pinning.head
+        head = self._tracker.head
         assert head is not None
         stale = tuple(sorted(number for number, found in self._snapshots.items() if found != head.snapshot))
         if not stale:
             return [Seal()]
-        if self._pinning.candidate is not None:
+        if self._tracker.candidate is not None:
             return []  # it is on its way in
         self._takes_over = stale
-        return [OpenGeneration(self._pinning.take_up(head, switches=True))]
+        return [OpenGeneration(self._tracker.take_up(head, switches=True))]
 
     def _retire(self) -> list[Action]:
         """Let go of generations that nothing is, or will be, computed on."""
-        wanted = {self._pinning.current.generation, *(generation for generation, _ in self._work.open)}
-        if self._pinning.candidate is not None:
-            wanted.add(self._pinning.candidate.generation)
+        wanted = {self._tracker.current.generation, *(generation for generation, _ in self._work.open)}
+        if self._tracker.candidate is not None:
+            wanted.add(self._tracker.candidate.generation)
         if self._trial is not None and self._trial.verdict is None:
             wanted.add(self._trial.pin.generation)
-        gone = [generation for generation in self._crew.generations if generation not in wanted]
+        gone = [generation for generation in self._workers.generations if generation not in wanted]
         for generation in gone:
-            self._crew.retire(generation)
+            self._workers.retire(generation)
             self.pins.pop(generation, None)
         return [Retire(generation, generation in self._given_up) for generation in gone]

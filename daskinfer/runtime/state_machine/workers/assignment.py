@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 
 from daskinfer.planning.placement import declares
-from daskinfer.runtime.protocol.actions import Action, Answer, GrantToken, IncidentRecord, LoadShard, ReleaseShard
+from daskinfer.runtime.protocol.actions import Action, Answer, GrantTag, IncidentRecord, LoadShard, ReleaseShard
 from daskinfer.runtime.state_machine.workers.assignment_table import (
     AssignmentTable,
     Role,
@@ -33,16 +33,16 @@ class WorkerAssignment:
 
     Parameters
     ----------
-    staffing
+    requirements
         What is wanted.
     generations
         Those that must be in place before the first partition starts.
     """
 
-    def __init__(self, staffing: WorkerRequirements, generations: Sequence[int] = (0,)) -> None:
-        self.wants = staffing
-        self._stages = staffing.stages
-        self._replicas = list(staffing.replicas)
+    def __init__(self, requirements: WorkerRequirements, generations: Sequence[int] = (0,)) -> None:
+        self.wants = requirements
+        self._stages = requirements.stages
+        self._replicas = list(requirements.replicas)
         self._workers: dict[str, WorkerShape] = {}
         self._spares: list[str] = []
         self._posts = AssignmentTable(len(self._stages))
@@ -51,7 +51,7 @@ class WorkerAssignment:
         # Workers that are to leave -> the requests for it; of these, those that nothing needs any more.
         self._leaving: dict[str, list[int]] = {}
         self._departing: set[str] = set()
-        self._barred = set(staffing.drained)
+        self._barred = set(requirements.drained)
         self._unfit: set[tuple[int, str]] = set()
         self.generations = list(generations)
         self._acknowledged: dict[tuple[int, int], set[str]] = defaultdict(set)
@@ -250,9 +250,7 @@ class WorkerAssignment:
     def _grant(self, post: ShardAssignment, generations: Collection[int], now: float) -> list[Action]:
         self._empty_since.pop(post.stage, None)
         self.meter.restart(now)
-        return [
-            GrantToken(post.stage, post.worker, generation) for generation in generations if generation in post.ready
-        ]
+        return [GrantTag(post.stage, post.worker, generation) for generation in generations if generation in post.ready]
 
     def _begin(self, now: float) -> list[Action]:
         """Grant the first tokens once all posts are manned, or those that are not have been waited for."""
@@ -263,7 +261,7 @@ class WorkerAssignment:
         self._empty_since.clear()
         self.meter.restart(now)
         return [
-            GrantToken(post.stage, post.worker, generation)
+            GrantTag(post.stage, post.worker, generation)
             for generation in self.generations
             for post in self._posts
             if post.computes

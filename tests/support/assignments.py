@@ -1,4 +1,4 @@
-"""A crew to try things on."""
+"""A assigned to try things on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def make_worker(address: str, memory: int = MEMORY, name: str = "") -> WorkerSha
     return WorkerShape(address=address, threads=1, memory=memory, resources={"GPU": 1}, name=name)
 
 
-def make_crew(
+def make_assignment(
     *sizes: int, replicas: tuple[int, ...] | None = None, standby: int = 0, drained: str = ""
 ) -> WorkerAssignment:
     stages = make_stages(*(sizes or (30, 30)))
@@ -34,22 +34,22 @@ def kinds(actions: list[Action]) -> list[str]:
     return [action.kind for action in actions if isinstance(action, IncidentRecord)]
 
 
-def begin(crew: WorkerAssignment, *addresses: str) -> None:
+def begin(assigned: WorkerAssignment, *addresses: str) -> None:
     """Let workers join and load whatever they are asked to."""
-    obey(crew, crew.enlist(map(make_worker, addresses)), 0)
+    obey(assigned, assigned.enlist(map(make_worker, addresses)), 0)
 
 
-def obey(crew: WorkerAssignment, actions: list[Action], now: float) -> list[Action]:
+def obey(assigned: WorkerAssignment, actions: list[Action], now: float) -> list[Action]:
     """Load and stand down as asked, until nothing more is asked; return all that was asked."""
     asked = list(actions)
     for action in asked:
         match action:
             case LoadShard(stage, worker, generation):
-                asked += crew.acknowledge(generation, stage, worker, now)
+                asked += assigned.acknowledge(generation, stage, worker, now)
             case ReleaseShard(worker, stage):
-                asked += crew.stood_down(worker, stage, now)
+                asked += assigned.stood_down(worker, stage, now)
     return asked
 
 
-def does(crew: WorkerAssignment) -> dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]]:
-    return {state.worker: (state.does, state.stages, state.warm) for state in crew.roster()}
+def does(assigned: WorkerAssignment) -> dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]]:
+    return {state.worker: (state.does, state.stages, state.warm) for state in assigned.roster()}

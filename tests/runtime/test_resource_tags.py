@@ -15,7 +15,7 @@ from distributed import Client, Future, get_worker
 
 from daskinfer.errors import JobFailed
 from daskinfer.runtime.cluster import resource_tags
-from daskinfer.runtime.cluster.resource_tags import close_tokens, grant_tokens, verify_restrictions
+from daskinfer.runtime.cluster.resource_tags import close_tags, grant_tags, verify_restrictions
 
 # Workers need not be able to import the tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -38,7 +38,7 @@ def submit(client: Client, addresses: list[str]) -> Iterator[Callable[[str], Fut
     """Submit a task that asks for the token; all tokens are taken back afterwards."""
     yield lambda key: client.submit(where, key=key, resources={TOKEN: 1}, pure=False)
     for address in addresses:
-        grant_tokens(client, address, {TOKEN: 0})
+        grant_tags(client, address, {TOKEN: 0})
 
 
 def state_of(client: Client, key: str) -> str | None:
@@ -60,7 +60,7 @@ def test_a_token_wakes_the_task_that_waits_for_it(
 ) -> None:
     waiting = submit("waiting")
     await_state(client, "waiting", "no-worker")
-    grant_tokens(client, addresses[1], {TOKEN: 1})
+    grant_tags(client, addresses[1], {TOKEN: 1})
     assert waiting.result(timeout=20) == addresses[1]
 
 
@@ -71,10 +71,10 @@ def test_without_the_kick_the_task_would_wait_for_ever(
     await_state(client, "stuck", "no-worker")
     with monkeypatch.context() as patch:
         patch.setattr(resource_tags, "_kick", lambda dask_scheduler: None)
-        grant_tokens(client, addresses[0], {TOKEN: 1})
+        grant_tags(client, addresses[0], {TOKEN: 1})
     time.sleep(1)
     assert state_of(client, "stuck") == "no-worker"
-    grant_tokens(client, addresses[0], {TOKEN: 1})
+    grant_tags(client, addresses[0], {TOKEN: 1})
     assert waiting.result(timeout=20) == addresses[0]
 
 
@@ -82,13 +82,13 @@ def test_a_token_taken_back_lets_nothing_new_start(
     client: Client, addresses: list[str], submit: Callable[[str], Future]
 ) -> None:
     for address in addresses:
-        grant_tokens(client, address, {TOKEN: 1})
-    grant_tokens(client, addresses[0], {TOKEN: 0})
+        grant_tags(client, address, {TOKEN: 1})
+    grant_tags(client, addresses[0], {TOKEN: 0})
     assert {submit(f"moved-{number}").result(timeout=20) for number in range(4)} == {addresses[1]}
-    grant_tokens(client, addresses[1], {TOKEN: 0})
+    grant_tags(client, addresses[1], {TOKEN: 0})
     waiting = submit("drained")
     await_state(client, "drained", "no-worker")
-    grant_tokens(client, addresses[0], {TOKEN: 1})
+    grant_tags(client, addresses[0], {TOKEN: 1})
     assert waiting.result(timeout=20) == addresses[0]
 
 
@@ -96,7 +96,7 @@ def test_a_closed_token_lets_what_is_assigned_finish_and_nothing_new_begin(
     client: Client, addresses: list[str], submit: Callable[[str], Future], tmp_path: Path
 ) -> None:
     leaving, staying = addresses
-    grant_tokens(client, leaving, {TOKEN: 1})
+    grant_tags(client, leaving, {TOKEN: 1})
     go = tmp_path / "go"
     # The first one runs; the second is assigned, and waits for its turn. Taking the token would leave it there for ever.
     assigned = [
@@ -106,26 +106,26 @@ def test_a_closed_token_lets_what_is_assigned_finish_and_nothing_new_begin(
     for number in (0, 1):
         await_state(client, f"assigned-{number}", "processing")
     closing = (leaving, [TOKEN], False)
-    assert close_tokens(client, [closing]) == [False]
+    assert close_tags(client, [closing]) == [False]
     later = submit("later")
     await_state(client, "later", "no-worker")
     go.touch()
     assert [future.result(timeout=20) for future in assigned] == [leaving] * 2
     # Results that only it holds are not finished with before they are let go.
-    assert close_tokens(client, [closing, (leaving, [TOKEN], True)]) == [True, False]
-    grant_tokens(client, staying, {TOKEN: 1})
+    assert close_tags(client, [closing, (leaving, [TOKEN], True)]) == [True, False]
+    grant_tags(client, staying, {TOKEN: 1})
     assert later.result(timeout=20) == staying
     del assigned
     deadline = time.monotonic() + 20
-    while close_tokens(client, [(leaving, [TOKEN], True)]) != [True]:
+    while close_tags(client, [(leaving, [TOKEN], True)]) != [True]:
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    assert close_tokens(client, [("tcp://127.0.0.1:1", [TOKEN], True)]) == [None]
+    assert close_tags(client, [("tcp://127.0.0.1:1", [TOKEN], True)]) == [None]
 
 
 def test_a_worker_that_is_gone_gets_no_token(client: Client) -> None:
     with dask.config.set({"distributed.comm.timeouts.connect": "0.5s"}), pytest.raises(OSError):
-        grant_tokens(client, "tcp://127.0.0.1:1", {TOKEN: 1})
+        grant_tags(client, "tcp://127.0.0.1:1", {TOKEN: 1})
 
 
 def test_restrictions_are_read_from_the_scheduler(

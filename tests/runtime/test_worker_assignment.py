@@ -1,0 +1,300 @@
+"""Workers come, go, stand by, double up and leave: the assigned's decisions, without a cluster."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from daskinfer.runtime.protocol.actions import Action, Fail, GrantTag, LoadShard, ReleaseShard, StatusLine
+from daskinfer.runtime.state_machine.workers.placement_policy import RESTART_SECONDS
+from daskinfer.runtime.state_machine.workers.unassigned_stages import SAY_SECONDS, UnassignedStagePolicy
+from daskinfer.spec.plan import WorkerShape
+from daskinfer.testing.stress.campaigns import campaign_size
+from tests.support.assignments import LATER, MEMORY, begin, does, kinds, make_assignment, make_worker, obey, orders
+
+# Standby
+
+
+def test_a_standby_loads_what_it_can_and_gets_no_token() -> None:
+    assigned = make_assignment(standby=1)
+    actions = assigned.enlist(map(make_worker, "abc"))
+    assert actions == [LoadShard(0, "a"), LoadShard(1, "b"), LoadShard(0, "c"), LoadShard(1, "c")]
+    granted = obey(assigned, actions, 0)[4:]
+    assert granted == [GrantTag(0, "a"), GrantTag(1, "b")]
+    assert does(assigned)["c"] == ("stands by", (), (0, 1))
+
+
+def test_the_job_begins_before_its_standbys_have_loaded() -> None:
+    assigned = make_assignment(standby=1)
+    assigned.enlist(map(make_worker, "abc"))
+    assigned.acknowledge(0, 0, "a", 1)
+    assert assigned.acknowledge(0, 1, "b", 1) == [GrantTag(0, "a"), GrantTag(1, "b")]
+    assert assigned.complete
+
+
+def test_a_standby_takes_over_at_once_and_loads_nothing() -> None:
+    assigned = make_assignment(standby=1)
+    begin(assigned, *"abc")
+    assert assigned.lose("b", 10) == (1,)
+    assert orders(assigned.fill(10)) == [GrantTag(1, "c")]
+    assert does(assigned)["c"] == ("computes", (1,), (0,))
+
+
+def test_a_standby_that_still_loads_takes_over_as_soon_as_it_has() -> None:
+    assigned = make_assignment(standby=1)
+    assigned.enlist(map(make_worker, "abc"))
+    assigned.acknowledge(0, 0, "a", 0)
+    assigned.acknowledge(0, 1, "b", 0)
+    assigned.lose("b", 10)
+    assert orders(assigned.fill(10)) == []
+    assert assigned.missing(10 + LATER) == {}
+    assert assigned.acknowledge(0, 1, "c", 12) == [GrantTag(1, "c")]
+
+
+def test_the_next_spare_replaces_a_standby_that_was_used() -> None:
+    assigned = make_assignment(standby=1)
+    begin(assigned, *"abc")
+    assigned.lose("b", 10)
+    assigned.fill(10)
+    assert assigned.enlist([make_worker("d")], 20) == [LoadShard(0, "d"), LoadShard(1, "d")]
+
+
+def test_a_lost_standby_is_replaced_too() -> None:
+    assigned = make_assignment(standby=1)
+    begin(assigned, *"abcd")
+    assert assigned.lose("c", 10) == ()
+    assert assigned.fill(10) == [LoadShard(0, "d"), LoadShard(1, "d")]
+
+
+def test_a_standby_with_other_shards_makes_room_for_what_is_lost() -> None:
+    assigned = make_assignment(60, 50, standby=1)
+    begin(assigned, *"abc")
+    assert does(assigned)["c"] == ("stands by", (), (0,))
+    assigned.lose("b", 10)
+    actions = assigned.fill(10)
+    assert actions == [ReleaseShard("c", 0)]
+    assert assigned.stood_down("c", 0, 11) == [LoadShard(1, "c")]
+    assert assigned.acknowledge(0, 1, "c", 12) == [GrantTag(1, "c")]
+
+
+def test_a_standby_follows_to_the_next_generation() -> None:
+    assigned = make_assignment(standby=1)
+    begin(assigned, *"abc")
+    assigned.generations.append(1)
+    assert (1, "c") in assigned.posts
+    for stage, worker in assigned.posts[:2]:
+        assigned.acknowledge(1, stage, worker, 5)
+    assert assigned.is_loaded(1)  # partitions need not wait for it
+    assigned.lose("b", 10)
+    assert orders(assigned.fill(10)) == [GrantTag(1, "c", 0)]
+    assert assigned.acknowledge(1, 1, "c", 11) == [GrantTag(1, "c", 1)]
+
+
+# No spare
+
+
+def test_a_stage_is_doubled_after_what_a_restart_takes() -> None:
+    assigned = make_assignment()
+    begin(assigned, *"ab")
+    assigned.lose("b", 100)
+    assert assigned.fill(100) == []
+    assert assigned.look(9, 100 + RESTART_SECONDS - 0.1) == []
+    actions = assigned.look(9, 100 + RESTART_SECONDS)
+    assert kinds(actions) == ["stage-doubled"]
+    assert orders(actions) == [LoadShard(1, "a")]
+    assert assigned.look(9, 100 + 2 * RESTART_SECONDS) == []
+    assert assigned.acknowledge(0, 1, "a", 120) == [GrantTag(1, "a")]
+    assert does(assigned) == {"a": ("computes", (0, 1), ())}
+
+
+def test_who_has_no_room_does_not_double() -> None:
+    assigned = make_assignment(30, 50)
+    begin(assigned, *"ab")
+    assigned.lose("b", 0)
+    assert assigned.look(9, LATER) == []
+    assert assigned.missing(LATER) == {1: LATER}
+    said = assigned.wants.describe_missing(1)
+    assert "stage 1 (layers 1)" in said and "GPU: 1" in said and "50 B" in said
+
+
+def test_a_joiner_takes_the_doubled_stage_over() -> None:
+    assigned = make_assignment()
+    begin(assigned, *"ab")
+    assigned.lose("b", 0)
+    obey(assigned, assigned.look(9, LATER), LATER)
+    assert assigned.enlist([make_worker("c")], 20) == [LoadShard(1, "c")]
+    actions = assigned.acknowledge(0, 1, "c", 30)
+    # First it is granted there, then taken from the doubler, whose shard is freed.
+    assert orders(actions) == [GrantTag(1, "c"), ReleaseShard("a", 1)]
+    assert kinds(actions) == ["stage-relieved"]
+    assert does(assigned) == {"a": ("computes", (0,), ()), "c": ("computes", (1,), ())}
+
+
+def test_a_lost_doubler_leaves_two_stages_to_the_others() -> None:
+    assigned = make_assignment(20, 20, 20)
+    begin(assigned, *"abc")
+    assigned.lose("c", 0)
+    obey(assigned, assigned.look(9, LATER), LATER)
+    assert does(assigned)["a"] == ("computes", (0, 2), ())
+    assert assigned.lose("a", 10) == (0, 2)
+    assigned.fill(10)
+    actions = obey(assigned, assigned.look(9, 10 + LATER), 10 + LATER)
+    assert [action for action in actions if isinstance(action, GrantTag)] == [GrantTag(0, "b"), GrantTag(2, "b")]
+
+
+def test_a_worker_lost_before_the_job_begins_is_doubled_too() -> None:
+    assigned = make_assignment()
+    assigned.enlist(map(make_worker, "ab"))
+    assigned.acknowledge(0, 0, "a", 0)
+    assigned.lose("b", 1)
+    assert orders(assigned.look(9, 1 + LATER)) == [LoadShard(1, "a")]
+    assert not assigned.complete
+    assert assigned.acknowledge(0, 1, "a", 9) == []  # stage 1 still wants a worker of its own
+    assert assigned.look(9, 30) == [GrantTag(0, "a"), GrantTag(1, "a")]
+
+
+def test_a_missing_replica_does_not_keep_the_job_from_beginning() -> None:
+    assigned = make_assignment(replicas=(2, 1))
+    assigned.enlist(map(make_worker, "abc"))
+    assigned.lose("c", 0)
+    assigned.acknowledge(0, 0, "a", 1)
+    assigned.acknowledge(0, 1, "b", 1)
+    assert assigned.look(9, 2) == []
+    assert assigned.look(9, 2 + LATER) == [GrantTag(0, "a"), GrantTag(1, "b")]
+
+
+def test_a_worker_that_cannot_load_a_double_is_not_asked_again() -> None:
+    assigned = make_assignment()
+    begin(assigned, *"ab")
+    assigned.lose("b", 0)
+    assert orders(assigned.look(9, LATER)) == [LoadShard(1, "a")]
+    assert not assigned.is_needed(1, "a") and assigned.is_needed(0, "a")
+    assert assigned.give_up(1, "a", 8) == [ReleaseShard("a", 1)]
+    assert assigned.look(9, 20) == []
+    assert assigned.missing(20) == {1: 20}
+
+
+# Waiting
+
+
+def describe(stage: int) -> str:
+    return f"stage {stage} has nobody"
+
+
+def test_waiting_is_said_now_and_then_and_has_no_end() -> None:
+    patience = UnassignedStagePolicy("wait", 60)
+    assert kinds(patience.look({1: 5.0}, describe, 5)) == ["waiting"]
+    assert patience.look({1: 6.0}, describe, 6) == []
+    (said,) = patience.look({1: 5 + SAY_SECONDS}, describe, 5 + SAY_SECONDS)
+    assert said == StatusLine("waiting for 1 min 05 s: stage 1 has nobody")
+    assert not any(isinstance(action, Fail) for action in patience.look({1: 1e6}, describe, 1e6))
+    patience.look({}, describe, 2e6)
+    assert kinds(patience.look({1: 5.0}, describe, 3e6)) == ["waiting"]
+
+
+def test_stopping_says_what_is_missing() -> None:
+    patience = UnassignedStagePolicy("stop", 60)
+    assert kinds(patience.look({1: 5.0}, describe, 5)) == ["waiting"]
+    assert patience.look({1: 59.0}, describe, 59) == []
+    (fail,) = patience.look({1: 60.0}, describe, 60)
+    assert isinstance(fail, Fail) and "stage 1 has nobody" in str(fail.error)
+
+
+# Anything at all
+
+
+@settings(max_examples=campaign_size(40, 2000), deadline=None)
+@given(st.integers(0, 10**9))
+def test_whatever_happens_every_stage_ends_up_with_one_worker_that_stays(seed: int) -> None:
+    """Tokens are only granted for shards that are there, and never taken from a stage's last worker."""
+    source = random.Random(seed)
+    assigned = make_assignment(
+        *(source.choice([20, 40]) for _ in range(source.randint(1, 3))), standby=source.randint(0, 2)
+    )
+    loaded: set[tuple[int, str]] = set()
+    granted: set[tuple[int, str]] = set()
+    alive: set[str] = set()
+    born, now = 0, 0.0
+    todo: list[Action] = []
+
+    def take(actions: list[Action]) -> None:
+        nonlocal granted
+        for action in actions:
+            match action:
+                case GrantTag(stage, worker):
+                    assert (stage, worker) in loaded
+                    assert worker in alive
+                    granted.add((stage, worker))
+                case ReleaseShard(worker, None):
+                    own = {place for place in granted if place[1] == worker}
+                    for stage, _ in own:
+                        assert any(place[0] == stage and place[1] != worker for place in granted)
+                    granted.difference_update(own)
+                    todo.append(action)
+                case ReleaseShard(worker, stage):
+                    if any(place == (stage, worker) for place in granted):
+                        granted = {place for place in granted if place != (stage, worker)}
+                        assert any(place[0] == stage for place in granted)
+                    todo.append(action)
+                case LoadShard():
+                    todo.append(action)
+
+    for step in range(300):
+        now += source.choice([0.0, 0.1, 2.0])
+        calm = step > 250
+        choice = source.random()
+        if (choice < 0.1 or (calm and len(alive) < 4)) and len(alive) < 6:
+            born += 1
+            alive.add(f"w{born}")
+            take(assigned.enlist([make_worker(f"w{born}")], now))
+        elif choice < 0.15 and alive and not calm:
+            victim = source.choice(sorted(alive))
+            alive.remove(victim)
+            loaded = {place for place in loaded if place[1] != victim}
+            granted -= {place for place in granted if place[1] == victim}
+            todo = [action for action in todo if getattr(action, "worker", None) != victim]
+            assigned.lose(victim, now)
+            take(assigned.fill(now))
+        elif choice < 0.2 and alive and not calm:
+            take(assigned.drain(step, source.choice(sorted(alive)), now))
+        elif choice < 0.6 and todo:
+            action = todo.pop(source.randrange(len(todo)))
+            if isinstance(action, LoadShard):
+                loaded.add((action.stage, action.worker))
+                take(assigned.acknowledge(0, action.stage, action.worker, now))
+            elif isinstance(action, ReleaseShard):
+                take(assigned.stood_down(action.worker, action.stage, now))
+        else:
+            take(assigned.look(5, now))
+    for _ in range(60):
+        now += 2.0
+        while todo:
+            action = todo.pop(0)
+            if isinstance(action, LoadShard):
+                loaded.add((action.stage, action.worker))
+                take(assigned.acknowledge(0, action.stage, action.worker, now))
+            elif isinstance(action, ReleaseShard):
+                take(assigned.stood_down(action.worker, action.stage, now))
+        if not any(state.does in ("computes", "loads") and state.worker in alive for state in assigned.roster()) or (
+            assigned.missing(now)
+        ):
+            born += 1
+            alive.add(f"w{born}")
+            take(assigned.enlist([make_worker(f"w{born}")], now))
+        take(assigned.look(5, now))
+    assert assigned.complete
+    assert not assigned.missing(now)
+    computed = {stage for state in assigned.roster() for stage in state.stages}
+    assert {stage for stage, _ in granted} == computed
+    assert computed == set(range(max(computed) + 1))
+
+
+@pytest.mark.parametrize("standby", [0, 1])
+def test_workers_without_the_tags_hold_nothing(standby: int) -> None:
+    assigned = make_assignment(standby=standby)
+    stranger = WorkerShape(address="x", threads=1, memory=MEMORY, resources={"CPU": 1})
+    assigned.enlist([stranger, make_worker("a")])
+    assert set(does(assigned)) == {"a"}
