@@ -33,6 +33,7 @@ from daskinfer.storage.inputs.row_batch import RowBatch
 from daskinfer.storage.jobs.partition_claims import ClaimLog
 from daskinfer.storage.outputs.job_output import read_staged
 from daskinfer.storage.outputs.owner import confirm
+from daskinfer.storage.outputs.row_digest import digest_rows
 from daskinfer.storage.outputs.sink import OutputPart
 
 T = TypeVar("T")
@@ -240,6 +241,7 @@ def commit_partition(
         digest=written.digest,
         path=written.path,
         size=written.bytes,
+        rows_digest=digest_rows(rows),
         trail=trail,
     )
     committed = context.sink.commit(record)

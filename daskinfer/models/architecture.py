@@ -25,6 +25,7 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.auto_factory import _get_model_class
 
 from daskinfer.errors import CheckpointError
+from daskinfer.models.missing_kernels import refuse_missing_kernels
 from daskinfer.models.remotecode import find_class
 from daskinfer.models.versions import ATTENTION
 
@@ -93,7 +94,7 @@ def build_model(
     Raises
     ------
     CheckpointError
-        Where neither the checkpoint's code nor transformers has such a model.
+        Where neither the checkpoint's code nor transformers has such a model, or it lacks a kernel.
     """
     settings = make_config(config, files)
     model_class: Any = find_class(config, files, class_name) or getattr(transformers, class_name, None)
@@ -110,7 +111,14 @@ def build_model(
     _refuse_other(model_class, PreTrainedModel)
     with without_network(), without_weights():
         model = instantiate(model_class, settings, getattr(torch, dtype))
+    refuse_missing_kernels(model)
     return model.eval()
+
+
+def has_class(config: Mapping[str, Any], class_name: str, files: Mapping[str, bytes] = NO_FILES) -> bool:
+    """Return whether an Auto class of transformers lists a model for a configuration, or the checkpoint's code brings it."""
+    mapping: Any = getattr(transformers, class_name)._model_mapping
+    return type(make_config(config, files)) in mapping or find_class(config, files, class_name) is not None
 
 
 def choose_class(config: Mapping[str, Any], files: Mapping[str, bytes] = NO_FILES) -> tuple[str, str | None]:

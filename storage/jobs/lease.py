@@ -21,7 +21,7 @@ from daskinfer.spec.section import Section
 from daskinfer.storage.jobs.driver_identity import BEAT, TTL, DriverIdentity, Mode, describe_driver, look_for, refuse
 from daskinfer.storage.jobs.heartbeat import Beating
 from daskinfer.storage.jobs.membership import Membership, find_living, list_members, seems_alive
-from daskinfer.storage.objects.filesystem import join_url, read_bytes, replace_bytes
+from daskinfer.storage.objects.filesystem import join_url, read_record, replace_bytes
 from daskinfer.storage.objects.slotlog import Slot, SlotLog
 
 # How long whoever joins waits before it looks again whether another has prepared the job.
@@ -216,7 +216,7 @@ def read_heartbeat(url: str) -> Heartbeat | None:
     place = join_url(url, "lease.json")
     with suppress(FileNotFoundError):
         try:
-            return Heartbeat.model_validate_json(read_bytes(place))
+            return Heartbeat.model_validate_json(read_record(place))
         except ValidationError as error:
             raise IntegrityError(f"{place} is not a heartbeat", hint="Delete it; nothing else is lost.") from error
     return None

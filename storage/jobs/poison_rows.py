@@ -16,7 +16,7 @@ from daskinfer.errors import IntegrityError
 from daskinfer.ids import canonical_json, parse_json
 from daskinfer.spec.job.poison import PoisonRecord
 from daskinfer.storage.objects.create_if_absent import create
-from daskinfer.storage.objects.filesystem import delete, join_url, list_names, read_bytes
+from daskinfer.storage.objects.filesystem import delete, join_url, list_names, read_record
 
 POISON = "poison"
 
@@ -61,7 +61,7 @@ def forget_poison_records(job: str) -> None:
 
 def _read(url: str) -> PoisonRecord:
     try:
-        stored = parse_json(read_bytes(url))
+        stored = parse_json(read_record(url))
         stored.pop("decided")
         return PoisonRecord.model_validate(stored)
     except (ValueError, KeyError, AttributeError, ValidationError) as error:

@@ -12,13 +12,12 @@ from daskinfer.spec.job.generation import Generations, SnapshotPin
 from daskinfer.spec.job.record import JobRecord
 from daskinfer.storage.jobs.generation_log import GenerationLog
 from daskinfer.storage.jobs.store import JobStore
-from daskinfer.storage.objects.filesystem import absolute_url, join_url
+from daskinfer.storage.objects.filesystem import absolute_url
 from daskinfer.storage.outputs.commit_log import CommitLog
 from daskinfer.storage.outputs.committed import CommittedPartitions
 from daskinfer.storage.outputs.fence import Fence
 from daskinfer.storage.outputs.formats import choose_output_format, make_sink
 from daskinfer.storage.outputs.owner import current_owner
-from daskinfer.storage.outputs.places import RECORDS
 from daskinfer.storage.outputs.reading import SealedPart, read_part
 from daskinfer.storage.outputs.retry_rounds import Round, SupplementSink, close_round, supplement_url
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, PartSink, WholeOutput
@@ -147,12 +146,9 @@ def merge_round(record: JobRecord, generations: Generations, round: Round, fence
     return close_round(fence, make_sink(url, _format_of(record), layout, fence), round, records, ledgers)
 
 
-def take_back(record: JobRecord, partitions: Iterable[int], fence: Fence) -> None:
-    """Take back that partitions of an unfinished job are committed, so that its driver computes them again."""
-    ledger = CommitLog(fence.url, _make_layout(record, record.first_pin), fence=fence)
-    ledger.drop_index()
-    for partition in partitions:
-        fence.remove(join_url(fence.url, RECORDS, "commits", record.job, f"{partition:08d}.json"))
+def take_back(record: JobRecord, partitions: Iterable[int], fence: Fence, round: int = 0) -> None:
+    """Take back that partitions of an unfinished job, or of its retry, are committed; its driver computes them again."""
+    CommitLog(fence.url, _make_layout(record, record.first_pin), round=round, fence=fence).take_back(partitions)
 
 
 def read_staged(record: JobRecord, pin: SnapshotPin, commit: CommitRecord) -> OutputPart:

@@ -12,6 +12,7 @@ from daskinfer.errors import IntegrityError
 from daskinfer.spec.job.commit import CommitRecord
 from daskinfer.storage.columns.json_text import to_json_texts
 from daskinfer.storage.columns.types import JSON
+from daskinfer.storage.outputs.row_digest import add_digests
 from daskinfer.storage.outputs.sink import OutputPart
 
 
@@ -61,6 +62,7 @@ def merge_records(before: CommitRecord, retried: CommitRecord) -> CommitRecord:
             "digest": retried.digest,
             "path": retried.path,
             "size": retried.size,
+            "rows_digest": add_digests(before.rows_digest, retried.rows_digest),
         }
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,9 +12,15 @@ from torch import Tensor, nn
 from daskinfer.errors import CheckpointError
 from daskinfer.models.preprocessing.textconfig import pad_id
 from daskinfer.models.request import TaskRequest
-from daskinfer.models.tasks.fields import label_names, use_sigmoid
+from daskinfer.models.tasks.fields import find_activation, label_names
 from daskinfer.models.tasks.module import TaskModule
-from daskinfer.models.tasks.textmodel import Prefixes, TextInputs, build_text_model, text_inputs
+from daskinfer.models.tasks.textmodel import (
+    Prefixes,
+    TextInputs,
+    build_text_model,
+    refuse_sound_model,
+    text_inputs,
+)
 
 
 class TextClassification(TaskModule):
@@ -26,12 +33,13 @@ class TextClassification(TaskModule):
         self.eval()
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
-        """Return the probability of every class."""
+        """Return the score of every class."""
         return {"scores": score_classes(self._text.run(self.model, inputs), self._config)}
 
 
 def score_classes(output: Any, config: Mapping[str, Any]) -> Tensor:
-    """Return the probability of every class, (rows, classes) float32, from a classifier's output.
+    """Return the score of every class, (rows, classes) float32, from a classifier's output: a probability, or a
+    regression's value.
 
     Raises
     ------
@@ -47,7 +55,13 @@ def score_classes(output: Any, config: Mapping[str, Any]) -> Tensor:
             hint="Take config.json and weights from the same checkpoint.",
         )
     values = logits.float()
-    return torch.sigmoid(values) if use_sigmoid(config) else torch.softmax(values, dim=-1)
+    match find_activation(config):
+        case "softmax":
+            return torch.softmax(values, dim=-1)
+        case "sigmoid":
+            return torch.sigmoid(values)
+        case "identity":
+            return values
 
 
 def make_classify(request: TaskRequest, dtype: str) -> TextClassification:
@@ -59,10 +73,20 @@ def make_classify(request: TaskRequest, dtype: str) -> TextClassification:
         If the checkpoint has none, or the classifier finds a row's end by a padding id that config.json lacks.
     """
     model, prefixes = build_text_model(request, "AutoModelForSequenceClassification", dtype)
+    refuse_sound_model(model, request.architecture)
     settings = model.config.get_text_config()  # type: ignore[operator, union-attr]
-    if getattr(settings, "pad_token_id", None) != pad_id(request.config):
+    told = getattr(settings, "pad_token_id", None)
+    if told != pad_id(request.config) and (told is not None or _looks_for_padding(model)):
         raise CheckpointError(
             f"config.json: {request.architecture} needs a pad_token_id, to tell where a padded row ends",
             hint="Set it to the tokenizer's padding id and publish again.",
         )
     return TextClassification(model, prefixes, text_inputs(model, request), request.config)
+
+
+def _looks_for_padding(model: nn.Module) -> bool:
+    """Return whether a classifier's own forward asks for the padding id; Perceiver, for one, has none and needs none."""
+    try:
+        return "pad_token_id" in inspect.getsource(type(model).forward)
+    except (OSError, TypeError):
+        return True

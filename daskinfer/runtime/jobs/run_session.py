@@ -19,6 +19,7 @@ from daskinfer.runtime.driver.event_loop import Driver
 from daskinfer.runtime.driver.progress_counter import ProgressCounter
 from daskinfer.runtime.driver.run_context import RunContext
 from daskinfer.runtime.driver.run_progress import RunProgress
+from daskinfer.runtime.jobs.changed_input import read_table
 from daskinfer.runtime.jobs.committed_snapshots import SnapshotMap
 from daskinfer.runtime.jobs.job_resolution import OpenedJob
 from daskinfer.runtime.jobs.multi_driver import clear_activations, clear_output, join_job, make_claimer
@@ -45,7 +46,6 @@ from daskinfer.storage.outputs.owner import confirm
 from daskinfer.storage.outputs.sink import WholeOutput
 
 T = TypeVar("T")
-
 _log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 60.0
@@ -83,7 +83,7 @@ class RunSession:
         self.recipe = recipe
         self.rules = job.record.recipe.consistency
         self.ledger = RunProgress(job.plan, job.record.rows)
-        self.inputs = job.record.inputs
+        self.inputs = job.store.inputs(job.record)
         self.epoch = 0
         self.pins: tuple[SnapshotPin, ...] = (job.record.first_pin,)
         self.counters: dict[str, int] = {}
@@ -282,7 +282,7 @@ class RunSession:
         )
 
     def _table(self) -> PartitionTable:
-        return self.job.store.table()
+        return read_table(self.job.store, self.job.record, self.inputs)
 
     def _leave(self, driver: Driver, client: Client) -> None:
         if self.recipe.cluster.address is not None and client.status == "running":

@@ -20,7 +20,7 @@ from daskinfer.models.tasks.fields import usual_task
 from daskinfer.spec.outline import Outline
 from daskinfer.spec.recipe.schema import ModelOptions
 from daskinfer.spec.snapshot import Resolution
-from daskinfer.storage.objects.filesystem import join_url, read_bytes, replace_bytes
+from daskinfer.storage.objects.filesystem import LARGEST_MANIFEST, join_url, read_record, replace_bytes
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.tensors.node_cache import private_folder
 
@@ -92,7 +92,7 @@ def _write(url: str, outline: Outline) -> None:
 def _read(url: str) -> Outline | None:
     """Return an outline that is there and undamaged."""
     try:
-        digest, _, text = read_bytes(url).partition(b"\n")
+        digest, _, text = read_record(url, LARGEST_MANIFEST).partition(b"\n")
         return Outline.model_validate_json(text) if digest.decode(errors="replace") == sha256_of(text) else None
     except (FileNotFoundError, ValidationError, StorageError):
         return None
