@@ -112,6 +112,12 @@ def build_model(
     return model.eval()
 
 
+def has_class(config: Mapping[str, Any], class_name: str, files: Mapping[str, bytes] = NO_FILES) -> bool:
+    """Return whether an Auto class of transformers lists a model for a configuration, or the checkpoint's code brings it."""
+    mapping: Any = getattr(transformers, class_name)._model_mapping
+    return type(make_config(config, files)) in mapping or find_class(config, files, class_name) is not None
+
+
 def choose_class(config: Mapping[str, Any], files: Mapping[str, bytes] = NO_FILES) -> tuple[str, str | None]:
     """Return the class that a checkpoint is published as, and what to say where it is not the one that it names.
 

@@ -107,6 +107,8 @@ class _Plain(nn.Module):
             )
         if request.task == "embed" and hasattr(model, "encoder") and hasattr(model, "decoder"):
             model = model.get_encoder()
+        # What a forward returns is the same without a cache, which some models cannot fill in one go.
+        model.config.get_text_config().use_cache = False
         self.model = model.eval()
         self.tokens: Mapping[str, Tensor] = {}
 

@@ -8,7 +8,7 @@ avoided by how microbatches are formed, or the model is refused.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,11 +58,19 @@ def prove_sharing(model: nn.Module, outline: Outline, lengths: ProbeLengths, pad
     CheckpointError
         Where a row's result hangs on more than its row in whatever way it is computed, or cannot be computed.
     """
-    try:
+    tried = {lengths.short, lengths.middle, lengths.long, lengths.beyond or 0, lengths.longest or 0}
+    with explain_failure(outline, tried - {0}):
         return _prove(model, outline, lengths, pad)
+
+
+@contextmanager
+def explain_failure(outline: Outline, tried: Collection[int]) -> Iterator[None]:
+    """Turn what a model raises on rows of these lengths into a `CheckpointError`."""
+    try:
+        yield
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-        tried = sorted({lengths.short, lengths.middle, lengths.long, lengths.beyond or 0, lengths.longest or 0} - {0})
-        of = f" of {', '.join(map(str, tried))} tokens" if any(None in array.shape for array in outline.inputs) else ""
+        has_length = any(None in array.shape for array in outline.inputs)
+        of = f" of {', '.join(map(str, sorted(tried)))} tokens" if has_length else ""
         raise CheckpointError(
             f"{outline.architecture} cannot compute rows{of} one by one and together: {type(error).__name__}: {error}",
             hint="Lower model.options.max_length where only long rows fail, or wrap the model: model.entry.",

@@ -7,7 +7,7 @@ import torch
 from daskinfer.errors import CheckpointError
 from daskinfer.models.module_state import ModuleState
 from daskinfer.models.probe_rows import Row, collate, make_row
-from daskinfer.models.row_proof import TOLERANCE, find_difference, proof_settings, with_random_weights
+from daskinfer.models.row_proof import TOLERANCE, explain_failure, find_difference, proof_settings, with_random_weights
 from daskinfer.models.tasks.score import ScoreModule
 from daskinfer.spec.outline import Outline
 
@@ -31,7 +31,7 @@ def prove_sight(module: ScoreModule, outline: Outline, max_length: int, pad: int
     Raises
     ------
     CheckpointError
-        Where a causal model sees what it is to predict, or a masked one nothing of what follows.
+        Where a causal model sees what it is to predict, or a masked one nothing of what follows, or it cannot be run.
     """
     length = min(_LENGTH, max_length)
     if length < 2:
@@ -43,6 +43,7 @@ def prove_sight(module: ScoreModule, outline: Outline, max_length: int, pad: int
     other = Row(length, {**row.arrays, "input_ids": ids})
     before = []
     with (
+        explain_failure(outline, {length}),
         proof_settings(),
         torch.inference_mode(),
         module.only_logits(),

@@ -8,11 +8,14 @@ from typing import Any
 from daskinfer.errors import CheckpointError
 
 _WIDTH_KEYS = ("word_embed_proj_dim", "hidden_size", "d_model", "dim", "n_embd", "emb_dim")
-_POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
+_POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")
 # Their positions are counted from the one after the padding id, and a padding token has none of its own.
 _OFFSET_POSITIONS = frozenset(
     [
+        "altclip_text_model",
+        "bridgetower_text_model",
         "camembert",
+        "clap_text_model",
         "data2vec-text",
         "esm",
         "ibert",

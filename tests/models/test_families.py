@@ -13,6 +13,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from daskinfer.errors import CheckpointError
 from daskinfer.models.architecture import stored_prefix
 from daskinfer.models.outlining import make_outline
 from daskinfer.models.probe_lengths import choose_lengths
@@ -116,6 +117,33 @@ def test_further_decoders_score_a_text_as_alone(architecture: str) -> None:
     outline = make_outline(empty, empty.inputs, task="score", dtype="float32")
     prove_sight(empty, outline, 32)
     assert prove_sharing(empty, outline, lengths).is_free
+
+
+def test_a_class_that_no_auto_class_lists_is_taken_itself() -> None:
+    config = {"model_type": "emu3_text_model", "architectures": ["Emu3ForCausalLM"], **SMALL_DECODER}
+    module, plain = fill(make_model("Emu3ForCausalLM", config), "score", config)
+    check_probabilities(module, plain)
+
+
+def test_a_model_with_more_embeddings_than_tokens_is_tried_on_its_tokens() -> None:
+    config = {"model_type": "cpmant", "architectures": ["CpmAntForCausalLM"], "hidden_size": 32, "dim_head": 8}
+    config |= {"num_attention_heads": 4, "dim_ff": 64, "num_hidden_layers": 1, "vocab_size": 96, "prompt_length": 4}
+    module = build_task(TaskRequest("score", ModelOptions(), "CpmAntForCausalLM", request_files(config)), "float32")
+    assert module.inputs[0].bound == 96
+
+
+def test_a_model_of_language_that_cannot_be_run_is_refused_by_name() -> None:
+    case = next(case for case in ZOO if case.name == "llama")
+    module = build_task(TaskRequest("score", ModelOptions(), case.architecture, request_files(case.config)), "float32")
+    assert isinstance(module, CausalScore)
+    outline = make_outline(module, module.inputs, task="score", dtype="float32")
+    module.model.forward = fail
+    with pytest.raises(CheckpointError, match=r"LlamaForCausalLM cannot compute rows of 12 tokens .*: no such place"):
+        prove_sight(module, outline, 32)
+
+
+def fail(**_: Tensor) -> Tensor:
+    raise IndexError("no such place")
 
 
 def request_files(config: Mapping[str, Any] | None) -> dict[str, bytes]:

@@ -16,6 +16,7 @@ from daskinfer.models.publish_proof import compare_with_transformers
 from daskinfer.models.tasks.textmodel import TextInputs
 from daskinfer.runtime.checkpoints import publish_checkpoint
 from daskinfer.storage.registry.catalog import Registry
+from daskinfer.testing.tinymodels import make_tiny
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,20 @@ from daskinfer.storage.registry.catalog import Registry
 def test_a_checkpoint_equals_transformers(tiny: Callable[[str], Path], architecture: str, task: str) -> None:
     found = inspect_checkpoint(tiny(architecture))
     assert compare_with_transformers(found, tiny(architecture)).startswith(f"{task} of 7 texts equals plain")
+
+
+def test_a_model_that_cannot_fill_a_cache_is_compared_too(tmp_path: Path) -> None:
+    sizes = {
+        "num_key_value_heads": 2,
+        "mamba_d_state": 4,
+        "mamba_dt_rank": 4,
+        "num_experts": 2,
+        "use_mamba_kernels": False,
+    }
+    directory = make_tiny(tmp_path, "JambaForCausalLM", settings=sizes)
+    assert compare_with_transformers(inspect_checkpoint(directory), directory).startswith(
+        "score of 7 texts equals plain"
+    )
 
 
 def test_other_numbers_are_not_published(

@@ -181,6 +181,20 @@ def test_several_labels_at_once_take_the_sigmoid(tmp_path: Path) -> None:
     assert np.array_equal(result, expected.numpy())
 
 
+@pytest.mark.parametrize("labels", [1, 3])
+def test_the_scores_of_a_regression_are_its_own_values(tmp_path: Path, labels: int) -> None:
+    settings = {
+        "problem_type": "regression",
+        "sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity",
+    }
+    directory = make_tiny(tmp_path, "BertForSequenceClassification", labels=labels, settings=settings)
+    request = ask_task(directory, "classify")
+    encoded = encode_texts(request, TEXTS)
+    result = columns_of(request, encoded, run_task(fill_task(build_task(request, "float32"), directory), encoded))
+    assert np.array_equal(result["scores"], run_reference(directory, request, encoded))
+    assert np.array_equal(result["score"], result["scores"].max(1))
+
+
 @pytest.mark.parametrize(
     ("file", "settings"),
     [
@@ -247,7 +261,7 @@ def test_a_decoder_classifier_without_padding_id_is_refused(tmp_path: Path) -> N
 def test_sound_is_no_text(tmp_path: Path) -> None:
     config = transformers.WhisperConfig(d_model=12, encoder_layers=1, decoder_layers=1).to_dict()
     files = {"config.json": json.dumps(config).encode()}
-    with pytest.raises(CheckpointError, match="takes input_features, not texts"):
+    with pytest.raises(CheckpointError, match="WhisperModel takes sound"):
         build_task(TaskRequest("embed", ModelOptions(), "WhisperModel", files), "float32")
 
 

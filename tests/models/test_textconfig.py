@@ -50,6 +50,8 @@ def test_the_longest_row_is_the_longest_that_runs(tmp_path: Path, architecture: 
 def test_what_config_json_may_leave_out() -> None:
     assert max_positions({"model_type": "llama"}) is None
     assert max_positions({"text_config": {"model_type": "llama", "max_position_embeddings": 9}}) == 9
+    assert max_positions({"model_type": "whisper", "max_target_positions": 448}) == 448
+    assert max_positions({"text_config": {"model_type": "clap_text_model", "max_position_embeddings": 514}}) == 512
     assert pad_id({"model_type": "roberta"}) == 1
     assert pad_id({"model_type": "llama", "pad_token_id": -1}) == 0
     assert pad_id({"model_type": "gpt2", "pad_token_id": None}) == 0

@@ -9,10 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from daskinfer.errors import CheckpointError
-from daskinfer.models.tasks.fields import label_names, use_sigmoid
+from daskinfer.models.tasks.fields import find_activation, label_names
 from daskinfer.models.tasks.module import TaskModule
 from daskinfer.models.tasks.request import TaskRequest
-from daskinfer.models.tasks.textmodel import Prefixes, TextInputs, build_text_model, text_inputs
+from daskinfer.models.tasks.textmodel import (
+    Prefixes,
+    TextInputs,
+    build_text_model,
+    refuse_sound_model,
+    text_inputs,
+)
 from daskinfer.models.textconfig import pad_id
 
 
@@ -26,12 +32,13 @@ class TextClassification(TaskModule):
         self.eval()
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
-        """Return the probability of every class."""
+        """Return the score of every class."""
         return {"scores": score_classes(self._text.run(self.model, inputs), self._config)}
 
 
 def score_classes(output: Any, config: Mapping[str, Any]) -> Tensor:
-    """Return the probability of every class, (rows, classes) float32, from a classifier's output.
+    """Return the score of every class, (rows, classes) float32, from a classifier's output: a probability, or a
+    regression's value.
 
     Raises
     ------
@@ -47,7 +54,13 @@ def score_classes(output: Any, config: Mapping[str, Any]) -> Tensor:
             hint="Take config.json and weights from the same checkpoint.",
         )
     values = logits.float()
-    return torch.sigmoid(values) if use_sigmoid(config) else torch.softmax(values, dim=-1)
+    match find_activation(config):
+        case "softmax":
+            return torch.softmax(values, dim=-1)
+        case "sigmoid":
+            return torch.sigmoid(values)
+        case "identity":
+            return values
 
 
 def make_classify(request: TaskRequest, dtype: str) -> TextClassification:
@@ -59,6 +72,7 @@ def make_classify(request: TaskRequest, dtype: str) -> TextClassification:
         If the checkpoint has none, or the classifier finds a row's end by a padding id that config.json lacks.
     """
     model, prefixes = build_text_model(request, "AutoModelForSequenceClassification", dtype)
+    refuse_sound_model(model, request.architecture)
     settings = model.config.get_text_config()  # type: ignore[operator, union-attr]
     if getattr(settings, "pad_token_id", None) != pad_id(request.config):
         raise CheckpointError(

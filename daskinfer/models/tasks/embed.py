@@ -16,7 +16,13 @@ from daskinfer.models.tasks.pooling import pool
 from daskinfer.models.tasks.projection import find_projection, take_hidden
 from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.models.tasks.sentence import Dense, Sentence, read_sentence
-from daskinfer.models.tasks.textmodel import Prefixes, TextInputs, build_text_model, text_inputs
+from daskinfer.models.tasks.textmodel import (
+    Prefixes,
+    TextInputs,
+    build_text_model,
+    refuse_sound_model,
+    text_inputs,
+)
 
 
 class DenseLayer(nn.Module):
@@ -104,6 +110,7 @@ def make_embed(request: TaskRequest, dtype: str) -> TaskModule:
         whole, model = model, model.get_encoder()  # type: ignore[operator]
         path = next(path for path, module in whole.named_modules() if module is model)
         prefixes = (("", f"{path}."),)
+    refuse_sound_model(model, request.architecture)
     if getattr(model, "main_input_name", "input_ids") != "input_ids":
         raise CheckpointError(
             f"{request.architecture} takes {model.main_input_name}, not texts",

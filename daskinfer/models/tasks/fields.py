@@ -12,6 +12,8 @@ from daskinfer.models.tasks.sentence import read_json, read_sentence
 from daskinfer.spec.job import OutputField
 from daskinfer.spec.outline import TensorSpec
 
+Activation = Literal["softmax", "sigmoid", "identity"]
+
 CLASSIFIER = "ForSequenceClassification"
 # Models of images and texts are asked for texts alone.
 _CAUSAL = ("ForCausalLM", "LMHeadModel", "WithLMHead", "ForConditionalGeneration", "BertGenerationDecoder")
@@ -108,8 +110,11 @@ def text_fields(request: TaskRequest, max_length: int) -> tuple[OutputField, ...
 
 
 def class_fields(config: Mapping[str, Any]) -> tuple[OutputField, ...]:
-    """Return the columns of every classifier: the best class, its score, and all scores in `label_names`' order."""
-    use_sigmoid(config)
+    """Return the columns of every classifier: the best class, its score, and all scores in `label_names`' order.
+
+    Of a regression they are its largest value, the name of that, and all values.
+    """
+    find_activation(config)
     return (
         OutputField(name="label", kind="string"),
         OutputField(name="score", kind="float32"),
@@ -164,32 +169,32 @@ def label_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(by_number[number] for number in range(len(names)))
 
 
-def use_sigmoid(config: Mapping[str, Any]) -> bool:
-    """Return whether every class is scored by itself (sigmoid) instead of all against each other (softmax).
+def find_activation(config: Mapping[str, Any]) -> Activation:
+    """Return what makes a classifier's scores of its logits, as transformers' own pipeline has it.
 
-    As transformers' own pipeline: several labels at once, or a single one, take the sigmoid.
+    Several labels at once, or a single one, are scored each by itself (sigmoid), others against each other (softmax).
+    A regression's outputs are its scores.
 
     Raises
     ------
     CheckpointError
-        For regression models, whose output is no probability, and CrossEncoders with another activation.
+        For CrossEncoders with another activation.
     """
     problem = config.get("problem_type")
+    found: Activation = "softmax"
     if problem == "regression":
-        raise CheckpointError(
-            "config.json: problem_type is regression, which has no classes",
-            hint="Use a checkpoint that was trained to classify.",
-        )
-    is_sigmoid = problem == "multi_label_classification" or len(label_names(config)) == 1
+        found = "identity"
+    elif problem == "multi_label_classification" or len(label_names(config)) == 1:
+        found = "sigmoid"
     of_encoder = config.get("sentence_transformers")
     told = of_encoder.get("activation_fn") if isinstance(of_encoder, Mapping) else None
-    _check_activation(told or config.get("sbert_ce_default_activation_function"), is_sigmoid, "config.json")
-    return is_sigmoid
+    _check_activation(told or config.get("sbert_ce_default_activation_function"), found, "config.json")
+    return found
 
 
-def _check_activation(told: Any, is_sigmoid: bool, where: str) -> None:
-    """Refuse a CrossEncoder whose scores are not the probabilities that this task writes."""
-    wanted = "Sigmoid" if is_sigmoid else "Softmax"
+def _check_activation(told: Any, found: Activation, where: str) -> None:
+    """Refuse a CrossEncoder whose scores are not those that this task writes."""
+    wanted = found.capitalize()
     if told and str(told).rpartition(".")[2] != wanted:
         raise CheckpointError(
             f"{where}: the scores of this CrossEncoder are the {told} of its logits, and not their {wanted}",
@@ -198,6 +203,8 @@ def _check_activation(told: Any, is_sigmoid: bool, where: str) -> None:
 
 
 def _check_classifier(request: TaskRequest) -> None:
+    if "ForAudio" in request.architecture or request.architecture.endswith("ForXVector"):
+        raise refuse_sound(request.architecture)
     if not request.architecture.endswith(CLASSIFIER):
         raise CheckpointError(
             f"{request.architecture} cannot classify: it has no trained sequence classifier",
@@ -209,4 +216,14 @@ def _check_classifier(request: TaskRequest) -> None:
             hint="Use an encoder's or a decoder's classifier, or the task embed.",
         )
     settings = read_json(request, "config_sentence_transformers.json") or {}
-    _check_activation(settings.get("activation_fn"), use_sigmoid(request.config), "config_sentence_transformers.json")
+    _check_activation(
+        settings.get("activation_fn"), find_activation(request.config), "config_sentence_transformers.json"
+    )
+
+
+def refuse_sound(architecture: str) -> CheckpointError:
+    """Return the error for a model of sound, which `embed` and `classify` do not take."""
+    return CheckpointError(
+        f"{architecture} takes sound, and the tasks embed and classify take texts and images",
+        hint="Make arrays of one shape with the checkpoint's own feature extractor, and use the task forward on them.",
+    )

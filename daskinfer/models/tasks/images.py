@@ -14,7 +14,7 @@ from daskinfer.errors import CheckpointError
 from daskinfer.models.architecture import build_model, stored_prefix
 from daskinfer.models.images import ImageEncoder
 from daskinfer.models.tasks.classify import score_classes
-from daskinfer.models.tasks.fields import use_sigmoid
+from daskinfer.models.tasks.fields import find_activation
 from daskinfer.models.tasks.module import TaskModule
 from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.spec.outline import InputArray
@@ -31,7 +31,7 @@ class ImageClassifier(TaskModule):
         self._config = config
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
-        """Return the probability of every class, float32."""
+        """Return the score of every class, float32."""
         return {"scores": score_classes(self.model(pixel_values=inputs["pixel_values"]), self._config)}
 
 
@@ -68,19 +68,19 @@ class VisionTower(nn.Module):
 
 
 def make_image_classify(request: TaskRequest, dtype: str) -> TaskModule:
-    """Return the checkpoint's own classifier with its probabilities.
+    """Return the checkpoint's own classifier with its scores.
 
     Raises
     ------
     CheckpointError
-        Where it has no trained image classifier, or one whose outputs are no probabilities.
+        Where it has no trained image classifier.
     """
     if "ForImageClassification" not in request.architecture:
         raise CheckpointError(
             f"{request.architecture} cannot classify: it has no trained image classifier",
             hint="Use a checkpoint whose architecture ends in ForImageClassification, or the task embed.",
         )
-    use_sigmoid(request.config)
+    find_activation(request.config)
     model = build_model(request.config, request.architecture, dtype, request.files)
     return ImageClassifier(model, _prefixes(model), _find_input(model, request), request.config)
 

@@ -13,7 +13,7 @@ from daskinfer.models.architecture import build_model, stored_prefix
 from daskinfer.models.tasks.module import TaskModule
 from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.models.tasks.sentence import Sentence
-from daskinfer.models.tasks.textmodel import Prefixes, TextInputs, text_inputs
+from daskinfer.models.tasks.textmodel import Prefixes, TextInputs, refuse_sound_model, text_inputs
 
 _HIDDEN = "last_hidden_state"
 _POOLED = "pooler_output"
@@ -59,6 +59,7 @@ def find_projection(request: TaskRequest, sentence: Sentence, dtype: str) -> Tex
     """
     names = [request.architecture, *map(str, request.config.get("architectures") or ())]
     model_class: Any = getattr(transformers, request.architecture, None)
+    refuse_sound_model(model_class, request.architecture)
     if any("colbert" in name.lower() for name in names) or "embeddings" in _output_fields(model_class):
         raise _has_no_vector(names[-1], "makes a vector for every token, and none for a text")
     if model_class is None or not hasattr(model_class, "forward"):

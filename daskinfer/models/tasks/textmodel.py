@@ -10,21 +10,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from daskinfer.models.architecture import build_model, stored_prefix
-from daskinfer.models.tasks.fields import text_fields
+from daskinfer.models.architecture import build_model, has_class, stored_prefix
+from daskinfer.models.tasks.fields import refuse_sound, text_fields
 from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.models.tokenizer import read_settings
 from daskinfer.spec.outline import InputArray
 
 Prefixes = tuple[tuple[str, str], ...]
 
+# Names that models take sound by.
+_SOUND = ("input_values", "input_features")
+
 
 def build_text_model(request: TaskRequest, class_name: str, dtype: str) -> tuple[nn.Module, Prefixes]:
-    """Return a model of an Auto class and what its tensors' names begin with; refuse what the checkpoint cannot do."""
+    """Return a model of an Auto class and what its tensors' names begin with; refuse what the checkpoint cannot do.
+
+    A class of transformers that its Auto class does not list, such as Emu3ForCausalLM, is taken itself.
+    """
     text_fields(request, request.options.max_length)
-    model = build_model(request.config, class_name, dtype, request.files)
+    is_listed = has_class(request.config, class_name, request.files)
+    name = class_name if is_listed or class_name == "AutoModel" else request.architecture
+    model = build_model(request.config, name, dtype, request.files)
     prefix = stored_prefix(model)
     return model, ((prefix, ""),) if prefix else ()
+
+
+def refuse_sound_model(model: Any, architecture: str) -> None:
+    """Raise `CheckpointError` where a model, or its class, takes sound."""
+    if getattr(model, "main_input_name", None) in _SOUND:
+        raise refuse_sound(architecture)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +79,18 @@ def text_inputs(model: nn.Module, request: TaskRequest) -> TextInputs:
 
 
 def count_ids(model: nn.Module) -> int | None:
-    """Return how many token ids a model knows: rows of its input embeddings, else its vocabulary; None if unknown."""
+    """Return how many token ids a model knows; None if it does not say.
+
+    That is the fewer of its vocabulary and the rows of its input embeddings: some have more rows, for other uses.
+    """
+    settings: Any = getattr(model, "config", None)
+    told = getattr(settings and settings.get_text_config(), "vocab_size", None)
+    sizes = [told] if isinstance(told, int) else []
     try:
         embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
     except (AttributeError, NotImplementedError):
         embeddings = None
     weight = getattr(embeddings, "weight", None)
     if isinstance(weight, Tensor) and weight.ndim == 2:
-        return int(weight.shape[0])
-    settings: Any = getattr(model, "config", None)
-    size = getattr(settings and settings.get_text_config(), "vocab_size", None)
-    return size if isinstance(size, int) else None
+        sizes.append(int(weight.shape[0]))
+    return min(sizes, default=None)
