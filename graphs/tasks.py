@@ -33,6 +33,7 @@ from daskinfer.storage.inputs.reading import PartitionSource, read_partition
 from daskinfer.storage.outputs.job import read_staged
 from daskinfer.storage.outputs.owner import confirm
 from daskinfer.storage.outputs.sink import OutputPart
+from daskinfer.storage.row_digest import digest_rows
 from daskinfer.storage.rows import RowBatch
 
 T = TypeVar("T")
@@ -240,6 +241,7 @@ def commit_partition(
         digest=written.digest,
         path=written.path,
         size=written.bytes,
+        rows_digest=digest_rows(rows),
         trail=trail,
     )
     committed = context.sink.commit(record)

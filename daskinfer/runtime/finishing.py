@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from daskinfer.errors import InputError
+from daskinfer.runtime.changed_input import find_touched, has_changed, read_input
 from daskinfer.runtime.keeper import Keeper
 from daskinfer.runtime.opening import OpenedJob
-from daskinfer.runtime.retrying import read_input
 from daskinfer.runtime.session import Session
 from daskinfer.spec.job import Progress, digest_files
 from daskinfer.spec.recipe import Recipe
@@ -31,7 +31,8 @@ class FinishSession(Session):
     def __init__(self, job: OpenedJob, recipe: Recipe, watch: Callable[[Progress], None], began: float) -> None:
         super().__init__(job, recipe, watch, began)
         self.retried: tuple[CommitDigest, ...] = ()
-        """What was committed of the partitions that are computed again."""
+        """What was committed of the partitions with quarantined rows, which are computed again."""
+        self._now = job.store.table()
 
     def standing(self) -> Iterable[CommitDigest]:
         """Return what is committed now."""
@@ -50,16 +51,30 @@ class FinishSession(Session):
         sink = super()._open_output(keeper)
         if record.is_staged:
             return sink
-        if is_mended:
-            store.save_inputs(self.inputs)
         # What was found out about rows that have been mended says nothing of what they are now.
         forget_convictions(store.url)
         delete(join_url(absolute_url(self.recipe.workspace), "activations", record.job), recursive=True)
         self.retried = tuple(commit for commit in keeper.standing.digests() if commit.rows_quarantined)
-        take_back(
-            record, [commit.partition for commit in self.retried], open_fence(record, self.recipe.workspace, self.epoch)
-        )
+        again = {commit.partition for commit in self.retried}
+        if is_mended:
+            again |= self._find_changed(sink, again)
+        take_back(record, sorted(again), open_fence(record, self.recipe.workspace, self.epoch))
+        if is_mended:
+            # Last: a run that finds the input named here goes on with what is committed.
+            store.save_inputs(self.inputs)
         return sink
+
+    def _find_changed(self, sink: WholeOutput, known: set[int]) -> set[int]:
+        """Return the other committed partitions with rows that are others in the input now."""
+        store, record = self.job.store, self.job.record
+        self._tell("comparing the input with what was computed")
+        # Which files an input that was mended before had, nobody has written down.
+        is_first = store.inputs(record) == record.inputs
+        compared = find_touched(store.table(), self._now) if is_first else {*range(record.partitions)}
+        changed = {commit.partition for commit in sink.committed(compared - known) if has_changed(self._now, commit)}
+        if changed:
+            self._note("input-changed", f"{len(changed):,} partition(s) with changed rows are computed again")
+        return changed
 
     def _table(self) -> PartitionTable:
         return self._now

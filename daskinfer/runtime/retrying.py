@@ -7,29 +7,25 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from daskinfer.errors import InputError, UsageError
-from daskinfer.graphs.context import make_request
 from daskinfer.planning.plan import place_plan
+from daskinfer.runtime.changed_input import describe_rows, find_touched, has_changed, read_input, read_refused
 from daskinfer.runtime.keeper import Keeper
 from daskinfer.runtime.ledger import Ledger
 from daskinfer.runtime.limits import Limits
-from daskinfer.runtime.opening import OpenedJob, absolute_input, current_numerics, find_wants
+from daskinfer.runtime.opening import OpenedJob, current_numerics
 from daskinfer.runtime.session import Session
 from daskinfer.source import digest_source
 from daskinfer.spec.commit import CommitRecord
-from daskinfer.spec.job import JobRecord, Progress, digest_files
+from daskinfer.spec.job import Progress, digest_files
 from daskinfer.spec.plan import Plan, WorkerShape
 from daskinfer.spec.recipe import Consistency, Recipe
 from daskinfer.spec.rows import PartitionTable
 from daskinfer.storage.filesystem import absolute_url, delete, join_url
-from daskinfer.storage.inputs.files import unchanged
-from daskinfer.storage.inputs.index import index_input
 from daskinfer.storage.jobs import JobStore
-from daskinfer.storage.outputs.choice import choose_output_format
 from daskinfer.storage.outputs.commits import CommitDigest
-from daskinfer.storage.outputs.job import merge_round, open_fence, open_supplement
+from daskinfer.storage.outputs.job import merge_round, open_fence, open_supplement, take_back
 from daskinfer.storage.outputs.owner import confirm
-from daskinfer.storage.outputs.supplements import Round, next_round, note_inputs, save_round
-from daskinfer.storage.registry.catalog import Registry
+from daskinfer.storage.outputs.supplements import Round, next_round, note_inputs, save_round, supplement_url
 
 _log = logging.getLogger(__name__)
 
@@ -91,6 +87,7 @@ class RetrySession(Session):
         # Every part stays on the snapshot that it was computed on.
         self.rules = Consistency()
         self.merged = False
+        self._now: PartitionTable | None = None
         self._take_up(round)
 
     def progress(self, message: str = "") -> Progress:
@@ -99,9 +96,9 @@ class RetrySession(Session):
         return super().progress(message).model_copy(update={"rows_quarantined": left})
 
     def _table(self) -> PartitionTable:
-        table = read_input(self.job.store, self.job.record, [part.partition for part in self.round.parts])
-        note_inputs(self._fence, self.round, digest_files(table.files))
-        return table
+        if self._now is None:
+            raise RuntimeError("the input of a retry is read before anything is computed")
+        return self._now
 
     def _limits(self) -> Limits:
         # All that is left to a retry may be rows that break the model: they stay where they are.
@@ -124,6 +121,10 @@ class RetrySession(Session):
             self._note("retry", f"retry {number} of {self.round.rows} quarantined rows, epoch {self.epoch}")
         keeper = Keeper(record, self.recipe, self.epoch, number)
         sink = open_supplement(record, record.first_pin, number, self.recipe.workspace, self.epoch)
+        done = list(sink.committed())
+        # Once all parts are committed the round has its outcome, whatever becomes of the input.
+        if len(done) < len(self.round.parts):
+            self._now = self._read_input(keeper, done)
         for commit in sink.committed():
             self.ledger.add_earlier(CommitDigest.of(commit))
 
@@ -149,6 +150,42 @@ class RetrySession(Session):
         delete(join_url(absolute_url(self.recipe.workspace), "activations", record.job), recursive=True)
         keeper.release()
 
+    def _read_input(self, keeper: Keeper, done: Sequence[CommitRecord]) -> PartitionTable:
+        """Return the input as it is now, and take back what an earlier driver recovered of rows that are others now.
+
+        Raises
+        ------
+        InputError
+            Rows whose results stay in the output are others now.
+        """
+        record, url = self.job.record, absolute_url(self.job.record.output)
+        refused = {part.partition: read_refused(url, record, part.partition) for part in self.round.parts}
+        table = read_input(self.job.store, record, refused)
+        self._tell("comparing the input with what was computed")
+        compared = {*refused, *find_touched(self.job.store.table(), table)}
+        for commit in keeper.output().committed(compared):
+            if has_changed(table, commit, without=refused.get(commit.partition, frozenset())):
+                raise InputError(
+                    f"rows that have results in {record.output} are others in the input now, among them some of "
+                    f"{describe_rows(record, commit.partition)}",
+                    hint="A retry computes quarantined rows alone. Put the others back as they were, or make the output "
+                    "again with --fresh.",
+                )
+        number = self.round.number
+        changed = [
+            commit.partition
+            for commit in done
+            if has_changed(
+                table,
+                commit,
+                only=refused[commit.partition]
+                - read_refused(supplement_url(url, record.job, number, commit.epoch), record, commit.partition),
+            )
+        ]
+        take_back(record, changed, self._fence, number)
+        note_inputs(self._fence, self.round, digest_files(table.files))
+        return table
+
 
 def reopen_job(store: JobStore, recipe: Recipe, workers: Sequence[WorkerShape]) -> OpenedJob:
     """Return a job that is done, to compute some of its rows again as it would have computed them.
@@ -171,60 +208,3 @@ def reopen_job(store: JobStore, recipe: Recipe, workers: Sequence[WorkerShape]) 
             f"job {record.job} was computed otherwise than its rows would be now: {'; '.join(changed)}", hint=_FRESH
         )
     return OpenedJob(store, record, place_plan(record.plan, recipe, workers), resumed=True, done=True)
-
-
-def read_input(store: JobStore, record: JobRecord, partitions: Iterable[int]) -> PartitionTable:
-    """Return a job's partition table, for its input files as they are now.
-
-    Where files of these partitions were mended in place, the input is counted and cut again: its rows must still have
-    the numbers that they had.
-
-    Raises
-    ------
-    InputError
-        There are other files, rows or columns than before.
-    """
-    before = store.table()
-    segments = [segment for partition in partitions for segment in before.partitions[partition].segments]
-    numbers = sorted({number for segment in segments for number in (segment.file, *segment.more)})
-    try:
-        with unchanged([before.files[number] for number in numbers]):
-            return before
-    except InputError:
-        section = absolute_input(record.recipe)
-    registry = Registry(record.registry)
-    manifest = registry.manifest(record.resolution.snapshot)
-    files = {file.path: registry.file(manifest, file.path) for file in manifest.files}
-    wants = find_wants(record.recipe, make_request(record.recipe, manifest, files, record.outline.inputs))
-    columns = {section.columns.get(role, role): want for role, want in wants.items()}
-    output = record.recipe.output
-    now = index_input(section, columns, output.keep, choose_output_format(output.url, output.format))
-    if difference := _find_difference(before, now):
-        raise InputError(
-            f"{difference}, so its rows no longer have the numbers by which job {record.job} knows them",
-            hint="Mend files in place and keep all their rows, or run the job anew on the new input with --fresh.",
-        )
-    return now
-
-
-def _find_difference(before: PartitionTable, now: PartitionTable) -> str | None:
-    """Return what keeps the rows of one table from being those of the other, by number."""
-    urls = [file.url for file in before.files]
-    for url in sorted({*urls} ^ {file.url for file in now.files}):
-        return f"{url} is {'gone' if url in urls else 'new'}"
-    then, found = _count_rows(before), _count_rows(now)
-    for url in urls:
-        if then.get(url) != found.get(url):
-            return f"{url} had {then.get(url, 0)} rows and has {found.get(url, 0)} now"
-    for kind in ("columns", "arrays"):
-        if getattr(before, kind) != getattr(now, kind):
-            return f"the {kind} of {urls[0]} were {getattr(before, kind)} and are {getattr(now, kind)} now"
-    return None
-
-
-def _count_rows(table: PartitionTable) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for segment in (segment for partition in table.partitions for segment in partition.segments):
-        url = table.files[segment.file].url
-        counts[url] = counts.get(url, 0) + segment.rows
-    return counts

@@ -14,6 +14,7 @@ from distributed import Client
 
 from daskinfer.errors import ClusterLost, DaskinferError, Interrupted, StorageError, StorageRefused
 from daskinfer.logs import logging_context
+from daskinfer.runtime.changed_input import read_table
 from daskinfer.runtime.claims import Claims
 from daskinfer.runtime.cluster import open_cluster, start_imports
 from daskinfer.runtime.core import DriverCore
@@ -45,7 +46,6 @@ from daskinfer.storage.outputs.sink import WholeOutput
 from daskinfer.storage.retries import outlast
 
 T = TypeVar("T")
-
 _log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 0.25
@@ -86,7 +86,7 @@ class Session:
         self.recipe = recipe
         self.rules = job.record.recipe.consistency
         self.ledger = Ledger(job.plan, job.record.rows)
-        self.inputs = job.record.inputs
+        self.inputs = job.store.inputs(job.record)
         self.epoch = 0
         self.pins: tuple[Pin, ...] = (job.record.first_pin,)
         self.counters: dict[str, int] = {}
@@ -321,7 +321,7 @@ class Session:
         )
 
     def _table(self) -> PartitionTable:
-        return self.job.store.table()
+        return read_table(self.job.store, self.job.record, self.inputs)
 
     def _leave(self, driver: Driver, client: Client) -> None:
         if self.recipe.cluster.address is not None and client.status == "running":

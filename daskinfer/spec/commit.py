@@ -69,5 +69,7 @@ class CommitRecord(Section):
     """Written part, relative to the output."""
     size: int = 0
     """Bytes of it; for Zarr those of its values before they are chunks. 0 where an older version wrote it."""
+    rows_digest: str = ""
+    """Digest of its rows as they were read, those refused left out; see `daskinfer.storage.row_digest`."""
     trail: tuple[StageTrail, ...]
     """Where the time went."""

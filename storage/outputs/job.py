@@ -10,14 +10,13 @@ from daskinfer.errors import IntegrityError, JobBusy
 from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.generation import Generations, Pin
 from daskinfer.spec.job import JobRecord
-from daskinfer.storage.filesystem import absolute_url, join_url
+from daskinfer.storage.filesystem import absolute_url
 from daskinfer.storage.generations import GenerationLog
 from daskinfer.storage.jobs import JobStore
 from daskinfer.storage.outputs.choice import choose_output_format, make_sink
 from daskinfer.storage.outputs.fence import Fence
 from daskinfer.storage.outputs.ledger import Ledger
 from daskinfer.storage.outputs.owner import current_owner
-from daskinfer.storage.outputs.places import RECORDS
 from daskinfer.storage.outputs.reading import SealedPart, read_part
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, PartSink, WholeOutput
 from daskinfer.storage.outputs.staging import StagedOutput, StagedPartSink, staged_url
@@ -147,12 +146,9 @@ def merge_round(record: JobRecord, generations: Generations, round: Round, fence
     return close_round(fence, make_sink(url, _format_of(record), layout, fence), round, records, ledgers)
 
 
-def take_back(record: JobRecord, partitions: Iterable[int], fence: Fence) -> None:
-    """Take back that partitions of an unfinished job are committed, so that its driver computes them again."""
-    ledger = Ledger(fence.url, _make_layout(record, record.first_pin), fence=fence)
-    ledger.drop_index()
-    for partition in partitions:
-        fence.remove(join_url(fence.url, RECORDS, "commits", record.job, f"{partition:08d}.json"))
+def take_back(record: JobRecord, partitions: Iterable[int], fence: Fence, round: int = 0) -> None:
+    """Take back that partitions of an unfinished job, or of its retry, are committed; its driver computes them again."""
+    Ledger(fence.url, _make_layout(record, record.first_pin), round=round, fence=fence).take_back(partitions)
 
 
 def read_staged(record: JobRecord, pin: Pin, commit: CommitRecord) -> OutputPart:

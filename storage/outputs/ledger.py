@@ -110,6 +110,12 @@ class Ledger:
         self._check(record, url)
         self._fence.replace(url, canonical_json(record.model_dump(mode="json")))
 
+    def take_back(self, partitions: Iterable[int]) -> None:
+        """Delete the records of partitions, which are to be computed again."""
+        self.drop_index()
+        for partition in partitions:
+            self._fence.remove(self._record_url(partition))
+
     def numbers(self) -> list[int]:
         """Return the partitions that have a record, in order; none is read."""
         return _find_numbers(list_names(self._commits))

@@ -13,6 +13,7 @@ from daskinfer.spec.commit import CommitRecord
 from daskinfer.storage.column_types import JSON
 from daskinfer.storage.json_text import to_json_texts
 from daskinfer.storage.outputs.sink import OutputPart
+from daskinfer.storage.row_digest import add_digests
 
 
 def merge_part(before: OutputPart, retried: OutputPart) -> OutputPart:
@@ -61,6 +62,7 @@ def merge_records(before: CommitRecord, retried: CommitRecord) -> CommitRecord:
             "digest": retried.digest,
             "path": retried.path,
             "size": retried.size,
+            "rows_digest": add_digests(before.rows_digest, retried.rows_digest),
         }
     )
 
