@@ -1,8 +1,9 @@
-"""A scheduler and workers of other people: processes of their own, some without daskinfer, some with another one."""
+"""A scheduler and workers of other people: processes of their own, some in environments without daskinfer, or with another."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,28 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import distributed
 import psutil
 from distributed import Client, Scheduler, Worker
 
-_WITHOUT = """
-import sys
+import daskinfer
 
-class Hide:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "daskinfer":
-            raise ModuleNotFoundError("No module named 'daskinfer'", name="daskinfer")
-
-sys.meta_path.insert(0, Hide())
-"""
-_OLDER = """
-import sys
-sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
-sys.path.insert(0, {folder!r})
-"""
-_WORKER = """
-from distributed.cli.dask_worker import main
-main()
-"""
 LOOPBACK = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0")
 
 
@@ -52,22 +37,27 @@ class SharedCluster:
         with Client(scheduler_file=str(place), timeout=60) as client:
             self.address = client.scheduler.address
 
-    def add(self, name: str, prologue: str = "") -> None:
-        """Start a worker of this name, whose Python runs some lines before all else."""
+    def add(self, name: str, python: str = sys.executable) -> None:
+        """Start a worker of this name in a Python of its own."""
         options = [*LOOPBACK, "--no-nanny", "--nthreads", "1", "--memory-limit", "0", "--name", name]
-        words = [self.address, *options, "--resources", "GPU=1"]
-        self._begin(name, "-c", prologue + _WORKER, *words)
+        self._begin(name, "-m", "dask", "worker", self.address, *options, "--resources", "GPU=1", python=python)
 
     def add_without(self, name: str) -> None:
-        """Start a worker that has no daskinfer."""
-        self.add(name, _WITHOUT)
+        """Start a worker whose environment has Dask and no daskinfer."""
+        self.add(name, str(make_environment(self.folder / name)))
 
     def add_older(self, name: str) -> None:
-        """Start a worker that has another daskinfer."""
-        package = self.folder / "older/daskinfer"
-        package.mkdir(parents=True)
-        (package / "__init__.py").write_text('__version__ = "0.0.1"\n')
-        self.add(name, _OLDER.format(folder=str(package.parent)))
+        """Start a worker whose environment has another daskinfer: all of it, with other code and of another version."""
+        python = make_environment(self.folder / name)
+        (site,) = python.parents[1].glob("lib/python*/site-packages")
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(Path(daskinfer.__file__).parent, site / "daskinfer", ignore=ignored)
+        with (site / "daskinfer/errors.py").open("a") as source:
+            source.write("# Other code.\n")
+        described = site / "daskinfer-0.0.1.dist-info/METADATA"
+        described.parent.mkdir()
+        described.write_text("Metadata-Version: 2.1\nName: daskinfer\nVersion: 0.0.1\n")
+        self.add(name, str(python))
 
     def await_workers(self, count: int) -> None:
         with Client(self.address, timeout=60) as client:
@@ -78,16 +68,25 @@ class SharedCluster:
             process.kill()
         psutil.wait_procs(list(self.processes.values()), timeout=30)
 
-    def _begin(self, name: str, *words: str) -> None:
+    def _begin(self, name: str, *words: str, python: str = sys.executable) -> None:
         environment = os.environ | {"PYTHONPATH": "", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         self.processes[name] = psutil.Popen(
-            [sys.executable, *words],
+            [python, *words],
             cwd=self.folder,
             env=environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+
+
+def make_environment(folder: Path) -> Path:
+    """Make a virtual environment with the libraries of this one, and return its Python."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    # Such lines are read in no folder that another one names, so that what is installed as a link stays away.
+    (site / "libraries.pth").write_text(f"{Path(distributed.__file__).parents[1]}\n")
+    return folder / "bin/python"
 
 
 @contextmanager
@@ -131,12 +130,15 @@ def look(address: str) -> dict[str, Any]:
         import logging
         import os
 
+        import psutil
+
         return {
             "process": os.getpid(),
             "plugins": sorted(dask_worker.plugins),
             "resources": dict(dask_worker.state.total_resources),
             "free": dict(dask_worker.state.available_resources),
             "tasks": [str(key) for key in dask_worker.state.tasks],
+            "children": [child.name() for child in psutil.Process().children()],
             "handlers": len(logging.getLogger().handlers),
         }
 
