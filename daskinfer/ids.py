@@ -35,6 +35,25 @@ def parse_json(data: str | bytes, parse_constant: Callable[[str], Any] | None = 
         raise ValueError("nested too deeply") from None
 
 
+def refuse_dense(data: bytes, each: int = 8) -> None:
+    """Refuse JSON that would take many times its own bytes of memory: every list and object of it takes 72, however short.
+
+    Parameters
+    ----------
+    data
+        Bytes of a JSON text.
+    each
+        How many of them at least there are for every list and object.
+
+    Raises
+    ------
+    ValueError
+        It is more lists and objects than anything that was written for a purpose.
+    """
+    if data.count(b"[") + data.count(b"{") > 200_000 + len(data) // each:
+        raise ValueError("it is nearly nothing but lists and objects")
+
+
 def sha256_of(data: bytes | bytearray | memoryview) -> str:
     """Return `sha256:<64 hex digits>` of the bytes."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"

@@ -73,6 +73,8 @@ def read_group(registry_url: str, group: LayerGroup) -> bytes:
     pieces = []
     try:
         if is_local(url) or group.size <= _RANGE_BYTES:
+            if is_local(url) and (size := size_of(url)) != group.size:
+                raise _wrong_size(group, size, url)  # before so many bytes are read
             pieces.append(read_bytes(url))
             digest.update(pieces[0])
         else:
@@ -90,10 +92,7 @@ def read_group(registry_url: str, group: LayerGroup) -> bytes:
         ) from error
     data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
     if len(data) != group.size:
-        raise CorruptBlob(
-            f"the blob of layer group {group.name} has {len(data)} bytes, its manifest says {group.size}: {url}",
-            hint=DAMAGED,
-        )
+        raise _wrong_size(group, len(data), url)
     if digest.hexdigest() != group.sha256:
         raise CorruptBlob(
             f"the blob of layer group {group.name} is damaged: {url}\n"
@@ -101,6 +100,12 @@ def read_group(registry_url: str, group: LayerGroup) -> bytes:
             hint=DAMAGED,
         )
     return data
+
+
+def _wrong_size(group: LayerGroup, size: int, url: str) -> CorruptBlob:
+    return CorruptBlob(
+        f"the blob of layer group {group.name} has {size} bytes, its manifest says {group.size}: {url}", hint=DAMAGED
+    )
 
 
 def is_intact(url: str, size: int, sha256: str) -> bool:

@@ -16,7 +16,7 @@ from daskinfer.errors import IntegrityError
 from daskinfer.ids import canonical_json, parse_json
 from daskinfer.spec.poison import Conviction
 from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import delete, join_url, list_names, read_bytes
+from daskinfer.storage.filesystem import delete, join_url, list_names, read_record
 
 POISON = "poison"
 
@@ -61,7 +61,7 @@ def forget_convictions(job: str) -> None:
 
 def _read(url: str) -> Conviction:
     try:
-        stored = parse_json(read_bytes(url))
+        stored = parse_json(read_record(url))
         stored.pop("decided")
         return Conviction.model_validate(stored)
     except (ValueError, KeyError, AttributeError, ValidationError) as error:

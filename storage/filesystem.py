@@ -17,7 +17,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from daskinfer.errors import DaskinferError, IntegrityError, NotAllowed, StorageError, StorageRefused, UsageError
-from daskinfer.ids import make_nonce
+from daskinfer.ids import make_nonce, refuse_dense
 from daskinfer.redaction import protect, reveal
 from daskinfer.storage.retries import is_away, persist
 
@@ -27,6 +27,16 @@ _LINK = re.compile(r"[A-Za-z][\w+.-]*::|(dir|libarchive|reference|tar|zip)://")
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+LARGEST_RECORD = 16 << 20
+"""Bytes of a record that is read whole."""
+LARGEST_MANIFEST = 128 << 20
+"""Bytes of one that names every tensor of a model."""
+
+
+class NotOurs(StorageError):
+    """What lies in the place of one of our files is none: a pipe, or more bytes than any of them has."""
 
 
 class ShortRead(StorageError):
@@ -168,6 +178,34 @@ def read_bytes(url: str, begin: int | None = None, end: int | None = None) -> by
     return open_reader(url)(begin, end)
 
 
+def read_record(url: str, most: int = LARGEST_RECORD) -> bytes:
+    """Return the bytes of a JSON record, which is read whole and therefore bounded.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where there is no such object.
+    NotOurs
+        Where it has more bytes than that, or would take many times as many once it is parsed.
+    StorageError
+        Where the store refuses.
+    """
+    with explain_errors(url, "read"):
+        filesystem, path = open_filesystem(url)
+        refuse_special(url)
+        data = _read_range(filesystem, path, 0, most + 1)
+    if len(data) > most:
+        raise NotOurs(
+            f"{url} has more than {most:,} bytes, and none of our records of its kind has",
+            hint="It was damaged or changed by hand: put it back.",
+        )
+    try:
+        refuse_dense(data)
+    except ValueError as error:
+        raise NotOurs(f"{url} is none of our records: {error}", hint="It was changed by hand: put it back.") from error
+    return data
+
+
 def open_reader(url: str) -> Callable[[int | None, int | None], bytes]:
     """Return `read_bytes` of one object, for many ranges and for threads.
 
@@ -178,16 +216,8 @@ def open_reader(url: str) -> Callable[[int | None, int | None], bytes]:
 
     def read_range(begin: int | None, end: int | None) -> bytes:
         with explain_errors(url, "read"):
-            _refuse_special(url)
-            try:
-                data = bytes(filesystem.cat_file(path, start=begin, end=end))
-            except Exception as error:
-                # How s3fs and gcsfs say 416: the range begins past the end. Other stores return nothing.
-                if end is None or (
-                    getattr(error, "errno", None) != errno.EINVAL and getattr(error, "code", None) != 416
-                ):
-                    raise
-                data = b""
+            refuse_special(url)
+            data = _read_range(filesystem, path, begin, end)
         if end is not None and len(data) != end - (begin or 0):
             raise ShortRead(
                 f"short read of {url}: bytes {begin or 0} to {end} were asked for, {len(data)} came",
@@ -198,12 +228,23 @@ def open_reader(url: str) -> Callable[[int | None, int | None], bytes]:
     return read_range
 
 
-def _refuse_special(url: str) -> None:
+def _read_range(filesystem: AbstractFileSystem, path: str, begin: int | None, end: int | None) -> bytes:
+    """Return what there is of a range."""
+    try:
+        return bytes(filesystem.cat_file(path, start=begin, end=end))
+    except Exception as error:
+        # How s3fs and gcsfs say 416: the range begins past the end. Other stores return nothing.
+        if end is None or (getattr(error, "errno", None) != errno.EINVAL and getattr(error, "code", None) != 416):
+            raise
+        return b""
+
+
+def refuse_special(url: str) -> None:
     """Refuse a local pipe, device or socket: whoever opens one may wait for ever."""
     if is_local(url):
         mode = Path(absolute_url(url)).stat().st_mode
         if not (S_ISREG(mode) or S_ISDIR(mode)):
-            raise StorageError(
+            raise NotOurs(
                 f"{url} is no file but a {'pipe' if S_ISFIFO(mode) else 'device or socket'}",
                 hint="Something else was put in its place: put the file back.",
             )

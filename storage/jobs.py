@@ -24,6 +24,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import time
 import zlib
 from collections.abc import Callable, Collection
@@ -33,7 +34,7 @@ from itertools import count
 from pydantic import ValidationError
 
 from daskinfer.errors import Conflict, IntegrityError, UsageError
-from daskinfer.ids import canonical_json, make_nonce, parse_json, sha256_of
+from daskinfer.ids import canonical_json, make_nonce, parse_json, refuse_dense, sha256_of
 from daskinfer.spec.control import ControlRecord
 from daskinfer.spec.job import JobRecord, JobStatus, Report, State
 from daskinfer.spec.membership import MemberStatus
@@ -42,8 +43,21 @@ from daskinfer.storage import lease
 from daskinfer.storage.control import ControlLog
 from daskinfer.storage.drivers import BEAT, TTL, Mode
 from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import absolute_url, delete, exists, join_url, list_names, read_bytes, replace_bytes
+from daskinfer.storage.filesystem import (
+    LARGEST_MANIFEST,
+    absolute_url,
+    delete,
+    exists,
+    join_url,
+    list_names,
+    read_record,
+    replace_bytes,
+)
 from daskinfer.storage.members import Member, Membership, list_members, seems_alive
+
+# A table of a million partitions becomes a tenth.
+_EXPANDED = 64 << 20
+_EXPANSION = 50
 
 
 class JobStore:
@@ -73,7 +87,7 @@ class JobStore:
         """
         place = self._place("job.json")
         try:
-            return JobRecord.model_validate(parse_json(read_bytes(place))["record"])
+            return JobRecord.model_validate(parse_json(read_record(place))["record"])
         except FileNotFoundError as error:
             raise UsageError(f"no job {self.job}: {place} does not exist", hint="List them: daskinfer jobs") from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -85,7 +99,7 @@ class JobStore:
 
     def record_digest(self) -> str:
         """Return the digest of the bytes that say what the job is."""
-        return sha256_of(read_bytes(self._place("job.json")))
+        return sha256_of(read_record(self._place("job.json")))
 
     def save_table(self, table: PartitionTable) -> None:
         """Store the partition table, once and for the whole job.
@@ -104,14 +118,14 @@ class JobStore:
         """Return the partition table."""
         place = self._place("inputs.json.gz")
         try:
-            data = read_bytes(place)
+            data = read_record(place, LARGEST_MANIFEST)
         except FileNotFoundError as error:
             raise IntegrityError(
                 f"{place} is gone: which rows are in which partition, nobody can tell",
                 hint="Put it back, or start over with --fresh.",
             ) from error
         try:
-            return PartitionTable.model_validate_json(gzip.decompress(data))
+            return PartitionTable.model_validate_json(_decompress(data))
         except (ValueError, OSError, EOFError, zlib.error) as error:
             raise _unreadable(place, "partition table") from error
 
@@ -119,7 +133,7 @@ class JobStore:
         """Return the digest of the input files that the job reads: those it began with, or those mended since."""
         place = self._place("mended.json")
         try:
-            return str(parse_json(read_bytes(place))["inputs"])
+            return str(parse_json(read_record(place))["inputs"])
         except FileNotFoundError:
             return record.inputs
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -185,7 +199,7 @@ class JobStore:
     def _read_report(self, name: str) -> Report | None:
         place = self._place(name)
         try:
-            return Report.model_validate_json(read_bytes(place))
+            return Report.model_validate_json(read_record(place))
         except FileNotFoundError:
             return None
         except ValidationError as error:
@@ -331,6 +345,16 @@ def status(workspace: str, job: str, committed: Callable[[JobRecord], Collection
             for member in members
         ),
     )
+
+
+def _decompress(data: bytes) -> bytes:
+    """Return a table's JSON; refuse what becomes more bytes than any table of so many compressed ones."""
+    most = _EXPANDED + _EXPANSION * len(data)
+    text = gzip.GzipFile(fileobj=io.BytesIO(data)).read(most + 1)
+    if len(text) > most:
+        raise ValueError(f"{len(data):,} bytes become more than {most:,}")
+    refuse_dense(text)
+    return text
 
 
 def _unreadable(place: str, what: str) -> IntegrityError:

@@ -10,7 +10,7 @@ from typing import Any
 from daskinfer.errors import Conflict, IntegrityError
 from daskinfer.ids import canonical_json, parse_json
 from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import join_url, list_names, read_bytes
+from daskinfer.storage.filesystem import join_url, list_names, read_record
 
 _NAME = re.compile(r"(\d{4,})-(?:(\w+)-)?(\d{6,})\.jsonl")
 
@@ -96,7 +96,7 @@ def read_journal(url: str) -> Iterator[Event]:
     matches = [match for name in list_names(folder) if (match := _NAME.fullmatch(name))]
     for match in sorted(matches, key=lambda match: (int(match[1]), match[2] or "", int(match[3]))):
         place = join_url(folder, match[0])
-        for number, line in enumerate(read_bytes(place).splitlines(), start=1):
+        for number, line in enumerate(read_record(place).splitlines(), start=1):
             try:
                 detail = parse_json(line)
                 yield Event(detail.pop("at"), detail.pop("kind"), detail, int(match[1]))

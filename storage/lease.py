@@ -20,7 +20,7 @@ from daskinfer.spec.job import Progress
 from daskinfer.spec.section import Section
 from daskinfer.storage.beating import Beating
 from daskinfer.storage.drivers import BEAT, TTL, Driver, Mode, describe_driver, look_for, refuse
-from daskinfer.storage.filesystem import join_url, read_bytes, replace_bytes
+from daskinfer.storage.filesystem import join_url, read_record, replace_bytes
 from daskinfer.storage.members import Membership, find_living, list_members, seems_alive
 from daskinfer.storage.slotlog import Slot, SlotLog
 
@@ -216,7 +216,7 @@ def read_heartbeat(url: str) -> Heartbeat | None:
     place = join_url(url, "lease.json")
     with suppress(FileNotFoundError):
         try:
-            return Heartbeat.model_validate_json(read_bytes(place))
+            return Heartbeat.model_validate_json(read_record(place))
         except ValidationError as error:
             raise IntegrityError(f"{place} is not a heartbeat", hint="Delete it; nothing else is lost.") from error
     return None

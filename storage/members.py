@@ -19,7 +19,7 @@ from daskinfer.spec.job import Progress
 from daskinfer.spec.section import Section
 from daskinfer.storage.beating import Beating
 from daskinfer.storage.drivers import BEAT, TTL, Driver, describe_driver, look_for, refuse
-from daskinfer.storage.filesystem import delete, join_url, list_names, read_bytes, replace_bytes
+from daskinfer.storage.filesystem import delete, join_url, list_names, read_record, replace_bytes
 from daskinfer.storage.slotlog import SlotLog
 
 _LOOKS = 10
@@ -148,7 +148,7 @@ def read_member(url: str, name: str) -> Member | None:
     place = join_url(url, "members", f"{name}.json")
     with suppress(FileNotFoundError):
         try:
-            return Member.model_validate_json(read_bytes(place))
+            return Member.model_validate_json(read_record(place))
         except ValidationError as error:
             raise IntegrityError(
                 f"{place} is not the record of a member", hint="Delete it; nothing else is lost."

@@ -10,7 +10,7 @@ from typing import Any
 from daskinfer.errors import Conflict, IntegrityError
 from daskinfer.ids import canonical_json, make_nonce, parse_json, sha256_of
 from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import join_url, list_names, read_bytes
+from daskinfer.storage.filesystem import LARGEST_MANIFEST, join_url, list_names, read_record
 
 _SLOT = re.compile(r"(\d{12})\.json")
 
@@ -74,7 +74,11 @@ class SlotLog:
     def read_raw(self) -> list[bytes]:
         """Return the stored bytes of all records, oldest first: to compare and to copy them."""
         head = self.head()
-        return [] if head is None else [read_bytes(self.slot_url(number)) for number in range(head.sequence + 1)]
+        return (
+            []
+            if head is None
+            else [read_record(self.slot_url(number), LARGEST_MANIFEST) for number in range(head.sequence + 1)]
+        )
 
     def slot_url(self, sequence: int) -> str:
         """Return where a record lies, or would."""
@@ -83,7 +87,7 @@ class SlotLog:
     def digest_at(self, sequence: int) -> str | None:
         """Return the digest of the bytes in a slot, whatever they are; None where it is free."""
         try:
-            return sha256_of(read_bytes(self.slot_url(sequence)))
+            return sha256_of(read_record(self.slot_url(sequence), LARGEST_MANIFEST))
         except FileNotFoundError:
             return None
 
@@ -125,7 +129,7 @@ class SlotLog:
     def _probe(self, sequence: int) -> Slot | None:
         url = self.slot_url(sequence)
         try:
-            data = read_bytes(url)
+            data = read_record(url, LARGEST_MANIFEST)
         except FileNotFoundError:
             return None
         try:

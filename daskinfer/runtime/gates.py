@@ -13,7 +13,7 @@ from daskinfer.spec.comparison import ComparedOutput, GateReport, PartComparison
 from daskinfer.spec.generation import Pin
 from daskinfer.spec.job import JobRecord
 from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import join_url, read_bytes
+from daskinfer.storage.filesystem import join_url, read_record
 
 GATE = "gate.json"
 
@@ -51,7 +51,7 @@ def read_gate(folder: str) -> GateReport | None:
     """Return the verdict that was given in a job, if one was."""
     place = join_url(folder, GATE)
     try:
-        return GateReport.model_validate_json(read_bytes(place))
+        return GateReport.model_validate_json(read_record(place))
     except FileNotFoundError:
         return None
     except ValidationError as error:

@@ -20,7 +20,7 @@ from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.spec.outline import Outline
 from daskinfer.spec.recipe import ModelOptions
 from daskinfer.spec.snapshot import Resolution
-from daskinfer.storage.filesystem import join_url, read_bytes, replace_bytes
+from daskinfer.storage.filesystem import LARGEST_MANIFEST, join_url, read_record, replace_bytes
 from daskinfer.storage.nodecache import private_folder
 from daskinfer.storage.registry.catalog import Registry
 
@@ -92,7 +92,7 @@ def _write(url: str, outline: Outline) -> None:
 def _read(url: str) -> Outline | None:
     """Return an outline that is there and undamaged."""
     try:
-        digest, _, text = read_bytes(url).partition(b"\n")
+        digest, _, text = read_record(url, LARGEST_MANIFEST).partition(b"\n")
         return Outline.model_validate_json(text) if digest.decode(errors="replace") == sha256_of(text) else None
     except (FileNotFoundError, ValidationError, StorageError):
         return None

@@ -28,7 +28,7 @@ from daskinfer.spec.outline import InputArray, Outline
 from daskinfer.spec.plan import DeviceShape, ModelProfile, Numerics
 from daskinfer.spec.recipe import Model
 from daskinfer.spec.snapshot import Manifest, Resolution
-from daskinfer.storage.filesystem import join_url, read_bytes, replace_bytes
+from daskinfer.storage.filesystem import join_url, read_record, replace_bytes
 from daskinfer.storage.nodecache import load_tensors
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
@@ -118,7 +118,7 @@ def profile_key(snapshot: str, request: TaskRequest, numerics: Numerics, device:
 def find_profile(registry_url: str, key: str) -> MeasuredProfile | None:
     """Return what was measured under a key of `profile_key`; None where nothing was."""
     try:
-        return MeasuredProfile.model_validate_json(read_bytes(_profile_url(registry_url, key)))
+        return MeasuredProfile.model_validate_json(read_record(_profile_url(registry_url, key)))
     except (FileNotFoundError, ValidationError, StorageError):
         return None
 

@@ -18,6 +18,7 @@ from daskinfer.units import format_bytes
 
 _SCHEMA_HINT = "`daskinfer schema` lists every key with its meaning"
 _LARGEST = 1_000_000  # bytes; more is a data file given by mistake
+_STREAMS = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
 
 
 def load_recipe(
@@ -119,7 +120,11 @@ def _finish(document: Document, overrides: Sequence[str], environment: Mapping[s
 def _read_text(path: str | Path) -> str:
     path = Path(path)
     try:
-        data = path.read_bytes() if path.stat().st_size <= _LARGEST else None
+        # Whoever opens a pipe that nobody writes to waits for ever; the shell's own, <(command) and -, are written to.
+        if not (path.is_file() or path.is_dir() or str(path).startswith(_STREAMS)) and path.exists():
+            raise RecipeError(f"{path}: is a pipe, device or socket, not a recipe", hint="write the recipe to a file")
+        with path.open("rb") as file:
+            data = file.read(_LARGEST + 1)
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such file", hint=_neighbours(path)) from None
     except IsADirectoryError:
@@ -127,8 +132,9 @@ def _read_text(path: str | Path) -> str:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise RecipeError(f"{path}: cannot be read: {reason}") from None
-    if data is None:
-        raise RecipeError(f"{path}: {format_bytes(path.stat().st_size)} is no recipe", hint="is this the data file?")
+    if len(data) > _LARGEST:
+        size = format_bytes(max(len(data), path.stat().st_size))
+        raise RecipeError(f"{path}: {size} is no recipe", hint="is this the data file?")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

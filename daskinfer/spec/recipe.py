@@ -130,7 +130,7 @@ class Activations(DescribedSection):
 class Pipeline(DescribedSection):
     """How the model is cut and how much is in flight."""
 
-    stages: Auto | Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)] | str, ...] = "auto"
+    stages: Auto | Annotated[int, Field(ge=1, le=10_000)] | tuple[Annotated[int, Field(ge=1)] | str, ...] = "auto"
     """`auto`, a number, or the first layer of every stage after the first, by number or by name (`[2, 4]` cuts six
     layers in three)."""
     microbatch_tokens: Auto | Annotated[int, Field(ge=1)] = "auto"
@@ -148,7 +148,7 @@ class Placement(DescribedSection):
     """Dask resources that a worker must declare."""
     offload: Literal["none", "cpu", "disk"] = "none"
     """Where a shard that is larger than its device may keep what does not fit."""
-    standby: Annotated[int, Field(ge=0)] = 0
+    standby: Annotated[int, Field(ge=0, le=4096)] = 0
     """Workers that keep shards in memory and compute nothing until a stage loses its worker."""
 
 
@@ -275,9 +275,9 @@ class Recovery(DescribedSection):
 class LocalCluster(DescribedSection):
     """Worker processes on this machine."""
 
-    workers: Annotated[int, Field(ge=1)] = 2
+    workers: Annotated[int, Field(ge=1, le=4096)] = 2
     """Worker processes."""
-    threads: Annotated[int, Field(ge=1)] = 1
+    threads: Annotated[int, Field(ge=1, le=4096)] = 1
     """Cores that each worker computes with."""
     resources: dict[str, Amount] = {"GPU": 1}
     """Dask resources that each worker declares."""

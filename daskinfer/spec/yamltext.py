@@ -23,6 +23,7 @@ _LONGEST_EXCERPT = 120
 # Aliases (`*name`) can make ten lines into ten thousand million values, or characters; no recipe has as many as these.
 _MOST_VALUES = 20_000
 _MOST_CHARACTERS = 2_000_000
+_MOST_DIGITS = 300
 _VARIABLE = re.compile(r"\$\$\{|\$\{(?:(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\})?")
 _TAG = "tag:yaml.org,2002:"
 # Keys whose values are URLs.
@@ -162,9 +163,19 @@ def dotted(path: KeyPath) -> str:
 
 
 class _CoreLoader(yaml.SafeLoader):
-    """PyYAML with the implicit types of YAML 1.2 in place of 1.1's."""
+    """PyYAML with the implicit types of YAML 1.2 in place of 1.1's; it takes a minute over a megabyte, so values are counted."""
 
     yaml_implicit_resolvers = {}
+    _values = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Compose the next node."""
+        self._values += 1
+        # Keys are nodes too.
+        if self._values > 2 * _MOST_VALUES:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(problem=f"it has more than {_MOST_VALUES:,} values", problem_mark=mark)
+        return super().compose_node(parent, index)
 
 
 # .inf and .nan are left out: nothing in a recipe may be infinite, and JSON cannot carry them.
@@ -286,6 +297,8 @@ class _Reader:
 
 
 def _whole(text: str) -> int:
+    if len(text) > _MOST_DIGITS:
+        raise ValueError("no number of a recipe has so many digits, and Python cannot even write it down")
     return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
 

@@ -34,13 +34,17 @@ from daskinfer.storage.inputs.hive import folder_columns
 from daskinfer.storage.inputs.int96 import is_int96, mend_int96
 from daskinfer.storage.inputs.kinds import check_picture
 from daskinfer.storage.inputs.lists import count_shapes, describe_array, to_numpy
-from daskinfer.storage.inputs.records import LONGEST_RECORD
+from daskinfer.storage.inputs.parquet_bounds import (
+    check_lengths,
+    find_coded,
+    refuse_footer,
+    refuse_large_rows,
+    rows_at_once,
+)
 from daskinfer.storage.inputs.seam import Columns, Harvest, Layout, MissingColumn, Request
 from daskinfer.storage.inputs.survey import ARRAY_ROWS
 from daskinfer.storage.json_text import describe_row
 from daskinfer.storage.rows import make_excerpt
-
-_BATCH_ROWS = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,7 @@ class ParquetFormat:
         for file in files:
             with _open(file) as parquet:
                 groups += parquet.num_row_groups
-                _refuse_large_rows(parquet.metadata, found, file)
+                refuse_large_rows(parquet.metadata, found, file, partitions[0].rows)
                 for column, own in found.items():
                     own.append(_type_of(parquet, column, file))
                     if column in request.keep:
@@ -132,8 +136,16 @@ class ParquetFormat:
             for column in wanted:
                 _type_of(parquet, column, files[0])
             there = [column for column in wanted if column in parquet.schema_arrow.names]
-            table = _slice_rows(parquet, segment, there)
+            coded = find_coded(parquet, segment, there)
+            table = None if coded else _slice_rows(parquet, segment, there, files[0])
             old = [column for column in layout.types if column in there and is_int96(parquet, column)]
+        if table is None:
+            with _open(files[0], coded=coded) as parquet:
+                table = _slice_rows(parquet, segment, there, files[0])
+        errors: dict[int, str] = {}
+        check_lengths(table, files[0], errors)
+        if errors:
+            table = _blank(table, errors)
         for column in wanted:
             if column not in there:
                 value = pa.scalar(folder_columns(files[0].url)[column], pa.string())
@@ -143,10 +155,9 @@ class ParquetFormat:
         coarse = None
         if old:
             with _open(files[0], "us") as parquet:
-                coarse = _slice_rows(parquet, segment, old)
+                coarse = _slice_rows(parquet, segment, old, files[0])
         columns: dict[str, pa.Array] = {}
         arrays: dict[str, NDArray[Any]] = {}
-        errors: dict[int, str] = {}
         for column, target in layout.types.items():
             values = table.column(column)
             if column in layout.reads:
@@ -174,41 +185,36 @@ class ParquetFormat:
 
 
 @contextmanager
-def _open(file: InputFile, unit: str | None = None) -> Iterator[pq.ParquetFile]:
-    """Open a file; `unit` is what times of 96 bits are read in, nanoseconds by default."""
+def _open(file: InputFile, unit: str | None = None, coded: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
+    """Open a file; `unit` is what times of 96 bits are read in, `coded` are columns of which each value is held once."""
     filesystem, path = open_filesystem(file.url)
     with filesystem.open(path, "rb") as stream:
+        refuse_footer(stream, file)
         try:
-            yield pq.ParquetFile(stream, coerce_int96_timestamp_unit=unit)
+            yield pq.ParquetFile(stream, coerce_int96_timestamp_unit=unit, read_dictionary=list(coded))
         except (pa.ArrowException, OSError) as error:
             raise InputError(
                 f"{file.url} cannot be read as parquet: {error}", hint="Check input.format and the file."
             ) from error
 
 
-def _refuse_large_rows(metadata: pq.FileMetaData, columns: Collection[str], file: InputFile) -> None:
-    """Refuse row groups whose rows cannot be held in memory, by their footer: a small file can hold any number of bytes."""
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        chunks = [group.column(index) for index in range(group.num_columns)]
-        read = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns]
-        size = sum(chunk.total_uncompressed_size for chunk in read)
-        if size > max(group.num_rows, 1) * LONGEST_RECORD:
-            raise InputError(
-                f"{file.url}: row group {number} has {size:,} bytes in {group.num_rows:,} rows of {', '.join(columns)}; "
-                f"a row may have at most {LONGEST_RECORD:,}",
-                hint="Narrow input.url, or split what its rows hold.",
-            )
+def _blank(table: pa.Table, rows: Collection[int]) -> pa.Table:
+    """Return a table with nulls in some rows, whose values are too long to be decoded."""
+    mask = np.zeros(len(table), np.bool_)
+    mask[list(rows)] = True
+    kept = pa.array(np.where(mask, 0, np.arange(len(table))), mask=mask)
+    return table.take(kept)
 
 
-def _slice_rows(parquet: pq.ParquetFile, segment: Segment, columns: list[str]) -> pa.Table:
+def _slice_rows(parquet: pq.ParquetFile, segment: Segment, columns: list[str], file: InputFile) -> pa.Table:
     pieces, stop = [], 0
     for number in range(parquet.num_row_groups):
         position, stop = stop, stop + parquet.metadata.row_group(number).num_rows
         if position >= segment.end or stop <= segment.begin:
             continue
         # Rows may be images: no more of them at once than are wanted. Arrow joins no nested dictionaries of row groups.
-        for batch in parquet.iter_batches(min(_BATCH_ROWS, segment.rows), row_groups=[number], columns=columns):
+        at_once = rows_at_once(parquet.metadata, number, columns, segment.rows, file)
+        for batch in parquet.iter_batches(at_once, row_groups=[number], columns=columns):
             low, high = max(segment.begin - position, 0), min(segment.end - position, batch.num_rows)
             if low < high:
                 pieces.append(batch.slice(low, high - low))
@@ -352,7 +358,7 @@ def _infer_array(files: Sequence[InputFile], column: str, types: Sequence[pa.Dat
                 rows = min(left, parquet.metadata.num_rows)
                 if rows:
                     segment = Segment(file=number, begin=0, end=rows, rows=rows, line=0)
-                    shapes += count_shapes(_slice_rows(parquet, segment, [column]).column(column))
+                    shapes += count_shapes(_slice_rows(parquet, segment, [column], file).column(column))
             left -= rows
         if not shapes:
             raise InputError(

@@ -21,6 +21,7 @@ from daskinfer.spec.rows import InputFile
 from daskinfer.storage.filesystem import absolute_url, explain_errors, is_local, open_filesystem, reveal_url
 from daskinfer.storage.inputs.compression import compression_of
 from daskinfer.storage.inputs.patterns import read_pattern
+from daskinfer.storage.plain_store import LARGEST_METADATA, METADATA
 
 Found = TypeVar("Found")
 
@@ -216,6 +217,12 @@ def _find_objects(place: str) -> tuple[InputFile, ...]:
             f"input.url: {place} is no Zarr group or array: there is none of {', '.join(ZARR_METADATA)} in it",
             hint="Point input.url to the folder that holds one of them, or set input.format to what the files are.",
         )
+    for file in files:
+        if file.url.rpartition("/")[2] in METADATA and file.size > LARGEST_METADATA:
+            raise InputError(
+                f"input.url: {file.url} has {file.size:,} bytes, and metadata have at most {LARGEST_METADATA:,}",
+                hint="Mend the metadata.",
+            )
     return tuple(files)
 
 

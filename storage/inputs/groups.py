@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -12,18 +12,18 @@ import numpy as np
 import pyarrow as pa
 import zarr
 from numpy.typing import NDArray
-from zarr.storage import FsspecStore, LocalStore
 
 from daskinfer.errors import InputError
 from daskinfer.spec.rows import ArrayColumn, InputFile, Partition, Segment
 from daskinfer.storage.column_types import describe_type, is_text
 from daskinfer.storage.column_values import can_convert, convert_column, convert_text
-from daskinfer.storage.filesystem import explain_errors, is_local, reveal_url
+from daskinfer.storage.filesystem import explain_errors
 from daskinfer.storage.inputs.cutting import cut_evenly
 from daskinfer.storage.inputs.files import ZARR_METADATA
 from daskinfer.storage.inputs.kinds import check_picture
 from daskinfer.storage.inputs.seam import Columns, Harvest, Layout, MissingColumn, Request
 from daskinfer.storage.numpy_columns import to_arrow, type_of
+from daskinfer.storage.plain_store import COMPRESSORS, expands_beyond, open_store
 
 SINGLE = "array"
 """Column of an array that is in no group, unless the recipe reads it under another name."""
@@ -32,6 +32,10 @@ SINGLE = "array"
 _LARGEST_ROW = 1 << 30  # bytes
 _LARGEST_CHUNK = 1 << 32
 _MOST_CHUNKS = 100_000
+_MOST_CODECS = 16
+# Bytes that a chunk of texts may become: of numbers, the shape of a chunk says how many.
+_LARGEST_TEXTS = 256 << 20
+_EXPANSION = 200
 
 
 class ZarrFormat:
@@ -133,16 +137,11 @@ def _root_of(files: Sequence[InputFile]) -> tuple[str, int]:
 
 def _open_arrays(root: str, columns: Sequence[str]) -> dict[str, zarr.Array[Any]]:
     with explain_errors(root, "open"):
-        store = (
-            LocalStore(root, read_only=True)
-            if is_local(root)
-            else FsspecStore.from_url(reveal_url(root), storage_options={"use_listings_cache": False}, read_only=True)
-        )
+        found: dict[str, zarr.Array[Any]] = {}
         try:
-            node = zarr.open(store, mode="r")
+            node = zarr.open(open_store(root, lambda key, data: _refuse_expansion(root, found, key, data)), mode="r")
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{root} cannot be read as zarr: {error}", hint="Check the metadata in it.") from error
-        found: dict[str, zarr.Array[Any]] = {}
         for column in dict.fromkeys(columns):
             array = _pick(node, column, columns, root)
             if not isinstance(array, zarr.Array):
@@ -167,12 +166,41 @@ def _refuse_absurd(array: zarr.Array[Any], where: str) -> None:
             f"{where}: its metadata claim {size:,} bytes a {what}, and at most {most:,} are read",
             hint="Mend the metadata, or write the array in smaller chunks.",
         )
+    if len(_codecs_of(array)) > _MOST_CODECS or len(_compressors_of(array)) > 1:
+        raise InputError(
+            f"{where}: its metadata name {len(_codecs_of(array)):,} codecs, {len(_compressors_of(array)):,} of which compress",
+            hint=f"Write the array with one compressor and at most {_MOST_CODECS} codecs.",
+        )
     chunks = math.prod(-(-size // length) for size, length in zip(array.shape[1:], array.chunks[1:], strict=True))
     if chunks > _MOST_CHUNKS:
         raise InputError(
             f"{where}: its metadata claim {chunks:,} chunks a row, and at most {_MOST_CHUNKS:,} are read",
             hint="Mend the metadata, or write the array in larger chunks.",
         )
+
+
+def _refuse_expansion(root: str, arrays: Mapping[str, zarr.Array[Any]], key: str, data: bytes) -> None:
+    """Refuse a chunk of an opened array that becomes more than a chunk of it can be."""
+    array = next((each for each in arrays.values() if not each.path or key.startswith(f"{each.path}/")), None)
+    if array is None:
+        return
+    is_text = array.dtype.kind in "TO"
+    chunk = array.dtype.itemsize * math.prod(map(int, array.shards or array.chunks))
+    most = max(_LARGEST_TEXTS, _EXPANSION * len(data)) if is_text else chunk + chunk // 4 + (1 << 16)
+    if any(expands_beyond(name, data, most) for name in _compressors_of(array)):
+        raise InputError(
+            f"{root}/{key}: {len(data):,} bytes become more than the {most:,} that a chunk can have",
+            hint="Write the chunk again.",
+        )
+
+
+def _codecs_of(array: zarr.Array[Any]) -> list[str]:
+    codecs = [*array.filters, *array.compressors]
+    return [getattr(codec, "codec_id", None) or str(codec.to_dict()["name"]) for codec in codecs]
+
+
+def _compressors_of(array: zarr.Array[Any]) -> list[str]:
+    return [name for name in _codecs_of(array) if name.removeprefix("numcodecs.") in COMPRESSORS]
 
 
 def _pick(node: zarr.Array[Any] | zarr.Group, column: str, columns: Sequence[str], root: str) -> object:

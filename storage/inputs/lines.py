@@ -47,6 +47,8 @@ _LOCAL_BLOCK = 1 << 20
 _REMOTE_BLOCK = 8 << 20
 _HEADER_BLOCK = 64 << 10
 _LONGEST_HEADER = 16 << 20
+# Longer rows than `LONGEST_RECORD` are quarantined one by one; this is no file of rows.
+_LONGEST_OPEN = 512 << 20
 
 
 class LineFormat:
@@ -102,6 +104,8 @@ class LineFormat:
             data = read_text(file, offset, min(offset + block, size))
             ends.feed(data)
             yield scanner.feed(data)
+            if scanner.open_bytes > _LONGEST_OPEN:
+                break  # no row at all: nothing more has to be read to know it
         if other := ends.only_other(bool(file.encoding)):
             raise InputError(
                 f"{file.url}: its lines end with {other} alone, as those of old Macs and mainframes, so it would be one row",
@@ -111,6 +115,11 @@ class LineFormat:
             raise InputError(
                 f"{file.url}: a quoted field in the row at line {scanner.open_quote_line} is never closed",
                 hint='Close it, or double the quotes that are meant as text ("").',
+            )
+        if scanner.open_bytes > _LONGEST_OPEN:
+            raise InputError(
+                f"{file.url}: a row of it does not end within {_LONGEST_OPEN:,} bytes",
+                hint="Check input.format and how its lines end.",
             )
         yield scanner.finish()
 

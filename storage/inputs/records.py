@@ -110,6 +110,11 @@ class RecordScanner:
         """First line of a row whose quoted field is still open, if there is one."""
         return self._begin_line if self._inside else None
 
+    @property
+    def open_bytes(self) -> int:
+        """How long the row is so far that no block has ended yet."""
+        return self._offset - self._begin
+
     def feed(self, block: bytes) -> Spans:
         """Return the rows that end in the next block."""
         data = np.frombuffer(block, np.uint8)

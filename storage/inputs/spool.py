@@ -16,12 +16,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from daskinfer.errors import StorageError
+from daskinfer.errors import InputError, StorageError
 from daskinfer.ids import canonical_json
 from daskinfer.spec.rows import InputFile
 from daskinfer.storage.filesystem import ShortRead, explain_errors, read_bytes, temporary_file
 from daskinfer.storage.inputs.compression import compression_of, open_decompressed
 from daskinfer.storage.inputs.files import unchanged
+from daskinfer.storage.inputs.records import LONGEST_RECORD
 from daskinfer.storage.nodecache import cache_folder
 
 LIMIT_VARIABLE = "DASKINFER_SPOOL_BYTES"
@@ -30,6 +31,9 @@ UNDECODABLE = 0xFF
 
 _LARGEST = 200 * 10**9
 _DISK_SHARE = 0.5
+_EXPANDED = 256 << 20
+_EXPANSION = 200
+"""Bytes for each of a compressed file, beyond the first `_EXPANDED`; rows of text become ten to a hundred."""
 _BLOCK = 1 << 20
 _ATTEMPTS = 3
 _VERSION = 1  # of what is written
@@ -79,7 +83,7 @@ def _locate(file: InputFile) -> Path:
             if _touch(path):  # another process has written it meanwhile
                 return path
             limit = _find_limit(folder)
-            with unchanged([file]), temporary_file(path, _bounded(_transcode(file), limit, file.url)) as temporary:
+            with unchanged([file]), temporary_file(path, _bounded(_transcode(file), limit, file)) as temporary:
                 _make_room(folder, limit - temporary.stat().st_size)
                 temporary.replace(path)
     return path
@@ -104,10 +108,25 @@ def _mark_undecodable(error: UnicodeError) -> tuple[str | bytes, int]:
     raise error
 
 
-def _bounded(pieces: Iterator[bytes], limit: int, url: str) -> Iterator[bytes]:
-    written = 0
+def _bounded(pieces: Iterator[bytes], limit: int, file: InputFile) -> Iterator[bytes]:
+    """Pass the pieces on; refuse what no disk should be filled with, as soon as it can be told."""
+    url, is_compressed = file.url, bool(compression_of(file.url))
+    most = max(_EXPANDED, _EXPANSION * file.size)
+    written = line = 0
     for piece in pieces:
         written += len(piece)
+        last = piece.rfind(b"\n")
+        line = line + len(piece) if last < 0 else len(piece) - last - 1
+        if is_compressed and (line > LONGEST_RECORD or written > most):
+            what = (
+                f"a line of more than {LONGEST_RECORD:,} bytes"
+                if line > LONGEST_RECORD
+                else f"more than {most:,} bytes"
+            )
+            raise InputError(
+                f"{url} has {file.size:,} bytes, and holds {what}, which nothing that was written as rows does",
+                hint="Decompress it yourself and look at what is in it.",
+            )
         if written > limit:
             raise StorageError(
                 f"the text of {url} is longer than {limit:,} bytes, which this machine may keep of texts that are "

@@ -14,20 +14,20 @@ import numpy as np
 import xxhash
 import zarr
 from numpy.typing import NDArray
-from zarr.abc.store import Store
-from zarr.storage import FsspecStore, LocalStore, MemoryStore
+from zarr.storage import MemoryStore
 
 from daskinfer.errors import StorageError
 from daskinfer.ids import canonical_json
 from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.rows import Partition
 from daskinfer.storage.column_types import decode_type
-from daskinfer.storage.filesystem import absolute_url, explain_errors, is_local, join_url, reveal_url
+from daskinfer.storage.filesystem import absolute_url, explain_errors, is_local, join_url
 from daskinfer.storage.numpy_columns import Elements, elements_of, to_numpy
 from daskinfer.storage.outputs.commits import CommitDigest
 from daskinfer.storage.outputs.fence import Fence, create
 from daskinfer.storage.outputs.ledger import Ledger, write_rejects
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, Written
+from daskinfer.storage.plain_store import open_store
 
 VALID = "valid"
 
@@ -164,18 +164,25 @@ def read_arrays(url: str, layout: OutputLayout, partition: Partition) -> tuple[d
     chunks = {}
     first, last = partition.first_row, partition.first_row + partition.rows
     with explain_errors(url, "read"):
-        group: Any = zarr.open_group(_open_store(url), mode="r")
+        group: Any = zarr.open_group(open_store(url), mode="r")
         for column in _columns_of(layout):
-            values = np.asarray(group[column.name][first:last])
+            array = group[column.name]
+            _check_array(url, array, column, layout, partition)
+            values = np.asarray(array[first:last])
             chunks[column.name] = values.astype(object) if column.elements.dtype == "string" else values
             digest.update(_encode(column, values))
     return chunks, digest.hexdigest()
 
 
-def _open_store(url: str) -> Store:
-    if is_local(url):
-        return LocalStore(absolute_url(url))
-    return FsspecStore.from_url(reveal_url(url), storage_options={"use_listings_cache": False})
+def _check_array(url: str, array: Any, column: _Column, layout: OutputLayout, partition: Partition) -> None:
+    """Raise `ValueError` where an array is not as it was made, or its chunk has another size: whoever reads it takes its word."""
+    wanted = _settings_of(column, layout, layout.partition_rows)
+    if array.shape[1:] != wanted["shape"][1:] or array.chunks != wanted["chunks"] or array.compressors or array.filters:
+        raise ValueError(f"the metadata of {column.name} are not those that were written")
+    size = _size_of(column, layout.partition_rows)
+    place = Path(absolute_url(url), column.name, *_chunk_path(column, partition.number))
+    if is_local(url) and size is not None and place.is_file() and place.stat().st_size != size:
+        raise ValueError(f"{place} has {place.stat().st_size:,} bytes, and {size:,} were written")
 
 
 def _columns_of(layout: OutputLayout) -> list[_Column]:

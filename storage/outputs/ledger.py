@@ -17,6 +17,7 @@ from daskinfer.ids import canonical_json, parse_json
 from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.rows import Partition, Reject
 from daskinfer.storage.filesystem import (
+    LARGEST_MANIFEST,
     clear_halves,
     exists,
     explain_errors,
@@ -24,7 +25,7 @@ from daskinfer.storage.filesystem import (
     join_url,
     list_names,
     open_filesystem,
-    read_bytes,
+    read_record,
 )
 from daskinfer.storage.outputs.commits import CommitDigest, CommitIndex, tabulate, walk, write_index
 from daskinfer.storage.outputs.fence import Fence, create
@@ -75,7 +76,7 @@ class Ledger:
         self._check(record, url)
         if create(url, canonical_json(record.model_dump(mode="json")), self._fence):
             return record
-        winner = _parse(url, read_bytes(url))
+        winner = _parse(url, read_record(url))
         # Where snapshots may change, the attempt that commits first decides which one the partition is of. And the rows
         # that a retry recovers are other ones as soon as the user has mended more: each epoch writes to its own folder.
         if winner.snapshot == record.snapshot and winner.digest != record.digest and not record.round:
@@ -98,7 +99,7 @@ class Ledger:
     def read(self, partition: int) -> CommitRecord:
         """Return the record of a partition that has one."""
         url = join_url(self._commits, f"{partition:08d}.json")
-        return _parse(url, read_bytes(url))
+        return _parse(url, read_record(url))
 
     def drop_index(self) -> None:
         """Delete what was kept of these records for whoever reads them next: some are about to be replaced."""
@@ -215,7 +216,7 @@ class Ledger:
         url, data = join_url(self._url, MANIFEST), canonical_json(whole)
         if create(url, data, self._fence):
             return data
-        there = read_bytes(url)
+        there = read_record(url, 4 * LARGEST_MANIFEST)
         first = _parse_manifest(url, there)
         if first.get("job") != self._layout.job:  # of a former owner that came too late
             self._fence.replace(url, data)
@@ -362,7 +363,7 @@ def create_same(url: str, data: bytes, fence: Fence, is_committed: Callable[[], 
 def read_manifest(url: str) -> dict[str, Any] | None:
     """Return the manifest of a sealed output, None where it is not sealed."""
     try:
-        data = read_bytes(join_url(url, MANIFEST))
+        data = read_record(join_url(url, MANIFEST), 4 * LARGEST_MANIFEST)
     except FileNotFoundError:
         return None
     return _parse_manifest(join_url(url, MANIFEST), data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from daskinfer.errors import IntegrityError
 from daskinfer.ids import parse_json
 from daskinfer.spec.rows import Reject
-from daskinfer.storage.filesystem import join_url, list_names, read_bytes
+from daskinfer.storage.filesystem import LARGEST_MANIFEST, join_url, list_names, read_record
 from daskinfer.storage.outputs.ledger import name_rejects
 from daskinfer.storage.outputs.places import QUARANTINE
 
@@ -29,7 +29,9 @@ def read_rejects(url: str, partition: int) -> tuple[Reject, ...]:
 def _read(url: str) -> list[Reject]:
     # Not splitlines(): an excerpt may hold separators that JSON need not escape.
     try:
-        return [Reject(**parse_json(line)) for line in read_bytes(url).decode().split("\n") if line]
+        return [
+            Reject(**parse_json(line)) for line in read_record(url, 4 * LARGEST_MANIFEST).decode().split("\n") if line
+        ]
     except (ValueError, TypeError, RecursionError) as error:
         raise IntegrityError(
             f"{url} does not hold the rows that were refused: {error}",

@@ -25,7 +25,7 @@ from daskinfer.errors import IntegrityError
 from daskinfer.ids import canonical_json, parse_json
 from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.section import Section
-from daskinfer.storage.filesystem import join_url, list_names, read_bytes
+from daskinfer.storage.filesystem import LARGEST_MANIFEST, join_url, list_names, read_bytes, read_record
 from daskinfer.storage.outputs.fence import Fence
 from daskinfer.storage.outputs.ledger import (
     Ledger,
@@ -103,7 +103,7 @@ def read_round(url: str, job: str, number: int) -> Round:
     """Return what a round retries."""
     place = join_url(round_url(url, job, number), "round.json")
     try:
-        return Round.model_validate_json(read_bytes(place))
+        return Round.model_validate_json(read_record(place, LARGEST_MANIFEST))
     except (ValidationError, FileNotFoundError) as error:
         raise IntegrityError(
             f"{place} is gone, or is not the record of a retry",
@@ -186,7 +186,7 @@ def close_round(
                 f"{round.part(record.partition).snapshot}, and its retry on {record.snapshot}",
                 hint="A record was changed by hand: put it back, or make the output again with --fresh.",
             )
-    before = read_bytes(join_url(url, MANIFEST))
+    before = read_record(join_url(url, MANIFEST), LARGEST_MANIFEST)
     create_same(join_url(place, "before.json"), before, fence)
 
     for ledger in {ledgers[record.partition] for record in records}:
@@ -199,7 +199,7 @@ def close_round(
         for _ in pool.map(adopt, records):
             pass
     try:
-        inputs = str(parse_json(read_bytes(join_url(place, "inputs.json")))["inputs"])
+        inputs = str(parse_json(read_record(join_url(place, "inputs.json")))["inputs"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IntegrityError(
             f"{place}/inputs.json is gone, or does not name the inputs of a retry",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from daskinfer.errors import IntegrityError
 from daskinfer.spec.job import JobRecord
 from daskinfer.spec.verification import DamagedPart, OutputVerification
-from daskinfer.storage.filesystem import absolute_url, find_files, join_url, list_names
+from daskinfer.storage.filesystem import NotOurs, absolute_url, find_files, join_url, list_names
 from daskinfer.storage.outputs.choice import choose_output_format, make_sink
 from daskinfer.storage.outputs.fence import Fence
 from daskinfer.storage.outputs.ledger import name_rejects, read_manifest
@@ -123,7 +123,7 @@ def _find_strays(record: JobRecord, sealed: SealedOutput) -> tuple[str, ...]:
 def _check_part(sealed: SealedOutput, part: SealedPart) -> Iterator[DamagedPart]:
     try:
         found = sealed.read(part.partition)
-    except IntegrityError as error:
+    except (IntegrityError, NotOurs) as error:
         yield DamagedPart(partition=part.partition, problem=error.message)
         return
     for what, rows, wanted in (

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from daskinfer.errors import IntegrityError
 from daskinfer.ids import sha256_of
 from daskinfer.spec.trust import AuditEvent, AuditFinding, AuditTrail
-from daskinfer.storage.filesystem import join_url, list_names, read_bytes
+from daskinfer.storage.filesystem import LARGEST_MANIFEST, join_url, list_names, read_record
 from daskinfer.storage.registry.anchors import Anchor, drop_anchor, list_anchored, read_anchor
 from daskinfer.storage.registry.events import read_event
 
@@ -91,7 +91,7 @@ def _list_slots(registry: str, folder: str) -> list[str]:
 def _read(pool: ThreadPoolExecutor, registry: str, paths: Iterable[str]) -> Iterator[_Stored]:
     def read(path: str) -> _Stored | None:
         try:
-            data = read_bytes(join_url(registry, path))
+            data = read_record(join_url(registry, path), LARGEST_MANIFEST)
         except FileNotFoundError:
             return None
         return _Stored(path, sha256_of(data), data if path.startswith("audit/") else b"")

@@ -26,7 +26,17 @@ from daskinfer.spec.listing import AliasMove
 from daskinfer.spec.snapshot import Manifest, Resolution
 from daskinfer.storage.doctor import confirm_exclusive
 from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import absolute_url, exists, is_local, join_url, list_names, read_bytes
+from daskinfer.storage.filesystem import (
+    LARGEST_MANIFEST,
+    absolute_url,
+    exists,
+    is_local,
+    join_url,
+    list_names,
+    read_bytes,
+    read_record,
+    size_of,
+)
 from daskinfer.storage.naming import check_alias, check_name, suggest
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.aliases import describe_move, set_alias
@@ -137,7 +147,7 @@ class Registry:
         """
         url = self.manifest_url(snapshot)
         try:
-            data = read_bytes(url)
+            data = read_record(url, LARGEST_MANIFEST)
         except FileNotFoundError:
             if self.life(snapshot) == "swept":
                 raise SnapshotGone(
@@ -185,6 +195,11 @@ class Registry:
         url = join_url(self.url, piece.blob)
         hint = "The registry was damaged: restore the file, or publish the checkpoint again."
         try:
+            if is_local(url) and (size := size_of(url)) != piece.size:
+                raise CorruptBlob(
+                    f"{path} of {manifest.model} is damaged: {url} has {size} bytes, its manifest says {piece.size}",
+                    hint=hint,
+                )
             data = read_bytes(url)
         except FileNotFoundError as error:
             raise CorruptBlob(f"{path} of {manifest.model} is gone: {url}", hint=hint) from error
@@ -261,7 +276,7 @@ class Registry:
 
     def _check_format(self, names: list[str]) -> None:
         try:
-            found = parse_json(read_bytes(join_url(self.url, "format.json"))) if "format.json" in names else None
+            found = parse_json(read_record(join_url(self.url, "format.json"))) if "format.json" in names else None
         except ValueError:
             found = None
         if not isinstance(found, dict) or "daskinfer_registry" not in found:

@@ -19,7 +19,14 @@ from daskinfer.errors import Conflict, CorruptBlob, StorageError
 from daskinfer.ids import make_nonce, shorten
 from daskinfer.spec.snapshot import LayerGroup, Manifest, PlainFile
 from daskinfer.storage.exclusive import create_stream
-from daskinfer.storage.filesystem import ShortRead, clear_temporaries, join_url, list_names, read_bytes
+from daskinfer.storage.filesystem import (
+    LARGEST_MANIFEST,
+    ShortRead,
+    clear_temporaries,
+    join_url,
+    list_names,
+    read_record,
+)
 from daskinfer.storage.naming import make_signature
 from daskinfer.storage.registry import decisions, locks, marks
 from daskinfer.storage.registry.catalog import Registry
@@ -153,7 +160,7 @@ def _recall_blobs(registry: Registry, name: str) -> set[str] | None:
     """Return the blobs of a deleted snapshot, from whatever still tells; None where nothing does."""
     url = join_url(registry.url, "manifests", f"{name}.json")
     try:
-        data = read_bytes(url)
+        data = read_record(url, LARGEST_MANIFEST)
     except FileNotFoundError:
         publishes = join_url(registry.url, "publish")
         for identity in list_names(publishes):

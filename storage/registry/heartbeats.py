@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from daskinfer.errors import DaskinferError
 from daskinfer.ids import make_nonce
-from daskinfer.storage.filesystem import modified_at, read_bytes, replace_bytes
+from daskinfer.storage.filesystem import modified_at, read_record, replace_bytes
 
 TTL_SECONDS = 900
 """How long a heartbeat may stay unchanged before a collector may take its writer for dead."""
@@ -39,7 +39,7 @@ def try_beat(url: str) -> bool:
 def read_beat(url: str) -> str | None:
     """Return a heartbeat's value, to be compared with an earlier one; None before the first."""
     try:
-        return read_bytes(url).decode()
+        return read_record(url).decode()
     except FileNotFoundError:
         return None
 

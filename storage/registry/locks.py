@@ -17,7 +17,7 @@ from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 from daskinfer.errors import CheckpointError, CorruptBlob, IntegrityError, SnapshotGone
 from daskinfer.ids import canonical_json, make_nonce, parse_json, shorten
 from daskinfer.spec.snapshot import Manifest
-from daskinfer.storage.filesystem import delete, join_url, list_names, read_bytes
+from daskinfer.storage.filesystem import delete, join_url, list_names, read_record
 from daskinfer.storage.naming import check_name, make_signature
 from daskinfer.storage.registry.decisions import Decision, create_record
 from daskinfer.storage.registry.heartbeats import TTL_SECONDS, beat, read_beat
@@ -155,7 +155,7 @@ def list_holders(registry: Registry, snapshot: str) -> list[LockHolder]:
             continue
         job = name.removesuffix(".json")
         try:
-            record = parse_json(read_bytes(join_url(url, name)))
+            record = parse_json(read_record(join_url(url, name)))
             value = read_beat(heartbeat_url(registry, snapshot, job))
             holder = LockHolder(job, record["purpose"], record["by"], record["at"], record["ttl_seconds"], value)
         except FileNotFoundError:

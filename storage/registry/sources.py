@@ -10,7 +10,7 @@ from contextlib import suppress
 from daskinfer.errors import StorageError
 from daskinfer.ids import canonical_json, digest_of, parse_json, shorten
 from daskinfer.spec.snapshot import Resolution
-from daskinfer.storage.filesystem import read_bytes, replace_bytes
+from daskinfer.storage.filesystem import read_record, replace_bytes
 from daskinfer.storage.folder import Folder
 from daskinfer.storage.nodecache import private_folder
 from daskinfer.storage.registry.catalog import Registry
@@ -43,7 +43,7 @@ def recall_source(registry: Registry, source: str | None) -> Resolution | None:
     if place is None:
         return None
     try:
-        record = parse_json(read_bytes(place))
+        record = parse_json(read_record(place))
         name, snapshot = record["name"], record["snapshot"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None

@@ -89,7 +89,7 @@ BAD = {
     "a union is one sentence": (
         ("output:\n", "pipeline: {stages: [0, x]}\noutput:\n"),
         (
-            "recipe.yaml:7:20: pipeline.stages: must be 'auto', a whole number of at least 1, "
+            "recipe.yaml:7:20: pipeline.stages: must be 'auto', a whole number of at least 1 and at most 10,000, "
             "or a list of whole numbers of at least 1 or text, not [0, 'x']\n"
             "    7 | pipeline: {stages: [0, x]}\n"
             "      |                    ^^^^^^"

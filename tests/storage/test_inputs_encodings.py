@@ -234,3 +234,30 @@ def test_options_that_mean_nothing_are_refused(tmp_path: Path) -> None:
         index(tmp_path / "a.jsonl", csv={"delimiter": ";"})
     with pytest.raises(Exception, match=r"input\.encoding means nothing to parquet"):
         index(tmp_path / "a.jsonl", format="parquet", encoding="cp1252")
+
+
+@pytest.mark.parametrize("content", [b"x" * 5000, b"\n" * 5000, b'"' + b"x" * 5000], ids=["line", "lines", "field"])
+@pytest.mark.parametrize("suffix", ["jsonl.gz", "csv.bz2", "txt.xz", "jsonl.zst"])
+def test_what_expands_without_end_is_not_written_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, content: bytes
+) -> None:
+    packs: dict[str, Callable[[bytes], bytes]] = {
+        "gz": lambda data: gzip.compress(data),
+        "bz2": bz2.compress,
+        "xz": lambda data: lzma.compress(data),
+        "zst": zstd,
+    }
+    pack = packs[suffix.rpartition(".")[2]]
+    (tmp_path / f"a.{suffix}").write_bytes(pack(content))
+    monkeypatch.setattr(spool, "LONGEST_RECORD", 1000)
+    monkeypatch.setattr(spool, "_EXPANDED", 1000)
+    monkeypatch.setattr(spool, "_EXPANSION", 2)
+    with pytest.raises(InputError, match=r"holds (a line of )?more than 1,000 bytes"):
+        index(tmp_path / f"a.{suffix}")
+
+
+def test_rows_that_compress_well_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool, "LONGEST_RECORD", 1000)
+    monkeypatch.setattr(spool, "_EXPANDED", 10_000)
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"the same\n" * 1000))
+    assert len(read_texts(tmp_path / "a.txt.gz")) == 1000

@@ -12,6 +12,7 @@ import pytest
 
 from daskinfer.errors import InputError
 from daskinfer.spec.recipe import Input
+from daskinfer.storage.inputs import parquet_bounds
 from daskinfer.storage.inputs.index import index_input
 from daskinfer.storage.inputs.reading import partition_source, read_partition
 from daskinfer.storage.rows import RowBatch
@@ -157,3 +158,65 @@ def test_columns_are_checked_in_every_file(tmp_path: Path) -> None:
 def test_a_batch_is_no_slice_of_something_larger(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["word " * 20] * 5000}), tmp_path / "a.parquet")
     assert len(pickle.dumps(read_all(tmp_path / "a.parquet", 100)[3])) < 20_000
+
+
+def write_repeated(path: Path, value: str | bytes, rows: int = 100, **more: Any) -> None:
+    """Write a file in which every row has the same value, which is stored once."""
+    values = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([value]))
+    pq.write_table(pa.table({"text": values}), path, compression="zstd", **more)
+
+
+@pytest.mark.parametrize("store_schema", [True, False])
+def test_a_value_that_is_stored_once_and_read_often_is_not_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store_schema: bool
+) -> None:
+    monkeypatch.setattr(parquet_bounds, "_DECODED", 100_000)
+    write_repeated(tmp_path / "a.parquet", "x" * 10_000, store_schema=store_schema)
+    before = pa.total_allocated_bytes()
+    with pytest.raises(InputError, match="makes 1,000,000 bytes of 100 rows out of"):
+        read_all(tmp_path, 100)
+    assert pa.total_allocated_bytes() <= before
+    assert len(read_all(tmp_path, 4)) == 25
+
+
+def test_a_row_that_is_too_long_costs_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet_bounds, "LONGEST_RECORD", 1000)
+    monkeypatch.setattr(parquet_bounds, "_DECODED", 2000)
+    texts = ["a", "x" * 1001, None, "b", "x" * 1001, "c"]
+    pq.write_table(pa.table({"text": texts, "id": range(6)}), tmp_path / "a.parquet")
+    (batch,) = read_all(tmp_path, 6, ("id", "text"))
+    assert batch.values("text") == ["a", "b", "c"] and batch.table.column("id").to_pylist() == [0, 3, 5]
+    assert [reject.row for reject in batch.rejects] == [1, 2, 4]
+    assert batch.rejects[0].error == "column 'text': has 1,001 bytes; a row may have at most 1,000"
+
+
+def test_a_row_group_that_expands_without_end_is_refused_by_its_footer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet_bounds, "_DECODED", 100_000)
+    table = pa.table({"text": ["x" * 10_000] * 100})
+    pq.write_table(table, tmp_path / "a.parquet", compression="zstd", use_dictionary=False, write_statistics=False)
+    with pytest.raises(InputError, match=r"makes 1,000,\d+ bytes of 100 rows"):
+        read_all(tmp_path, 100)
+    assert len(read_all(tmp_path, 5)) == 20
+
+
+def test_a_footer_that_no_file_has_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet_bounds, "_LARGEST_FOOTER", 1000)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1" + bytes(3000) + (2000).to_bytes(4, "little") + b"PAR1")
+    with pytest.raises(InputError, match="its footer has 2,000 bytes"):
+        read_all(tmp_path, 5)
+
+
+@pytest.mark.parametrize("own", [pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.string_view()])
+def test_columns_read_as_dictionaries_come_out_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: pa.DataType
+) -> None:
+    monkeypatch.setattr(parquet_bounds, "_DECODED", 10_000)
+    values = [*(f"{n % 7}" * (n % 5) for n in range(500)), None, ""]
+    table = pa.table({"text": ["x"] * 502, "kept": pa.array(values, pa.string()).cast(own)})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=100, dictionary_pagesize_limit=20)
+    batches = read_all(tmp_path, 150, ("kept",))
+    found = pa.concat_tables([batch.table for batch in batches]).column("kept")
+    assert not any(batch.rejects for batch in batches)
+    assert found.cast(table.schema.field("kept").type).equals(table.column("kept"))

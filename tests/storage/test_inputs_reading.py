@@ -298,3 +298,20 @@ def test_a_row_too_long_to_hold_costs_itself_alone(
         size = len(line) + (line != body[-1])
         assert f"has {size} bytes; a row may have at most" in reject.error
         assert line.startswith(reject.excerpt.rstrip("…"))
+
+
+def test_a_file_without_an_end_of_a_row_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "_LONGEST_OPEN", 3 << 20)
+    read: list[int] = []
+
+    def read_text(file: object, begin: int, end: int) -> bytes:
+        read.append(end)
+        return b"x" * (end - begin)
+
+    monkeypatch.setattr(lines, "read_text", read_text)
+    monkeypatch.setattr("daskinfer.storage.inputs.index.tell_encodings", lambda files, encoding: files)
+    with (tmp_path / "a.jsonl").open("wb") as file:
+        file.truncate(50 << 20)
+    with pytest.raises(InputError, match="a row of it does not end within 3,145,728 bytes"):
+        index_input(Input(url=str(tmp_path / "a.jsonl")), {"text": "text"})
+    assert max(read) <= 5 << 20
