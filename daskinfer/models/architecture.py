@@ -24,6 +24,7 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.auto_factory import _get_model_class
 
 from daskinfer.errors import CheckpointError
+from daskinfer.models.missing_kernels import refuse_missing_kernels
 from daskinfer.models.remotecode import find_class
 from daskinfer.models.versions import ATTENTION
 
@@ -92,7 +93,7 @@ def build_model(
     Raises
     ------
     CheckpointError
-        Where neither the checkpoint's code nor transformers has such a model.
+        Where neither the checkpoint's code nor transformers has such a model, or it lacks a kernel.
     """
     settings = make_config(config, files)
     model_class: Any = find_class(config, files, class_name) or getattr(transformers, class_name, None)
@@ -109,6 +110,7 @@ def build_model(
     _refuse_other(model_class, PreTrainedModel)
     with without_network(), without_weights():
         model = instantiate(model_class, settings, getattr(torch, dtype))
+    refuse_missing_kernels(model)
     return model.eval()
 
 

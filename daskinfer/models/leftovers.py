@@ -6,6 +6,7 @@ transformers leaves them all out with a warning. Here only what cannot change a 
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -19,6 +20,17 @@ from daskinfer.models.conversion import Mapped, read_tensor
 from daskinfer.models.grouping import MISMATCH, refuse_odd_layers
 from daskinfer.models.tensorfiles import StoredTensor
 
+# As peft and AdapterHub name what they train: LoRA and its kin, IA3, orthogonal and other factors, prompts and prefixes.
+_ADAPTER = re.compile(
+    r"(^|\.)(base_layer\.|modules_to_save\.|original_module\.|adapters\.|adaption_|prefix_tuning\.|prompt_embeddings$"
+    r"|prompt_encoder\.[^.]+\.(embedding|transform|mlp_head|lstm_head)\.)"
+    r"|(^|[._])(lora|ia3|hada|lokr|oft|boft|hra|vera|vblora|fourierft|randlora|poly|road|bone|miss|shira)_[a-zA-Z]"
+)
+# As bitsandbytes, GPTQ, AWQ, compressed-tensors and those of fp8 name what a quantised weight is made of.
+_QUANTISATION = re.compile(
+    r"\.(qweight|qzeros|scales|g_idx|SCB|weight_format|(weight\.)?(nested_)?(absmax|quant_map)|weight\.quant_state\..*"
+    r"|(weight|input|output|k|v)_(scale|zero_point)(_inv|_2|_ub)?|weight_(packed|shape)|\w+_(blocks|scales))$"
+)
 # Of a mask's missing places: -1e4 and below are what softmax was given.
 _MASKED = -1e4
 # Rotary frequencies were often saved in half precision.
@@ -47,11 +59,7 @@ def refuse_changes(model: nn.Module, mapped: Mapped, stored: Mapping[str, Stored
     odd = computed | {
         key: name for key, name in mapped.unexpected.items() if not _is_old_buffer(model, name, stored[key])
     }
-    if adapter := next((key for key in odd if ".lora_" in key or ".base_layer." in key), None):
-        raise CheckpointError(
-            f"{where}: {adapter} belongs to an adapter that was not merged into the weights",
-            hint="Load the model with peft, call merge_and_unload(), and save that.",
-        )
+    _refuse_foreign(odd, where)
     refuse_odd_layers(model, odd.values(), where)
     for name in odd.values():
         if owner := _find_owner(model, name):
@@ -59,6 +67,21 @@ def refuse_changes(model: nn.Module, mapped: Mapped, stored: Mapping[str, Stored
                 f"{where}: unexpected tensor {name}: {owner} of {type(model).__name__} has nothing of that name",
                 hint=f"{MISMATCH} Or load and save it once with transformers, which leaves out what it does not use.",
             )
+
+
+def _refuse_foreign(odd: Mapping[str, str], where: str) -> None:
+    """Raise `CheckpointError` where a tensor that the model has no place for is an adapter's, or a quantisation's."""
+    if adapter := next(filter(_ADAPTER.search, odd), None):
+        raise CheckpointError(
+            f"{where}: {adapter} belongs to an adapter that was not merged into the weights",
+            hint="Load the model with peft, call merge_and_unload(), and save that. Prompts that were trained cannot be "
+            "merged: build the model with them by a function of your own, model.entry.",
+        )
+    if scale := next(filter(_QUANTISATION.search, odd), None):
+        raise CheckpointError(
+            f"{where}: {scale} belongs to quantised weights, which are not supported",
+            hint="Publish the checkpoint in float32, bfloat16 or float16 that they were made from.",
+        )
 
 
 def _find_owner(model: nn.Module, name: str) -> str | None:

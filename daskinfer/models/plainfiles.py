@@ -38,10 +38,18 @@ _KEPT = (
 )
 _SPECIAL = ((S_ISFIFO, "named pipe"), (S_ISSOCK, "socket"), (S_ISBLK, "device"), (S_ISCHR, "device"))
 _SENTENCE_MODULES = ("Transformer", "Pooling", "Normalize", "Dense", "Dropout")
-# As peft writes them; transformers takes them where peft is installed, and passes over them where it is not.
-_ADAPTERS = ("adapter_config.json", "adapter_model.")
+# As peft, AdapterHub, diffusers and MLX write them; transformers takes peft's where that is installed, and passes over
+# them where it is not.
+_ADAPTERS = (
+    "adapter_config.json",
+    "adapter_model.",
+    "adapters.safetensors",
+    "pytorch_adapter.",
+    "pytorch_lora_weights.",
+)
 _LARGEST_FILE = 150_000_000  # bytes; tokenizers of a million words have half of it
 _LARGEST_CONFIG = 16_000_000
+_QUANTISATION_KEYS = ("quantization_config", "compression_config", "quantization")
 _QUANTISED = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 
 
@@ -159,7 +167,7 @@ def refuse_beside(where: str, names: Sequence[str], config: Mapping[str, Any]) -
 
 def _find_quantised(config: Mapping[str, Any], path: str = "") -> Iterator[str]:
     for key, value in config.items():
-        if key in ("quantization_config", "compression_config") and value:
+        if key in _QUANTISATION_KEYS and value:
             yield path + key
         elif isinstance(value, Mapping):
             yield from _find_quantised(value, f"{path}{key}.")

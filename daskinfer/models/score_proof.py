@@ -59,7 +59,8 @@ def prove_sight(module: ScoreModule, outline: Outline, max_length: int, pad: int
         raise CheckpointError(
             f"{outline.architecture} cannot score a text: its logits change by {difference:.1g} of their size when a "
             "later token changes, so it sees the tokens that it is to predict",
-            hint="Use its ForMaskedLM checkpoint, or a decoder: some models are one where config.json has is_decoder.",
+            hint="Use a decoder: some models are one where config.json has is_decoder. Or its ForMaskedLM checkpoint, where "
+            "there is one.",
         )
     if not module.is_causal and difference <= TOLERANCE:
         raise CheckpointError(

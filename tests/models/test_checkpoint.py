@@ -234,7 +234,9 @@ def split(directory: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> No
         (lambda path: edit_config(path, compression_config={"format": "x"}), "compression_config is set.* quantised"),
         (lambda path: (path / "quantize_config.json").write_text("{}"), "quantize_config.json is there.* quantised"),
         (lambda path: (path / "adapter_config.json").write_text("{}"), "adapter_config.json is beside the model"),
+        (lambda path: edit_config(path, quantization={"bits": 4}), "quantization is set.* quantised"),
         (lambda path: (path / "adapter_model.bin").write_text("{}"), "adapter_model.bin is beside the model"),
+        (lambda path: (path / "pytorch_adapter.bin").write_text("{}"), "pytorch_adapter.bin is beside the model"),
         (
             lambda path: edit_config(path, transformers_weights="x.safetensors"),
             "transformers_weights is 'x.safetensors'",
@@ -316,6 +318,37 @@ def test_unusable_checkpoints_are_refused(copy: Path, damage: Callable[[Path], o
         inspect_checkpoint(copy)
     assert caught.value.hint
     assert str(copy) in caught.value.message
+
+
+_KEY = "bert.encoder.layer.0.attention.self.key"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"{_KEY}.ia3_l.default",
+        f"{_KEY}.hada_w1_a.default",
+        f"{_KEY}.lokr_w1.default",
+        f"{_KEY}.vera_lambda_b.default",
+        f"{_KEY}.base_layer.weight",
+        "bert.pooler.modules_to_save.default.weight",
+        "bert.encoder.layer.0.output.adapters.other.adapter_down.0.weight",
+        "bert.prefix_tuning.prefix_tunings.other.wte.weight",
+        "prompt_encoder.default.embedding.weight",
+        "prompt_embeddings",
+    ],
+)
+def test_what_was_trained_beside_the_weights_is_named(copy: Path, name: str) -> None:
+    edit_tensors(copy, lambda tensors: tensors.update({name: torch.ones(8, 32)}))
+    with pytest.raises(CheckpointError, match=f"{name.removeprefix('bert.')} belongs to an adapter"):
+        inspect_checkpoint(copy)
+
+
+@pytest.mark.parametrize("leaf", ["qweight", "scales", "SCB", "weight.absmax", "weight_scale", "weight_packed"])
+def test_what_a_quantised_weight_is_made_of_is_named(copy: Path, leaf: str) -> None:
+    edit_tensors(copy, lambda tensors: tensors.update({f"{_KEY}.{leaf}": torch.ones(4, 32)}))
+    with pytest.raises(CheckpointError, match=f"{leaf} belongs to quantised weights"):
+        inspect_checkpoint(copy)
 
 
 def test_what_a_folder_holds_beside_the_weights_changes_nothing(copy: Path) -> None:

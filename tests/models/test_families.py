@@ -27,7 +27,7 @@ from daskinfer.spec.outline import InputArray
 from daskinfer.spec.recipe import ModelOptions
 from daskinfer.testing.taskcases import EMBED_ALONE, SCORE_ALONE, SCORE_MORE
 from daskinfer.testing.zoo import ZOO, make_inputs, make_model
-from daskinfer.testing.zoosettings import SMALL_DECODER
+from daskinfer.testing.zoosettings import SMALL_DECODER, SMALL_ENCODER
 
 TOLERANCE = 2e-5
 
@@ -130,6 +130,27 @@ def test_a_model_with_more_embeddings_than_tokens_is_tried_on_its_tokens() -> No
     config |= {"num_attention_heads": 4, "dim_ff": 64, "num_hidden_layers": 1, "vocab_size": 96, "prompt_length": 4}
     module = build_task(TaskRequest("score", ModelOptions(), "CpmAntForCausalLM", request_files(config)), "float32")
     assert module.inputs[0].bound == 96
+
+
+@pytest.mark.parametrize("task", ["embed", "classify"])
+def test_a_model_without_its_kernel_is_refused(task: str) -> None:
+    name = "MraModel" if task == "embed" else "MraForSequenceClassification"
+    config = {"model_type": "mra", "architectures": [name], **SMALL_ENCODER}
+    with pytest.raises(CheckpointError, match=f"{name} needs mra_cuda_kernel, which is not here"):
+        build_task(TaskRequest(task, ModelOptions(), name, request_files(config)), "float32")
+
+
+def test_a_classifier_that_looks_for_no_padding_needs_no_padding_id() -> None:
+    name = "PerceiverForSequenceClassification"
+    config = {"model_type": "perceiver", "architectures": [name], "num_latents": 4, "d_latents": 16, "d_model": 16}
+    config |= {"num_self_attends_per_block": 1, "num_self_attention_heads": 2, "num_cross_attention_heads": 2}
+    config |= {"vocab_size": 96, "max_position_embeddings": 32, "num_labels": 3}
+    module, plain = fill(make_model(name, config), "classify", config)
+    ids, mask, rows = texts()
+    scores = run(module, ids, mask)["scores"]
+    with torch.inference_mode():
+        for values, row in zip(scores, rows, strict=True):
+            assert torch.allclose(values, plain(row[None]).logits[0].softmax(-1), atol=TOLERANCE)
 
 
 def test_a_model_of_language_that_cannot_be_run_is_refused_by_name() -> None:

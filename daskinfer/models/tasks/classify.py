@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,9 +75,18 @@ def make_classify(request: TaskRequest, dtype: str) -> TextClassification:
     model, prefixes = build_text_model(request, "AutoModelForSequenceClassification", dtype)
     refuse_sound_model(model, request.architecture)
     settings = model.config.get_text_config()  # type: ignore[operator, union-attr]
-    if getattr(settings, "pad_token_id", None) != pad_id(request.config):
+    told = getattr(settings, "pad_token_id", None)
+    if told != pad_id(request.config) and (told is not None or _looks_for_padding(model)):
         raise CheckpointError(
             f"config.json: {request.architecture} needs a pad_token_id, to tell where a padded row ends",
             hint="Set it to the tokenizer's padding id and publish again.",
         )
     return TextClassification(model, prefixes, text_inputs(model, request), request.config)
+
+
+def _looks_for_padding(model: nn.Module) -> bool:
+    """Return whether a classifier's own forward asks for the padding id; Perceiver, for one, has none and needs none."""
+    try:
+        return "pad_token_id" in inspect.getsource(type(model).forward)
+    except (OSError, TypeError):
+        return True
