@@ -5,10 +5,12 @@ Names load when they are first used, so that `import daskinfer` costs nothing.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+# As type checkers read it. To import typing takes longer than all else here, and no signal is handled until then.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from daskinfer.api import (
         audit,
         checkpoint,
@@ -71,6 +73,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
     if name == "__version__":
         return import_module("importlib.metadata").version("daskinfer")
     if name not in __all__:

@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from types import FrameType
 
 # Slurm, Kubernetes and Airflow stop a job by SIGTERM: it ends as tidily as on Ctrl-C.
@@ -20,10 +19,9 @@ Handler = Callable[[int, FrameType | None], object]
 
 def is_program() -> bool:
     """Tell whether this process is the command, and not another program that has imported it."""
-    place = Path(sys.argv[0])
-    names = (place.name, place.parent.name)
+    parts = sys.argv[0].replace(os.sep, "/").split("/")
     return threading.current_thread() is threading.main_thread() and (
-        place.stem == "daskinfer" or names == ("__main__.py", "daskinfer")
+        parts[-1].removesuffix(".exe") == "daskinfer" or parts[-2:] == ["daskinfer", "__main__.py"]
     )
 
 

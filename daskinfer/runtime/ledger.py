@@ -119,11 +119,15 @@ class Ledger:
         return self.incidents[place]
 
     def busy(self, running_seconds: float) -> tuple[float, ...]:
-        """Return every stage's share of `running_seconds` that its workers spent working, 0 to 1."""
+        """Return every stage's share of `running_seconds` that its workers spent working, 0 to 1.
+
+        Rows that are computed and not committed yet count as what those before them took.
+        """
         if running_seconds <= 0:
             return (0.0,) * len(self._seconds)
+        in_work = 1 + self.advance.rows / self.rows_this_run if self.rows_this_run else 1.0
         return tuple(
-            min(1.0, sum(seconds) / replicas / running_seconds)
+            min(1.0, in_work * sum(seconds) / replicas / running_seconds)
             for seconds, replicas in zip(self._seconds, self.plan.replicas, strict=True)
         )
 

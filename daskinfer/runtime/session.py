@@ -98,7 +98,6 @@ class Session:
         self._began = began
         self._phase: Phase = "starting"
         self._due: dict[str, float] = {}
-        self._busy: tuple[int, tuple[float, ...]] = (-1, ())
         self._said: set[str] = set()
         self._lost: tuple[int, float] | None = None
         """Number of the incident of a lost scheduler that is not over, and when it was noted."""
@@ -151,15 +150,13 @@ class Session:
 
     def progress(self, message: str = "") -> Progress:
         """Return how the run stands now."""
-        # Busy shares are told with commits: until the next one they are those of the last.
-        if self.ledger.partitions_done != self._busy[0]:
-            self._busy = (self.ledger.partitions_done, self.ledger.busy(self.running_seconds))
         return Progress(
             phase=self._phase,
             job=self.job.record.job,
             member=self.member,
             seconds=time.monotonic() - self._began,
-            busy=self._busy[1],
+            # Nothing tells before the first commit.
+            busy=self.ledger.busy(self.running_seconds) if self.ledger.rows_this_run else (),
             workers=self.workers,
             message=message,
             **count_progress(self.ledger, self.running_seconds),

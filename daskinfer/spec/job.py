@@ -302,7 +302,7 @@ class Progress(Section):
     eta: float | None = None
     """Seconds left, where it can be told."""
     busy: tuple[float, ...] = ()
-    """Busy share of every stage, 0 to 1."""
+    """Busy share of every stage, 0 to 1; nothing before the first commit."""
     devices: tuple[str, ...] = ()
     """What every stage computes on, with the most memory that it took there; "" until it is loaded."""
     loaded_bytes: int = 0

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from daskinfer.runtime.advance import Advance
+from daskinfer.runtime.ledger import Ledger
+from tests.runtime.test_core import make_plan, make_record
 
 
 def test_rows_move_with_every_microbatch() -> None:
@@ -39,3 +43,17 @@ def test_a_generation_that_is_given_up_counts_no_more() -> None:
     assert advance.rows == 10
     advance.clear()
     assert advance.rows == 0
+
+
+def test_busy_shares_move_between_two_commits() -> None:
+    ledger = Ledger(make_plan(replicas=(1, 2)), rows_total=30)
+    assert ledger.busy(0) == (0, 0)
+    ledger.add(make_record(0))
+    assert ledger.busy(2.0) == (0.5, 0.25)
+    ledger.advance.begin((0, 1), rows=10, microbatches=2)
+    assert ledger.busy(3.0) == pytest.approx((1 / 3, 1 / 6)), "nothing came out for a second"
+    ledger.advance.step((0, 1))
+    assert ledger.busy(3.0) == (0.5, 0.25)
+    ledger.advance.end((0, 1))
+    ledger.add(make_record(1))
+    assert ledger.busy(4.0) == (0.5, 0.25)
