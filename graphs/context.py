@@ -26,7 +26,7 @@ from daskinfer.spec.snapshot import Manifest
 from daskinfer.storage.activations.transports import DirectTransport, Transport, ZarrTransport
 from daskinfer.storage.inputs.row_batch import RowBatch
 from daskinfer.storage.jobs.store import JobStore
-from daskinfer.storage.objects.filesystem import join_url
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.outputs.job_output import open_part_sink, open_supplement, read_sealed
 from daskinfer.storage.outputs.merging import merge_part
 from daskinfer.storage.outputs.quarantine import read_rejects

@@ -13,7 +13,8 @@ from daskinfer.logs import JsonFormatter, TextFormatter
 from daskinfer.redaction import conceal, known_secrets, learn, protect, reveal
 from daskinfer.spec.recipe.loader import load_recipe
 from daskinfer.spec.recipe.schema import Recipe
-from daskinfer.storage.objects.filesystem import absolute_url, reveal_url
+from daskinfer.storage.objects.filesystem import reveal_url
+from daskinfer.storage.objects.urls import absolute_url
 
 RECIPE = """
 daskinfer: 1

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from daskinfer.errors import DaskinferError, Interrupted, MissingEvent
+from daskinfer.errors import DaskinferError, Interrupted, MissingEvent, RecipeError, RejectBudgetExceeded
 from daskinfer.redaction import conceal
 from daskinfer.units import escape_controls
 
@@ -26,7 +26,8 @@ Exit codes:
   1    the job failed; the same command resumes it
   2    the recipe or the arguments are wrong
   3    the plan cannot fit the workers
-  4    stopped: more rows were quarantined than the recipe allows
+  4    stopped: more rows were quarantined than the recipe allows;
+       with a larger errors.max_rows it goes on
   130  interrupted; the same command resumes it
 """
 
@@ -41,6 +42,8 @@ class Circumstances:
     """Whether stdout must end with a JSON object."""
     resume: str | None = None
     """The command that goes on where this one stopped."""
+    allow: str | None = None
+    """The same where `errors.max_rows` is N, to be filled in."""
     facts: Callable[[], dict[str, Any]] = dict
     """More fields for the JSON object."""
 
@@ -58,10 +61,14 @@ def fail(ctx: click.Context, error: BaseException) -> int:
     facts = told.facts()
     # click strips colours in a pipe, but does not know NO_COLOR.
     color = False if os.environ.get("NO_COLOR") else None
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {escape_controls(known.message)}", err=True, color=color)
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {_tell(known)}", err=True, color=color)
     if known.hint:
         click.echo(f"{click.style('hint:', fg='cyan')} {escape_controls(known.hint)}", err=True, color=color)
-    resume = told.resume if known.exit_code in RESUMABLE else None
+    resume = told.resume if known.exit_code in RESUMABLE and not known.recurs else None
+    if isinstance(known, RejectBudgetExceeded) and told.allow:
+        click.echo(
+            f"Nothing that was committed is lost. To go on, with a number for N:\n  {conceal(told.allow)}", err=True
+        )
     if resume:
         begun = "Nothing that was committed is lost. To resume:" if facts.get("job") else "To run it again:"
         click.echo(f"{begun}\n  {conceal(resume)}", err=True)
@@ -73,6 +80,12 @@ def fail(ctx: click.Context, error: BaseException) -> int:
             end["resume"] = resume
         click.echo(conceal(json.dumps(facts | end)))
     return known.exit_code
+
+
+def _tell(error: DaskinferError) -> str:
+    """Return the message, whose lines are all ours in a recipe's errors alone: a file's name may hold newlines."""
+    message = escape_controls(error.message)
+    return message if isinstance(error, RecipeError) else message.replace("\n", "\n  ")
 
 
 @contextmanager

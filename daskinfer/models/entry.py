@@ -8,7 +8,7 @@ import importlib.util
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,8 +103,8 @@ def load_entry(entry: EntryPoint, *, weights: bool = False) -> nn.Module:
 def check_builds(entry: EntryPoint, model: nn.Module | None = None) -> None:
     """Build a user's module again, and refuse it where what it holds beside its saved state comes out differently.
 
-    Once with weights and once without, under other seeds; and once by its source file run anew, as another process
-    would.
+    Once with weights and once without, under other seeds; once by its source file run anew; and with weights once in
+    another process.
 
     Parameters
     ----------
@@ -130,6 +130,15 @@ def check_builds(entry: EntryPoint, model: nn.Module | None = None) -> None:
         with seeded(3):
             builds["where it is built without weights, as workers build it"] = collect_unsaved(load_entry(entry))
     refuse_unsaved(entry.function, builds)
+    if weights:
+        from daskinfer.models.entry_apart import refuse_process_values
+
+        refuse_process_values(entry, first)
+
+
+def call_with_weights(entry: EntryPoint) -> nn.Module:
+    """Return the module that an entry point builds, with weights of its own; its source is taken as it is."""
+    return _call(entry, _import_function(entry.function), weights=True)
 
 
 def _run_again(entry: EntryPoint) -> Callable[[], Any]:
@@ -170,11 +179,14 @@ def _call(entry: EntryPoint, function: Callable[[], Any], weights: bool) -> nn.M
     # Torch stays out of processes that only look for an entry point.
     from torch import nn
 
-    from daskinfer.models.architecture import without_weights
-
     try:
-        with nullcontext() if weights else without_weights():
+        if weights:
             model = function()
+        else:
+            from daskinfer.models.architecture import without_weights
+
+            with without_weights():
+                model = function()
     except Exception as error:
         raise CheckpointError(
             f"model.entry {entry.function} failed: {type(error).__name__}: {error}",

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from daskinfer.errors import CheckpointError
+from daskinfer.ids import sha256_of
 
 _OWN = frozenset(vars(nn.Module()))
 _DEEPEST = 20
@@ -77,6 +78,11 @@ def find_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> str 
         if path not in first or path not in second or not _are_same(first[path], second[path]):
             return path
     return None
+
+
+def digest_values(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return a digest of every value, by path: equal ones have equal digests in every process."""
+    return {path: sha256_of(repr(_describe(value)).encode(errors="surrogatepass")) for path, value in values.items()}
 
 
 def refuse_unsaved(function: str, builds: Mapping[str, Values]) -> None:
@@ -165,6 +171,21 @@ def _are_same(first: Any, second: Any) -> bool:
         return one.dtype == other.dtype and one.shape == other.shape and repr(one.tolist()) == repr(other.tolist())
     # Two NaN are the same here.
     return type(first) is type(second) and repr(first) == repr(second)
+
+
+def _describe(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        dense = value.detach() if value.layout == torch.strided else value.detach().to_dense()
+        numbers = "" if value.is_meta else _digest_numbers(dense.cpu())
+        return str(value.device), str(value.dtype), tuple(value.shape), str(value.layout), numbers
+    if isinstance(value, np.ndarray | np.generic):
+        array = np.asarray(value)
+        return str(array.dtype), array.shape, array.tolist()
+    return type(value).__name__, value
+
+
+def _digest_numbers(tensor: Tensor) -> str:
+    return sha256_of(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
 def _same_values(first: Tensor, second: Tensor) -> bool:

@@ -39,14 +39,9 @@ from daskinfer.storage.activations.framing import (
     take,
     unpack,
 )
-from daskinfer.storage.objects.filesystem import (
-    absolute_url,
-    delete,
-    explain_errors,
-    is_local,
-    open_filesystem,
-    reveal_url,
-)
+from daskinfer.storage.objects.filesystem import delete, open_filesystem, reveal_url
+from daskinfer.storage.objects.store_errors import explain_errors
+from daskinfer.storage.objects.urls import absolute_url, is_local
 
 Sent = TypeVar("Sent")
 

@@ -20,8 +20,11 @@ from daskinfer.spec.recipe.schema import Input
 from daskinfer.spec.rows import InputFile
 from daskinfer.storage.inputs.compression import compression_of
 from daskinfer.storage.inputs.patterns import read_pattern
-from daskinfer.storage.objects.filesystem import absolute_url, explain_errors, is_local, open_filesystem, reveal_url
+from daskinfer.storage.objects.backoff import is_away
+from daskinfer.storage.objects.filesystem import open_filesystem, reveal_url
 from daskinfer.storage.objects.plain_store import LARGEST_METADATA, METADATA
+from daskinfer.storage.objects.store_errors import explain_errors
+from daskinfer.storage.objects.urls import absolute_url, is_local
 
 Found = TypeVar("Found")
 
@@ -175,7 +178,8 @@ def _find_files(place: str) -> list[InputFile]:
             raise InputError(
                 f"input.url: {error.filename} was listed and is not there", hint="Is it a link to a deleted file?"
             ) from error
-    if not files and filesystem.isdir(path):
+        is_folder = not files and filesystem.isdir(path)
+    if is_folder:
         raise InputError(
             f"input.url: {place} has no files of its own: it is empty, or holds only folders",
             hint=f"Files in its folders are found by a glob, such as {place.rstrip('/')}/**/*.parquet.",
@@ -267,7 +271,9 @@ def _match_local(path: str) -> Iterable[str]:
 def _match(filesystem: AbstractFileSystem, path: str) -> Mapping[str, Mapping[str, Any]]:
     try:
         info = filesystem.info(path)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if isinstance(error.__cause__, OSError) and is_away(error.__cause__):
+            raise
         pattern = read_pattern(path, filesystem.exists)
         return filesystem.glob(pattern.as_glob(), detail=True) if pattern.parts else {}
     if info["type"] == "file":

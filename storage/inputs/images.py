@@ -13,7 +13,7 @@ from daskinfer.spec.rows import InputFile, Partition, Segment
 from daskinfer.storage.inputs.cutting import cut_evenly
 from daskinfer.storage.inputs.files import map_files, path_of
 from daskinfer.storage.inputs.interface import Columns, Layout, MissingColumn, ParsedRows, Request
-from daskinfer.storage.objects.filesystem import explain_errors
+from daskinfer.storage.objects.store_errors import explain_errors
 
 _TYPES = {"image": pa.large_binary(), "path": pa.string()}
 _WANTED = {"image": "image", "path": "text"}

@@ -11,7 +11,9 @@ from daskinfer.errors import InputError
 from daskinfer.spec.recipe.schema import Input
 from daskinfer.storage.inputs.files import FORMATS, is_zarr
 from daskinfer.storage.inputs.patterns import Pattern, read_pattern
-from daskinfer.storage.objects.filesystem import absolute_url, explain_errors, is_local, open_filesystem
+from daskinfer.storage.objects.filesystem import open_filesystem
+from daskinfer.storage.objects.store_errors import explain_errors
+from daskinfer.storage.objects.urls import absolute_url, is_local
 
 # Nothing that a job writes has such a name.
 _NEVER_WRITTEN = FORMATS.keys() - {".jsonl", ".parquet"}

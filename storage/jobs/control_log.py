@@ -11,9 +11,9 @@ from pydantic import ValidationError
 
 from daskinfer.errors import IntegrityError
 from daskinfer.spec.job.control import ControlRecord
-from daskinfer.storage.objects.filesystem import join_url
 from daskinfer.storage.objects.naming import make_signature
 from daskinfer.storage.objects.slotlog import Slot, SlotLog
+from daskinfer.storage.objects.urls import join_url
 
 
 class ControlLog:
@@ -75,5 +75,6 @@ class ControlLog:
             return ControlRecord.model_validate(slot.record)
         except ValidationError as error:
             raise IntegrityError(
-                f"{self._log.slot_url(slot.sequence)} is not a record of a control log", hint="It was changed by hand."
+                f"{self._log.slot_url(slot.sequence)} is not a record of a control log",
+                hint="It was damaged or changed by hand: put it back, or start over with --fresh.",
             ) from error

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from daskinfer.errors import Conflict, IntegrityError, JobBusy
 from daskinfer.spec.job.generation import Generations, SnapshotPin, Step, as_ranges, fold
-from daskinfer.storage.objects.filesystem import join_url
 from daskinfer.storage.objects.slotlog import SlotLog
+from daskinfer.storage.objects.urls import join_url
 
 
 class GenerationLog:
@@ -44,7 +44,8 @@ class GenerationLog:
             self.known = fold(self._first, [Step.model_validate(slot.record) for slot in slots])
         except (ValidationError, AssertionError) as error:
             raise IntegrityError(
-                f"{self._log.url} is not the log of a job's generations", hint="A file was changed by hand."
+                f"{self._log.url} is not the log of a job's generations",
+                hint="One of its files was damaged or changed by hand: put it back, or start over with --fresh.",
             ) from error
         return self.known
 

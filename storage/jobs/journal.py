@@ -10,7 +10,8 @@ from typing import Any
 from daskinfer.errors import Conflict, IntegrityError
 from daskinfer.ids import canonical_json, parse_json
 from daskinfer.storage.objects.create_if_absent import create
-from daskinfer.storage.objects.filesystem import join_url, list_names, read_record
+from daskinfer.storage.objects.filesystem import list_names, read_record
+from daskinfer.storage.objects.urls import join_url
 
 _NAME = re.compile(r"(\d{4,})-(?:(\w+)-)?(\d{6,})\.jsonl")
 
@@ -102,5 +103,5 @@ def read_journal(url: str) -> Iterator[Event]:
                 yield Event(detail.pop("at"), detail.pop("kind"), detail, int(match[1]))
             except (ValueError, KeyError, AttributeError) as error:
                 raise IntegrityError(
-                    f"{place}, line {number} is not an event", hint="The file was changed by hand."
+                    f"{place}, line {number} is not an event", hint="It was damaged or changed by hand: put it back."
                 ) from error

@@ -21,8 +21,9 @@ from daskinfer.spec.section import Section
 from daskinfer.storage.jobs.driver_identity import BEAT, TTL, DriverIdentity, Mode, describe_driver, look_for, refuse
 from daskinfer.storage.jobs.heartbeat import Beating
 from daskinfer.storage.jobs.membership import Membership, find_living, list_members, seems_alive
-from daskinfer.storage.objects.filesystem import join_url, read_record, replace_bytes
+from daskinfer.storage.objects.filesystem import read_record, replace_bytes
 from daskinfer.storage.objects.slotlog import Slot, SlotLog
+from daskinfer.storage.objects.urls import join_url
 
 # How long whoever joins waits before it looks again whether another has prepared the job.
 _OPENING_SECONDS = 0.2

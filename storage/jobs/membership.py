@@ -19,8 +19,9 @@ from daskinfer.spec.job.record import Progress
 from daskinfer.spec.section import Section
 from daskinfer.storage.jobs.driver_identity import BEAT, TTL, DriverIdentity, describe_driver, look_for, refuse
 from daskinfer.storage.jobs.heartbeat import Beating
-from daskinfer.storage.objects.filesystem import delete, join_url, list_names, read_record, replace_bytes
+from daskinfer.storage.objects.filesystem import delete, list_names, read_record, replace_bytes
 from daskinfer.storage.objects.slotlog import SlotLog
+from daskinfer.storage.objects.urls import join_url
 
 _LOOKS = 10
 

@@ -16,7 +16,8 @@ from daskinfer.errors import IntegrityError
 from daskinfer.ids import canonical_json, parse_json
 from daskinfer.spec.job.poison import PoisonRecord
 from daskinfer.storage.objects.create_if_absent import create
-from daskinfer.storage.objects.filesystem import delete, join_url, list_names, read_record
+from daskinfer.storage.objects.filesystem import delete, list_names, read_record
+from daskinfer.storage.objects.urls import join_url
 
 POISON = "poison"
 
@@ -66,5 +67,6 @@ def _read(url: str) -> PoisonRecord:
         return PoisonRecord.model_validate(stored)
     except (ValueError, KeyError, AttributeError, ValidationError) as error:
         raise IntegrityError(
-            f"{url} is not a record of poisonous rows", hint="The file was changed by hand."
+            f"{url} is not a record of poisonous rows",
+            hint="It was damaged or changed by hand: put it back, or delete it: its rows are tried anew.",
         ) from error

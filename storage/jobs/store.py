@@ -46,18 +46,17 @@ from daskinfer.storage.jobs.membership import Member, Membership, list_members, 
 from daskinfer.storage.objects.create_if_absent import create
 from daskinfer.storage.objects.filesystem import (
     LARGEST_MANIFEST,
-    absolute_url,
     delete,
     exists,
-    join_url,
     list_names,
     read_record,
     replace_bytes,
 )
+from daskinfer.storage.objects.urls import absolute_url, join_url
 
 # A table of a million partitions becomes a tenth.
-_EXPANDED = 64 << 20
-_EXPANSION = 50
+_EXPANDED = 32 << 20
+_EXPANSION = 20
 
 
 class JobStore:

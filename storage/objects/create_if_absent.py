@@ -19,8 +19,10 @@ from fsspec import AbstractFileSystem
 
 from daskinfer.errors import StorageError
 from daskinfer.storage.objects.backoff import ATTEMPTS, persist
-from daskinfer.storage.objects.filesystem import absolute_url, explain_errors, is_local, open_filesystem, temporary_file
+from daskinfer.storage.objects.filesystem import open_filesystem, temporary_file
+from daskinfer.storage.objects.store_errors import explain_errors
 from daskinfer.storage.objects.streams import Stream, read_pieces
+from daskinfer.storage.objects.urls import absolute_url, is_local
 
 CONDITIONAL_STORES = frozenset({"s3", "s3a", "gs", "gcs"})
 PART_BYTES = 50 * 2**20

@@ -14,15 +14,9 @@ from daskinfer.errors import DaskinferError, StorageError
 from daskinfer.ids import make_nonce
 from daskinfer.spec.registry.storecheck import StoreCheck, StoreReport
 from daskinfer.storage.objects.create_if_absent import create
-from daskinfer.storage.objects.filesystem import (
-    ShortRead,
-    absolute_url,
-    delete,
-    is_local,
-    join_url,
-    list_names,
-    read_bytes,
-)
+from daskinfer.storage.objects.filesystem import delete, list_names, read_bytes
+from daskinfer.storage.objects.store_errors import ShortRead
+from daskinfer.storage.objects.urls import absolute_url, is_local, join_url
 
 WRITERS = 8
 ROUNDS = 5

@@ -22,8 +22,9 @@ from daskinfer.spec.job.commit import CommitRecord
 from daskinfer.spec.rows import Partition
 from daskinfer.storage.columns.numpy import Elements, elements_of, to_numpy
 from daskinfer.storage.columns.types import decode_type
-from daskinfer.storage.objects.filesystem import absolute_url, explain_errors, is_local, join_url
 from daskinfer.storage.objects.plain_store import open_store
+from daskinfer.storage.objects.store_errors import explain_errors
+from daskinfer.storage.objects.urls import absolute_url, is_local, join_url
 from daskinfer.storage.outputs.commit_index import CommitDigest
 from daskinfer.storage.outputs.commit_log import CommitLog, write_rejects
 from daskinfer.storage.outputs.fence import Fence, create

@@ -13,6 +13,7 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from daskinfer.errors import IntegrityError
+from daskinfer.hidden import escape_json
 from daskinfer.ids import canonical_json, parse_json
 from daskinfer.spec.job.commit import CommitRecord
 from daskinfer.spec.rows import Partition, Reject
@@ -20,13 +21,13 @@ from daskinfer.storage.objects.filesystem import (
     LARGEST_MANIFEST,
     clear_halves,
     exists,
-    explain_errors,
     find_files,
-    join_url,
     list_names,
     open_filesystem,
     read_record,
 )
+from daskinfer.storage.objects.store_errors import explain_errors
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.outputs.commit_index import CommitDigest, CommitIndex, tabulate, walk, write_index
 from daskinfer.storage.outputs.fence import Fence, create
 from daskinfer.storage.outputs.places import COMMITS, MANIFEST, QUARANTINE, RECORDS, RETRIES, STAGED
@@ -323,7 +324,7 @@ def name_rejects(partition: int) -> str:
 def write_rejects(url: str, partition: Partition, rejects: Sequence[Reject], fence: Fence, records: CommitLog) -> None:
     """Write the quarantine file of a partition, where it has rejects; `records` say what is committed."""
     if rejects:
-        lines = [json.dumps(asdict(reject), ensure_ascii=False) for reject in rejects]
+        lines = [escape_json(json.dumps(asdict(reject), ensure_ascii=False)) for reject in rejects]
         place = join_url(url, QUARANTINE, name_rejects(partition.number))
         # A lone surrogate, which UTF-8 cannot carry, becomes the escape that JSON has for it.
         data = ("\n".join(lines) + "\n").encode(errors="backslashreplace")
@@ -385,4 +386,8 @@ def _parse(url: str, data: bytes) -> CommitRecord:
     try:
         return CommitRecord.model_validate_json(data)
     except ValidationError as error:
-        raise IntegrityError(f"{url} is not a commit record", hint="The file was changed by hand.") from error
+        raise IntegrityError(
+            f"{url} is not a commit record",
+            hint="It was damaged or changed by hand: put it back; or delete it and what is beside it by the name of index-*, and run "
+            "the same command again, which computes the partition anew.",
+        ) from error

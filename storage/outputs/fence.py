@@ -33,14 +33,9 @@ from daskinfer.ids import make_nonce
 from daskinfer.storage.objects import create_if_absent
 from daskinfer.storage.objects.backoff import ATTEMPTS, persist
 from daskinfer.storage.objects.conditional import delete_marked, mark_in, mark_of, put_marked
-from daskinfer.storage.objects.filesystem import (
-    absolute_url,
-    explain_errors,
-    is_local,
-    list_names,
-    open_filesystem,
-    read_bytes,
-)
+from daskinfer.storage.objects.filesystem import list_names, open_filesystem, read_bytes
+from daskinfer.storage.objects.store_errors import explain_errors
+from daskinfer.storage.objects.urls import absolute_url, is_local
 from daskinfer.storage.outputs.owner import OwnerWatch
 from daskinfer.storage.outputs.places import RECORDS, WORK
 

@@ -9,7 +9,7 @@ from daskinfer.errors import RecipeError
 from daskinfer.spec.job.record import OutputField
 from daskinfer.storage.columns.format_limits import advise, holds
 from daskinfer.storage.columns.types import decode_type, describe_type
-from daskinfer.storage.objects.filesystem import absolute_url
+from daskinfer.storage.objects.urls import absolute_url
 from daskinfer.storage.outputs.arrays import VALID, ZarrSink
 from daskinfer.storage.outputs.commit_log import CommitLog
 from daskinfer.storage.outputs.fence import Fence

@@ -12,7 +12,7 @@ from daskinfer.spec.job.generation import Generations, SnapshotPin
 from daskinfer.spec.job.record import JobRecord
 from daskinfer.storage.jobs.generation_log import GenerationLog
 from daskinfer.storage.jobs.store import JobStore
-from daskinfer.storage.objects.filesystem import absolute_url
+from daskinfer.storage.objects.urls import absolute_url
 from daskinfer.storage.outputs.commit_log import CommitLog
 from daskinfer.storage.outputs.committed import CommittedPartitions
 from daskinfer.storage.outputs.fence import Fence
@@ -182,7 +182,8 @@ def _make_layout(record: JobRecord, pin: SnapshotPin | None) -> OutputLayout:
     return OutputLayout(
         job=record.job,
         fields=record.fields,
-        keep=record.keep,
+        # A record at rest has its keys in another order.
+        keep={name: record.keep[name] for name in recipe.output.keep},
         partition_rows=recipe.input.partition_rows,
         rows=record.rows,
         metadata={**provenance, "daskinfer_recipe": recipe.digest},

@@ -6,8 +6,9 @@ from pydantic import ValidationError
 
 from daskinfer.errors import Conflict, IntegrityError, OutputOwned
 from daskinfer.spec.section import Section
-from daskinfer.storage.objects.filesystem import join_url, list_names
+from daskinfer.storage.objects.filesystem import list_names
 from daskinfer.storage.objects.slotlog import Slot, SlotLog
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.outputs.places import RECORDS
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from daskinfer.errors import IntegrityError
 from daskinfer.ids import parse_json
 from daskinfer.spec.rows import Reject
-from daskinfer.storage.objects.filesystem import LARGEST_MANIFEST, join_url, list_names, read_record
+from daskinfer.storage.objects.filesystem import LARGEST_MANIFEST, list_names, read_record
+from daskinfer.storage.objects.urls import absolute_url, join_url
 from daskinfer.storage.outputs.commit_log import name_rejects
-from daskinfer.storage.outputs.places import QUARANTINE
+from daskinfer.storage.outputs.places import QUARANTINE, RECORDS, STAGED
 
 
 def read_quarantine(url: str, limit: int) -> list[Reject]:
@@ -21,9 +22,35 @@ def read_quarantine(url: str, limit: int) -> list[Reject]:
     return rejects[:limit]
 
 
+def find_rejects(url: str, job: str, limit: int) -> tuple[str, list[Reject]]:
+    """Return the folder with the quarantine of a job that stopped, and its first `limit` rows.
+
+    The rows of a job that may change its snapshot lie apart until its output is whole.
+    """
+    place = absolute_url(url)
+    staged = join_url(place, RECORDS, STAGED, job)
+    for folder in (place, *(join_url(staged, name) for name in list_names(staged))):
+        if rejects := read_quarantine(folder, limit):
+            return join_url(folder, QUARANTINE), rejects
+    return join_url(place, QUARANTINE), []
+
+
 def read_rejects(url: str, partition: int) -> tuple[Reject, ...]:
-    """Return the refused rows of a partition that has some."""
-    return tuple(_read(join_url(url, QUARANTINE, name_rejects(partition))))
+    """Return the refused rows of a partition that has some.
+
+    Raises
+    ------
+    IntegrityError
+        The file that holds them is gone, or holds something else.
+    """
+    place = join_url(url, QUARANTINE, name_rejects(partition))
+    try:
+        return tuple(_read(place))
+    except FileNotFoundError as error:
+        raise IntegrityError(
+            f"{place} is gone, though partition {partition} has rows that were refused",
+            hint="Put it back, or make the output again with --fresh.",
+        ) from error
 
 
 def _read(url: str) -> list[Reject]:

@@ -16,7 +16,8 @@ from daskinfer.spec.rows import Partition, Reject
 from daskinfer.spec.section import Section
 from daskinfer.storage.columns.numpy import to_arrow
 from daskinfer.storage.columns.types import decode_type
-from daskinfer.storage.objects.filesystem import absolute_url, is_local, join_url, read_bytes, size_of
+from daskinfer.storage.objects.filesystem import read_bytes, size_of
+from daskinfer.storage.objects.urls import absolute_url, is_local, join_url
 from daskinfer.storage.outputs.arrays import VALID, read_arrays
 from daskinfer.storage.outputs.commit_log import find_merged, read_manifest
 from daskinfer.storage.outputs.places import MANIFEST

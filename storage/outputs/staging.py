@@ -15,7 +15,8 @@ from typing import Any
 from daskinfer.errors import IntegrityError
 from daskinfer.spec.job.commit import CommitRecord
 from daskinfer.spec.job.generation import Generations
-from daskinfer.storage.objects.filesystem import exists, join_url, read_bytes
+from daskinfer.storage.objects.filesystem import exists, read_bytes
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.outputs.commit_index import CommitDigest
 from daskinfer.storage.outputs.commit_log import CommitLog
 from daskinfer.storage.outputs.committed import CommittedPartitions

@@ -18,7 +18,7 @@ from daskinfer.spec.job.record import OutputField
 from daskinfer.storage.columns.json_text import scan_object, to_json_texts
 from daskinfer.storage.columns.types import JSON, decode_type, is_text
 from daskinfer.storage.columns.values import parse_json_column
-from daskinfer.storage.objects.filesystem import join_url
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.outputs.commit_index import CommitDigest
 from daskinfer.storage.outputs.commit_log import CommitLog, create_same, write_rejects
 from daskinfer.storage.outputs.fence import Fence

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from daskinfer.errors import IntegrityError
 from daskinfer.spec.job.record import JobRecord
 from daskinfer.spec.verification import DamagedPart, OutputVerification
-from daskinfer.storage.objects.filesystem import NotOurs, absolute_url, find_files, join_url, list_names
+from daskinfer.storage.objects.filesystem import find_files, list_names
+from daskinfer.storage.objects.store_errors import NotOurs
+from daskinfer.storage.objects.urls import absolute_url, join_url
 from daskinfer.storage.outputs.commit_log import name_rejects, read_manifest
 from daskinfer.storage.outputs.fence import Fence
 from daskinfer.storage.outputs.formats import choose_output_format, make_sink

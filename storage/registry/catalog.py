@@ -29,10 +29,7 @@ from daskinfer.spec.snapshot import Manifest, Resolution
 from daskinfer.storage.objects.create_if_absent import create
 from daskinfer.storage.objects.filesystem import (
     LARGEST_MANIFEST,
-    absolute_url,
     exists,
-    is_local,
-    join_url,
     list_names,
     read_bytes,
     read_record,
@@ -41,6 +38,7 @@ from daskinfer.storage.objects.filesystem import (
 from daskinfer.storage.objects.naming import check_alias, check_name, suggest
 from daskinfer.storage.objects.slotlog import SlotLog
 from daskinfer.storage.objects.store_check import confirm_exclusive
+from daskinfer.storage.objects.urls import absolute_url, is_local, join_url
 from daskinfer.storage.registry.access.anchors import forget_anchors
 from daskinfer.storage.registry.manifests import name_manifest, parse_manifest
 from daskinfer.storage.registry.version_log import Version, describe_move, find_version, fold, refuse_yanked

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from daskinfer.errors import CorruptBlob
 from daskinfer.spec.registry.upkeep import Changes, Difference, TensorChange, TensorForm
 from daskinfer.spec.snapshot import LayerGroup, Manifest, TensorEntry
-from daskinfer.storage.objects.filesystem import ShortRead
+from daskinfer.storage.objects.store_errors import ShortRead
 from daskinfer.storage.objects.streams import read_pieces
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.tensors.range_reads import DAMAGED, locate

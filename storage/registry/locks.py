@@ -14,8 +14,9 @@ from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 from daskinfer.errors import CheckpointError, IntegrityError, SnapshotGone
 from daskinfer.ids import canonical_json, make_nonce, parse_json, shorten
 from daskinfer.spec.snapshot import Manifest
-from daskinfer.storage.objects.filesystem import delete, join_url, list_names, read_record
+from daskinfer.storage.objects.filesystem import delete, list_names, read_record
 from daskinfer.storage.objects.naming import check_name, make_signature
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.registry.access.authorised_writes import Decision, create_record
 from daskinfer.storage.registry.catalog import _PUBLISH_AGAIN, Registry
 from daskinfer.storage.registry.heartbeats import TTL_SECONDS, beat, read_beat
@@ -156,7 +157,8 @@ def list_holders(registry: Registry, snapshot: str) -> list[LockHolder]:
             continue  # released since it was listed
         except (ValueError, KeyError, TypeError) as error:
             raise IntegrityError(
-                f"{join_url(url, name)} is not a lock", hint="The file was changed by hand."
+                f"{join_url(url, name)} is not a lock",
+                hint="It was damaged or changed by hand: put it back, or delete it where its job is over.",
             ) from error
         holders.append(holder)
     return holders

@@ -19,9 +19,9 @@ from daskinfer.errors import CheckpointError
 from daskinfer.ids import canonical_json, parse_json, shorten
 from daskinfer.spec.registry.trust import SignatureRow
 from daskinfer.spec.snapshot import Resolution
-from daskinfer.storage.objects.filesystem import join_url
 from daskinfer.storage.objects.naming import make_signature
 from daskinfer.storage.objects.slotlog import SlotLog
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.registry.access import authorised_writes
 from daskinfer.storage.registry.access.authorised_writes import Decision
 from daskinfer.storage.registry.access.keys import name_key, read_private_key, read_public_key
@@ -129,7 +129,7 @@ def _make_envelope(key: Ed25519PrivateKey, name: str, snapshot: str) -> dict[str
 
 def _describe(record: dict[str, Any], snapshot: str, key: Ed25519PublicKey | None) -> SignatureRow:
     try:
-        named = str(record["envelope"]["signatures"][0]["keyid"])
+        named = str(record.get("envelope", {})["signatures"][0]["keyid"])
     except (KeyError, TypeError, IndexError):
         named = "unreadable"
     valid = None if key is None else _is_valid(record.get("envelope"), snapshot, key)

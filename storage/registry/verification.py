@@ -13,8 +13,9 @@ from daskinfer.errors import CheckpointError, CorruptBlob, IntegrityError, Snaps
 from daskinfer.ids import shorten
 from daskinfer.spec.registry.upkeep import Finding, Verification
 from daskinfer.spec.snapshot import LayerGroup, Manifest, PlainFile
-from daskinfer.storage.objects.filesystem import exists, join_url, list_names
+from daskinfer.storage.objects.filesystem import exists, list_names
 from daskinfer.storage.objects.slotlog import Slot, SlotLog
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.tensors.folder import Folder

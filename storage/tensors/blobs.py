@@ -12,7 +12,9 @@ from blake3 import blake3
 from daskinfer.errors import CheckpointError, CorruptBlob
 from daskinfer.ids import parse_json
 from daskinfer.spec.snapshot import LayerGroup, TensorEntry
-from daskinfer.storage.objects.filesystem import ShortRead, is_local, join_url, open_reader, read_bytes, size_of
+from daskinfer.storage.objects.filesystem import open_reader, read_bytes, size_of
+from daskinfer.storage.objects.store_errors import ShortRead
+from daskinfer.storage.objects.urls import is_local, join_url
 from daskinfer.storage.tensors.range_reads import DAMAGED, stream_tensors
 
 _RANGE_BYTES = 32 * 2**20

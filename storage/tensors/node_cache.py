@@ -19,7 +19,7 @@ from pathlib import Path
 from daskinfer.errors import StorageError
 from daskinfer.ids import make_nonce
 from daskinfer.spec.snapshot import TensorEntry
-from daskinfer.storage.objects.filesystem import is_local
+from daskinfer.storage.objects.urls import is_local
 from daskinfer.storage.tensors.range_reads import DamagedTensor, Target, Wanted, locate, stream_tensors
 
 FOLDER_VARIABLE = "DASKINFER_CACHE"

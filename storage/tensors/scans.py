@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from blake3 import blake3
 
 from daskinfer.spec.snapshot import LayerGroup, PlainFile
-from daskinfer.storage.objects.filesystem import ShortRead, join_url
+from daskinfer.storage.objects.store_errors import ShortRead
 from daskinfer.storage.objects.streams import read_pieces
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.tensors.range_reads import DamagedTensor, stream_tensors
 
 Count = Callable[[int], None]

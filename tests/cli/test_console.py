@@ -18,6 +18,7 @@ from daskinfer.cli import main
 from daskinfer.cli.output.console import patient_streams
 from daskinfer.cli.output.progress import ProgressDisplay
 from daskinfer.cli.output.show import print_report
+from daskinfer.cli.output.text import Text
 from daskinfer.errors import InputError
 from daskinfer.units import escape_controls
 from tests.cli.conftest import FakeApi
@@ -77,7 +78,7 @@ def test_an_error_shows_control_characters_and_does_not_send_them(
     fake.error = InputError("no rows in \x1b[31mred\x07.jsonl\nnext", hint="see \x9b2J")
     result = CliRunner().invoke(main, ["run", "recipe.yaml"])
     assert result.exit_code == 2
-    assert "no rows in \\x1b[31mred\\x07.jsonl\nnext" in result.stderr
+    assert "no rows in \\x1b[31mred\\x07.jsonl\n  next" in result.stderr
     assert "see \\x9b2J" in result.stderr
 
 
@@ -106,10 +107,12 @@ def test_a_console_that_has_gone_ends_nothing(redirection: str) -> None:
 
 @pytest.mark.parametrize("redirection", ["> /dev/full", "2> /dev/full", "> /dev/full 2>&1", "2>&-", ">&-", ">&- 2>&-"])
 @pytest.mark.parametrize(("arguments", "code"), [("schema", 0), ("validate nowhere.yaml", 2)])
-def test_a_full_or_closed_console_ends_nothing(redirection: str, arguments: str, code: int) -> None:
+def test_a_full_or_closed_console_is_told_by_the_exit_code_alone(redirection: str, arguments: str, code: int) -> None:
     command = f"{sys.executable} -m daskinfer {arguments} {redirection}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == code
+    is_lost = redirection.startswith(">") and code == 0
+    assert done.returncode == (1 if is_lost else code)
+    assert ("standard output could not be written" in done.stderr) == (is_lost and "2>" not in redirection)
     assert "bug" not in done.stdout + done.stderr and "Traceback" not in done.stdout + done.stderr
 
 
@@ -121,3 +124,12 @@ def test_only_our_own_orders_reach_a_terminal() -> None:
     assert text.startswith("\x1b[1;31mred\x1b[0m \x1b[2K\x1b[1A\n\tnext\r")
     rest = text.partition("\r")[2]
     assert rest == r"\x1b]0;title\x07 \x1b[2J \x9b31m \u202ename \x1bP \x00 \x1b[6n"
+
+
+def test_styled_text_obeys_nobody_but_us() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=1000)
+    evil = "a\x1b[2K\x1b[31m\u202e\rb"
+    console.print(Text(evil, style="bold"), Text.assemble((evil, "red"), evil), Text("x").append(evil))
+    written = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "\x1b[2K" not in written and "\u202e" not in written and "\r" not in written
+    assert written.count(r"a\x1b[2K\x1b[31m\u202e\rb") == 4

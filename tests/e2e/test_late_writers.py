@@ -25,7 +25,8 @@ from distributed import Client
 from daskinfer import api
 from daskinfer.ids import make_nonce
 from daskinfer.spec.recipe.schema import Recipe
-from daskinfer.storage.objects.filesystem import find_files, join_url, read_bytes
+from daskinfer.storage.objects.filesystem import find_files, read_bytes
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.testing.models.tinymodels import make_tiny_bert
 from daskinfer.testing.stress.campaigns import campaign_size
 from tests.e2e.conftest import Bench, daskinfer, make_bench

@@ -151,7 +151,7 @@ def refuse(patch: pytest.MonkeyPatch, flag: str, code: int) -> None:
     from pathlib import Path
 
     from daskinfer.graphs import tasks
-    from daskinfer.storage.objects.filesystem import explain_errors
+    from daskinfer.storage.objects.store_errors import explain_errors
     from daskinfer.storage.outputs.arrays import ZarrSink
 
     def refused(call: Any) -> Any:

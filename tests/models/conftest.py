@@ -22,6 +22,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return make
 
 
+@pytest.fixture(autouse=True)
+def _one_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Build modules of one's own in another process only where that is tested: it takes seconds."""
+    if request.node.get_closest_marker("other_process") is None:
+        monkeypatch.setattr("daskinfer.models.entry_apart.refuse_process_values", lambda entry, values: None)
+
+
 @pytest.fixture(scope="session")
 def minilm() -> Path:
     """Directory of all-MiniLM-L6-v2, where its package is installed."""

@@ -14,7 +14,7 @@ from daskinfer.models.checkpoints.checkpoint import inspect_entry
 from daskinfer.models.entry import check_builds, find_entry
 
 SOURCE = """
-import functools, random, time, weakref
+import functools, os, random, time, weakref
 import numpy as np
 import torch
 from torch import nn
@@ -74,6 +74,13 @@ reference = seeded(lambda model: [model.first.weight])
 device = seeded(lambda model: model.first.weight.device)
 uninitialised = seeded(lambda model: torch.empty(4).fill_(1.0))
 
+# Refused: the same at every build of one process.
+process = lambda: Mine(f=os.getpid())
+folder = lambda: Mine(f=[len(os.getcwd())])
+setting = lambda: Mine(f=float(os.environ.get("TINY_SCALE", "1")))
+order = lambda: Mine(f=list(set("abcdefghijklmnop")))
+hashed = lambda: Mine(f=torch.tensor(hash("one")))
+
 # Fine: constants, seeds of their own, saved state, the same objects again.
 def constants():
     own = torch.Generator().manual_seed(7)
@@ -127,3 +134,20 @@ def test_constants_and_saved_state_are_fine_and_no_generator_is_moved(code: str)
     assert torch.equal(torch.get_rng_state(), wanted)
     found = inspect_entry(f"{code}:constants")
     assert "noise" in {name for group in found.groups for name, _ in group.tensors}
+
+
+@pytest.mark.late
+@pytest.mark.other_process
+@pytest.mark.parametrize("function", ["process", "folder", "setting", "order", "hashed"])
+def test_a_value_that_follows_from_the_process_is_refused(
+    code: str, function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINY_SCALE", "3")
+    with pytest.raises(CheckpointError, match=r"f.* is no saved state of the module, and differs in another process"):
+        inspect_entry(f"{code}:{function}")
+
+
+@pytest.mark.late
+@pytest.mark.other_process
+def test_constants_are_the_same_in_another_process(code: str) -> None:
+    inspect_entry(f"{code}:constants")

@@ -25,7 +25,8 @@ from daskinfer.models.tasks.module import TaskModule
 from daskinfer.models.tasks.score import CausalScore
 from daskinfer.spec.outline import InputArray
 from daskinfer.spec.recipe.schema import ModelOptions
-from daskinfer.testing.models.taskcases import EMBED_ALONE, SCORE_ALONE, SCORE_MORE
+from daskinfer.testing.models.scorecases import SCORE_MORE
+from daskinfer.testing.models.taskcases import EMBED_ALONE, SCORE_ALONE
 from daskinfer.testing.models.zoo import ZOO, make_inputs, make_model
 from daskinfer.testing.models.zoosettings import SMALL_DECODER, SMALL_ENCODER
 

@@ -54,8 +54,9 @@ from daskinfer.storage.jobs.driver_identity import TTL, DriverIdentity
 from daskinfer.storage.jobs.membership import Member, Watch
 from daskinfer.storage.jobs.partition_claims import ClaimLog
 from daskinfer.storage.jobs.store import create_job
-from daskinfer.storage.objects.filesystem import join_url, replace_bytes
+from daskinfer.storage.objects.filesystem import replace_bytes
 from daskinfer.storage.objects.slotlog import SlotLog
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.outputs.job_output import open_output, open_part_sink
 from daskinfer.storage.outputs.sink import OutputPart, Written
 from tests.support import jobrecords

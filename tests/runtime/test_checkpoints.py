@@ -13,7 +13,8 @@ from daskinfer.errors import CheckpointError, CorruptBlob
 from daskinfer.runtime.snapshots.checkpoint_publisher import name_after, publish_checkpoint, resolve_checkpoint
 from daskinfer.spec.recipe.schema import Input, Model, Output, Recipe
 from daskinfer.spec.snapshot import Manifest
-from daskinfer.storage.objects.filesystem import join_url, read_bytes
+from daskinfer.storage.objects.filesystem import read_bytes
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.publishing.sources import identify_source, recall_source
 from daskinfer.storage.tensors.folder import Folder

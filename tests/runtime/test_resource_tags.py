@@ -12,9 +12,11 @@ import cloudpickle
 import dask
 import pytest
 from distributed import Client, Future, get_worker
+from distributed.worker_state_machine import ComputeTaskEvent, FreeKeysEvent
 
 from daskinfer.errors import JobFailed
 from daskinfer.runtime.cluster import resource_tags
+from daskinfer.runtime.cluster.cleanup import forget_tags, leave_worker
 from daskinfer.runtime.cluster.resource_tags import close_tags, grant_tags, verify_restrictions
 
 # Workers need not be able to import the tests.
@@ -35,7 +37,7 @@ def where() -> str:
 
 @pytest.fixture
 def submit(client: Client, addresses: list[str]) -> Iterator[Callable[[str], Future]]:
-    """Submit a task that asks for the token; all tokens are taken back afterwards."""
+    """Submit a task that asks for the tag; all tags are taken back afterwards."""
     yield lambda key: client.submit(where, key=key, resources={TOKEN: 1}, pure=False)
     for address in addresses:
         grant_tags(client, address, {TOKEN: 0})
@@ -55,13 +57,33 @@ def await_state(client: Client, key: str, state: str) -> None:
         time.sleep(0.02)
 
 
-def test_a_token_wakes_the_task_that_waits_for_it(
+def test_a_tag_wakes_the_task_that_waits_for_it(
     client: Client, addresses: list[str], submit: Callable[[str], Future]
 ) -> None:
     waiting = submit("waiting")
     await_state(client, "waiting", "no-worker")
     grant_tags(client, addresses[1], {TOKEN: 1})
     assert waiting.result(timeout=20) == addresses[1]
+
+
+def test_a_task_that_comes_after_its_driver_has_left_does_not_end_the_worker(
+    client: Client, addresses: list[str]
+) -> None:
+    tag = "gone/stage-0"
+
+    async def leave(dask_worker: Any) -> dict[str, float]:
+        await dask_worker.set_resources(**{tag: 1})
+        await leave_worker("gone", "", "gone/", dask_worker)
+        late = ComputeTaskEvent.dummy("late", resource_restrictions={tag: 1}, stimulus_id="test")
+        dask_worker.handle_stimulus(late)
+        assert dask_worker.state.tasks["late"].state == "constrained"
+        dask_worker.handle_stimulus(FreeKeysEvent(keys=["late"], stimulus_id="test"))
+        assert "late" not in dask_worker.state.tasks
+        return {**dask_worker.state.available_resources}
+
+    assert tag not in client.run(leave, workers=addresses[:1])[addresses[0]]
+    client.run_on_scheduler(lambda dask_scheduler: forget_tags(dask_scheduler, "gone/"))
+    assert client.submit(where, workers=addresses[:1], pure=False).result(timeout=20) == addresses[0]
 
 
 def test_without_the_kick_the_task_would_wait_for_ever(
@@ -78,7 +100,7 @@ def test_without_the_kick_the_task_would_wait_for_ever(
     assert waiting.result(timeout=20) == addresses[0]
 
 
-def test_a_token_taken_back_lets_nothing_new_start(
+def test_a_tag_taken_back_lets_nothing_new_start(
     client: Client, addresses: list[str], submit: Callable[[str], Future]
 ) -> None:
     for address in addresses:
@@ -92,13 +114,13 @@ def test_a_token_taken_back_lets_nothing_new_start(
     assert waiting.result(timeout=20) == addresses[0]
 
 
-def test_a_closed_token_lets_what_is_assigned_finish_and_nothing_new_begin(
+def test_a_closed_tag_lets_what_is_assigned_finish_and_nothing_new_begin(
     client: Client, addresses: list[str], submit: Callable[[str], Future], tmp_path: Path
 ) -> None:
     leaving, staying = addresses
     grant_tags(client, leaving, {TOKEN: 1})
     go = tmp_path / "go"
-    # The first one runs; the second is assigned, and waits for its turn. Taking the token would leave it there for ever.
+    # The first one runs; the second is assigned, and waits for its turn. Taking the tag would leave it there for ever.
     assigned = [
         client.submit(wait_for, str(go), key=f"assigned-{number}", resources={TOKEN: 1}, pure=False)
         for number in (0, 1)
@@ -123,7 +145,7 @@ def test_a_closed_token_lets_what_is_assigned_finish_and_nothing_new_begin(
     assert close_tags(client, [("tcp://127.0.0.1:1", [TOKEN], True)]) == [None]
 
 
-def test_a_worker_that_is_gone_gets_no_token(client: Client) -> None:
+def test_a_worker_that_is_gone_gets_no_tag(client: Client) -> None:
     with dask.config.set({"distributed.comm.timeouts.connect": "0.5s"}), pytest.raises(OSError):
         grant_tags(client, "tcp://127.0.0.1:1", {TOKEN: 1})
 

@@ -11,7 +11,8 @@ from safetensors.numpy import save
 
 from daskinfer.errors import CheckpointError, CorruptBlob
 from daskinfer.ids import make_nonce
-from daskinfer.storage.objects.filesystem import join_url, read_bytes, replace_bytes
+from daskinfer.storage.objects.filesystem import read_bytes, replace_bytes
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.tensors import blobs
 from daskinfer.storage.tensors.blobs import read_group, read_header
 from daskinfer.testing.faults.faulty_filesystem import FaultyFS, cut_short

@@ -29,9 +29,10 @@ from daskinfer.storage.jobs.lease import read_heartbeat
 from daskinfer.storage.jobs.membership import read_member
 from daskinfer.storage.jobs.store import JobStore
 from daskinfer.storage.objects import filesystem
-from daskinfer.storage.objects.filesystem import NotOurs, read_record
+from daskinfer.storage.objects.filesystem import read_record
 from daskinfer.storage.objects.plain_store import expands_beyond
 from daskinfer.storage.objects.slotlog import SlotLog
+from daskinfer.storage.objects.store_errors import NotOurs
 from daskinfer.storage.outputs.formats import open_sink
 from daskinfer.storage.outputs.reading import read_part
 from daskinfer.testing.contracts.sinks import FIELDS, JOB, KEEP, METADATA, PARTITION_ROWS, ROWS, make_part, make_record

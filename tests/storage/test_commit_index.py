@@ -13,7 +13,8 @@ from daskinfer.errors import IntegrityError, StorageError
 from daskinfer.ids import canonical_json, make_nonce
 from daskinfer.spec.job.commit import CommitRecord
 from daskinfer.spec.job.generation import Generations, SnapshotPin
-from daskinfer.storage.objects.filesystem import delete, join_url, list_names, read_bytes, replace_bytes
+from daskinfer.storage.objects.filesystem import delete, list_names, read_bytes, replace_bytes
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.outputs import commit_index, committed
 from daskinfer.storage.outputs.commit_index import CommitDigest, CommitIndex
 from daskinfer.storage.outputs.commit_log import CommitLog

@@ -7,7 +7,8 @@ import pytest
 from daskinfer.ids import make_nonce
 from daskinfer.storage.objects.conditional import delete_marked, mark_of, put_marked
 from daskinfer.storage.objects.create_if_absent import create
-from daskinfer.storage.objects.filesystem import exists, join_url, open_filesystem, read_bytes
+from daskinfer.storage.objects.filesystem import exists, open_filesystem, read_bytes
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.outputs.fence import Fence
 
 

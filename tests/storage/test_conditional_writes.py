@@ -16,7 +16,9 @@ import pytest
 from daskinfer.errors import StorageError
 from daskinfer.ids import make_nonce
 from daskinfer.storage.objects.create_if_absent import create
-from daskinfer.storage.objects.filesystem import ShortRead, exists, join_url, open_filesystem, read_bytes
+from daskinfer.storage.objects.filesystem import exists, open_filesystem, read_bytes
+from daskinfer.storage.objects.store_errors import ShortRead
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.testing.contracts.stores import CreateContract, FilesystemContract, SlotLogContract, race
 from daskinfer.testing.faults.faulty_filesystem import Fault, FaultyFS, break_connection, lose_acknowledgement
 from daskinfer.testing.servers.servers import S3_BUCKET, environment, serve_gcs, serve_s3

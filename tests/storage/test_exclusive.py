@@ -12,7 +12,8 @@ import pytest
 from daskinfer.errors import StorageError
 from daskinfer.ids import make_nonce
 from daskinfer.storage.objects.create_if_absent import create
-from daskinfer.storage.objects.filesystem import delete, exists, join_url, read_bytes
+from daskinfer.storage.objects.filesystem import delete, exists, read_bytes
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.testing.contracts.stores import CreateContract, race
 from daskinfer.testing.faults.faulty_filesystem import (
     Fault,
@@ -27,7 +28,8 @@ from daskinfer.testing.faults.faulty_filesystem import (
 RACER = """
 import sys, time
 from daskinfer.storage.objects.create_if_absent import create
-from daskinfer.storage.objects.filesystem import exists, join_url
+from daskinfer.storage.objects.filesystem import exists
+from daskinfer.storage.objects.urls import join_url
 folder, number = sys.argv[1], int(sys.argv[2])
 create(join_url(folder, f"ready-{number}"), b"x")
 while not exists(join_url(folder, "go")):

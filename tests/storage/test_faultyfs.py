@@ -13,16 +13,9 @@ from daskinfer.errors import StorageError
 from daskinfer.ids import make_nonce
 from daskinfer.storage.objects.backoff import is_transient
 from daskinfer.storage.objects.create_if_absent import create
-from daskinfer.storage.objects.filesystem import (
-    delete,
-    exists,
-    is_local,
-    join_url,
-    list_names,
-    read_bytes,
-    replace_bytes,
-)
+from daskinfer.storage.objects.filesystem import delete, exists, list_names, read_bytes, replace_bytes
 from daskinfer.storage.objects.slotlog import SlotLog
+from daskinfer.storage.objects.urls import is_local, join_url
 from daskinfer.testing.faults.faulty_filesystem import (
     FAULTS,
     FaultSchedule,

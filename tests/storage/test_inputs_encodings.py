@@ -23,7 +23,8 @@ from daskinfer.storage.inputs.partition_table import index_input
 from daskinfer.storage.inputs.reading import partition_source, read_partition
 from daskinfer.storage.inputs.row_batch import RowBatch
 from daskinfer.storage.inputs.text import spool
-from daskinfer.storage.objects.filesystem import join_url, replace_bytes
+from daskinfer.storage.objects.filesystem import replace_bytes
+from daskinfer.storage.objects.urls import join_url
 
 TEXTS = ["line one", "größer", "ünï — “quoted”", "日本語 😀", "last"]
 

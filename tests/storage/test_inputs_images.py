@@ -17,7 +17,8 @@ from daskinfer.storage.inputs.files import find_input
 from daskinfer.storage.inputs.partition_table import index_input
 from daskinfer.storage.inputs.reading import partition_source, read_partition
 from daskinfer.storage.inputs.row_batch import RowBatch
-from daskinfer.storage.objects.filesystem import delete, join_url, replace_bytes
+from daskinfer.storage.objects.filesystem import delete, replace_bytes
+from daskinfer.storage.objects.urls import join_url
 
 
 def encode(shade: int, format: str = "PNG") -> bytes:

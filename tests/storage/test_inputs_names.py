@@ -14,7 +14,8 @@ from daskinfer.spec.recipe.schema import Input
 from daskinfer.storage.inputs.files import find_input
 from daskinfer.storage.inputs.partition_table import index_input
 from daskinfer.storage.inputs.reading import partition_source, read_partition
-from daskinfer.storage.objects.filesystem import absolute_url, exists, join_url, list_names, replace_bytes
+from daskinfer.storage.objects.filesystem import exists, list_names, replace_bytes
+from daskinfer.storage.objects.urls import absolute_url, join_url
 
 NAMES = [
     "std::vector.jsonl",

@@ -11,7 +11,8 @@ from daskinfer.errors import InputError
 from daskinfer.spec.recipe.schema import Input
 from daskinfer.storage.inputs.overlap import refuse_overlap
 from daskinfer.storage.inputs.patterns import Pattern
-from daskinfer.storage.objects.filesystem import join_url, replace_bytes
+from daskinfer.storage.objects.filesystem import replace_bytes
+from daskinfer.storage.objects.urls import join_url
 
 
 def overlaps(url: str | tuple[str, ...], place: str, **more: Any) -> bool:

@@ -21,7 +21,8 @@ from daskinfer.storage.inputs.partition_table import index_input
 from daskinfer.storage.inputs.reading import partition_source, read_partition
 from daskinfer.storage.inputs.row_batch import RowBatch
 from daskinfer.storage.inputs.text import line_scanner, lines
-from daskinfer.storage.objects.filesystem import join_url, replace_bytes
+from daskinfer.storage.objects.filesystem import replace_bytes
+from daskinfer.storage.objects.urls import join_url
 
 
 def read_all(table: PartitionTable) -> list[RowBatch]:

@@ -18,7 +18,7 @@ from daskinfer.storage.inputs.files import find_input
 from daskinfer.storage.inputs.partition_table import index_input
 from daskinfer.storage.inputs.reading import partition_source, read_partition
 from daskinfer.storage.inputs.row_batch import RowBatch
-from daskinfer.storage.objects.filesystem import is_local, join_url
+from daskinfer.storage.objects.urls import is_local, join_url
 from daskinfer.storage.outputs.formats import open_sink
 from daskinfer.testing.contracts.sinks import FIELDS, JOB, KEEP, METADATA, PARTITION_ROWS, ROWS, make_part, make_record
 

@@ -15,8 +15,9 @@ from daskinfer.storage.jobs.driver_identity import describe_driver
 from daskinfer.storage.jobs.lease import acquire, is_held, join
 from daskinfer.storage.jobs.membership import Member, Watch, list_members, read_member, seems_alive
 from daskinfer.storage.jobs.partition_claims import Claim, ClaimLog
-from daskinfer.storage.objects.filesystem import join_url, replace_bytes
+from daskinfer.storage.objects.filesystem import replace_bytes
 from daskinfer.storage.objects.slotlog import SlotLog
+from daskinfer.storage.objects.urls import join_url
 from tests.support.waiting import wait_until
 
 

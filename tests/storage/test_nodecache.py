@@ -14,7 +14,8 @@ import pytest
 from daskinfer.errors import CorruptBlob, StorageError
 from daskinfer.ids import make_nonce
 from daskinfer.spec.snapshot import LayerGroup, TensorEntry
-from daskinfer.storage.objects.filesystem import delete, join_url, read_bytes, replace_bytes
+from daskinfer.storage.objects.filesystem import delete, read_bytes, replace_bytes
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.tensors.node_cache import NodeCache, load_tensors, open_cache
 from daskinfer.storage.tensors.range_reads import Wanted
 from daskinfer.testing.fixtures.groups import store_group

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from daskinfer.errors import DaskinferError, IntegrityError, OutputOwned
 from daskinfer.ids import make_nonce
 from daskinfer.storage.objects import create_if_absent, filesystem
-from daskinfer.storage.objects.filesystem import find_files, find_filesystem, is_local, join_url, read_bytes
+from daskinfer.storage.objects.filesystem import find_files, find_filesystem, read_bytes
+from daskinfer.storage.objects.urls import is_local, join_url
 from daskinfer.storage.outputs import fence as fences
 from daskinfer.storage.outputs.commit_log import CommitLog
 from daskinfer.storage.outputs.fence import Fence

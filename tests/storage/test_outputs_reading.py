@@ -14,7 +14,8 @@ import pytest
 from daskinfer.errors import Incomparable, IntegrityError
 from daskinfer.spec.job.record import OutputField
 from daskinfer.spec.rows import Partition, Reject
-from daskinfer.storage.objects.filesystem import delete, join_url
+from daskinfer.storage.objects.filesystem import delete
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.outputs.formats import open_sink
 from daskinfer.storage.outputs.quarantine import read_quarantine
 from daskinfer.storage.outputs.reading import open_output, read_part

@@ -9,7 +9,7 @@ from botocore.exceptions import EndpointConnectionError, NoCredentialsError
 
 from daskinfer.errors import NotAllowed, StorageError, StorageRefused
 from daskinfer.storage.objects.backoff import is_transient, outlast
-from daskinfer.storage.objects.filesystem import explain_errors
+from daskinfer.storage.objects.store_errors import explain_errors
 from daskinfer.testing.faults.faulty_filesystem import Fault, answer_503, be_busy, be_full, break_connection, deny
 
 REFUSED = StorageRefused("s3://bucket is away")

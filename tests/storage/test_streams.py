@@ -10,8 +10,10 @@ from daskinfer.errors import CorruptBlob
 from daskinfer.ids import make_nonce
 from daskinfer.storage.objects import create_if_absent
 from daskinfer.storage.objects.create_if_absent import create, create_stream
-from daskinfer.storage.objects.filesystem import ShortRead, exists, join_url, list_names, open_filesystem, read_bytes
+from daskinfer.storage.objects.filesystem import exists, list_names, open_filesystem, read_bytes
+from daskinfer.storage.objects.store_errors import ShortRead
 from daskinfer.storage.objects.streams import PIECE, Stream, read_pieces
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.testing.faults.faulty_filesystem import Fault, FaultyFS, break_connection, lose_acknowledgement
 
 DATA = bytes(range(256)) * (48 * 1024)  # 12 MiB: two parts

@@ -10,7 +10,8 @@ import pytest
 from daskinfer.errors import CorruptBlob
 from daskinfer.ids import make_nonce
 from daskinfer.spec.snapshot import LayerGroup, TensorEntry
-from daskinfer.storage.objects.filesystem import delete, join_url, open_filesystem, read_bytes, replace_bytes
+from daskinfer.storage.objects.filesystem import delete, open_filesystem, read_bytes, replace_bytes
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.tensors import range_reads
 from daskinfer.storage.tensors.range_reads import DamagedTensor, Wanted, stream_tensors
 from daskinfer.testing.fixtures.groups import Arrays, as_reference, store_group

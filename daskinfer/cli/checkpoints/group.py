@@ -13,6 +13,7 @@ from daskinfer.cli.checkpoints.signing import keygen, sign, signatures
 from daskinfer.cli.checkpoints.upkeep import diff, sync, verify
 from daskinfer.cli.options import json_option, registry_option
 from daskinfer.cli.output.console import print_json
+from daskinfer.cli.output.plain_text import tell
 
 
 @click.group()
@@ -85,7 +86,7 @@ def publish(
     provenance = api.checkpoint(f"{found.name}@{found.snapshot}", registry).provenance
     print_changes(provenance)
     if reference:
-        click.echo(provenance.get("reference", "it was published before, as a copy"))
+        tell(provenance.get("reference", "it was published before, as a copy"))
 
 
 @checkpoint.command("list")

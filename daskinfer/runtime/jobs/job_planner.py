@@ -28,7 +28,7 @@ from daskinfer.spec.recipe.schema import Input, Recipe
 from daskinfer.spec.rows import PartitionTable
 from daskinfer.spec.snapshot import EntryPoint
 from daskinfer.storage.inputs.partition_table import index_input
-from daskinfer.storage.objects.filesystem import absolute_url
+from daskinfer.storage.objects.urls import absolute_url
 from daskinfer.storage.outputs.formats import choose_output_format
 from daskinfer.storage.outputs.job_output import open_output
 from daskinfer.storage.registry.catalog import Registry

@@ -20,7 +20,8 @@ from daskinfer.storage.inputs.files import find_input
 from daskinfer.storage.inputs.overlap import refuse_overlap
 from daskinfer.storage.jobs.control_log import ControlLog
 from daskinfer.storage.jobs.store import JobStore, create_job
-from daskinfer.storage.objects.filesystem import absolute_url, delete, join_url, refuse_unwritable
+from daskinfer.storage.objects.filesystem import delete, refuse_unwritable
+from daskinfer.storage.objects.urls import absolute_url, join_url
 from daskinfer.storage.outputs.job_output import check_record, open_fence, read_generations
 from daskinfer.storage.outputs.owner import Owner, claim, current_owner
 from daskinfer.storage.outputs.verification import find_missing, reopen_output

@@ -15,7 +15,8 @@ from daskinfer.storage.jobs.lease import read_driver
 from daskinfer.storage.jobs.membership import Membership, Watch, list_members, seems_alive
 from daskinfer.storage.jobs.partition_claims import ClaimLog
 from daskinfer.storage.jobs.store import JobStore
-from daskinfer.storage.objects.filesystem import delete, join_url, list_names
+from daskinfer.storage.objects.filesystem import delete, list_names
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.outputs.job_output import open_output, read_generations
 from daskinfer.storage.outputs.owner import former_owners
 from daskinfer.storage.outputs.sink import WholeOutput

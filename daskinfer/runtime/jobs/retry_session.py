@@ -22,11 +22,19 @@ from daskinfer.spec.plan import Plan, WorkerShape
 from daskinfer.spec.recipe.schema import Consistency, Recipe
 from daskinfer.spec.rows import PartitionTable
 from daskinfer.storage.jobs.store import JobStore
-from daskinfer.storage.objects.filesystem import absolute_url, delete, join_url
+from daskinfer.storage.objects.filesystem import delete
+from daskinfer.storage.objects.urls import absolute_url, join_url
 from daskinfer.storage.outputs.commit_index import CommitDigest
 from daskinfer.storage.outputs.job_output import merge_round, open_fence, open_supplement, take_back
 from daskinfer.storage.outputs.owner import confirm
-from daskinfer.storage.outputs.retry_rounds import Round, next_round, note_inputs, save_round, supplement_url
+from daskinfer.storage.outputs.retry_rounds import (
+    Round,
+    has_begun_merging,
+    next_round,
+    note_inputs,
+    save_round,
+    supplement_url,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -103,6 +111,10 @@ class RetrySession(RunSession):
         self._now: PartitionTable | None = None
         self._take_up(round)
 
+    @property
+    def _is_mended(self) -> bool:
+        return True
+
     def _table(self) -> PartitionTable:
         if self._now is None:
             raise RuntimeError("the input of a retry is read before anything is computed")
@@ -130,14 +142,20 @@ class RetrySession(RunSession):
         keeper = SnapshotManager(record, self.recipe, self.epoch, number)
         sink = open_supplement(record, record.first_pin, number, self.recipe.workspace, self.epoch)
         done = list(sink.committed())
-        # Once all parts are committed the round has its outcome, whatever becomes of the input.
-        if len(done) < len(self.round.parts):
+        # Once merging has begun the round has its outcome, whatever becomes of the input.
+        if not has_begun_merging(self._fence.url, self.round):
             self._now = self._read_input(keeper, done)
         for commit in sink.committed():
             self.ledger.add_earlier(CommitDigest.of(commit))
+        compared = {commit.partition for commit in done}
 
         def compute(connection: int) -> bool:
             done = {commit.partition: commit for commit in sink.committed()}
+            # A worker of an earlier driver may have committed since, from the input as it was.
+            late = [each for each in done.values() if each.epoch < self.epoch and each.partition not in compared]
+            for partition in self._take_back_changed(late):
+                del done[partition]
+            compared.update(commit.partition for commit in late)
             if connection:
                 self.ledger.find_more(map(CommitDigest.of, done.values()))
             left = {part.partition: part.snapshot for part in self.round.parts if part.partition not in done}
@@ -167,7 +185,10 @@ class RetrySession(RunSession):
             Rows whose results stay in the output are others now.
         """
         record, url = self.job.record, absolute_url(self.job.record.output)
-        refused = {part.partition: read_refused(url, record, part.partition) for part in self.round.parts}
+        refused = {
+            part.partition: read_refused(url, record, part.partition, part.rows_quarantined)
+            for part in self.round.parts
+        }
         table = read_input(self.job.store, record, refused)
         self.reporter.tell("comparing the input with what was computed")
         compared = {*refused, *find_touched(self.job.store.table(), table)}
@@ -179,20 +200,24 @@ class RetrySession(RunSession):
                     hint="A retry computes quarantined rows alone. Put the others back as they were, or make the output "
                     "again with --fresh.",
                 )
-        number = self.round.number
-        changed = [
-            commit.partition
-            for commit in done
-            if has_changed(
-                table,
-                commit,
-                only=refused[commit.partition]
-                - read_refused(supplement_url(url, record.job, number, commit.epoch), record, commit.partition),
-            )
-        ]
-        take_back(record, changed, self._fence, number)
+        self._now = table
+        self._take_back_changed(done)
         note_inputs(self._fence, self.round, digest_files(table.files))
         return table
+
+    def _take_back_changed(self, commits: Sequence[CommitRecord]) -> list[int]:
+        """Take back parts of the round with recovered rows that are others in the input now; return their partitions."""
+        record, url, number = self.job.record, absolute_url(self.job.record.output), self.round.number
+        counts = {part.partition: part.rows_quarantined for part in self.round.parts}
+        changed = []
+        for commit in commits:
+            refused = read_refused(url, record, commit.partition, counts[commit.partition])
+            place = supplement_url(url, record.job, number, commit.epoch)
+            left = read_refused(place, record, commit.partition, commit.rows_quarantined)
+            if has_changed(self._table(), commit, only=refused - left):
+                changed.append(commit.partition)
+        take_back(record, changed, self._fence, number)
+        return changed
 
 
 def reopen_job(store: JobStore, recipe: Recipe, workers: Sequence[WorkerShape]) -> OpenedJob:

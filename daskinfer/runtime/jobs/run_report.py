@@ -13,7 +13,7 @@ from daskinfer.runtime.snapshots.gate_verdict import GATE, read_gate, tell_verdi
 from daskinfer.spec.job.membership import MemberShare
 from daskinfer.spec.job.record import Report, SnapshotShare
 from daskinfer.storage.jobs.membership import list_members
-from daskinfer.storage.objects.filesystem import join_url
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.outputs.quarantine import read_quarantine
 
 Verdict = Literal["done", "failed", "interrupted", "over budget"]

@@ -9,8 +9,6 @@ from dataclasses import replace
 from itertools import count
 from typing import TypeVar
 
-from distributed import Client
-
 from daskinfer.errors import ClusterLost, DaskinferError, Interrupted
 from daskinfer.logs import logging_context
 from daskinfer.runtime.cluster.connection import open_cluster, start_imports
@@ -23,6 +21,7 @@ from daskinfer.runtime.jobs.changed_input import read_table
 from daskinfer.runtime.jobs.committed_snapshots import SnapshotMap
 from daskinfer.runtime.jobs.job_resolution import OpenedJob
 from daskinfer.runtime.jobs.multi_driver import clear_activations, clear_output, join_job, make_claimer
+from daskinfer.runtime.jobs.over_budget import explain_rejects
 from daskinfer.runtime.jobs.run_reporter import HoldingCheck, RunReporter
 from daskinfer.runtime.snapshots.snapshot_manager import SnapshotManager
 from daskinfer.runtime.state_machine.limits import Limits
@@ -116,12 +115,18 @@ class RunSession:
                 except KeyboardInterrupt:
                     self.error = Interrupted("interrupted; everything committed so far stays")
                 except DaskinferError as error:
-                    self.error = error
+                    told = self.ledger.incidents
+                    self.error = explain_rejects(error, record.output, record.job, told, self._is_mended)
                 log_end(self.error, self.ledger.rows_out, self.ledger.rows_quarantined)
             self.reporter.enter(final_phase(self.error))
             self.reporter.flush()
         finally:
             self._lease.release()
+
+    @property
+    def _is_mended(self) -> bool:
+        """Whether only a retry goes on with the job."""
+        return self.inputs != self.job.record.inputs
 
     @property
     def member(self) -> str:
@@ -228,8 +233,7 @@ class RunSession:
             ClaimPolicy(self.member, record.partitions, committed) if self.member else None,
         )
         cluster = self.recipe.cluster
-        where = cluster.address or f"{cluster.workers.workers} worker(s) of this machine"
-        self.reporter.tell(f"starting on {where}")
+        self.reporter.tell(f"starting on {cluster.address or f'{cluster.workers.workers} worker(s) of this machine'}")
         opened = open_cluster(cluster, PATIENCE_SECONDS if connection else 0, self._say_once)
         with opened as (client, admission):
             self.reporter.enter("loading")
@@ -258,7 +262,9 @@ class RunSession:
                 self.reporter.stop_clock()
                 self.counters = dict(machine.counters)
                 self.pins = keeper.log.known.pins
-                self._leave(driver, client)
+                if cluster.address is not None and client.status == "running":
+                    with suppress(OSError):  # the scheduler goes in this moment
+                        driver.withdraw()
 
     def _say_once(self, line: str) -> None:
         """Say what a run found out about its cluster, unless it has been said over an earlier connection."""
@@ -283,11 +289,6 @@ class RunSession:
 
     def _table(self) -> PartitionTable:
         return read_table(self.job.store, self.job.record, self.inputs)
-
-    def _leave(self, driver: Driver, client: Client) -> None:
-        if self.recipe.cluster.address is not None and client.status == "running":
-            with suppress(OSError):  # the scheduler goes in this moment
-                driver.withdraw()
 
     def _seal(self, keeper: SnapshotManager, sink: WholeOutput) -> None:
         record = self.job.record

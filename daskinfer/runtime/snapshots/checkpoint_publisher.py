@@ -15,7 +15,7 @@ from daskinfer.models.entry import find_entry
 from daskinfer.models.remotecode import check_trust
 from daskinfer.spec.recipe.schema import Recipe
 from daskinfer.spec.snapshot import Resolution
-from daskinfer.storage.objects.filesystem import absolute_url, is_local
+from daskinfer.storage.objects.urls import absolute_url, is_local
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.publishing.publish import CheckpointSource, GroupSource, Origin, Watch, publish

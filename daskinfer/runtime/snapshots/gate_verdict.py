@@ -13,7 +13,8 @@ from daskinfer.spec.comparison import ComparedOutput, GateReport, PartComparison
 from daskinfer.spec.job.generation import SnapshotPin
 from daskinfer.spec.job.record import JobRecord
 from daskinfer.storage.objects.create_if_absent import create
-from daskinfer.storage.objects.filesystem import join_url, read_record
+from daskinfer.storage.objects.filesystem import read_record
+from daskinfer.storage.objects.urls import join_url
 
 GATE = "gate.json"
 
@@ -55,7 +56,10 @@ def read_gate(folder: str) -> GateReport | None:
     except FileNotFoundError:
         return None
     except ValidationError as error:
-        raise IntegrityError(f"{place} is not a gate's report", hint="It was changed by hand.") from error
+        raise IntegrityError(
+            f"{place} is not a gate's report",
+            hint="It was damaged or changed by hand: put it back, or start over with --fresh.",
+        ) from error
 
 
 def tell_verdict(report: GateReport) -> str:

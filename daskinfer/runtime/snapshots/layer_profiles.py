@@ -28,7 +28,8 @@ from daskinfer.spec.outline import InputArray, Outline
 from daskinfer.spec.plan import DeviceShape, ModelProfile, Numerics
 from daskinfer.spec.recipe.schema import Model
 from daskinfer.spec.snapshot import Manifest, Resolution
-from daskinfer.storage.objects.filesystem import join_url, read_record, replace_bytes
+from daskinfer.storage.objects.filesystem import read_record, replace_bytes
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry, explain_loss
 from daskinfer.storage.tensors.node_cache import load_tensors

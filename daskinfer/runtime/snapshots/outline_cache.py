@@ -20,7 +20,8 @@ from daskinfer.models.tasks.fields import usual_task
 from daskinfer.spec.outline import Outline
 from daskinfer.spec.recipe.schema import ModelOptions
 from daskinfer.spec.snapshot import Resolution
-from daskinfer.storage.objects.filesystem import LARGEST_MANIFEST, join_url, read_record, replace_bytes
+from daskinfer.storage.objects.filesystem import LARGEST_MANIFEST, read_record, replace_bytes
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.tensors.node_cache import private_folder
 

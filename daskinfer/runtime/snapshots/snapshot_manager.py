@@ -27,7 +27,7 @@ from daskinfer.spec.snapshot import Manifest, Resolution
 from daskinfer.storage.jobs.generation_log import GenerationLog
 from daskinfer.storage.jobs.poison_rows import PoisonRecords
 from daskinfer.storage.jobs.store import JobStore
-from daskinfer.storage.objects.filesystem import absolute_url
+from daskinfer.storage.objects.urls import absolute_url
 from daskinfer.storage.outputs.commit_index import CommitDigest
 from daskinfer.storage.outputs.job_output import open_output, open_stage, open_standing, open_supplement
 from daskinfer.storage.outputs.sink import WholeOutput

@@ -17,8 +17,9 @@ from daskinfer.errors import Conflict, IntegrityError, JobBusy, SnapshotGone, St
 from daskinfer.ids import make_nonce
 from daskinfer.storage.jobs.lease import Lease, acquire
 from daskinfer.storage.objects.create_if_absent import create
-from daskinfer.storage.objects.filesystem import join_url, read_bytes
+from daskinfer.storage.objects.filesystem import read_bytes
 from daskinfer.storage.objects.slotlog import SlotLog
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.outputs.commit_log import read_manifest
 from daskinfer.storage.outputs.formats import open_sink
 from daskinfer.storage.outputs.sink import Sink

@@ -21,16 +21,10 @@ import pytest
 from daskinfer.errors import Conflict
 from daskinfer.ids import make_nonce
 from daskinfer.storage.objects.create_if_absent import create
-from daskinfer.storage.objects.filesystem import (
-    ShortRead,
-    delete,
-    exists,
-    join_url,
-    list_names,
-    read_bytes,
-    replace_bytes,
-)
+from daskinfer.storage.objects.filesystem import delete, exists, list_names, read_bytes, replace_bytes
 from daskinfer.storage.objects.slotlog import SlotLog
+from daskinfer.storage.objects.store_errors import ShortRead
+from daskinfer.storage.objects.urls import join_url
 
 T = TypeVar("T")
 

@@ -30,7 +30,8 @@ from typing import Any
 
 from daskinfer.errors import CheckpointError, Conflict, CorruptBlob, MissingEvent, SnapshotGone
 from daskinfer.ids import make_nonce
-from daskinfer.storage.objects.filesystem import delete, join_url, list_names
+from daskinfer.storage.objects.filesystem import delete, list_names
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.aliases import set_alias
 from daskinfer.storage.registry.catalog import Registry

@@ -35,7 +35,7 @@ from daskinfer.storage.inputs.text.line_scanner import (
 from daskinfer.storage.inputs.text.nested import fit_array, infer_array
 from daskinfer.storage.inputs.text.spool import read_text, size_of_text
 from daskinfer.storage.inputs.text.survey import RowSurvey
-from daskinfer.storage.objects.filesystem import is_local
+from daskinfer.storage.objects.urls import is_local
 
 LineFormatName = Literal["jsonl", "csv", "text"]
 # What Excel takes for no row, but for the delimiter of all others.

@@ -22,7 +22,8 @@ from daskinfer.spec.rows import InputFile
 from daskinfer.storage.inputs.compression import compression_of, open_decompressed
 from daskinfer.storage.inputs.files import unchanged
 from daskinfer.storage.inputs.text.line_scanner import LONGEST_RECORD
-from daskinfer.storage.objects.filesystem import ShortRead, explain_errors, read_bytes, temporary_file
+from daskinfer.storage.objects.filesystem import read_bytes, temporary_file
+from daskinfer.storage.objects.store_errors import ShortRead, explain_errors
 from daskinfer.storage.tensors.node_cache import cache_folder
 
 LIMIT_VARIABLE = "DASKINFER_SPOOL_BYTES"

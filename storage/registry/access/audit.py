@@ -12,7 +12,8 @@ from urllib.parse import quote
 from daskinfer.errors import IntegrityError
 from daskinfer.ids import sha256_of
 from daskinfer.spec.registry.trust import AuditEvent, AuditFinding, AuditTrail
-from daskinfer.storage.objects.filesystem import LARGEST_MANIFEST, join_url, list_names, read_record
+from daskinfer.storage.objects.filesystem import LARGEST_MANIFEST, list_names, read_record
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.registry.access.anchors import Anchor, drop_anchor, list_anchored, read_anchor
 from daskinfer.storage.registry.access.events import read_event
 

@@ -19,8 +19,8 @@ from daskinfer.errors import IntegrityError
 from daskinfer.ids import parse_json, sha256_of
 from daskinfer.spec.registry.trust import AuditEvent
 from daskinfer.storage.objects.create_if_absent import create
-from daskinfer.storage.objects.filesystem import join_url
 from daskinfer.storage.objects.slotlog import SlotLog, encode_record
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.registry.access.anchors import drop_anchor
 
 

@@ -18,7 +18,9 @@ from cryptography.hazmat.primitives.serialization import (
 
 from daskinfer.errors import UsageError
 from daskinfer.ids import sha256_of
-from daskinfer.storage.objects.filesystem import absolute_url, explain_errors, read_bytes
+from daskinfer.storage.objects.filesystem import read_bytes
+from daskinfer.storage.objects.store_errors import explain_errors
+from daskinfer.storage.objects.urls import absolute_url
 
 
 def make_key(path: str) -> str:

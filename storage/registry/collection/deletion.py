@@ -6,7 +6,8 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 
 from daskinfer.spec.snapshot import Manifest
-from daskinfer.storage.objects.filesystem import delete, find_files, join_url, list_names
+from daskinfer.storage.objects.filesystem import delete, find_files, list_names
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.collection import marks
 from daskinfer.storage.registry.collection.references import Manifests

@@ -28,9 +28,10 @@ from daskinfer.spec.registry.collection import (
     KeptSnapshot,
     OpenCollection,
 )
-from daskinfer.storage.objects.filesystem import join_url, list_names
+from daskinfer.storage.objects.filesystem import list_names
 from daskinfer.storage.objects.naming import make_signature, suggest
 from daskinfer.storage.objects.slotlog import SlotLog
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.registry.access import authorised_writes
 from daskinfer.storage.registry.access.authorised_writes import Decision
 from daskinfer.storage.registry.catalog import Registry

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from daskinfer.ids import shorten
 from daskinfer.spec.registry.collection import Holder, LockRow, PublishRow
-from daskinfer.storage.objects.filesystem import join_url, list_names
+from daskinfer.storage.objects.filesystem import list_names
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.collection.retention import name_versions
 from daskinfer.storage.registry.heartbeats import tell_age

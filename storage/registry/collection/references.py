@@ -6,7 +6,8 @@ from collections.abc import Collection
 
 from daskinfer.errors import CheckpointError, CorruptBlob, SnapshotGone
 from daskinfer.spec.snapshot import Manifest
-from daskinfer.storage.objects.filesystem import join_url, list_names
+from daskinfer.storage.objects.filesystem import list_names
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.publishing.publications import list_publications
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 from daskinfer.errors import CorruptBlob, SnapshotGone
-from daskinfer.storage.objects.filesystem import join_url
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.locks import SnapshotLock, remove, reserve, take
 from daskinfer.storage.tensors.blobs import is_intact

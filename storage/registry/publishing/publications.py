@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from daskinfer.errors import Conflict
 from daskinfer.spec.snapshot import Manifest
-from daskinfer.storage.objects.filesystem import join_url, list_names
+from daskinfer.storage.objects.filesystem import list_names
 from daskinfer.storage.objects.naming import make_signature
 from daskinfer.storage.objects.slotlog import SlotLog
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.registry.access import authorised_writes
 from daskinfer.storage.registry.access.authorised_writes import Action, Decision
 from daskinfer.storage.registry.catalog import Registry

@@ -28,8 +28,9 @@ from daskinfer.errors import (
 from daskinfer.ids import make_nonce
 from daskinfer.spec.snapshot import EntryPoint, LayerGroup, Manifest, PlainFile, Resolution
 from daskinfer.storage.objects.create_if_absent import create
-from daskinfer.storage.objects.filesystem import delete, exists, join_url
+from daskinfer.storage.objects.filesystem import delete, exists
 from daskinfer.storage.objects.naming import check_alias, check_name, make_signature, name_principal
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.registry.access import authorised_writes
 from daskinfer.storage.registry.access.authorised_writes import Decision
 from daskinfer.storage.registry.aliases import set_alias

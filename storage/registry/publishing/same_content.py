@@ -6,7 +6,8 @@ from contextlib import suppress
 
 from daskinfer.errors import CheckpointError, CorruptBlob, NotAllowed, SnapshotGone
 from daskinfer.spec.snapshot import Manifest
-from daskinfer.storage.objects.filesystem import delete, exists, join_url
+from daskinfer.storage.objects.filesystem import delete, exists
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.publishing.blob_reuse import BlobReuse
 from daskinfer.storage.tensors.blobs import read_group

@@ -19,17 +19,12 @@ from daskinfer.errors import Conflict, CorruptBlob, StorageError
 from daskinfer.ids import make_nonce, shorten
 from daskinfer.spec.snapshot import LayerGroup, Manifest, PlainFile
 from daskinfer.storage.objects.create_if_absent import create_stream
-from daskinfer.storage.objects.filesystem import (
-    LARGEST_MANIFEST,
-    ShortRead,
-    clear_temporaries,
-    join_url,
-    list_names,
-    read_record,
-)
+from daskinfer.storage.objects.filesystem import LARGEST_MANIFEST, clear_temporaries, list_names, read_record
 from daskinfer.storage.objects.naming import make_signature
 from daskinfer.storage.objects.slotlog import SlotLog
+from daskinfer.storage.objects.store_errors import ShortRead
 from daskinfer.storage.objects.streams import Stream, read_pieces
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.access import authorised_writes
 from daskinfer.storage.registry.access.authorised_writes import Decision

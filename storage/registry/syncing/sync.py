@@ -15,9 +15,10 @@ from daskinfer.ids import make_nonce, parse_json, shorten
 from daskinfer.spec.registry.listing import AliasMove
 from daskinfer.spec.registry.upkeep import Outcome, SyncedAlias, SyncedVersion, SyncReport
 from daskinfer.spec.snapshot import Manifest
-from daskinfer.storage.objects.filesystem import exists, join_url
+from daskinfer.storage.objects.filesystem import exists
 from daskinfer.storage.objects.naming import make_signature
 from daskinfer.storage.objects.slotlog import Slot, SlotLog
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.access import authorised_writes
 from daskinfer.storage.registry.access.authorised_writes import Decision

@@ -12,8 +12,9 @@ import pytest
 from daskinfer.errors import MissingEvent
 from daskinfer.ids import canonical_json, sha256_of, shorten
 from daskinfer.spec.registry.trust import AuditEvent, AuditTrail
-from daskinfer.storage.objects.filesystem import delete, join_url
+from daskinfer.storage.objects.filesystem import delete
 from daskinfer.storage.objects.naming import name_principal
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.access import authorised_writes
 from daskinfer.storage.registry.access.audit import read_trail

@@ -11,7 +11,8 @@ import pytest
 from daskinfer.errors import CheckpointError, CorruptBlob, SnapshotGone, StorageError
 from daskinfer.ids import shorten
 from daskinfer.spec.registry.collection import CollectionReport
-from daskinfer.storage.objects.filesystem import delete, find_files, join_url, list_names
+from daskinfer.storage.objects.filesystem import delete, find_files, list_names
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.aliases import set_alias
 from daskinfer.storage.registry.catalog import Registry, explain_loss

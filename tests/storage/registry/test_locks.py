@@ -10,7 +10,8 @@ import pytest
 from daskinfer.errors import CheckpointError, Conflict, CorruptBlob, IntegrityError, SnapshotGone, StorageError
 from daskinfer.ids import shorten
 from daskinfer.storage.objects.create_if_absent import create
-from daskinfer.storage.objects.filesystem import delete, join_url
+from daskinfer.storage.objects.filesystem import delete
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.aliases import set_alias
 from daskinfer.storage.registry.catalog import Registry

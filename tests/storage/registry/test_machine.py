@@ -21,8 +21,9 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from daskinfer.errors import Conflict, SnapshotGone, StorageError
-from daskinfer.storage.objects.filesystem import exists, find_files, join_url, list_names
+from daskinfer.storage.objects.filesystem import exists, find_files, list_names
 from daskinfer.storage.objects.slotlog import SlotLog
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.aliases import set_alias
 from daskinfer.storage.registry.catalog import Registry, explain_loss

@@ -11,8 +11,9 @@ from blake3 import blake3
 
 from daskinfer.errors import CheckpointError, SnapshotGone, StorageError
 from daskinfer.spec.snapshot import EntryPoint, LayerGroup, Manifest
-from daskinfer.storage.objects.filesystem import join_url, read_bytes
+from daskinfer.storage.objects.filesystem import read_bytes
 from daskinfer.storage.objects.slotlog import SlotLog
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.registry.aliases import set_alias
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.publishing.publish import CheckpointSource, GroupSource, Origin, finish_all, publish

@@ -23,7 +23,8 @@ from daskinfer.cli import main
 from daskinfer.errors import NotAllowed, UsageError
 from daskinfer.ids import shorten
 from daskinfer.storage.objects.create_if_absent import create
-from daskinfer.storage.objects.filesystem import delete, exists, join_url, list_names, read_bytes, replace_bytes
+from daskinfer.storage.objects.filesystem import delete, exists, list_names, read_bytes, replace_bytes
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.access import authorised_writes
 from daskinfer.storage.registry.access.authorised_writes import Decision

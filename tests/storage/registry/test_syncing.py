@@ -14,8 +14,9 @@ from daskinfer.ids import canonical_json, make_nonce, sha256_of, shorten
 from daskinfer.spec.registry.upkeep import SyncReport
 from daskinfer.spec.snapshot import Manifest
 from daskinfer.storage.objects import create_if_absent
-from daskinfer.storage.objects.filesystem import delete, find_files, join_url, list_names
+from daskinfer.storage.objects.filesystem import delete, find_files, list_names
 from daskinfer.storage.objects.slotlog import SlotLog
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.registry import aliases
 from daskinfer.storage.registry.access.keys import make_key
 from daskinfer.storage.registry.catalog import Registry

@@ -8,8 +8,9 @@ import pytest
 
 from daskinfer.errors import CheckpointError
 from daskinfer.spec.registry.upkeep import Verification
-from daskinfer.storage.objects.filesystem import delete, join_url, read_bytes, replace_bytes
+from daskinfer.storage.objects.filesystem import delete, read_bytes, replace_bytes
 from daskinfer.storage.objects.slotlog import SlotLog
+from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.publishing.publish import Origin, publish

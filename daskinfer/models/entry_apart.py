@@ -1,0 +1,90 @@
+"""A user's module built once more in another process: with another id, folder, hash seed and environment, as workers have.
+
+``python -m daskinfer.models.entry_apart`` reads an entry point as JSON and writes the digests of what its module holds
+beside its saved state as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from daskinfer.errors import CheckpointError, DaskinferError
+from daskinfer.ids import parse_json
+from daskinfer.models.entry import call_with_weights
+from daskinfer.models.unsaved import Values, collect_unsaved, digest_values, seeded
+from daskinfer.spec.snapshot import EntryPoint
+
+# What a process needs to find its libraries, caches and devices; workers of other machines have little else in common.
+_KEPT = re.compile(
+    r"(PATH|HOME|USER|LOGNAME|SHELL|LANG|TMPDIR|TZ)$|(LC|LD|DYLD|PYTHON|VIRTUAL|CONDA|CUDA|NVIDIA|ROCM|HIP|TORCH|HF|"
+    r"TRANSFORMERS|XDG|OMP|MKL|OPENBLAS|KMP|COVERAGE|SSL)_?"
+)
+
+
+def refuse_process_values(entry: EntryPoint, values: Values) -> None:
+    """Raise `CheckpointError` where a module comes out differently in another process.
+
+    Where it cannot be built with few environment variables, it has those of this process.
+
+    Parameters
+    ----------
+    entry
+        What builds it.
+    values
+        What it holds beside its saved state, built with weights in this process.
+    """
+    few = {name: value for name, value in os.environ.items() if _KEPT.match(name)}
+    found = _build(entry, few)
+    if found is None:
+        found = _build(entry, dict(os.environ))
+    if found is None:
+        return
+    here = digest_values(values)
+    for path in dict.fromkeys([*here, *found]):
+        if here.get(path) != found.get(path):
+            raise CheckpointError(
+                f"model.entry {entry.function}: {path} is no saved state of the module, and differs in another process",
+                hint="Processes have other ids, working directories, hash seeds (so orders of sets) and environments: make "
+                f"it from constants alone, or keep {path.partition('[')[0]} with register_buffer, persistent.",
+            )
+
+
+def _build(entry: EntryPoint, environment: dict[str, str]) -> dict[str, str] | None:
+    """Return the digests of a build in a process of its own; None where it fails there."""
+    paths = [str(Path(path).resolve()) for path in sys.path]
+    seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    with tempfile.TemporaryDirectory(prefix="daskinfer-entry-") as folder:
+        done = subprocess.run(
+            [sys.executable, "-m", "daskinfer.models.entry_apart"],
+            input=entry.model_dump_json(),
+            capture_output=True,
+            text=True,
+            env={**environment, "PYTHONPATH": os.pathsep.join(paths), "PYTHONHASHSEED": seed},
+            cwd=folder,
+            check=False,
+        )
+    lines = done.stdout.splitlines()
+    if done.returncode or not lines:
+        return None
+    found: dict[str, str] = parse_json(lines[-1])
+    return found
+
+
+def _main() -> None:
+    entry = EntryPoint.model_validate_json(sys.stdin.read())
+    try:
+        with seeded(1):
+            values = collect_unsaved(call_with_weights(entry))
+    except DaskinferError as error:
+        sys.exit(error.message)
+    print("\n" + json.dumps(digest_values(values)))
+
+
+if __name__ == "__main__":
+    _main()
