@@ -18,7 +18,7 @@ import pytest
 from distributed import Client
 
 from daskinfer import api
-from daskinfer.errors import DaskinferError, Interrupted, JobFailed, RecipeError
+from daskinfer.errors import DaskinferError, JobFailed, RecipeError
 from daskinfer.runtime.contact import confirm_scheduler
 from daskinfer.spec.job import Progress
 from daskinfer.spec.recipe import Recipe
@@ -100,12 +100,19 @@ def test_a_job_leaves_nothing_and_a_colleague_works_meanwhile(bench: Bench, shar
 
 @pytest.mark.slow
 @pytest.mark.late
-def test_a_job_that_is_stopped_leaves_nothing(bench: Bench, shared: SharedCluster) -> None:
-    def stop() -> None:
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("way", ["interrupted", "cancelled"])
+def test_a_job_that_is_stopped_leaves_nothing(bench: Bench, shared: SharedCluster, way: str) -> None:
+    stopped = recipe(bench, shared, f"{way}.zarr")
 
-    with left_as_found(shared), pytest.raises(Interrupted):
-        api.run(recipe(bench, shared, "stopped.zarr"), watch=once(32, stop))
+    def stop() -> None:
+        if way == "interrupted":
+            raise KeyboardInterrupt
+        (status,) = [each for each in api.jobs(stopped.workspace) if each.state == "running"]
+        api.cancel(status.job, stopped.workspace, wait=False)
+
+    with left_as_found(shared), pytest.raises(DaskinferError) as raised:
+        api.run(stopped, watch=once(32, stop))
+    assert raised.value.exit_code == 130
 
 
 @pytest.mark.slow
