@@ -75,5 +75,6 @@ class ControlLog:
             return ControlRecord.model_validate(slot.record)
         except ValidationError as error:
             raise IntegrityError(
-                f"{self._log.slot_url(slot.sequence)} is not a record of a control log", hint="It was changed by hand."
+                f"{self._log.slot_url(slot.sequence)} is not a record of a control log",
+                hint="It was damaged or changed by hand: put it back, or start over with --fresh.",
             ) from error

@@ -66,5 +66,6 @@ def _read(url: str) -> Conviction:
         return Conviction.model_validate(stored)
     except (ValueError, KeyError, AttributeError, ValidationError) as error:
         raise IntegrityError(
-            f"{url} is not a record of poisonous rows", hint="The file was changed by hand."
+            f"{url} is not a record of poisonous rows",
+            hint="It was damaged or changed by hand: put it back, or delete it: its rows are tried anew.",
         ) from error

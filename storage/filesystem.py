@@ -114,7 +114,8 @@ def join_url(base: str, *parts: str) -> str:
     """
     if any(".." in part.split("/") or "\0" in part for part in parts):
         raise IntegrityError(
-            f"{'/'.join(parts)[:200]!r} leaves {base}", hint="The record that names it was damaged or changed by hand."
+            f"{'/'.join(parts)[:200]!r} leaves {base}",
+            hint="The record that names it was damaged or changed by hand: put that back.",
         )
     return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts)])
 

@@ -44,7 +44,8 @@ class GenerationLog:
             self.known = fold(self._first, [Step.model_validate(slot.record) for slot in slots])
         except (ValidationError, AssertionError) as error:
             raise IntegrityError(
-                f"{self._log.url} is not the log of a job's generations", hint="A file was changed by hand."
+                f"{self._log.url} is not the log of a job's generations",
+                hint="One of its files was damaged or changed by hand: put it back, or start over with --fresh.",
             ) from error
         return self.known
 

@@ -102,5 +102,5 @@ def read_journal(url: str) -> Iterator[Event]:
                 yield Event(detail.pop("at"), detail.pop("kind"), detail, int(match[1]))
             except (ValueError, KeyError, AttributeError) as error:
                 raise IntegrityError(
-                    f"{place}, line {number} is not an event", hint="The file was changed by hand."
+                    f"{place}, line {number} is not an event", hint="It was damaged or changed by hand: put it back."
                 ) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from daskinfer.storage.exclusive import create
 from daskinfer.storage.filesystem import LARGEST_MANIFEST, join_url, list_names, read_record
 
 _SLOT = re.compile(r"(\d{12})\.json")
+_PUT_BACK = "It was damaged or changed by hand: put it back, from a copy of the folder."
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,17 @@ class Slot:
 def encode_record(record: dict[str, Any]) -> bytes:
     """Return what a slot holds for a record: no two of them are equal bytes."""
     return canonical_json({**record, "nonce": make_nonce()})
+
+
+class _Record(dict[str, Any]):
+    """A record as it was read: what it lacks is damage on disk, of which its reader need not know the place."""
+
+    def __init__(self, url: str, record: Mapping[str, Any]) -> None:
+        super().__init__(record)
+        self._url = url
+
+    def __missing__(self, key: str) -> Any:
+        raise IntegrityError(f"{self._url} does not say '{key}'", hint=_PUT_BACK)
 
 
 class SlotLog:
@@ -136,10 +148,8 @@ class SlotLog:
             record = parse_json(data)
             del record["nonce"]
         except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise IntegrityError(
-                f"{url} is not a record of a slot log", hint="The file was changed by hand."
-            ) from error
-        return Slot(sequence, record, sha256_of(data))
+            raise IntegrityError(f"{url} is not a record of a slot log", hint=_PUT_BACK) from error
+        return Slot(sequence, _Record(url, record), sha256_of(data))
 
     def _read_slot(self, sequence: int) -> Slot:
         slot = self._probe(sequence)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from daskinfer.errors import DaskinferError, JobFailed, StorageRefused
+from daskinfer.errors import DaskinferError, IntegrityError, JobFailed, StorageRefused
 from daskinfer.spec.job import JobRecord, JobStatus, Report
 from daskinfer.spec.verification import OutputVerification
 from daskinfer.storage import jobs as job_store
@@ -47,9 +47,16 @@ def report(job: str, workspace: str, member: str = "") -> Report:
     ------
     JobFailed
         No run of it has ended yet.
+    IntegrityError
+        It is done, and the report is gone.
     """
     store = job_store.find_job(workspace, job)
     found = store.report(member)
+    if found is None and not member and store.state() == "done":
+        raise IntegrityError(
+            f"{store.report_url(member)} and the JSON file beside it are gone, though job {store.job} is done",
+            hint=f"Put them back, or look at the output: daskinfer verify {store.job}",
+        )
     if found is None:
         raise JobFailed(
             f"no run of job {store.job} has ended, so there is no report", hint=f"Look: daskinfer status {store.job}"

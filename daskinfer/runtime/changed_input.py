@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from daskinfer.errors import InputError
+from daskinfer.errors import InputError, IntegrityError
 from daskinfer.graphs.context import make_request
 from daskinfer.runtime.opening import absolute_input, find_wants
 from daskinfer.spec.commit import CommitRecord
@@ -105,13 +105,31 @@ def find_touched(before: PartitionTable, now: PartitionTable) -> set[int]:
     }
 
 
-def read_refused(url: str, record: JobRecord, partition: int) -> frozenset[int]:
-    """Return which rows of a partition are in an output's quarantine, by their positions."""
-    first = partition * record.recipe.input.partition_rows
-    try:
-        return frozenset(reject.row - first for reject in read_rejects(url, partition))
-    except FileNotFoundError:
+def read_refused(url: str, record: JobRecord, partition: int, count: int) -> frozenset[int]:
+    """Return which rows of a partition are in an output's quarantine, by their positions.
+
+    Parameters
+    ----------
+    url, record, partition
+        The output, its job and the partition.
+    count
+        How many they are.
+
+    Raises
+    ------
+    IntegrityError
+        They are not there.
+    """
+    if not count:
         return frozenset()
+    first = partition * record.recipe.input.partition_rows
+    found = frozenset(reject.row - first for reject in read_rejects(url, partition))
+    if len(found) != count:
+        raise IntegrityError(
+            f"the quarantine of {url} holds {len(found)} rows of partition {partition}, and {count} were refused",
+            hint="Files of it were changed: put them back, or make the output again with --fresh.",
+        )
+    return found
 
 
 def has_changed(

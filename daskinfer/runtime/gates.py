@@ -55,7 +55,10 @@ def read_gate(folder: str) -> GateReport | None:
     except FileNotFoundError:
         return None
     except ValidationError as error:
-        raise IntegrityError(f"{place} is not a gate's report", hint="It was changed by hand.") from error
+        raise IntegrityError(
+            f"{place} is not a gate's report",
+            hint="It was damaged or changed by hand: put it back, or start over with --fresh.",
+        ) from error
 
 
 def tell_verdict(report: GateReport) -> str:

@@ -159,7 +159,10 @@ class RetrySession(Session):
             Rows whose results stay in the output are others now.
         """
         record, url = self.job.record, absolute_url(self.job.record.output)
-        refused = {part.partition: read_refused(url, record, part.partition) for part in self.round.parts}
+        refused = {
+            part.partition: read_refused(url, record, part.partition, part.rows_quarantined)
+            for part in self.round.parts
+        }
         table = read_input(self.job.store, record, refused)
         self._tell("comparing the input with what was computed")
         compared = {*refused, *find_touched(self.job.store.table(), table)}
@@ -172,16 +175,12 @@ class RetrySession(Session):
                     "again with --fresh.",
                 )
         number = self.round.number
-        changed = [
-            commit.partition
-            for commit in done
-            if has_changed(
-                table,
-                commit,
-                only=refused[commit.partition]
-                - read_refused(supplement_url(url, record.job, number, commit.epoch), record, commit.partition),
-            )
-        ]
+        changed = []
+        for commit in done:
+            place = supplement_url(url, record.job, number, commit.epoch)
+            left = read_refused(place, record, commit.partition, commit.rows_quarantined)
+            if has_changed(table, commit, only=refused[commit.partition] - left):
+                changed.append(commit.partition)
         take_back(record, changed, self._fence, number)
         note_inputs(self._fence, self.round, digest_files(table.files))
         return table

@@ -385,4 +385,8 @@ def _parse(url: str, data: bytes) -> CommitRecord:
     try:
         return CommitRecord.model_validate_json(data)
     except ValidationError as error:
-        raise IntegrityError(f"{url} is not a commit record", hint="The file was changed by hand.") from error
+        raise IntegrityError(
+            f"{url} is not a commit record",
+            hint="It was damaged or changed by hand: put it back; or delete it and what is beside it by the name of index-*, and run "
+            "the same command again, which computes the partition anew.",
+        ) from error

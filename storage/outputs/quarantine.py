@@ -22,8 +22,21 @@ def read_quarantine(url: str, limit: int) -> list[Reject]:
 
 
 def read_rejects(url: str, partition: int) -> tuple[Reject, ...]:
-    """Return the refused rows of a partition that has some."""
-    return tuple(_read(join_url(url, QUARANTINE, name_rejects(partition))))
+    """Return the refused rows of a partition that has some.
+
+    Raises
+    ------
+    IntegrityError
+        The file that holds them is gone, or holds something else.
+    """
+    place = join_url(url, QUARANTINE, name_rejects(partition))
+    try:
+        return tuple(_read(place))
+    except FileNotFoundError as error:
+        raise IntegrityError(
+            f"{place} is gone, though partition {partition} has rows that were refused",
+            hint="Put it back, or make the output again with --fresh.",
+        ) from error
 
 
 def _read(url: str) -> list[Reject]:

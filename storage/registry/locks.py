@@ -162,7 +162,8 @@ def list_holders(registry: Registry, snapshot: str) -> list[LockHolder]:
             continue  # released since it was listed
         except (ValueError, KeyError, TypeError) as error:
             raise IntegrityError(
-                f"{join_url(url, name)} is not a lock", hint="The file was changed by hand."
+                f"{join_url(url, name)} is not a lock",
+                hint="It was damaged or changed by hand: put it back, or delete it where its job is over.",
             ) from error
         holders.append(holder)
     return holders

@@ -129,7 +129,7 @@ def _make_envelope(key: Ed25519PrivateKey, name: str, snapshot: str) -> dict[str
 
 def _describe(record: dict[str, Any], snapshot: str, key: Ed25519PublicKey | None) -> SignatureRow:
     try:
-        named = str(record["envelope"]["signatures"][0]["keyid"])
+        named = str(record.get("envelope", {})["signatures"][0]["keyid"])
     except (KeyError, TypeError, IndexError):
         named = "unreadable"
     valid = None if key is None else _is_valid(record.get("envelope"), snapshot, key)

@@ -67,3 +67,14 @@ def test_gaps_and_damage_are_noticed(tmp_path: Path) -> None:
     (tmp_path / "000000000001.json").unlink()
     with pytest.raises(IntegrityError, match=r"record 1 .* is missing"):
         log.read()
+
+
+def test_what_a_record_lacks_is_damage_that_is_named(tmp_path: Path) -> None:
+    log = SlotLog(str(tmp_path))
+    log.append({"op": "publish"})
+    place = tmp_path / "000000000000.json"
+    place.write_text(place.read_text().replace("op", "Op"))
+    (slot,) = log.read()
+    with pytest.raises(IntegrityError, match=f"{place} does not say 'op'") as raised:
+        slot.record["op"]
+    assert "put it back" in (raised.value.hint or "")
