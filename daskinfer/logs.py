@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from daskinfer.hidden import escape_json, escape_text
 from daskinfer.redaction import conceal
 
 Format = Literal["text", "json"]
@@ -34,9 +35,6 @@ _CHATTY = frozenset(
     }
 )  # fmt: skip
 _ORDINARY = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"})
-
-# A terminal that shows a log must not obey it.
-_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
 
 _about: ContextVar[Mapping[str, Any]] = ContextVar("daskinfer_about", default={})  # noqa: B039 - never changed in place
 
@@ -73,8 +71,11 @@ class TextFormatter(logging.Formatter):
         """Return the line, and a traceback below it where there is one."""
         about = " ".join(f"{name}={value}" for name, value in _facts_of(record).items())
         head = f"{_time_of(record)} {record.levelname} {record.name}"
-        lines = [f"{head} [{about}] {record.getMessage()}", *_trace_of(record)]
-        return conceal("\n".join(lines)).translate(_ESCAPES)
+        # What begins at the margin is a record: text from outside may hold newlines.
+        message = record.getMessage().replace("\n", "\n  ")
+        about = about.replace("\n", "\\n")
+        lines = [f"{head} [{about}] {message}", *_trace_of(record)]
+        return escape_text(conceal("\n".join(lines)))
 
 
 class JsonFormatter(logging.Formatter):
@@ -92,7 +93,7 @@ class JsonFormatter(logging.Formatter):
         }
         if trace := _trace_of(record):
             facts["traceback"] = "\n".join(trace)
-        return conceal(json.dumps(facts, ensure_ascii=False, default=str))
+        return escape_json(conceal(json.dumps(facts, ensure_ascii=False, default=str)))
 
 
 class _Lines(logging.Handler):

@@ -12,6 +12,11 @@ def escape_controls(text: str) -> str:
     return "".join(each if each in "\n\t" or each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
+def escape_line(text: str) -> str:
+    """Return a text in one line: `escape_controls`, and newlines and tabs as escapes too."""
+    return escape_controls(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def format_amount(number: int, noun: str) -> str:
     """Return a number of things: `1 blob`, `2,000 blobs`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

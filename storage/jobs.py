@@ -56,8 +56,8 @@ from daskinfer.storage.filesystem import (
 from daskinfer.storage.members import Member, Membership, list_members, seems_alive
 
 # A table of a million partitions becomes a tenth.
-_EXPANDED = 64 << 20
-_EXPANSION = 50
+_EXPANDED = 32 << 20
+_EXPANSION = 20
 
 
 class JobStore:

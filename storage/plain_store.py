@@ -6,6 +6,7 @@ import asyncio
 import bz2
 import gzip
 import io
+import json
 import lzma
 import os
 import struct
@@ -19,12 +20,14 @@ from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
-from daskinfer.ids import refuse_dense
+from daskinfer.ids import parse_json, refuse_dense
 from daskinfer.storage.filesystem import NotOurs, absolute_url, is_local, refuse_special, reveal_url
 
 METADATA = frozenset({"zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"})
 LARGEST_METADATA = 8 << 20
 _PIECE = 1 << 20
+_SHORT = frozenset({"shape", "shapes", "chunk_shape", "chunks", "codecs", "index_codecs", "filters", "dimension_names"})
+_LONGEST = 64
 Check = Callable[[str, bytes], None]
 
 
@@ -103,8 +106,23 @@ def refuse_dense_metadata(key: str, data: bytes) -> None:
     if key.rpartition("/")[2] in METADATA:
         try:
             refuse_dense(data)
+            _refuse_long(parse_json(data))
+        except json.JSONDecodeError:
+            return  # Zarr says what is wrong
         except ValueError as error:
             raise NotOurs(f"{key}: {error}", hint="Mend the metadata.") from error
+
+
+def _refuse_long(metadata: Any) -> None:
+    """Refuse axes and codecs by the thousand, over which Zarr takes minutes."""
+    left = [metadata]
+    while left:
+        found = left.pop()
+        for name, value in found.items() if isinstance(found, dict) else ():
+            if name in _SHORT and isinstance(value, list) and len(value) > _LONGEST:
+                raise ValueError(f"it has {len(value):,} {name}, and at most {_LONGEST} are read")
+            if name != "attributes":
+                left += value if isinstance(value, list) else [value]
 
 
 def expands_beyond(codec: str, data: bytes, most: int) -> bool:

@@ -1,4 +1,4 @@
-"""What is built to hurt is refused in little time and memory, in a process whose peak is measured."""
+"""Checkpoints and images that are built to hurt are refused by name; `test_bombs.py` measures time and memory."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import json
 import os
 import socket
 import struct
-import subprocess
-import sys
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,29 +14,6 @@ import pytest
 from daskinfer.errors import CheckpointError
 from daskinfer.models.config_limits import refuse_absurd
 from daskinfer.models.plainfiles import refuse_special_files
-
-MOST_BYTES = 200_000_000
-DEEP = "[" * 200_000 + "]" * 200_000
-
-# Runs a statement, and says what it raised and how many bytes of memory it took beyond the imports.
-MEASURE = """
-import resource, sys
-import daskinfer.models.tensorfiles, daskinfer.models.plainfiles, daskinfer.storage.inputs.index
-from pathlib import Path
-from daskinfer.models.tensorfiles import LocalFolder, read_weights, read_header
-from daskinfer.models.plainfiles import list_files, read_config
-from daskinfer.spec.recipe import Input
-from daskinfer.storage.inputs.index import index_input
-here = Path(sys.argv[1])
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-before = peak()
-try:
-    eval(sys.argv[2])
-    said = "nothing"
-except Exception as error:
-    said = f"{type(error).__name__}: {error}"
-print(peak() - before, said.splitlines()[0])
-"""
 
 
 def write_special(kind: str, path: Path) -> None:
@@ -137,109 +111,3 @@ def test_images_that_would_take_too_much_cost_themselves_only(tmp_path: Path, wi
         decode((tmp_path / "bomb.png").read_bytes())
     write_png(tmp_path / "long.png", 2000, 10)
     assert decode((tmp_path / "long.png").read_bytes()).size == (2000, 10)
-
-
-def deep_config(folder: Path) -> None:
-    (folder / "config.json").write_text('{"a": ' + DEEP + "}")
-
-
-def long_config(folder: Path) -> None:
-    (folder / "config.json").write_bytes(b"{}" + b" " * 20_000_000)
-
-
-def long_header(folder: Path) -> None:
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(struct.pack("<Q", 90_000_000))
-        file.truncate(90_000_008)
-
-
-def deep_header(folder: Path) -> None:
-    text = ('{"a": ' + DEEP + "}").encode()
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
-
-
-def long_index(folder: Path) -> None:
-    with (folder / "model.safetensors.index.json").open("wb") as file:
-        file.truncate(500_000_000)
-
-
-def long_line(folder: Path) -> None:
-    with (folder / "a.jsonl").open("wb") as file:
-        file.write(b'{"text": "')
-        for _ in range(500):
-            file.write(b"x" * 1_000_000)
-
-
-def large_cell(folder: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    table = pa.table({"text": pa.array(["x" * 300_000_000])})
-    pq.write_table(table, folder / "a.parquet", compression="zstd", use_dictionary=False, write_statistics=False)
-    assert (folder / "a.parquet").stat().st_size < 1_000_000
-
-
-def input_pipe(folder: Path) -> None:
-    (folder / "a.jsonl").write_text('{"text": "x"}\n')
-    os.mkfifo(folder / "b.jsonl")
-
-
-def claim_zarr(**changes: object) -> Callable[[Path], None]:
-    def write(folder: Path) -> None:
-        metadata = {
-            "zarr_format": 3, "node_type": "array", "shape": [4], "data_type": "float32", "fill_value": 0,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [4]}},
-            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-            "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}], "attributes": {},
-        }  # fmt: skip
-        chunks = changes.pop("chunks", None)
-        if chunks:
-            metadata["chunk_grid"] = {"name": "regular", "configuration": {"chunk_shape": chunks}}
-        (folder / "x.zarr").mkdir()
-        (folder / "x.zarr" / "zarr.json").write_text(json.dumps(metadata | changes))
-
-    return write
-
-
-READ_ZARR = "index_input(Input(url=str(here / 'x.zarr')), {'array': 'array'})"
-BOMBS = [
-    (
-        deep_config,
-        "read_config(LocalFolder(here), list_files(LocalFolder(here)))",
-        "CheckpointError: .*nested too deeply",
-    ),
-    (long_config, "read_config(LocalFolder(here), list_files(LocalFolder(here)))", "CheckpointError: .*at most"),
-    (long_header, "read_weights(LocalFolder(here))", "CheckpointError: .*header has 90,000,000 bytes"),
-    (deep_header, "read_weights(LocalFolder(here))", "CheckpointError: .*nested too deeply"),
-    (long_index, "read_weights(LocalFolder(here))", "CheckpointError: .*no readable weight_map"),
-    (long_line, "index_input(Input(url=str(here)), {'text': 'text'})", "InputError: .*line 1: has 500,000,010 bytes"),
-    (
-        large_cell,
-        "index_input(Input(url=str(here)), {'text': 'text'})",
-        "InputError: .*a.parquet: row group 0 has 300,",
-    ),
-    (input_pipe, "index_input(Input(url=str(here)), {'text': 'text'})", "InputError: .*b.jsonl is a named pipe"),
-    (claim_zarr(shape=[10**15], chunks=[10**6]), READ_ZARR, "InputError: .*partitions"),
-    (claim_zarr(shape=[4, 10**12], chunks=[1, 10**6]), READ_ZARR, "InputError: .*bytes a row"),
-    (claim_zarr(shape=[4, 10**5], chunks=[10**6, 10**5]), READ_ZARR, "InputError: .*bytes a chunk"),
-    (claim_zarr(shape=[4, 10**6], chunks=[1, 1]), READ_ZARR, "InputError: .*chunks a row"),
-]
-
-
-@pytest.mark.parametrize(("write", "statement", "said"), BOMBS)
-def test_bombs_take_little_memory_and_time(
-    tmp_path: Path, write: Callable[[Path], None], statement: str, said: str
-) -> None:
-    import re
-
-    write(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path), statement],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    taken, _, message = done.stdout.strip().partition(" ")
-    assert re.match(said, message), message
-    assert int(taken) < MOST_BYTES

@@ -128,3 +128,19 @@ def test_nothing_is_written_unasked() -> None:
     code = "import logging, daskinfer.logs; logging.getLogger('daskinfer.runtime').error('quiet')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+@pytest.mark.parametrize("kind", ["json", "text"])
+def test_what_a_record_hides_is_shown(tmp_path: Path, kind: Any) -> None:
+    path = tmp_path / "log"
+    set_up_logging(LogSettings(format=kind, file=str(path)))
+    evil = "a\x1b[2K\x9b2J\u202e\u2028\x85b\n2026-01-01 INFO forged"
+    with logging_context(job=evil):
+        logging.getLogger("mymodel").warning(evil)
+    text = path.read_bytes().decode()
+    assert not set(text) & set("\x1b\x9b\u202e\u2028\x85")
+    if kind == "json":
+        (record,) = read(path)
+        assert record["message"] == record["job"] == evil
+    else:
+        assert not [line for line in text.splitlines()[1:] if not line.startswith("  ")]

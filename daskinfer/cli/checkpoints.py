@@ -12,6 +12,7 @@ from daskinfer.cli.console import print_json
 from daskinfer.cli.options import json_option, registry_option
 from daskinfer.cli.rights import roles
 from daskinfer.cli.signing import keygen, sign, signatures
+from daskinfer.cli.text import tell
 from daskinfer.cli.upkeep import diff, sync, verify
 
 
@@ -85,7 +86,7 @@ def publish(
     provenance = api.checkpoint(f"{found.name}@{found.snapshot}", registry).provenance
     print_changes(provenance)
     if reference:
-        click.echo(provenance.get("reference", "it was published before, as a copy"))
+        tell(provenance.get("reference", "it was published before, as a copy"))
 
 
 @checkpoint.command("list")

@@ -10,6 +10,7 @@ import click
 
 from daskinfer.cli.console import print_json
 from daskinfer.cli.options import json_option, workspace_option
+from daskinfer.cli.text import tell
 
 if TYPE_CHECKING:
     from daskinfer.spec.control import Outcome
@@ -79,6 +80,6 @@ def _print(outcome: Outcome, done: str, as_json: bool) -> None:
     if as_json:
         print_json(outcome)
     elif outcome.answered:
-        click.echo(f"{done}: {outcome.detail}")
+        tell(f"{done}: {outcome.detail}")
     else:
-        click.echo(f"asked; see what becomes of it: daskinfer status {outcome.job}")
+        tell(f"asked; see what becomes of it: daskinfer status {outcome.job}")

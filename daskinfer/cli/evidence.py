@@ -7,8 +7,10 @@ from collections.abc import Iterable, Sequence
 
 import click
 
+from daskinfer.cli.text import tell
 from daskinfer.ids import shorten
 from daskinfer.spec.trust import AuditTrail, RoleRow, SignatureRow
+from daskinfer.units import escape_controls
 
 _WORDS = {True: "valid", False: "of another key", None: "not verified"}
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -31,10 +33,12 @@ def print_trail(trail: AuditTrail) -> None:
         what = event.action if event.operation in (None, event.action) else f"{event.action} {event.operation}"
         digest = f"sha256:{shorten(event.digest)}"
         record = _DIGEST.sub(lambda digits: shorten(digits[0]), event.record)
-        click.echo(f"{event.at}  {event.by:<{width}}  {what:<15}  {record}  {digest}")
+        tell(f"{event.at}  {event.by:<{width}}  {what:<15}  {record}  {digest}")
     for finding in trail.findings:
         color = "red" if finding.severity == "broken" else "yellow"
-        click.echo(f"{click.style(finding.severity + ':', fg=color, bold=True)} {finding.where}: {finding.what}")
+        click.echo(
+            f"{click.style(finding.severity + ':', fg=color, bold=True)} {escape_controls(finding.where)}: {escape_controls(finding.what)}"
+        )
     shown = "" if len(trail.events) == trail.checked else f", {len(trail.events)} shown"
     click.echo(f"{trail.checked} events verified{shown}, {len(trail.broken)} broken")
 
@@ -42,6 +46,6 @@ def print_trail(trail: AuditTrail) -> None:
 def print_signatures(reference: str, rows: Sequence[SignatureRow]) -> None:
     """Print a line for each signature."""
     for row in rows:
-        click.echo(f"{row.at}  {row.by}  key {shorten(row.key)}  {_WORDS[row.valid]}")
+        tell(f"{row.at}  {row.by}  key {shorten(row.key)}  {_WORDS[row.valid]}")
     if not rows:
-        click.echo(f"{reference} is not signed")
+        tell(f"{reference} is not signed")

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from daskinfer.errors import DaskinferError, Interrupted, MissingEvent
+from daskinfer.errors import DaskinferError, Interrupted, MissingEvent, RecipeError
 from daskinfer.redaction import conceal
 from daskinfer.units import escape_controls
 
@@ -58,7 +58,7 @@ def fail(ctx: click.Context, error: BaseException) -> int:
     facts = told.facts()
     # click strips colours in a pipe, but does not know NO_COLOR.
     color = False if os.environ.get("NO_COLOR") else None
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {escape_controls(known.message)}", err=True, color=color)
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {_tell(known)}", err=True, color=color)
     if known.hint:
         click.echo(f"{click.style('hint:', fg='cyan')} {escape_controls(known.hint)}", err=True, color=color)
     resume = told.resume if known.exit_code in RESUMABLE else None
@@ -73,6 +73,12 @@ def fail(ctx: click.Context, error: BaseException) -> int:
             end["resume"] = resume
         click.echo(conceal(json.dumps(facts | end)))
     return known.exit_code
+
+
+def _tell(error: DaskinferError) -> str:
+    """Return the message, whose lines are all ours in a recipe's errors alone: a file's name may hold newlines."""
+    message = escape_controls(error.message)
+    return message if isinstance(error, RecipeError) else message.replace("\n", "\n  ")
 
 
 @contextmanager

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from rich.text import Text
-
 from daskinfer.cli.show import print_lines, print_table, stdout
+from daskinfer.cli.text import Text
 from daskinfer.ids import shorten
 from daskinfer.spec.comparison import Check, ComparedOutput, FieldComparison, GateReport
 

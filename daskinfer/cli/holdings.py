@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rich.text import Text
-
 from daskinfer.cli.show import print_table, stdout
+from daskinfer.cli.text import Text
 from daskinfer.ids import shorten
 from daskinfer.spec.collection import CollectionReport, Holder, KeptSnapshot, LockRow, PublishRow
 from daskinfer.units import format_amount, format_bytes, format_duration

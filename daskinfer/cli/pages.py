@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
-
+from daskinfer.cli.text import tell
 from daskinfer.errors import StorageError
 
 
@@ -21,4 +20,4 @@ def write_page(path: str, html: str) -> None:
         Path(path).write_text(html, encoding="utf-8")
     except OSError as error:
         raise StorageError(f"{path}: cannot be written: {error.strerror}") from None
-    click.echo(f"wrote {path}", err=True)
+    tell(f"wrote {path}", err=True)

@@ -11,8 +11,8 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from rich.text import Text
 
+from daskinfer.cli.text import Text
 from daskinfer.spec.job import Progress, Report
 from daskinfer.units import escape_controls, format_bytes, format_duration
 

@@ -7,7 +7,8 @@ import json
 import click
 
 from daskinfer.cli.options import json_option, recipe_argument, set_option
-from daskinfer.units import escape_controls
+from daskinfer.cli.text import tell
+from daskinfer.units import escape_line
 
 
 @click.command()
@@ -33,8 +34,8 @@ def validate(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
         click.echo(json.dumps({"recipe": recipe, "valid": True, "checks": lines}))
         return
     for line in lines:
-        click.echo(escape_controls(line))
-    click.echo(f"{recipe} is valid")
+        click.echo(escape_line(line))
+    tell(f"{recipe} is valid")
 
 
 @click.command()

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.text import Text
-
 from daskinfer.cli.show import print_lines, print_table, stdout
+from daskinfer.cli.text import Text
 from daskinfer.ids import shorten
 from daskinfer.spec.listing import AliasMove
 from daskinfer.spec.upkeep import Difference, SyncedAlias, SyncedVersion, SyncReport, TensorChange, Verification

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from daskinfer.cli.progress import describe_loading
+from daskinfer.cli.text import Text
 from daskinfer.ids import shorten
 from daskinfer.spec.control import WorkerState
 from daskinfer.spec.job import Incident, JobStatus, Report, SnapshotShare
@@ -16,7 +16,7 @@ from daskinfer.spec.listing import AliasRow, CheckpointDetail, CheckpointRow, Ve
 from daskinfer.spec.measured import CheckpointProfile, LayerCost, MeasuredLayer
 from daskinfer.spec.membership import MemberStatus
 from daskinfer.spec.snapshot import Resolution
-from daskinfer.units import escape_controls, format_bytes, format_count, format_duration
+from daskinfer.units import escape_line, format_bytes, format_count, format_duration
 
 _STYLES = {
     "done": "bold green",
@@ -315,14 +315,14 @@ def _alias(row: AliasRow) -> str:
 
 def _print_verdict(verdict: str, name: str, remark: str) -> None:
     line = Text.assemble((verdict, _STYLES[verdict]), "  ", (name, "bold"))
-    stdout().print(line.append(f"  {escape_controls(remark)}" if remark else ""))
+    stdout().print(line.append(f"  {escape_line(remark)}" if remark else ""))
 
 
 def print_lines(lines: dict[str, str]) -> None:
     """Print named values, one a line."""
     width = max(map(len, lines))
     for name, value in lines.items():
-        stdout().print(Text.assemble((f"  {name:<{width}}  ", "dim"), escape_controls(value)))
+        stdout().print(Text.assemble((f"  {name:<{width}}  ", "dim"), escape_line(value)))
 
 
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[Text]], empty: str) -> None:
@@ -332,7 +332,7 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[Text]], empty: str
         table.add_column(head, no_wrap=True)
     for row in rows:
         for cell in row:
-            cell.plain = escape_controls(cell.plain)
+            cell.plain = escape_line(cell.plain)
         table.add_row(*row)
     if not table.row_count:
         stdout().print(Text(empty))

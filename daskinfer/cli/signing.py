@@ -8,6 +8,7 @@ import click
 
 from daskinfer.cli.console import print_json
 from daskinfer.cli.options import json_option, registry_option
+from daskinfer.cli.text import tell
 
 
 @click.command()
@@ -26,7 +27,7 @@ def keygen(file: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"key": name, "private": file, "public": f"{file}.pub"}))
     else:
-        click.echo(f"{file} is the private key, keep it; {file}.pub is the public one: {name}")
+        tell(f"{file} is the private key, keep it; {file}.pub is the public one: {name}")
 
 
 @click.command()

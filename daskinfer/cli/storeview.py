@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.text import Text
 
+from daskinfer.cli.text import Text
 from daskinfer.spec.storecheck import StoreReport
 
 

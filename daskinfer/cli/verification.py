@@ -6,6 +6,7 @@ import click
 
 from daskinfer.cli.failure import circumstances
 from daskinfer.cli.options import json_option, workspace_option
+from daskinfer.cli.text import tell
 
 
 @click.command()
@@ -49,8 +50,8 @@ def verify(ctx: click.Context, job: str, workspace: str, as_json: bool) -> None:
     if as_json:
         click.echo(found.model_dump_json())
         return
-    click.echo(
+    tell(
         f"{found.output}: {found.rows_out:,} rows and {found.rows_quarantined:,} quarantined rows in {found.parts:,} "
         f"parts are what job {found.job} committed"
     )
-    click.echo(f"snapshots: {', '.join(found.snapshots)}")
+    tell(f"snapshots: {', '.join(found.snapshots)}")

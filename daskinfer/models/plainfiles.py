@@ -8,7 +8,7 @@ from stat import S_ISBLK, S_ISCHR, S_ISFIFO, S_ISSOCK
 from typing import Any
 
 from daskinfer.errors import CheckpointError
-from daskinfer.ids import parse_json
+from daskinfer.ids import parse_json, refuse_dense
 from daskinfer.models.config_limits import refuse_absurd
 from daskinfer.models.tasks.sentence import TEXT_SETTINGS
 from daskinfer.models.tensorfiles import Folder, GroupFile, as_stored, read_header, refuse_pickles
@@ -230,6 +230,7 @@ def _sentence_modules(folder: Folder, files: Mapping[str, bytes]) -> list[tuple[
 
 def _parse(folder: Folder, name: str, data: bytes) -> Any:
     try:
+        refuse_dense(data)
         return parse_json(data)
     except ValueError as error:
         raise CheckpointError(

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from blake3 import blake3
 
 from daskinfer.errors import CheckpointError, CorruptBlob
-from daskinfer.ids import parse_json
+from daskinfer.ids import parse_json, refuse_dense
 
 # Bytes of one element, by safetensors' name of the type.
 ITEM_SIZES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
@@ -26,6 +26,8 @@ _INDEX = ".safetensors.index.json"
 _OTHER_FORMATS = ("tf", "flax", "jax")
 # Of a hundred thousand tensors each is 12 MB.
 _LARGEST_HEADER = 24_000_000
+_MOST_TENSORS = 150_000
+_MOST_AXES = 64  # as PyTorch
 _PIECE_BYTES = 32 * 2**20  # a multiple of every item's size
 
 
@@ -235,14 +237,18 @@ def read_header(folder: Folder, file: str) -> dict[str, StoredTensor]:
     if not 2 <= length <= size - 8:
         raise CheckpointError(f"{where}: not a whole safetensors file ({size} bytes)", hint=DAMAGED)
     try:
-        header: dict[str, Any] = parse_json(folder.read(file, 8, 8 + length))
+        text = folder.read(file, 8, 8 + length)
+        refuse_dense(text)
+        if (count := text.count(b'"data_offsets"')) > _MOST_TENSORS:
+            raise ValueError(f"it names {count:,} tensors, and at most {_MOST_TENSORS:,} are read")
+        header: dict[str, Any] = parse_json(text)
         tensors = {
             name: StoredTensor(
                 folder,
                 file,
                 name,
                 str(entry["dtype"]),
-                tuple(int(number) for number in entry["shape"]),
+                _read_shape(entry["shape"]),
                 8 + length + int(entry["data_offsets"][0]),
                 8 + length + int(entry["data_offsets"][1]),
             )
@@ -259,6 +265,13 @@ def read_header(folder: Folder, file: str) -> dict[str, StoredTensor]:
             hint="Load the model where it was made, and save it with PyTorch's classes.",
         )
     return tensors
+
+
+def _read_shape(shape: Sequence[Any]) -> tuple[int, ...]:
+    # The product of a million numbers takes minutes.
+    if len(shape) > _MOST_AXES:
+        raise ValueError(f"a tensor of it has {len(shape):,} axes")
+    return tuple(int(number) for number in shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,7 +323,9 @@ def _read_shards(folder: Folder, names: list[str], index: str) -> dict[str, Stor
     try:
         if (folder.size(index) or 0) > _LARGEST_HEADER:
             raise ValueError("it is too long")
-        weight_map: dict[str, str] = parse_json(folder.read(index))["weight_map"]
+        text = folder.read(index)
+        refuse_dense(text)
+        weight_map: dict[str, str] = parse_json(text)["weight_map"]
         shards = sorted(set(weight_map.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder.url}/{index}: no readable weight_map", hint="Fetch it again.") from error

@@ -17,7 +17,7 @@ from daskinfer.errors import InputError
 from daskinfer.spec.rows import ArrayColumn, InputFile, Partition, Segment
 from daskinfer.storage.column_types import describe_type, is_text
 from daskinfer.storage.column_values import can_convert, convert_column, convert_text
-from daskinfer.storage.filesystem import explain_errors
+from daskinfer.storage.filesystem import NotOurs, explain_errors
 from daskinfer.storage.inputs.cutting import cut_evenly
 from daskinfer.storage.inputs.files import ZARR_METADATA
 from daskinfer.storage.inputs.kinds import check_picture
@@ -31,6 +31,7 @@ SINGLE = "array"
 
 _LARGEST_ROW = 1 << 30  # bytes
 _LARGEST_CHUNK = 1 << 32
+_LARGEST_PARTITION = 1 << 34
 _MOST_CHUNKS = 100_000
 _MOST_CODECS = 16
 # Bytes that a chunk of texts may become: of numbers, the shape of a chunk says how many.
@@ -49,6 +50,8 @@ class ZarrFormat:
         """Cut the arrays, which must be equally long."""
         root, index = _root_of(files)
         arrays = _open_arrays(root, columns)
+        for column, array in arrays.items():
+            _refuse_large_partition(array, partition_rows, f"array '{column}' of {root}")
         lengths = {column: array.shape[0] for column, array in arrays.items()}
         if len(set(lengths.values())) > 1:
             listed = ", ".join(f"'{column}' has {length:,}" for column, length in lengths.items())
@@ -140,6 +143,8 @@ def _open_arrays(root: str, columns: Sequence[str]) -> dict[str, zarr.Array[Any]
         found: dict[str, zarr.Array[Any]] = {}
         try:
             node = zarr.open(open_store(root, lambda key, data: _refuse_expansion(root, found, key, data)), mode="r")
+        except NotOurs as error:
+            raise InputError(f"{root}: {error.message}", hint=error.hint) from error
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{root} cannot be read as zarr: {error}", hint="Check the metadata in it.") from error
         for column in dict.fromkeys(columns):
@@ -179,6 +184,17 @@ def _refuse_absurd(array: zarr.Array[Any], where: str) -> None:
         )
 
 
+def _refuse_large_partition(array: zarr.Array[Any], partition_rows: int, where: str) -> None:
+    """Refuse rows that cannot be held together: missing chunks are read as values all the same."""
+    size = min(partition_rows, array.shape[0]) * array.dtype.itemsize * math.prod(map(int, array.shape[1:]))
+    if size > _LARGEST_PARTITION:
+        raise InputError(
+            f"{where}: its metadata claim {size:,} bytes a partition of {partition_rows:,} rows, and at most "
+            f"{_LARGEST_PARTITION:,} are read at once",
+            hint="Lower input.partition_rows, or mend the metadata.",
+        )
+
+
 def _refuse_expansion(root: str, arrays: Mapping[str, zarr.Array[Any]], key: str, data: bytes) -> None:
     """Refuse a chunk of an opened array that becomes more than a chunk of it can be."""
     array = next((each for each in arrays.values() if not each.path or key.startswith(f"{each.path}/")), None)
@@ -208,6 +224,8 @@ def _pick(node: zarr.Array[Any] | zarr.Group, column: str, columns: Sequence[str
         return node if column == SINGLE or set(columns) == {column} else None
     try:
         return node.get(column)
+    except NotOurs as error:
+        raise InputError(f"{root}: {error.message}", hint=error.hint) from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"array '{column}' of {root} cannot be read as zarr: {error}", hint="Check its metadata, or leave it out."

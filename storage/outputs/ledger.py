@@ -13,6 +13,7 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from daskinfer.errors import IntegrityError
+from daskinfer.hidden import escape_json
 from daskinfer.ids import canonical_json, parse_json
 from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.rows import Partition, Reject
@@ -323,7 +324,7 @@ def name_rejects(partition: int) -> str:
 def write_rejects(url: str, partition: Partition, rejects: Sequence[Reject], fence: Fence, records: Ledger) -> None:
     """Write the quarantine file of a partition, where it has rejects; `records` say what is committed."""
     if rejects:
-        lines = [json.dumps(asdict(reject), ensure_ascii=False) for reject in rejects]
+        lines = [escape_json(json.dumps(asdict(reject), ensure_ascii=False)) for reject in rejects]
         place = join_url(url, QUARANTINE, name_rejects(partition.number))
         # A lone surrogate, which UTF-8 cannot carry, becomes the escape that JSON has for it.
         data = ("\n".join(lines) + "\n").encode(errors="backslashreplace")

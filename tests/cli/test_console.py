@@ -18,6 +18,7 @@ from daskinfer.cli import main
 from daskinfer.cli.console import patient_streams
 from daskinfer.cli.progress import ProgressDisplay
 from daskinfer.cli.show import print_report
+from daskinfer.cli.text import Text
 from daskinfer.errors import InputError
 from daskinfer.units import escape_controls
 from tests.cli.conftest import FakeApi
@@ -77,7 +78,7 @@ def test_an_error_shows_control_characters_and_does_not_send_them(
     fake.error = InputError("no rows in \x1b[31mred\x07.jsonl\nnext", hint="see \x9b2J")
     result = CliRunner().invoke(main, ["run", "recipe.yaml"])
     assert result.exit_code == 2
-    assert "no rows in \\x1b[31mred\\x07.jsonl\nnext" in result.stderr
+    assert "no rows in \\x1b[31mred\\x07.jsonl\n  next" in result.stderr
     assert "see \\x9b2J" in result.stderr
 
 
@@ -121,3 +122,12 @@ def test_only_our_own_orders_reach_a_terminal() -> None:
     assert text.startswith("\x1b[1;31mred\x1b[0m \x1b[2K\x1b[1A\n\tnext\r")
     rest = text.partition("\r")[2]
     assert rest == r"\x1b]0;title\x07 \x1b[2J \x9b31m \u202ename \x1bP \x00 \x1b[6n"
+
+
+def test_styled_text_obeys_nobody_but_us() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=1000)
+    evil = "a\x1b[2K\x1b[31m\u202e\rb"
+    console.print(Text(evil, style="bold"), Text.assemble((evil, "red"), evil), Text("x").append(evil))
+    written = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "\x1b[2K" not in written and "\u202e" not in written and "\r" not in written
+    assert written.count(r"a\x1b[2K\x1b[31m\u202e\rb") == 4
