@@ -95,26 +95,6 @@ SCORE_ALONE = (
     ("lfm2", "Lfm2ForCausalLM"),
     ("qwen3-next", "Qwen3NextForCausalLM"),
 )
-# Further decoders, made of nothing but these sizes and SMALL_DECODER: tested late, and named below the table of models.
-SCORE_MORE: dict[str, dict[str, Any]] = {
-    "ArceeForCausalLM": {},
-    "CohereForCausalLM": {},
-    "Gemma2ForCausalLM": {"query_pre_attn_scalar": 8, "sliding_window": 8},
-    "GlmForCausalLM": {},
-    "GraniteForCausalLM": {},
-    "HeliumForCausalLM": {},
-    "MiniMaxForCausalLM": {"block_size": 8, "num_local_experts": 2},
-    "NemotronForCausalLM": {},
-    "Olmo2ForCausalLM": {},
-    "OlmoForCausalLM": {},
-    "PersimmonForCausalLM": {},
-    "PhiForCausalLM": {},
-    "Qwen2ForCausalLM": {},
-    "SmolLM3ForCausalLM": {},
-    "StableLmForCausalLM": {},
-    "Starcoder2ForCausalLM": {},
-}
-
 _TASKS = {
     "embed": (*EMBED_TEXTS, *(name for _, name in (*EMBED_IMAGES, *EMBED_ALONE))),
     "classify": (*CLASSIFY_TEXTS, *(name for _, name in CLASSIFY_IMAGES)),

@@ -25,7 +25,8 @@ from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.models.tasks.score import CausalScore
 from daskinfer.spec.outline import InputArray
 from daskinfer.spec.recipe import ModelOptions
-from daskinfer.testing.taskcases import EMBED_ALONE, SCORE_ALONE, SCORE_MORE
+from daskinfer.testing.scorecases import SCORE_MORE
+from daskinfer.testing.taskcases import EMBED_ALONE, SCORE_ALONE
 from daskinfer.testing.zoo import ZOO, make_inputs, make_model
 from daskinfer.testing.zoosettings import SMALL_DECODER, SMALL_ENCODER
 
