@@ -183,3 +183,21 @@ def test_commands_that_look(workspace: Workspace, record: str) -> None:
         ):
             workspace.call("checkpoint", *words)
         workspace.call("audit")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("record", RECORDS)
+def test_commands_that_go_on(workspace: Workspace, record: str) -> None:
+    for damage in (make_object, remove):
+        workspace.damage(record, damage)
+        if "done" in record:
+            words = ("retry", workspace.done, "--set", f"cluster.address={workspace.scheduler}")
+            ended = workspace.call(*words)
+            verified = workspace.call("verify", workspace.done)
+            # A part of which nothing was recovered is not written again; that it is damaged, its verification says.
+            if ended.exit_code == 0 and not record.startswith("done.jsonl/part-"):
+                assert verified.exit_code == 0, damage
+            continue
+        if workspace.call("run", "recipe.yaml").exit_code == 0:
+            assert data_bytes(workspace.folder / "stopped.zarr") == workspace.wanted, damage
+            assert workspace.call("verify", workspace.stopped).exit_code == 0, damage
