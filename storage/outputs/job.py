@@ -182,7 +182,8 @@ def _make_layout(record: JobRecord, pin: Pin | None) -> OutputLayout:
     return OutputLayout(
         job=record.job,
         fields=record.fields,
-        keep=record.keep,
+        # A record at rest has its keys in another order.
+        keep={name: record.keep[name] for name in recipe.output.keep},
         partition_rows=recipe.input.partition_rows,
         rows=record.rows,
         metadata={**provenance, "daskinfer_recipe": recipe.digest},

@@ -43,11 +43,12 @@ def test_embed_text(scheduler: str, tiny_model: Path) -> None:
 
 def test_classify_text(scheduler: str) -> None:
     model = make_tiny_bert(Path("checkpoints/classifier"), architecture="BertForSequenceClassification")
-    Path("data/texts.csv").write_text("id,text\na,the cat sat\nb,a dog ran\n")
-    recipe = load_recipe(RECIPES / "classify_text.yaml", environment={"CHECKPOINT": f"./{model}"})
+    Path("data/texts.csv").write_text("a,id,text\n01,a,the cat sat\n02,b,a dog ran\n")
+    kept = ("output.keep=[text, id, a]",)
+    recipe = load_recipe(RECIPES / "classify_text.yaml", kept, environment={"CHECKPOINT": f"./{model}"})
     assert run(recipe, scheduler).rows_out == 2
     table = ds.dataset("results/labels.parquet").to_table()
-    assert table.column_names == ["row", "id", "label", "score", "scores"]
+    assert table.column_names == ["row", "text", "id", "a", "label", "score", "scores"]
     assert table["id"].to_pylist() == ["a", "b"]
 
 
