@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import islice
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 
 from daskinfer.storage.column_types import JSON, is_binary, is_fixed_binary, is_text
@@ -46,13 +48,49 @@ def _read_values(column: pa.Array) -> list[bytes | None]:
     if is_text(own) or is_binary(own) or is_fixed_binary(own):
         values: list[bytes | None] = column.cast(pa.large_binary()).to_pylist()
         return values
-    if pa.types.is_nested(own):  # whose JSON may tell no more of bytes than how many they are
-        # Taken one by one, else a row's bytes would depend on where it stands.
-        return [
-            pa.record_batch([column.take(pa.array([index]))], ["row"]).serialize().to_pybytes()
-            for index in range(len(column))
-        ]
+    if _is_plain_list(column):
+        return _read_lists(column)
+    if pa.types.is_map(own):
+        return _read_values(column.cast(pa.list_(pa.struct([("key", own.key_type), ("value", own.item_type)]))))
+    if pa.types.is_struct(own):
+        fields = [_read_values(field) for field in column.flatten()]
+        nulls = column.is_null().to_pylist()
+        return [None if null else _frame([field[row] for field in fields]) for row, null in enumerate(nulls)]
+    if _is_list(own):
+        items, rows = iter(_read_values(column.flatten())), pc.list_value_length(column).to_pylist()
+        return [None if length is None else _frame(list(islice(items, length))) for length in rows]
     return [text.encode() for text in to_json_texts(column)]
+
+
+def _frame(values: Sequence[bytes | None]) -> bytes:
+    """Return values as bytes that no other values give."""
+    return b"".join(b"-" if value is None else b"%d:%b" % (len(value), value) for value in values)
+
+
+def _is_list(own: pa.DataType) -> bool:
+    return bool(pa.types.is_list(own) or pa.types.is_large_list(own) or pa.types.is_fixed_size_list(own))
+
+
+def _is_plain_list(column: pa.Array) -> bool:
+    if not _is_list(column.type):
+        return False
+    inner = column.type.value_type
+    is_number = pa.types.is_integer(inner) or pa.types.is_floating(inner)
+    return bool(is_number and column.flatten().null_count == 0)
+
+
+def _read_lists(column: pa.Array) -> list[bytes | None]:
+    """Return the bytes of lists of numbers, none of which is null."""
+    numbers = column.flatten().to_numpy(zero_copy_only=False)
+    data, size = numbers.tobytes(), numbers.dtype.itemsize
+    lengths: list[int | None] = pc.list_value_length(column).to_pylist()
+    values: list[bytes | None] = []
+    begin = 0
+    for length in lengths:
+        end = begin + size * (length or 0)
+        values.append(None if length is None else data[begin:end])
+        begin = end
+    return values
 
 
 def _read_json(text: str) -> bytes:

@@ -28,6 +28,12 @@ VALUES: dict[str, tuple[pa.DataType, list[Any], Any]] = {
         [{"bytes": b"ab", "path": "x"}, None, {"bytes": b"ab", "path": "x"}],
         {"bytes": b"cd", "path": "x"},
     ),
+    "numbers": (pa.list_(pa.float16()), [np.array([1, 2], np.float16), None, []], np.array([0], np.float16)),
+    "vectors": (pa.list_(pa.float32(), 2), [[1, 2], None, [3, 4]], [4, 3]),
+    "numbers and null": (pa.large_list(pa.int64()), [[1, None], None, []], [1, 0]),
+    "lists": (pa.list_(pa.list_(pa.int8())), [[[1], None], None, [[], [1]]], [[1]]),
+    "structs with null": (pa.list_(pa.struct([("a", pa.int8()), ("b", pa.string())])), [[{"a": 1}], None, []], [None]),
+    "map": (pa.map_(pa.string(), pa.int8()), [[("a", 1)], None, [("a", None)]], []),
     "list": (pa.list_(pa.binary()), [[b"a"], None, []], [b"b"]),
 }
 
