@@ -27,6 +27,8 @@
     ├── JobBusy                   1  another live driver runs this job
     ├── ClaimLost                 1  another member of the job computes these partitions by now
     └── JobFailed                 1  the work itself failed
+        ├── NotFinite                the model returned NaN or infinity, and `errors.nan` is `stop`
+        └── ClusterLost              the Dask scheduler is gone
 """
 
 from __future__ import annotations
@@ -48,6 +50,8 @@ class DaskinferError(Exception):
     """
 
     exit_code: ClassVar[int] = 1
+    recurs: ClassVar[bool] = False
+    """Whether the same command, on the same rows, ends the same way again."""
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         # What a store or a user gave may hold a URL with its password.
@@ -100,6 +104,7 @@ class RejectBudgetExceeded(DaskinferError):
     """More rows were quarantined than `errors.max_rows` allows."""
 
     exit_code = 4
+    recurs = True
 
 
 class Interrupted(DaskinferError):
@@ -165,6 +170,12 @@ class ClaimLost(DaskinferError):
 
 class JobFailed(DaskinferError):
     """The work failed in a way that retrying did not mend."""
+
+
+class NotFinite(JobFailed):
+    """The model returned NaN or infinity for a row, and the recipe wants to stop there."""
+
+    recurs = True
 
 
 class ClusterLost(JobFailed):

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from daskinfer.errors import DeviceFailed, JobBusy, JobFailed, SnapshotSkew
+from daskinfer.errors import DeviceFailed, JobBusy, NotFinite, SnapshotSkew
 from daskinfer.graphs.blame import note_place
 from daskinfer.graphs.context import JobContext, open_context
 from daskinfer.graphs.handoff import Encoded, Handoff, Hop, JobHandle
@@ -256,7 +256,7 @@ def _quarantine_not_finite(context: JobContext, rows: RowBatch, found: Mapping[i
 
     Raises
     ------
-    JobFailed
+    NotFinite
         The recipe wants to stop at the first.
     """
     model, policy = context.record.recipe.model, context.record.recipe.errors.nan
@@ -264,9 +264,11 @@ def _quarantine_not_finite(context: JobContext, rows: RowBatch, found: Mapping[i
         policy = "keep" if model.task == "forward" else "quarantine"
     if found and policy == "stop":
         position, reason = min(found.items())
-        raise JobFailed(
-            f"row {rows.partition.first_row + position:,}: {reason}",
-            hint="errors.nan: quarantine or keep would go on; that is another job, with --fresh or another output.url.",
+        index = int(np.searchsorted(rows.positions, position))
+        raise NotFinite(
+            f"row {rows.partition.first_row + position:,}, {rows.sources[index]}:{rows.lines[index]}: {reason}",
+            hint="It stops there again. errors.nan=quarantine or keep would go on; that is another job: give it another "
+            "output.url, or --fresh.",
         )
     return set(found) if policy == "quarantine" else set()
 

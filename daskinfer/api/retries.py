@@ -43,7 +43,7 @@ def retry(
     workspace
         URL of its workspace.
     overrides
-        `key.path=value` for keys that do not change the output: cluster, placement, errors ...
+        `key.path=value` for keys that do not change the output: cluster, placement, errors.max_rows ...
     watch
         Called with the progress, a few times a second.
     command
@@ -110,6 +110,7 @@ def _change_recipe(record: JobRecord, workspace: str, overrides: Sequence[str]) 
     if recipe.digest != record.recipe.digest:
         raise RecipeError(
             f"--set {' '.join(overrides)}: the rows of job {record.job} can only be computed as those beside them were",
-            hint="A retry takes keys of cluster, placement, errors and pipeline.window. For others run a job of its own.",
+            hint="A retry takes keys of cluster, placement and recovery, errors.max_rows, errors.microbatch_seconds and "
+            "pipeline.window. For others run a job of its own.",
         )
     return recipe

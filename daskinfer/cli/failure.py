@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from daskinfer.errors import DaskinferError, Interrupted, MissingEvent, RecipeError
+from daskinfer.errors import DaskinferError, Interrupted, MissingEvent, RecipeError, RejectBudgetExceeded
 from daskinfer.redaction import conceal
 from daskinfer.units import escape_controls
 
@@ -26,7 +26,8 @@ Exit codes:
   1    the job failed; the same command resumes it
   2    the recipe or the arguments are wrong
   3    the plan cannot fit the workers
-  4    stopped: more rows were quarantined than the recipe allows
+  4    stopped: more rows were quarantined than the recipe allows;
+       with a larger errors.max_rows it goes on
   130  interrupted; the same command resumes it
 """
 
@@ -41,6 +42,8 @@ class Circumstances:
     """Whether stdout must end with a JSON object."""
     resume: str | None = None
     """The command that goes on where this one stopped."""
+    allow: str | None = None
+    """The same where `errors.max_rows` is N, to be filled in."""
     facts: Callable[[], dict[str, Any]] = dict
     """More fields for the JSON object."""
 
@@ -61,7 +64,11 @@ def fail(ctx: click.Context, error: BaseException) -> int:
     click.echo(f"{click.style('error:', fg='red', bold=True)} {_tell(known)}", err=True, color=color)
     if known.hint:
         click.echo(f"{click.style('hint:', fg='cyan')} {escape_controls(known.hint)}", err=True, color=color)
-    resume = told.resume if known.exit_code in RESUMABLE else None
+    resume = told.resume if known.exit_code in RESUMABLE and not known.recurs else None
+    if isinstance(known, RejectBudgetExceeded) and told.allow:
+        click.echo(
+            f"Nothing that was committed is lost. To go on, with a number for N:\n  {conceal(told.allow)}", err=True
+        )
     if resume:
         begun = "Nothing that was committed is lost. To resume:" if facts.get("job") else "To run it again:"
         click.echo(f"{begun}\n  {conceal(resume)}", err=True)

@@ -11,7 +11,7 @@ import click
 from daskinfer.cli.failure import EXIT_CODES, circumstances, fail
 from daskinfer.cli.interruption import ending_at_once, interrupting
 from daskinfer.cli.options import json_option, log_options, set_option, start_logging, workspace_option
-from daskinfer.cli.run import tell_program
+from daskinfer.cli.run import allow_more, tell_program
 
 if TYPE_CHECKING:
     from daskinfer.spec.job import Progress, Report
@@ -33,7 +33,7 @@ def retry(ctx: click.Context, job: str, workspace: str, overrides: tuple[str, ..
     For after you have mended what rows were refused for. A job that stopped, over its budget or otherwise, is finished on
     its input as it is now. Rows are computed on the checkpoint version of the job, and those that fail again stay in the
     quarantine. `--set` takes keys that do not change the
-    output: cluster, placement, errors, pipeline.window.
+    output: cluster, placement, recovery, errors.max_rows, errors.microbatch_seconds, pipeline.window.
 
     \b
     Examples:
@@ -49,6 +49,7 @@ def retry(ctx: click.Context, job: str, workspace: str, overrides: tuple[str, ..
 
     start_logging(ctx)
     told.resume = command = _command(ctx, job, workspace, overrides, as_json)
+    told.allow = _command(ctx, job, workspace, allow_more(overrides), as_json)
     latest: list[Progress] = []
     told.facts = lambda: _describe_failure(job, workspace, latest)
     with interrupting(), ProgressDisplay(f"retry {job}") as display:

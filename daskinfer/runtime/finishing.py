@@ -76,5 +76,9 @@ class FinishSession(Session):
             self._note("input-changed", f"{len(changed):,} partition(s) with changed rows are computed again")
         return changed
 
+    @property
+    def _is_mended(self) -> bool:
+        return True
+
     def _table(self) -> PartitionTable:
         return self._now

@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 from daskinfer.errors import DaskinferError, JobFailed, RejectBudgetExceeded
 from daskinfer.runtime.messages import ShardFailed, describe
+from daskinfer.units import format_amount
 
 
 def refuse_losses(losses: int, partitions: Collection[int]) -> JobFailed:
@@ -28,7 +29,7 @@ def refuse_load(event: ShardFailed) -> DaskinferError:
 def refuse_rejects(rejects: int, limit: int) -> RejectBudgetExceeded:
     """Return what ends a job with so many quarantined rows."""
     return RejectBudgetExceeded(
-        f"{rejects} rows are quarantined; errors.max_rows allows {limit}",
-        hint="Look at the quarantine. Raise errors.max_rows and run again; or mend its rows in place, and `daskinfer retry` "
-        "finishes the job with them.",
+        f"{format_amount(rejects, 'row')} {'is' if rejects == 1 else 'are'} quarantined; errors.max_rows allows {limit:,}",
+        hint="Look at the quarantine. Raise errors.max_rows; or mend its rows in place, and `daskinfer retry` finishes the job "
+        "with them.",
     )

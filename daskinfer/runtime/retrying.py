@@ -90,6 +90,10 @@ class RetrySession(Session):
         self._now: PartitionTable | None = None
         self._take_up(round)
 
+    @property
+    def _is_mended(self) -> bool:
+        return True
+
     def progress(self, message: str = "") -> Progress:
         """Return how the retry stands: its rows, and what is in the job's quarantine."""
         left = self.ledger.rows_quarantined if self.merged else self.round.rows

@@ -26,6 +26,7 @@ from daskinfer.runtime.limits import Limits
 from daskinfer.runtime.messages import Note, Recovered
 from daskinfer.runtime.narration import final_phase, narrate_end
 from daskinfer.runtime.opening import OpenedJob
+from daskinfer.runtime.overbudget import explain_rejects
 from daskinfer.runtime.pinning import Pinning
 from daskinfer.runtime.posts import Staffing
 from daskinfer.runtime.progress import count_progress
@@ -123,13 +124,19 @@ class Session:
                 except KeyboardInterrupt:
                     self.error = Interrupted("interrupted; everything committed so far stays")
                 except DaskinferError as error:
-                    self.error = error
+                    incidents = self.ledger.incidents
+                    self.error = explain_rejects(error, record.output, record.job, incidents, self._is_mended)
                 narrate_end(self.error, self.ledger.rows_out, self.ledger.rows_quarantined)
             self._enter(final_phase(self.error))
             with suppress(StorageRefused):  # the job has ended as it has, written down or not
                 self._journal.flush()
         finally:
             self._lease.release()
+
+    @property
+    def _is_mended(self) -> bool:
+        """Whether only a retry goes on with the job."""
+        return self.inputs != self.job.record.inputs
 
     @property
     def member(self) -> str:

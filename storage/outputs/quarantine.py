@@ -5,9 +5,9 @@ from __future__ import annotations
 from daskinfer.errors import IntegrityError
 from daskinfer.ids import parse_json
 from daskinfer.spec.rows import Reject
-from daskinfer.storage.filesystem import LARGEST_MANIFEST, join_url, list_names, read_record
+from daskinfer.storage.filesystem import LARGEST_MANIFEST, absolute_url, join_url, list_names, read_record
 from daskinfer.storage.outputs.ledger import name_rejects
-from daskinfer.storage.outputs.places import QUARANTINE
+from daskinfer.storage.outputs.places import QUARANTINE, RECORDS, STAGED
 
 
 def read_quarantine(url: str, limit: int) -> list[Reject]:
@@ -19,6 +19,19 @@ def read_quarantine(url: str, limit: int) -> list[Reject]:
         if len(rejects) >= limit:
             break
     return rejects[:limit]
+
+
+def find_rejects(url: str, job: str, limit: int) -> tuple[str, list[Reject]]:
+    """Return the folder with the quarantine of a job that stopped, and its first `limit` rows.
+
+    The rows of a job that may change its snapshot lie apart until its output is whole.
+    """
+    place = absolute_url(url)
+    staged = join_url(place, RECORDS, STAGED, job)
+    for folder in (place, *(join_url(staged, name) for name in list_names(staged))):
+        if rejects := read_quarantine(folder, limit):
+            return join_url(folder, QUARANTINE), rejects
+    return join_url(place, QUARANTINE), []
 
 
 def read_rejects(url: str, partition: int) -> tuple[Reject, ...]:

@@ -93,6 +93,7 @@ def test_a_finished_job_is_reported_at_once(fake: FakeApi) -> None:
 
 ENDS = {
     "JobFailed": 1,
+    "NotFinite": 1,
     "StorageError": 1,
     "JobBusy": 1,
     "InputError": 2,
@@ -113,7 +114,16 @@ def test_every_error_has_its_exit_code(fake: FakeApi, name: str) -> None:
     assert "error: what went wrong\nhint: what to do\n" in result.stderr
     # Starting over again would throw away what the failed run did commit.
     resume = "To resume:\n  daskinfer run recipe.yaml --set name=a-b --set 'input.url=a b.csv'\n"
-    assert (resume in result.stderr) == (ENDS[name] in (1, 4, 130))
+    assert (resume in result.stderr) == (ENDS[name] in (1, 130) and name != "NotFinite")
+
+
+def test_a_command_that_must_stop_again_is_not_offered(fake: FakeApi) -> None:
+    fake.error = errors.RejectBudgetExceeded("3 rows are quarantined")
+    result = call("run", "recipe.yaml", "--set", "errors.max_rows=0", "--set", "name=a")
+    assert "To resume" not in result.stderr
+    assert "  daskinfer run recipe.yaml --set name=a --set errors.max_rows=N\n" in result.stderr
+    fake.error = errors.NotFinite("row 3")
+    assert "daskinfer run" not in call("run", "recipe.yaml").stderr
 
 
 def test_ctrl_c_is_130(fake: FakeApi) -> None:
@@ -142,7 +152,7 @@ def test_a_failed_run_still_prints_its_json(fake: FakeApi) -> None:
         "code": 4,
         "error": "too many",
         "hint": None,
-        "resume": "daskinfer run recipe.yaml --json",
+        "resume": None,
     }
     fake.written = fake.make_report(verdict="over budget", rows_out=2)
     result = call("run", "recipe.yaml", "--json")

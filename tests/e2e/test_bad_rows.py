@@ -111,9 +111,12 @@ def test_beyond_the_budget_it_stops_and_goes_on_when_that_is_raised(warm: Bench)
     ended = start(warm, errors__max_rows=3)
     assert ended.code == 4
     assert "rows are quarantined; errors.max_rows allows 3" in ended.err
-    assert "To resume:" in ended.err
+    assert f"{warm.folder}/in.jsonl:4: not valid JSON" in ended.err
+    assert f"the quarantine: {warm.folder}/out.zarr/_quarantine" in ended.err
+    assert "To resume:" not in ended.err
+    assert "--set errors.max_rows=N" in ended.err
     assert ended.json["verdict"] == "over budget"
-    assert "run recipe.yaml" in ended.json["resume"]
+    assert ended.json["resume"] is None
     assert ended.json["report"] is not None
     assert start(warm, errors__max_rows=3).code == 4
     resumed = start(warm, errors__max_rows=0.5)

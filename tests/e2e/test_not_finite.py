@@ -84,9 +84,14 @@ def test_the_first_stops_the_job(poisoned: tuple[Bench, list[bool]]) -> None:
     bench, is_nan = poisoned
     ended = start(bench, errors__nan="stop")
     assert ended.code == 1, ended.err
-    rows = {f"row {row}: the model returned NaN in 32 of 32 numbers of embedding" for row in np.flatnonzero(is_nan)}
+    rows = {
+        f"row {row}, {bench.folder}/in.jsonl:{row + 1}: the model returned NaN in 32 of 32 numbers of embedding"
+        for row in np.flatnonzero(is_nan)
+    }
     assert any(row in ended.err for row in rows)
     assert "errors.nan" in ended.err
+    assert "To resume" not in ended.err
+    assert ended.json["resume"] is None
 
 
 def test_rows_beside_them_have_their_own_values(poisoned: tuple[Bench, list[bool]], tiny_model: Path) -> None:

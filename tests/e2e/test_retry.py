@@ -220,8 +220,9 @@ def test_a_job_that_stopped_over_its_budget_is_finished_on_mended_rows(
         run(recipe, scheduler)
     assert f"daskinfer retry {status.job}" in (refused.value.hint or "")
     words = (f"cluster.address={scheduler}",)
-    with pytest.raises(RejectBudgetExceeded):
+    with pytest.raises(RejectBudgetExceeded) as still:
         api.retry(status.job, recipe.workspace, overrides=words)
+    assert f"daskinfer retry {status.job} --set errors.max_rows=N" in (still.value.hint or "")
     # Rows of both inputs are in no output whose recipe names the old one.
     mended = (bench.folder / "in.jsonl").read_bytes()
     (bench.folder / "in.jsonl").write_bytes(spoilt)
