@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from stat import S_ISDIR, S_ISFIFO, S_ISREG
+from tempfile import TemporaryFile
 
 from fsspec import AbstractFileSystem, get_filesystem_class
 from fsspec.core import url_to_fs
@@ -25,6 +26,7 @@ _LOCAL_PREFIXES = ("file://", "local://")
 _URL = re.compile(r"([A-Za-z][\w+.-]*::)*[A-Za-z][\w+.-]*://")
 _LINK = re.compile(r"[A-Za-z][\w+.-]*::|(dir|libarchive|reference|tar|zip)://")
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
+_COMMON = ("s3", "gs", "http", "https", "memory")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -137,12 +139,29 @@ def find_filesystem(url: str) -> tuple[AbstractFileSystem, str]:
     if is_local(url):
         return LocalFileSystem(use_listings_cache=False), url
     url = reveal_url(url)
+    _refuse_unknown(url)
     if "::" in url and not _LINK.match(url):
         # fsspec takes every such URL for a chain of filesystems, though the name of an object may hold it.
         kind = get_filesystem_class(url.partition("://")[0])
         return kind(**kind._get_kwargs_from_urls(url), use_listings_cache=False), kind._strip_protocol(url)
     filesystem, path = url_to_fs(url, use_listings_cache=False)
     return filesystem, path
+
+
+def _refuse_unknown(url: str) -> None:
+    """Refuse a URL of a protocol that nobody here knows."""
+    protocol = re.split("://|::", url)[0]
+    try:
+        get_filesystem_class(protocol)
+    except ValueError as error:
+        known = ", ".join(f"{name}://" for name in _COMMON)
+        raise UsageError(
+            f"{url}: the protocol {protocol} is not known", hint=f"Use a path, or one of {known}."
+        ) from error
+    except ImportError as error:
+        raise UsageError(
+            f"{url}: the protocol {protocol} needs a package that is not installed", hint=str(error)
+        ) from error
 
 
 def reveal_url(url: str) -> str:
@@ -220,6 +239,13 @@ def open_reader(url: str) -> Callable[[int | None, int | None], bytes]:
             refuse_special(url)
             data = _read_range(filesystem, path, begin, end)
         if end is not None and len(data) != end - (begin or 0):
+            if len(data) > end - (begin or 0):
+                raise StorageError(
+                    f"{url}: the server ignores Range requests: bytes {begin or 0} to {end} were asked for, "
+                    f"{len(data)} came",
+                    hint="Copy the file to a disk or an object store, or serve it by a server that answers ranges "
+                    "(nginx, Apache, Caddy).",
+                )
             raise ShortRead(
                 f"short read of {url}: bytes {begin or 0} to {end} were asked for, {len(data)} came",
                 hint="The object is shorter than its record says, or the connection broke; run the command again.",
@@ -366,8 +392,10 @@ def refuse_unwritable(url: str) -> None:
 
     Raises
     ------
+    UsageError
+        It is a file, lies under one, or where nobody can make files.
     StorageError
-        It lies under a file, on a read-only disk, or where this user may not write.
+        It lies on a read-only disk, or where this user may not write.
     """
     if not is_local(url):
         return
@@ -375,11 +403,25 @@ def refuse_unwritable(url: str) -> None:
     with explain_errors(url, "write to"):
         there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
         if not there.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
+            kind = "a file" if there.is_file() else "no folder" if there.exists() else "a link to nothing"
+            raise UsageError(
+                f"cannot write to {url}: {there} is {kind}{', not a folder' if there.is_file() else ''}",
+                hint="Choose another place.",
+            )
         if os.statvfs(there).f_flag & os.ST_RDONLY:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(there))
         if not os.access(there, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
+        # The kernel's own filesystems (/proc, /sys) have no space and let root pass; so do some that can be written to.
+        if not os.statvfs(there).f_blocks:
+            try:
+                with TemporaryFile(dir=there):
+                    pass
+            except OSError as error:
+                raise UsageError(
+                    f"cannot write to {url}: no files can be made in {there} ({error.strerror})",
+                    hint="It is a filesystem of the system's own; choose another place.",
+                ) from error
 
 
 def clear_temporaries(url: str) -> None:
@@ -398,7 +440,12 @@ def explain_errors(url: str, action: str) -> Iterator[None]:
     """
     try:
         yield
-    except (FileNotFoundError, FileExistsError, DaskinferError):
+    except FileNotFoundError as error:
+        # What the HTTP client makes of a server that cannot be reached.
+        if isinstance(error.__cause__, OSError) and not is_local(url) and is_away(error.__cause__):
+            raise _explain(error.__cause__, url, action) from error
+        raise
+    except (FileExistsError, DaskinferError):
         raise
     except OSError as error:
         raise _explain(error, url, action) from error

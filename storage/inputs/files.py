@@ -22,6 +22,7 @@ from daskinfer.storage.filesystem import absolute_url, explain_errors, is_local,
 from daskinfer.storage.inputs.compression import compression_of
 from daskinfer.storage.inputs.patterns import read_pattern
 from daskinfer.storage.plain_store import LARGEST_METADATA, METADATA
+from daskinfer.storage.retries import is_away
 
 Found = TypeVar("Found")
 
@@ -175,7 +176,8 @@ def _find_files(place: str) -> list[InputFile]:
             raise InputError(
                 f"input.url: {error.filename} was listed and is not there", hint="Is it a link to a deleted file?"
             ) from error
-    if not files and filesystem.isdir(path):
+        is_folder = not files and filesystem.isdir(path)
+    if is_folder:
         raise InputError(
             f"input.url: {place} has no files of its own: it is empty, or holds only folders",
             hint=f"Files in its folders are found by a glob, such as {place.rstrip('/')}/**/*.parquet.",
@@ -267,7 +269,9 @@ def _match_local(path: str) -> Iterable[str]:
 def _match(filesystem: AbstractFileSystem, path: str) -> Mapping[str, Mapping[str, Any]]:
     try:
         info = filesystem.info(path)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if error.__cause__ is not None and is_away(error.__cause__):
+            raise
         pattern = read_pattern(path, filesystem.exists)
         return filesystem.glob(pattern.as_glob(), detail=True) if pattern.parts else {}
     if info["type"] == "file":

@@ -185,9 +185,9 @@ def test_an_output_that_cannot_be(typed: Bench) -> None:
     refuse(
         typed,
         refusal(2, "'.tiff'", "End output.url with .zarr", output__url="out.tiff"),
-        refusal(1, f"{file} is a file, not a folder", output__url="file/out.zarr"),
-        refusal(1, f"{file} is a file, not a folder", output__url="file", output__format="zarr"),
-        refusal(1, f"{file} is a file, not a folder", workspace="file", model__registry="work/registry"),
+        refusal(2, f"{file} is a file, not a folder", output__url="file/out.zarr"),
+        refusal(2, f"{file} is a file, not a folder", output__url="file", output__format="zarr"),
+        refusal(2, f"{file} is a file, not a folder", workspace="file", model__registry="work/registry"),
         refusal(2, "output.keep", "'embedding'", input__url="keep.jsonl", output__keep=["embedding"]),
     )
 

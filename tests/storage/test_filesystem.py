@@ -4,13 +4,16 @@ import os
 import subprocess
 import sys
 import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from fsspec import filesystem
 
-from daskinfer.errors import IntegrityError, StorageError
+from daskinfer.errors import IntegrityError, NotAllowed, StorageError, StorageRefused, UsageError
 from daskinfer.ids import make_nonce
+from daskinfer.spec.recipe import Input
 from daskinfer.storage.filesystem import (
     ShortRead,
     absolute_url,
@@ -22,6 +25,7 @@ from daskinfer.storage.filesystem import (
     refuse_unwritable,
     replace_bytes,
 )
+from daskinfer.storage.inputs.files import find_input
 from daskinfer.testing.faultyfs import FaultyFS, be_full, cut_short, deny
 from daskinfer.testing.stores import FilesystemContract
 
@@ -88,7 +92,7 @@ def test_a_full_or_forbidden_store_is_named() -> None:
 
 def test_an_unreachable_store_is_no_traceback() -> None:
     code = """
-from daskinfer.errors import IntegrityError, StorageError
+from daskinfer.errors import IntegrityError, NotAllowed, StorageError, StorageRefused, UsageError
 from daskinfer.storage.filesystem import read_bytes
 try:
     read_bytes("s3://nowhere/x")
@@ -141,7 +145,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused_without_a_write(tmp_path:
     refuse_unwritable(str(tmp_path / "new/deep"))
     refuse_unwritable("s3://bucket/of-which-only-a-write-can-tell")
     for place, message in {"file": "is a file", "file/deep": "is a file", "link/deep": "is a link to nothing"}.items():
-        with pytest.raises(StorageError, match=message):
+        with pytest.raises(UsageError, match=message):
             refuse_unwritable(str(tmp_path / place))
     if os.geteuid() != 0:  # root may write anywhere
         with pytest.raises(StorageError, match="not allowed"):
@@ -160,3 +164,32 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_at_once(tmp_path: Path) -> Non
     finally:
         os.close(writer)
     assert str(place) in refused.value.message and refused.value.hint
+
+
+@pytest.mark.parametrize("place", ["/proc/x.parquet", "/sys/x.parquet", "/dev/null/x.parquet"])
+def test_places_where_nobody_can_make_files_are_refused(place: str) -> None:
+    if not Path(place).parent.exists():
+        pytest.skip("this system has no such place")
+    with pytest.raises((UsageError, NotAllowed), match=r"cannot write to|not allowed"):
+        refuse_unwritable(place)
+
+
+@pytest.mark.parametrize("pattern", ["x.jsonl", "*.jsonl"])
+def test_an_http_server_that_is_away_is_a_refusal_of_the_store(pattern: str) -> None:
+    with pytest.raises(StorageRefused, match=r"127\.0\.0\.1:1"):
+        find_input(Input(url=f"http://127.0.0.1:1/{pattern}"))
+
+
+def test_an_unknown_protocol_is_named_with_those_that_are_known() -> None:
+    with pytest.raises(UsageError, match="foo") as refused:
+        find_input(Input(url="foo://x.jsonl"))
+    assert "s3://" in (refused.value.hint or "")
+
+
+def test_a_server_without_ranges_is_called_one(tmp_path: Path) -> None:
+    tmp_path.joinpath("x.jsonl").write_bytes(b"0123456789")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(StorageError, match="ignores Range requests"):
+            read_bytes(f"http://127.0.0.1:{server.server_port}/x.jsonl", 0, 3)
+        server.shutdown()
