@@ -315,6 +315,8 @@ def _syntax(error: yaml.MarkedYAMLError) -> str:
     problem = error.problem or "cannot be read"
     if "'\\t'" in problem:
         return "not YAML: a tab cannot indent; use spaces"
+    if error.context == "while scanning an alias" or problem.startswith("found undefined alias"):
+        return "not YAML: a value that begins with * names an anchor; put it in quotes"
     context = f" {error.context}" if error.context else ""
     if context and error.context_mark and error.problem_mark and error.context_mark.line != error.problem_mark.line:
         context += f" that begins on line {error.context_mark.line + 1}"
