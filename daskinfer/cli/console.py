@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -27,9 +28,16 @@ def patient_streams() -> Iterator[None]:
     """Let no console end a command: not by a character that it cannot write, and not by closing."""
     _fill_closed()
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = cast(TextIO, _Patient(sys.stdout)), cast(TextIO, _Patient(sys.stderr))
+    out = _Patient(sys.stdout)
+    sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, _Patient(sys.stderr))
     try:
         yield
+    except SystemExit as ended:
+        out.flush()
+        if out.lost and not ended.code:
+            click.echo(f"error: standard output could not be written: {out.lost}; what was done stays done", err=True)
+            raise SystemExit(1) from None
+        raise
     finally:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
@@ -68,6 +76,9 @@ class _Patient:
     """A stream that writes what it cannot encode as escapes, and nothing more once its reader has gone."""
 
     def __init__(self, stream: TextIO | None) -> None:
+        self.lost = ""
+        """Why what was written is lost; not where its reader has closed a pipe."""
+        self._is_closed = stream is None
         # A command may be started without a console at all.
         self._stream = stream or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
         if hasattr(self._stream, "reconfigure"):
@@ -78,6 +89,8 @@ class _Patient:
 
     def write(self, text: str) -> int:
         """Write as the stream does."""
+        if self._is_closed and text:
+            self.lost = "it is closed"
         with self._tolerant():
             self._stream.write(_disarm(text))
         return len(text)
@@ -96,7 +109,9 @@ class _Patient:
     def _tolerant(self) -> Iterator[None]:
         try:
             yield
-        except OSError:  # nobody reads it any more, or its disk is full: the exit code tells what became of the command
+        except OSError as error:  # nobody reads it any more, or its disk is full
+            if error.errno != errno.EPIPE:
+                self.lost = error.strerror or str(error)
             # Python flushes once more at its end, and would complain.
             with suppress(OSError, ValueError):
                 null = os.open(os.devnull, os.O_WRONLY)
