@@ -172,7 +172,9 @@ def test_commands_that_look(workspace: Workspace, record: str) -> None:
             workspace.call("report", job)
         workspace.call("jobs")
         verified = workspace.call("verify", workspace.done)
-        if ("part-" in record and "retries" not in record) or "_quarantine" in record or "MANIFEST" in record:
+        is_digested = ("part-" in record and "retries" not in record) or "MANIFEST" in record
+        # Nothing tells a reason with another letter in it from the one that was written.
+        if is_digested or ("_quarantine" in record and damage is not flip):
             assert verified.exit_code, (damage, verified.stdout)
         for words in (
             ("show", "tiny@prod"),
