@@ -56,6 +56,7 @@ class Cleanup(SchedulerPlugin):
 
     async def _leave(self, scheduler: Scheduler) -> None:
         try:
+            await _wait_for_tasks(scheduler, self.tokens)
             here = [worker for worker in self.workers if worker in scheduler.workers]
             message = {
                 "op": "run",
@@ -66,7 +67,6 @@ class Cleanup(SchedulerPlugin):
             calls = (scheduler.broadcast(msg=message, workers=[worker], on_error="ignore") for worker in here)
             # What takes longer goes on by itself.
             await asyncio.wait([asyncio.ensure_future(call) for call in calls] or [_nothing()], timeout=LEAVE_SECONDS)
-            await _wait_for_tasks(scheduler, self.tokens)
             forget_tokens(scheduler, self.tokens)
         finally:
             others = [each for each in scheduler.plugins.values() if isinstance(each, Cleanup) and each is not self]
@@ -138,8 +138,21 @@ async def leave_worker(job: str, member: str, tokens: str, dask_worker: Worker) 
         for token in [token for token in total if token.startswith(tokens)]:
             del total[token]
             free.pop(token, None)
+        if not isinstance(free, _Available):
+            dask_worker.state.available_resources = _Available(free)
     if not any("/crew" in token for token in total):
         set_up_logging(None)
+
+
+class _Available(dict[str, float]):
+    """A worker's free resources. What it does not have, it has none of.
+
+    A task that was on its way when its driver left asks for a token that the worker no longer knows, and a plain dictionary
+    would end the worker.
+    """
+
+    def __missing__(self, name: str) -> float:
+        return 0.0
 
 
 def forget_tokens(scheduler: Scheduler, tokens: str) -> None:

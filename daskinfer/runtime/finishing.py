@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from daskinfer.errors import InputError
+from daskinfer.errors import InputError, JobFailed
 from daskinfer.runtime.changed_input import find_touched, has_changed, read_input
 from daskinfer.runtime.keeper import Keeper
 from daskinfer.runtime.opening import OpenedJob
@@ -17,6 +17,7 @@ from daskinfer.storage.filesystem import absolute_url, delete, join_url
 from daskinfer.storage.outputs.commits import CommitDigest
 from daskinfer.storage.outputs.job import open_fence, open_standing, take_back
 from daskinfer.storage.outputs.sink import WholeOutput
+from daskinfer.units import format_amount
 
 
 class FinishSession(Session):
@@ -33,6 +34,8 @@ class FinishSession(Session):
         self.retried: tuple[CommitDigest, ...] = ()
         """What was committed of the partitions with quarantined rows, which are computed again."""
         self._now = job.store.table()
+        self._compared: set[int] | None = None
+        """Partitions that stay committed and were compared with an input that was mended."""
 
     def standing(self) -> Iterable[CommitDigest]:
         """Return what is committed now."""
@@ -57,12 +60,32 @@ class FinishSession(Session):
         self.retried = tuple(commit for commit in keeper.standing.digests() if commit.rows_quarantined)
         again = {commit.partition for commit in self.retried}
         if is_mended:
+            known = {commit.partition for commit in keeper.standing.digests()}
             again |= self._find_changed(sink, again)
+            self._compared = known - again
         take_back(record, sorted(again), open_fence(record, self.recipe.workspace, self.epoch))
         if is_mended:
             # Last: a run that finds the input named here goes on with what is committed.
             store.save_inputs(self.inputs)
         return sink
+
+    def _seal(self, keeper: Keeper, sink: WholeOutput) -> None:
+        if self._compared is not None:
+            late = [
+                commit.partition
+                for commit in sink.committed()
+                if commit.epoch < self.epoch
+                and commit.partition not in self._compared
+                and has_changed(self._now, commit)
+            ]
+            if late:
+                take_back(self.job.record, late, open_fence(self.job.record, self.recipe.workspace, self.epoch))
+                raise JobFailed(
+                    f"{format_amount(len(late), 'partition')} came from a worker of an earlier driver, which read the "
+                    "input as it was before",
+                    hint=f"Run it once more, and they are computed anew: daskinfer retry {self.job.record.job}",
+                )
+        super()._seal(keeper, sink)
 
     def _find_changed(self, sink: WholeOutput, known: set[int]) -> set[int]:
         """Return the other committed partitions with rows that are others in the input now."""

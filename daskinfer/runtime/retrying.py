@@ -131,9 +131,15 @@ class RetrySession(Session):
             self._now = self._read_input(keeper, done)
         for commit in sink.committed():
             self.ledger.add_earlier(CommitDigest.of(commit))
+        compared = {commit.partition for commit in done}
 
         def compute(connection: int) -> bool:
             done = {commit.partition: commit for commit in sink.committed()}
+            # A worker of an earlier driver may have committed since, from the input as it was.
+            late = [each for each in done.values() if each.epoch < self.epoch and each.partition not in compared]
+            for partition in self._take_back_changed(late):
+                del done[partition]
+            compared.update(commit.partition for commit in late)
             if connection:
                 self.ledger.find_more(map(CommitDigest.of, done.values()))
             left = {part.partition: part.snapshot for part in self.round.parts if part.partition not in done}
@@ -178,16 +184,24 @@ class RetrySession(Session):
                     hint="A retry computes quarantined rows alone. Put the others back as they were, or make the output "
                     "again with --fresh.",
                 )
-        number = self.round.number
-        changed = []
-        for commit in done:
-            place = supplement_url(url, record.job, number, commit.epoch)
-            left = read_refused(place, record, commit.partition, commit.rows_quarantined)
-            if has_changed(table, commit, only=refused[commit.partition] - left):
-                changed.append(commit.partition)
-        take_back(record, changed, self._fence, number)
+        self._now = table
+        self._take_back_changed(done)
         note_inputs(self._fence, self.round, digest_files(table.files))
         return table
+
+    def _take_back_changed(self, commits: Sequence[CommitRecord]) -> list[int]:
+        """Take back parts of the round with recovered rows that are others in the input now; return their partitions."""
+        record, url, number = self.job.record, absolute_url(self.job.record.output), self.round.number
+        counts = {part.partition: part.rows_quarantined for part in self.round.parts}
+        changed = []
+        for commit in commits:
+            refused = read_refused(url, record, commit.partition, counts[commit.partition])
+            place = supplement_url(url, record.job, number, commit.epoch)
+            left = read_refused(place, record, commit.partition, commit.rows_quarantined)
+            if has_changed(self._table(), commit, only=refused - left):
+                changed.append(commit.partition)
+        take_back(record, changed, self._fence, number)
+        return changed
 
 
 def reopen_job(store: JobStore, recipe: Recipe, workers: Sequence[WorkerShape]) -> OpenedJob:
