@@ -25,7 +25,6 @@ from daskinfer.spec.plan import Numerics
 from daskinfer.spec.recipe import ModelOptions, Recipe
 from daskinfer.spec.snapshot import Manifest
 from daskinfer.storage.activations import DirectTransport, Transport, ZarrTransport
-from daskinfer.storage.filesystem import join_url
 from daskinfer.storage.jobs import JobStore
 from daskinfer.storage.nodecache import load_tensors
 from daskinfer.storage.outputs.job import open_part_sink, open_supplement, read_sealed
@@ -36,6 +35,7 @@ from daskinfer.storage.outputs.supplements import Round, read_round
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.locks import explain_loss
 from daskinfer.storage.rows import RowBatch
+from daskinfer.storage.urls import join_url
 
 if TYPE_CHECKING:
     from daskinfer.models.stage import Stage

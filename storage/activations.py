@@ -39,7 +39,9 @@ from daskinfer.storage.bundles import (
     take,
     unpack,
 )
-from daskinfer.storage.filesystem import absolute_url, delete, explain_errors, is_local, open_filesystem, reveal_url
+from daskinfer.storage.filesystem import delete, open_filesystem, reveal_url
+from daskinfer.storage.store_errors import explain_errors
+from daskinfer.storage.urls import absolute_url, is_local
 
 Sent = TypeVar("Sent")
 

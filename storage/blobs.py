@@ -12,8 +12,10 @@ from blake3 import blake3
 from daskinfer.errors import CheckpointError, CorruptBlob
 from daskinfer.ids import parse_json
 from daskinfer.spec.snapshot import LayerGroup, TensorEntry
-from daskinfer.storage.filesystem import ShortRead, is_local, join_url, open_reader, read_bytes, size_of
+from daskinfer.storage.filesystem import open_reader, read_bytes, size_of
+from daskinfer.storage.store_errors import ShortRead
 from daskinfer.storage.tensorreads import DAMAGED, stream_tensors
+from daskinfer.storage.urls import is_local, join_url
 
 _RANGE_BYTES = 32 * 2**20
 _CONNECTIONS = 8

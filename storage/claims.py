@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from daskinfer.errors import ClaimLost, Conflict
-from daskinfer.storage.filesystem import join_url
 from daskinfer.storage.slotlog import SlotLog
+from daskinfer.storage.urls import join_url
 
 
 @dataclass(frozen=True, slots=True)

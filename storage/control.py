@@ -11,9 +11,9 @@ from pydantic import ValidationError
 
 from daskinfer.errors import IntegrityError
 from daskinfer.spec.control import ControlRecord
-from daskinfer.storage.filesystem import join_url
 from daskinfer.storage.naming import make_signature
 from daskinfer.storage.slotlog import Slot, SlotLog
+from daskinfer.storage.urls import join_url
 
 
 class ControlLog:

@@ -16,7 +16,8 @@ from daskinfer.errors import IntegrityError
 from daskinfer.ids import canonical_json, parse_json
 from daskinfer.spec.poison import Conviction
 from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import delete, join_url, list_names, read_record
+from daskinfer.storage.filesystem import delete, list_names, read_record
+from daskinfer.storage.urls import join_url
 
 POISON = "poison"
 

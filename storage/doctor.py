@@ -14,7 +14,9 @@ from daskinfer.errors import DaskinferError, StorageError
 from daskinfer.ids import make_nonce
 from daskinfer.spec.storecheck import StoreCheck, StoreReport
 from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import ShortRead, absolute_url, delete, is_local, join_url, list_names, read_bytes
+from daskinfer.storage.filesystem import delete, list_names, read_bytes
+from daskinfer.storage.store_errors import ShortRead
+from daskinfer.storage.urls import absolute_url, is_local, join_url
 
 WRITERS = 8
 ROUNDS = 5

@@ -18,9 +18,11 @@ from pathlib import Path
 from fsspec import AbstractFileSystem
 
 from daskinfer.errors import StorageError
-from daskinfer.storage.filesystem import absolute_url, explain_errors, is_local, open_filesystem, temporary_file
+from daskinfer.storage.filesystem import open_filesystem, temporary_file
 from daskinfer.storage.retries import ATTEMPTS, persist
+from daskinfer.storage.store_errors import explain_errors
 from daskinfer.storage.streams import Stream, read_pieces
+from daskinfer.storage.urls import absolute_url, is_local
 
 CONDITIONAL_STORES = frozenset({"s3", "s3a", "gs", "gcs"})
 PART_BYTES = 50 * 2**20

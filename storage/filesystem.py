@@ -17,109 +17,21 @@ from fsspec import AbstractFileSystem, get_filesystem_class
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from daskinfer.errors import DaskinferError, IntegrityError, NotAllowed, StorageError, StorageRefused, UsageError
+from daskinfer.errors import StorageError, UsageError
 from daskinfer.ids import make_nonce, refuse_dense
-from daskinfer.redaction import protect, reveal
-from daskinfer.storage.retries import is_away, persist
+from daskinfer.redaction import reveal
+from daskinfer.storage.retries import persist
+from daskinfer.storage.store_errors import NotOurs, ShortRead, explain_errors
+from daskinfer.storage.urls import absolute_url, is_local
 
-_LOCAL_PREFIXES = ("file://", "local://")
-_URL = re.compile(r"([A-Za-z][\w+.-]*::)*[A-Za-z][\w+.-]*://")
 _LINK = re.compile(r"[A-Za-z][\w+.-]*::|(dir|libarchive|reference|tar|zip)://")
-_ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 _COMMON = ("s3", "gs", "http", "https", "memory")
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 LARGEST_RECORD = 16 << 20
 """Bytes of a record that is read whole."""
 LARGEST_MANIFEST = 128 << 20
 """Bytes of one that names every tensor of a model."""
-
-
-class NotOurs(StorageError):
-    """What lies in the place of one of our files is none: a pipe, or more bytes than any of them has."""
-
-
-class ShortRead(StorageError):
-    """A store gave fewer bytes of a range than were asked for."""
-
-
-def is_local(url: str) -> bool:
-    """Say whether the URL is a path on this machine, which may hold any characters, `::` too."""
-    return url.startswith(_LOCAL_PREFIXES) or not _URL.match(url)
-
-
-def absolute_url(url: str, base: Path | None = None) -> str:
-    """Return the one spelling of a URL: local ones as absolute plain paths, none with a trailing slash.
-
-    Parameters
-    ----------
-    url
-        A path, relative or not, or any fsspec URL. A path that begins with the name of a home folder (`~`, `~anna`)
-        starts there.
-    base
-        Folder that relative paths start from; the working directory by default.
-
-    Raises
-    ------
-    UsageError
-        It is no name that everything which has to write it down could hold, or one that can mean two files.
-    """
-    if "\0" in url or not _is_text(url):
-        raise UsageError(f"{url!r} cannot be a place: its name is no text of UTF-8", hint="Give it another name.")
-    if not is_local(url):
-        return protect(url.rstrip("/"))
-    path = url
-    for prefix in _LOCAL_PREFIXES:
-        path = path.removeprefix(prefix)
-    if path != url and _ESCAPE.search(path):
-        # Some programs write %20 for a space in such URLs, others write names as they are.
-        raise UsageError(f"{url}: '%' may stand for itself or begin an escape", hint="Write the plain path instead.")
-    whole = str((base or Path.cwd()).absolute() / os.path.expanduser(path))  # noqa: PTH111 - leaves unknown users alone
-    if not _is_text(whole):
-        raise UsageError(
-            f"{url}: the folder that it starts from has a name that is no UTF-8: {whole!r}",
-            hint="Rename the folder, or start from another one.",
-        )
-    return _normalise(whole)
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _normalise(path: str) -> str:
-    """Return an absolute path without dots and double slashes, where `..` leaves a link for what it points to."""
-    parts: list[str] = []
-    for part in path.split("/"):
-        if part == "..":
-            here = "/" + "/".join(parts)
-            parts = os.path.realpath(here).strip("/").split("/") if Path(here).is_symlink() else parts
-            parts = parts[:-1]
-        elif part not in ("", "."):
-            parts.append(part)
-    return "/" + "/".join(parts)
-
-
-def join_url(base: str, *parts: str) -> str:
-    """Return `base/part/...` with single slashes.
-
-    Raises
-    ------
-    IntegrityError
-        A part, which may come from a record that anybody wrote, would leave `base`.
-    """
-    if any(".." in part.split("/") or "\0" in part for part in parts):
-        raise IntegrityError(
-            f"{'/'.join(parts)[:200]!r} leaves {base}",
-            hint="The record that names it was damaged or changed by hand: put that back.",
-        )
-    return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
 def open_filesystem(url: str) -> tuple[AbstractFileSystem, str]:
@@ -430,47 +342,3 @@ def clear_temporaries(url: str) -> None:
         target = Path(absolute_url(url))
         for path in target.parent.glob(f".{target.name}.*.tmp"):
             path.unlink(missing_ok=True)
-
-
-@contextmanager
-def explain_errors(url: str, action: str) -> Iterator[None]:
-    """Turn what a store raises into a `StorageError` that says what and where.
-
-    `FileNotFoundError` and `FileExistsError` pass: callers decide what they mean.
-    """
-    try:
-        yield
-    except FileNotFoundError as error:
-        # What the HTTP client makes of a server that cannot be reached.
-        if isinstance(error.__cause__, OSError) and not is_local(url) and is_away(error.__cause__):
-            raise _explain(error.__cause__, url, action) from error
-        raise
-    except (FileExistsError, DaskinferError):
-        raise
-    except OSError as error:
-        raise _explain(error, url, action) from error
-    except Exception as error:
-        # Clients of object stores raise their own classes for unreachable endpoints and missing credentials.
-        if is_local(url):
-            raise
-        kind = StorageRefused if is_away(error) else StorageError
-        raise kind(
-            f"cannot {action} {url}: {type(error).__name__}: {error}",
-            hint="Check the URL, the credentials and that the store can be reached from this machine.",
-        ) from error
-
-
-def _explain(error: OSError, url: str, action: str) -> StorageError:
-    if error.errno in _FULL:
-        return StorageError(
-            f"no space left on {url}", hint="Free some space or raise the quota, then run the same command again."
-        )
-    if error.errno in _DENIED or isinstance(error, PermissionError):
-        return NotAllowed(f"not allowed to {action} {url}: {error}", hint="Check the permissions on that location.")
-    if error.errno == errno.ENOTDIR and is_local(url):
-        path = Path(absolute_url(url))
-        blocking = next((folder for folder in (path, *path.parents) if os.path.lexists(folder)), path)
-        kind_of = "a file, not a folder" if blocking.exists() else "a link to nothing"
-        return StorageError(f"cannot {action} {url}: {blocking} is {kind_of}", hint="Choose another place.")
-    kind = StorageRefused if is_away(error) else StorageError
-    return kind(f"cannot {action} {url}: {error}", hint="Check that the location exists and works, then try again.")

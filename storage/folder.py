@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from daskinfer.storage.filesystem import (
-    absolute_url,
-    explain_errors,
-    is_local,
-    join_url,
-    list_names,
-    open_filesystem,
-    read_bytes,
-)
+from daskinfer.storage.filesystem import list_names, open_filesystem, read_bytes
+from daskinfer.storage.store_errors import explain_errors
+from daskinfer.storage.urls import absolute_url, is_local, join_url
 
 _STAMPS = ("ETag", "etag", "md5Hash", "content_md5", "LastModified", "updated", "last_modified", "created")
 _DEPTH = 2  # modules of sentence-transformers lie one folder down

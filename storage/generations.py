@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from daskinfer.errors import Conflict, IntegrityError, JobBusy
 from daskinfer.spec.generation import Generations, Pin, Step, as_ranges, fold
-from daskinfer.storage.filesystem import join_url
 from daskinfer.storage.slotlog import SlotLog
+from daskinfer.storage.urls import join_url
 
 
 class GenerationLog:

@@ -43,17 +43,9 @@ from daskinfer.storage import lease
 from daskinfer.storage.control import ControlLog
 from daskinfer.storage.drivers import BEAT, TTL, Mode
 from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import (
-    LARGEST_MANIFEST,
-    absolute_url,
-    delete,
-    exists,
-    join_url,
-    list_names,
-    read_record,
-    replace_bytes,
-)
+from daskinfer.storage.filesystem import LARGEST_MANIFEST, delete, exists, list_names, read_record, replace_bytes
 from daskinfer.storage.members import Member, Membership, list_members, seems_alive
+from daskinfer.storage.urls import absolute_url, join_url
 
 # A table of a million partitions becomes a tenth.
 _EXPANDED = 32 << 20

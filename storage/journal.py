@@ -10,7 +10,8 @@ from typing import Any
 from daskinfer.errors import Conflict, IntegrityError
 from daskinfer.ids import canonical_json, parse_json
 from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import join_url, list_names, read_record
+from daskinfer.storage.filesystem import list_names, read_record
+from daskinfer.storage.urls import join_url
 
 _NAME = re.compile(r"(\d{4,})-(?:(\w+)-)?(\d{6,})\.jsonl")
 

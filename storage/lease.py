@@ -20,9 +20,10 @@ from daskinfer.spec.job import Progress
 from daskinfer.spec.section import Section
 from daskinfer.storage.beating import Beating
 from daskinfer.storage.drivers import BEAT, TTL, Driver, Mode, describe_driver, look_for, refuse
-from daskinfer.storage.filesystem import join_url, read_record, replace_bytes
+from daskinfer.storage.filesystem import read_record, replace_bytes
 from daskinfer.storage.members import Membership, find_living, list_members, seems_alive
 from daskinfer.storage.slotlog import Slot, SlotLog
+from daskinfer.storage.urls import join_url
 
 # How long whoever joins waits before it looks again whether another has prepared the job.
 _OPENING_SECONDS = 0.2

@@ -19,8 +19,9 @@ from daskinfer.spec.job import Progress
 from daskinfer.spec.section import Section
 from daskinfer.storage.beating import Beating
 from daskinfer.storage.drivers import BEAT, TTL, Driver, describe_driver, look_for, refuse
-from daskinfer.storage.filesystem import delete, join_url, list_names, read_record, replace_bytes
+from daskinfer.storage.filesystem import delete, list_names, read_record, replace_bytes
 from daskinfer.storage.slotlog import SlotLog
+from daskinfer.storage.urls import join_url
 
 _LOOKS = 10
 

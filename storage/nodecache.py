@@ -19,8 +19,8 @@ from pathlib import Path
 from daskinfer.errors import StorageError
 from daskinfer.ids import make_nonce
 from daskinfer.spec.snapshot import TensorEntry
-from daskinfer.storage.filesystem import is_local
 from daskinfer.storage.tensorreads import DamagedTensor, Target, Wanted, locate, stream_tensors
+from daskinfer.storage.urls import is_local
 
 FOLDER_VARIABLE = "DASKINFER_CACHE"
 LIMIT_VARIABLE = "DASKINFER_CACHE_BYTES"

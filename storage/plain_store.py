@@ -21,7 +21,9 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from daskinfer.ids import parse_json, refuse_dense
-from daskinfer.storage.filesystem import NotOurs, absolute_url, is_local, refuse_special, reveal_url
+from daskinfer.storage.filesystem import refuse_special, reveal_url
+from daskinfer.storage.store_errors import NotOurs
+from daskinfer.storage.urls import absolute_url, is_local
 
 METADATA = frozenset({"zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"})
 LARGEST_METADATA = 8 << 20

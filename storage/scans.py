@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from blake3 import blake3
 
 from daskinfer.spec.snapshot import LayerGroup, PlainFile
-from daskinfer.storage.filesystem import ShortRead, join_url
+from daskinfer.storage.store_errors import ShortRead
 from daskinfer.storage.streams import read_pieces
 from daskinfer.storage.tensorreads import DamagedTensor, stream_tensors
+from daskinfer.storage.urls import join_url
 
 Count = Callable[[int], None]
 """Told of every number of bytes that has been read."""

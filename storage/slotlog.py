@@ -10,7 +10,8 @@ from typing import Any
 from daskinfer.errors import Conflict, IntegrityError
 from daskinfer.ids import canonical_json, make_nonce, parse_json, sha256_of
 from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import LARGEST_MANIFEST, join_url, list_names, read_record
+from daskinfer.storage.filesystem import LARGEST_MANIFEST, list_names, read_record
+from daskinfer.storage.urls import join_url
 
 _SLOT = re.compile(r"(\d{12})\.json")
 _PUT_BACK = "It was damaged or changed by hand: put it back, from a copy of the folder."

@@ -11,7 +11,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from daskinfer.errors import CorruptBlob
-from daskinfer.storage.filesystem import ShortRead, absolute_url, explain_errors, is_local, open_reader
+from daskinfer.storage.filesystem import open_reader
+from daskinfer.storage.store_errors import ShortRead, explain_errors
+from daskinfer.storage.urls import absolute_url, is_local
 
 PIECE = 8 * 2**20
 """Bytes of a piece: large enough to make a request's latency small."""

@@ -18,7 +18,9 @@ from blake3 import blake3
 
 from daskinfer.errors import CorruptBlob
 from daskinfer.spec.snapshot import LayerGroup, TensorEntry
-from daskinfer.storage.filesystem import ShortRead, absolute_url, explain_errors, is_local, join_url, open_reader
+from daskinfer.storage.filesystem import open_reader
+from daskinfer.storage.store_errors import ShortRead, explain_errors
+from daskinfer.storage.urls import absolute_url, is_local, join_url
 
 # Small enough to be hashed out of the CPU's cache, and to keep staging memory small beside the shard.
 _LOCAL_CHUNK = 2 * 2**20

@@ -13,7 +13,8 @@ from daskinfer.logs import JsonFormatter, TextFormatter
 from daskinfer.redaction import conceal, known_secrets, learn, protect, reveal
 from daskinfer.spec.loader import load_recipe
 from daskinfer.spec.recipe import Recipe
-from daskinfer.storage.filesystem import absolute_url, reveal_url
+from daskinfer.storage.filesystem import reveal_url
+from daskinfer.storage.urls import absolute_url
 
 RECIPE = """
 daskinfer: 1

@@ -16,11 +16,11 @@ from daskinfer.runtime.retrying import RetrySession, reopen_job
 from daskinfer.spec.job import JobRecord, Progress, Report
 from daskinfer.spec.loader import override_recipe
 from daskinfer.spec.recipe import Recipe
-from daskinfer.storage.filesystem import absolute_url
 from daskinfer.storage.jobs import JobStore, find_job
 from daskinfer.storage.outputs.job import check_record, open_fence
 from daskinfer.storage.outputs.owner import confirm
 from daskinfer.storage.outputs.supplements import clear_supplements, next_round
+from daskinfer.storage.urls import absolute_url
 
 
 def retry(

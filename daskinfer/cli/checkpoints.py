@@ -10,9 +10,9 @@ from daskinfer.cli.aliases import alias, history, rollback, yank
 from daskinfer.cli.collection import gc, locks
 from daskinfer.cli.console import print_json
 from daskinfer.cli.options import json_option, registry_option
+from daskinfer.cli.plain_text import tell
 from daskinfer.cli.rights import roles
 from daskinfer.cli.signing import keygen, sign, signatures
-from daskinfer.cli.text import tell
 from daskinfer.cli.upkeep import diff, sync, verify
 
 

@@ -10,7 +10,7 @@ import click
 
 from daskinfer.cli.console import print_json
 from daskinfer.cli.options import json_option, workspace_option
-from daskinfer.cli.text import tell
+from daskinfer.cli.plain_text import tell
 
 if TYPE_CHECKING:
     from daskinfer.spec.control import Outcome

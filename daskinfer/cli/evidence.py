@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import click
 
-from daskinfer.cli.text import tell
+from daskinfer.cli.plain_text import tell
 from daskinfer.ids import shorten
 from daskinfer.spec.trust import AuditTrail, RoleRow, SignatureRow
 from daskinfer.units import escape_controls

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from daskinfer.cli.text import tell
+from daskinfer.cli.plain_text import tell
 from daskinfer.errors import StorageError
 
 

@@ -7,7 +7,7 @@ import json
 import click
 
 from daskinfer.cli.options import json_option, recipe_argument, set_option
-from daskinfer.cli.text import tell
+from daskinfer.cli.plain_text import tell
 from daskinfer.units import escape_line
 
 

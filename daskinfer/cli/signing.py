@@ -8,7 +8,7 @@ import click
 
 from daskinfer.cli.console import print_json
 from daskinfer.cli.options import json_option, registry_option
-from daskinfer.cli.text import tell
+from daskinfer.cli.plain_text import tell
 
 
 @click.command()

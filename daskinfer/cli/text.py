@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-import click
 from rich import text
 
 from daskinfer.units import escape_controls
@@ -20,8 +19,3 @@ class Text(text.Text):
         """Add text at the end."""
         super().append(escape_controls(text) if isinstance(text, str) else text, style)
         return self
-
-
-def tell(line: str, err: bool = False) -> None:
-    """Print a line of plain text."""
-    click.echo(escape_controls(line), err=err)

@@ -6,7 +6,7 @@ import click
 
 from daskinfer.cli.failure import circumstances
 from daskinfer.cli.options import json_option, workspace_option
-from daskinfer.cli.text import tell
+from daskinfer.cli.plain_text import tell
 
 
 @click.command()

@@ -15,13 +15,13 @@ from daskinfer.models.plainfiles import list_files, read_config
 from daskinfer.models.remotecode import check_trust
 from daskinfer.spec.recipe import Recipe
 from daskinfer.spec.snapshot import Resolution
-from daskinfer.storage.filesystem import absolute_url, is_local
 from daskinfer.storage.folder import Folder
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.publishing import CheckpointSource, GroupSource, Origin, Watch, publish
 from daskinfer.storage.registry.signatures import require_signatures
 from daskinfer.storage.registry.sources import identify_source, recall_source, remember_source
+from daskinfer.storage.urls import absolute_url, is_local
 
 if TYPE_CHECKING:
     from daskinfer.models.checkpoint import CheckpointFiles

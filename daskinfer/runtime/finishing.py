@@ -13,10 +13,11 @@ from daskinfer.spec.job import Progress, digest_files
 from daskinfer.spec.recipe import Recipe
 from daskinfer.spec.rows import PartitionTable
 from daskinfer.storage.convictions import forget_convictions
-from daskinfer.storage.filesystem import absolute_url, delete, join_url
+from daskinfer.storage.filesystem import delete
 from daskinfer.storage.outputs.commits import CommitDigest
 from daskinfer.storage.outputs.job import open_fence, open_standing, take_back
 from daskinfer.storage.outputs.sink import WholeOutput
+from daskinfer.storage.urls import absolute_url, join_url
 from daskinfer.units import format_amount
 
 

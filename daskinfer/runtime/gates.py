@@ -13,7 +13,8 @@ from daskinfer.spec.comparison import ComparedOutput, GateReport, PartComparison
 from daskinfer.spec.generation import Pin
 from daskinfer.spec.job import JobRecord
 from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import join_url, read_record
+from daskinfer.storage.filesystem import read_record
+from daskinfer.storage.urls import join_url
 
 GATE = "gate.json"
 

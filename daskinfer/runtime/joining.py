@@ -12,7 +12,7 @@ from daskinfer.runtime.opening import OpenedJob
 from daskinfer.spec.job import JobRecord
 from daskinfer.spec.recipe import Recipe
 from daskinfer.storage.claims import ClaimLog
-from daskinfer.storage.filesystem import delete, join_url, list_names
+from daskinfer.storage.filesystem import delete, list_names
 from daskinfer.storage.jobs import JobStore
 from daskinfer.storage.lease import read_driver
 from daskinfer.storage.members import Membership, Watch, list_members, seems_alive
@@ -21,6 +21,7 @@ from daskinfer.storage.outputs.owner import former_owners
 from daskinfer.storage.outputs.sink import WholeOutput
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
+from daskinfer.storage.urls import join_url
 
 _LOOK_SECONDS = 0.2
 

@@ -24,7 +24,6 @@ from daskinfer.spec.job import JobRecord
 from daskinfer.spec.recipe import Recipe
 from daskinfer.spec.snapshot import Manifest, Resolution
 from daskinfer.storage.convictions import Convictions
-from daskinfer.storage.filesystem import absolute_url
 from daskinfer.storage.generations import GenerationLog
 from daskinfer.storage.jobs import JobStore
 from daskinfer.storage.outputs.commits import CommitDigest
@@ -34,6 +33,7 @@ from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.locks import SnapshotLock
 from daskinfer.storage.registry.signatures import require_signatures
+from daskinfer.storage.urls import absolute_url
 
 
 class Keeper:

@@ -32,7 +32,7 @@ from daskinfer.spec.recipe import OPERATIONAL, Input, Recipe
 from daskinfer.spec.rows import PartitionTable
 from daskinfer.spec.snapshot import EntryPoint
 from daskinfer.storage.control import ControlLog
-from daskinfer.storage.filesystem import absolute_url, delete, join_url, refuse_unwritable
+from daskinfer.storage.filesystem import delete, refuse_unwritable
 from daskinfer.storage.inputs.files import find_input
 from daskinfer.storage.inputs.index import index_input
 from daskinfer.storage.inputs.overlap import refuse_overlap
@@ -42,6 +42,7 @@ from daskinfer.storage.outputs.job import check_record, open_fence, open_output,
 from daskinfer.storage.outputs.owner import Owner, claim, current_owner
 from daskinfer.storage.outputs.verification import find_missing, reopen_output
 from daskinfer.storage.registry.catalog import Registry
+from daskinfer.storage.urls import absolute_url, join_url
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,10 @@ from daskinfer.models.tasks.request import TaskRequest
 from daskinfer.spec.outline import Outline
 from daskinfer.spec.recipe import ModelOptions
 from daskinfer.spec.snapshot import Resolution
-from daskinfer.storage.filesystem import LARGEST_MANIFEST, join_url, read_record, replace_bytes
+from daskinfer.storage.filesystem import LARGEST_MANIFEST, read_record, replace_bytes
 from daskinfer.storage.nodecache import private_folder
 from daskinfer.storage.registry.catalog import Registry
+from daskinfer.storage.urls import join_url
 
 _log = logging.getLogger(__name__)
 

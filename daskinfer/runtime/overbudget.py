@@ -7,9 +7,9 @@ from contextlib import suppress
 
 from daskinfer.errors import DaskinferError, RejectBudgetExceeded
 from daskinfer.spec.job import Incident
-from daskinfer.storage.filesystem import absolute_url, join_url
 from daskinfer.storage.outputs.places import QUARANTINE
 from daskinfer.storage.outputs.quarantine import find_rejects
+from daskinfer.storage.urls import absolute_url, join_url
 from daskinfer.units import escape_line
 
 SHOWN = 3

@@ -28,10 +28,11 @@ from daskinfer.spec.outline import InputArray, Outline
 from daskinfer.spec.plan import DeviceShape, ModelProfile, Numerics
 from daskinfer.spec.recipe import Model
 from daskinfer.spec.snapshot import Manifest, Resolution
-from daskinfer.storage.filesystem import join_url, read_record, replace_bytes
+from daskinfer.storage.filesystem import read_record, replace_bytes
 from daskinfer.storage.nodecache import load_tensors
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
+from daskinfer.storage.urls import join_url
 
 Watch = Callable[[str, int, int], None]
 """Called with what is being done, and how much of how much is done."""

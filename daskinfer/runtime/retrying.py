@@ -20,12 +20,13 @@ from daskinfer.spec.job import Progress, digest_files
 from daskinfer.spec.plan import Plan, WorkerShape
 from daskinfer.spec.recipe import Consistency, Recipe
 from daskinfer.spec.rows import PartitionTable
-from daskinfer.storage.filesystem import absolute_url, delete, join_url
+from daskinfer.storage.filesystem import delete
 from daskinfer.storage.jobs import JobStore
 from daskinfer.storage.outputs.commits import CommitDigest
 from daskinfer.storage.outputs.job import merge_round, open_fence, open_supplement, take_back
 from daskinfer.storage.outputs.owner import confirm
 from daskinfer.storage.outputs.supplements import Round, next_round, note_inputs, save_round, supplement_url
+from daskinfer.storage.urls import absolute_url, join_url
 
 _log = logging.getLogger(__name__)
 

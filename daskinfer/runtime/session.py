@@ -10,8 +10,6 @@ from dataclasses import replace
 from itertools import count
 from typing import TypeVar
 
-from distributed import Client
-
 from daskinfer.errors import ClusterLost, DaskinferError, Interrupted, StorageError, StorageRefused
 from daskinfer.logs import logging_context
 from daskinfer.runtime.changed_input import read_table
@@ -124,8 +122,8 @@ class Session:
                 except KeyboardInterrupt:
                     self.error = Interrupted("interrupted; everything committed so far stays")
                 except DaskinferError as error:
-                    incidents = self.ledger.incidents
-                    self.error = explain_rejects(error, record.output, record.job, incidents, self._is_mended)
+                    told = self.ledger.incidents
+                    self.error = explain_rejects(error, record.output, record.job, told, self._is_mended)
                 narrate_end(self.error, self.ledger.rows_out, self.ledger.rows_quarantined)
             self._enter(final_phase(self.error))
             with suppress(StorageRefused):  # the job has ended as it has, written down or not
@@ -272,8 +270,7 @@ class Session:
             claims=Claims(self.member, record.partitions, committed) if self.member else None,
         )
         cluster = self.recipe.cluster
-        where = cluster.address or f"{cluster.workers.workers} worker(s) of this machine"
-        self._tell(f"starting on {where}")
+        self._tell(f"starting on {cluster.address or f'{cluster.workers.workers} worker(s) of this machine'}")
         opened = open_cluster(cluster, PATIENCE_SECONDS if connection else 0, self._say_once)
         with opened as (client, admission):
             self._enter("loading")
@@ -301,7 +298,9 @@ class Session:
                 self.running_until = time.monotonic()
                 self.counters = dict(core.counters)
                 self.pins = keeper.log.known.pins
-                self._leave(driver, client)
+                if cluster.address is not None and client.status == "running":
+                    with suppress(OSError):  # the scheduler goes in this moment
+                        driver.withdraw()
 
     def _say_once(self, line: str) -> None:
         """Say what a run found out about its cluster, unless it has been said over an earlier connection."""
@@ -326,11 +325,6 @@ class Session:
 
     def _table(self) -> PartitionTable:
         return read_table(self.job.store, self.job.record, self.inputs)
-
-    def _leave(self, driver: Driver, client: Client) -> None:
-        if self.recipe.cluster.address is not None and client.status == "running":
-            with suppress(OSError):  # the scheduler goes in this moment
-                driver.withdraw()
 
     def _pulse(self, driver: Driver, keeper: Keeper) -> None:
         now = time.monotonic()

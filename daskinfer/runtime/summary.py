@@ -12,9 +12,9 @@ from daskinfer.runtime.gates import GATE, read_gate, tell_verdict
 from daskinfer.runtime.session import Session
 from daskinfer.spec.job import Report, SnapshotShare
 from daskinfer.spec.membership import MemberShare
-from daskinfer.storage.filesystem import join_url
 from daskinfer.storage.members import list_members
 from daskinfer.storage.outputs.quarantine import read_quarantine
+from daskinfer.storage.urls import join_url
 
 Verdict = Literal["done", "failed", "interrupted", "over budget"]
 

@@ -11,7 +11,8 @@ from safetensors.numpy import save
 
 from daskinfer.spec.snapshot import LayerGroup
 from daskinfer.storage.blobs import read_header
-from daskinfer.storage.filesystem import join_url, replace_bytes
+from daskinfer.storage.filesystem import replace_bytes
+from daskinfer.storage.urls import join_url
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 

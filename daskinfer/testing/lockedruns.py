@@ -30,12 +30,13 @@ from typing import Any
 
 from daskinfer.errors import CheckpointError, Conflict, CorruptBlob, MissingEvent, SnapshotGone
 from daskinfer.ids import make_nonce
-from daskinfer.storage.filesystem import delete, join_url, list_names
+from daskinfer.storage.filesystem import delete, list_names
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.collection import collect
 from daskinfer.storage.registry.publishing import CheckpointSource, publish
 from daskinfer.storage.registry.references import Manifests
+from daskinfer.storage.urls import join_url
 from daskinfer.testing.checkpoints import make_checkpoint
 from daskinfer.testing.faultyfs import FaultSchedule
 from daskinfer.testing.registries import NOTHING, VirtualTime, check_registry, read_all

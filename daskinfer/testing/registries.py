@@ -7,10 +7,11 @@ from collections.abc import Callable
 from daskinfer.ids import sha256_of
 from daskinfer.spec.snapshot import Manifest
 from daskinfer.storage.blobs import read_group
-from daskinfer.storage.filesystem import find_files, join_url, list_names, read_bytes
+from daskinfer.storage.filesystem import find_files, list_names, read_bytes
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.heartbeats import Watcher
 from daskinfer.storage.registry.retention import Retention
+from daskinfer.storage.urls import join_url
 
 NOTHING = Retention(keep_versions=0, keep_days=0)
 """Keep what aliases and jobs keep, and nothing else."""

@@ -16,7 +16,7 @@ import pytest
 from daskinfer.errors import Conflict, IntegrityError, JobBusy, SnapshotGone, StorageError
 from daskinfer.ids import make_nonce
 from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import join_url, read_bytes
+from daskinfer.storage.filesystem import read_bytes
 from daskinfer.storage.lease import Lease, acquire
 from daskinfer.storage.outputs.choice import open_sink
 from daskinfer.storage.outputs.ledger import read_manifest
@@ -26,6 +26,7 @@ from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.collection import collect
 from daskinfer.storage.registry.publishing import publish
 from daskinfer.storage.slotlog import SlotLog
+from daskinfer.storage.urls import join_url
 from daskinfer.testing.checkpoints import make_checkpoint
 from daskinfer.testing.faultyfs import FaultSchedule
 from daskinfer.testing.registries import NOTHING, VirtualTime, check_registry, read_all

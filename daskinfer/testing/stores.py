@@ -21,8 +21,10 @@ import pytest
 from daskinfer.errors import Conflict
 from daskinfer.ids import make_nonce
 from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import ShortRead, delete, exists, join_url, list_names, read_bytes, replace_bytes
+from daskinfer.storage.filesystem import delete, exists, list_names, read_bytes, replace_bytes
 from daskinfer.storage.slotlog import SlotLog
+from daskinfer.storage.store_errors import ShortRead
+from daskinfer.storage.urls import join_url
 
 T = TypeVar("T")
 

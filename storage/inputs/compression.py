@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from daskinfer.errors import InputError
 from daskinfer.spec.rows import InputFile
-from daskinfer.storage.filesystem import explain_errors, open_filesystem
+from daskinfer.storage.filesystem import open_filesystem
+from daskinfer.storage.store_errors import explain_errors
 
 COMPRESSED_MARKS = {
     b"\x1f\x8b": "gzip",

@@ -18,11 +18,13 @@ from daskinfer.errors import InputError
 from daskinfer.redaction import conceal_known, protect
 from daskinfer.spec.recipe import Input
 from daskinfer.spec.rows import InputFile
-from daskinfer.storage.filesystem import absolute_url, explain_errors, is_local, open_filesystem, reveal_url
+from daskinfer.storage.filesystem import open_filesystem, reveal_url
 from daskinfer.storage.inputs.compression import compression_of
 from daskinfer.storage.inputs.patterns import read_pattern
 from daskinfer.storage.plain_store import LARGEST_METADATA, METADATA
 from daskinfer.storage.retries import is_away
+from daskinfer.storage.store_errors import explain_errors
+from daskinfer.storage.urls import absolute_url, is_local
 
 Found = TypeVar("Found")
 

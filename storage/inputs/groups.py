@@ -17,13 +17,13 @@ from daskinfer.errors import InputError
 from daskinfer.spec.rows import ArrayColumn, InputFile, Partition, Segment
 from daskinfer.storage.column_types import describe_type, is_text
 from daskinfer.storage.column_values import can_convert, convert_column, convert_text
-from daskinfer.storage.filesystem import NotOurs, explain_errors
 from daskinfer.storage.inputs.cutting import cut_evenly
 from daskinfer.storage.inputs.files import ZARR_METADATA
 from daskinfer.storage.inputs.kinds import check_picture
 from daskinfer.storage.inputs.seam import Columns, Harvest, Layout, MissingColumn, Request
 from daskinfer.storage.numpy_columns import to_arrow, type_of
 from daskinfer.storage.plain_store import COMPRESSORS, expands_beyond, open_store
+from daskinfer.storage.store_errors import NotOurs, explain_errors
 
 SINGLE = "array"
 """Column of an array that is in no group, unless the recipe reads it under another name."""

@@ -10,10 +10,10 @@ from fsspec import AbstractFileSystem
 
 from daskinfer.errors import InputError
 from daskinfer.spec.rows import InputFile, Partition, Segment
-from daskinfer.storage.filesystem import explain_errors
 from daskinfer.storage.inputs.cutting import cut_evenly
 from daskinfer.storage.inputs.files import map_files, path_of
 from daskinfer.storage.inputs.seam import Columns, Harvest, Layout, MissingColumn, Request
+from daskinfer.storage.store_errors import explain_errors
 
 _TYPES = {"image": pa.large_binary(), "path": pa.string()}
 _WANTED = {"image": "image", "path": "text"}

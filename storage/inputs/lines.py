@@ -17,7 +17,6 @@ from daskinfer.spec.dialect import Csv
 from daskinfer.spec.rows import ArrayColumn, InputFile, Partition, Segment
 from daskinfer.storage.column_types import JSON, is_text
 from daskinfer.storage.column_values import convert_column, convert_text, describe, parse_json_column
-from daskinfer.storage.filesystem import is_local
 from daskinfer.storage.inputs.csv_dialect import Dialect, dialect_of
 from daskinfer.storage.inputs.cutting import cut_files
 from daskinfer.storage.inputs.kinds import parse_cell
@@ -36,6 +35,7 @@ from daskinfer.storage.inputs.spool import read_text, size_of_text
 from daskinfer.storage.inputs.survey import RowSurvey
 from daskinfer.storage.json_text import scan_object
 from daskinfer.storage.rows import EXCERPT_LENGTH, make_excerpt
+from daskinfer.storage.urls import is_local
 
 LineFormatName = Literal["jsonl", "csv", "text"]
 # What Excel takes for no row, but for the delimiter of all others.

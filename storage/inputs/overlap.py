@@ -9,9 +9,11 @@ from pathlib import PurePosixPath
 
 from daskinfer.errors import InputError
 from daskinfer.spec.recipe import Input
-from daskinfer.storage.filesystem import absolute_url, explain_errors, is_local, open_filesystem
+from daskinfer.storage.filesystem import open_filesystem
 from daskinfer.storage.inputs.files import FORMATS, is_zarr
 from daskinfer.storage.inputs.patterns import Pattern, read_pattern
+from daskinfer.storage.store_errors import explain_errors
+from daskinfer.storage.urls import absolute_url, is_local
 
 # Nothing that a job writes has such a name.
 _NEVER_WRITTEN = FORMATS.keys() - {".jsonl", ".parquet"}

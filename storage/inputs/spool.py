@@ -19,11 +19,12 @@ from pathlib import Path
 from daskinfer.errors import InputError, StorageError
 from daskinfer.ids import canonical_json
 from daskinfer.spec.rows import InputFile
-from daskinfer.storage.filesystem import ShortRead, explain_errors, read_bytes, temporary_file
+from daskinfer.storage.filesystem import read_bytes, temporary_file
 from daskinfer.storage.inputs.compression import compression_of, open_decompressed
 from daskinfer.storage.inputs.files import unchanged
 from daskinfer.storage.inputs.records import LONGEST_RECORD
 from daskinfer.storage.nodecache import cache_folder
+from daskinfer.storage.store_errors import ShortRead, explain_errors
 
 LIMIT_VARIABLE = "DASKINFER_SPOOL_BYTES"
 UNDECODABLE = 0xFF

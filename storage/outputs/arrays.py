@@ -21,13 +21,14 @@ from daskinfer.ids import canonical_json
 from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.rows import Partition
 from daskinfer.storage.column_types import decode_type
-from daskinfer.storage.filesystem import absolute_url, explain_errors, is_local, join_url
 from daskinfer.storage.numpy_columns import Elements, elements_of, to_numpy
 from daskinfer.storage.outputs.commits import CommitDigest
 from daskinfer.storage.outputs.fence import Fence, create
 from daskinfer.storage.outputs.ledger import Ledger, write_rejects
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, Written
 from daskinfer.storage.plain_store import open_store
+from daskinfer.storage.store_errors import explain_errors
+from daskinfer.storage.urls import absolute_url, is_local, join_url
 
 VALID = "valid"
 

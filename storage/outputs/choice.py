@@ -8,13 +8,13 @@ from pathlib import PurePosixPath
 from daskinfer.errors import RecipeError
 from daskinfer.spec.job import OutputField
 from daskinfer.storage.column_types import decode_type, describe_type
-from daskinfer.storage.filesystem import absolute_url
 from daskinfer.storage.format_limits import advise, holds
 from daskinfer.storage.outputs.arrays import VALID, ZarrSink
 from daskinfer.storage.outputs.fence import Fence
 from daskinfer.storage.outputs.ledger import Ledger
 from daskinfer.storage.outputs.sink import OutputLayout, Sink
 from daskinfer.storage.outputs.tables import ROW, TableSink
+from daskinfer.storage.urls import absolute_url
 
 _SUFFIXES = {".zarr": "zarr", ".parquet": "parquet", ".jsonl": "jsonl"}
 

@@ -22,7 +22,8 @@ from daskinfer.errors import StorageError
 from daskinfer.ids import make_nonce
 from daskinfer.spec.commit import CommitRecord
 from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import delete, join_url, read_bytes
+from daskinfer.storage.filesystem import delete, read_bytes
+from daskinfer.storage.urls import join_url
 
 INDEX_RECORDS = 1000
 """Records that are worth an index of their own."""

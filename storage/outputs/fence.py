@@ -32,17 +32,12 @@ from daskinfer.errors import Conflict, OutputOwned, StorageError
 from daskinfer.ids import make_nonce
 from daskinfer.storage import exclusive
 from daskinfer.storage.conditional import delete_marked, mark_in, mark_of, put_marked
-from daskinfer.storage.filesystem import (
-    absolute_url,
-    explain_errors,
-    is_local,
-    list_names,
-    open_filesystem,
-    read_bytes,
-)
+from daskinfer.storage.filesystem import list_names, open_filesystem, read_bytes
 from daskinfer.storage.outputs.owner import OwnerWatch
 from daskinfer.storage.outputs.places import RECORDS, WORK
 from daskinfer.storage.retries import ATTEMPTS, persist
+from daskinfer.storage.store_errors import explain_errors
+from daskinfer.storage.urls import absolute_url, is_local
 
 _DELETES = 16
 

@@ -10,7 +10,6 @@ from daskinfer.errors import IntegrityError, JobBusy
 from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.generation import Generations, Pin
 from daskinfer.spec.job import JobRecord
-from daskinfer.storage.filesystem import absolute_url
 from daskinfer.storage.generations import GenerationLog
 from daskinfer.storage.jobs import JobStore
 from daskinfer.storage.outputs.choice import choose_output_format, make_sink
@@ -22,6 +21,7 @@ from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, PartSink, W
 from daskinfer.storage.outputs.staging import StagedOutput, StagedPartSink, staged_url
 from daskinfer.storage.outputs.standing import Standing
 from daskinfer.storage.outputs.supplements import Round, SupplementSink, close_round, supplement_url
+from daskinfer.storage.urls import absolute_url
 
 
 @dataclass(frozen=True, slots=True)

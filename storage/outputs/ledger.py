@@ -21,9 +21,7 @@ from daskinfer.storage.filesystem import (
     LARGEST_MANIFEST,
     clear_halves,
     exists,
-    explain_errors,
     find_files,
-    join_url,
     list_names,
     open_filesystem,
     read_record,
@@ -32,6 +30,8 @@ from daskinfer.storage.outputs.commits import CommitDigest, CommitIndex, tabulat
 from daskinfer.storage.outputs.fence import Fence, create
 from daskinfer.storage.outputs.places import COMMITS, MANIFEST, QUARANTINE, RECORDS, RETRIES, STAGED
 from daskinfer.storage.outputs.sink import OutputLayout
+from daskinfer.storage.store_errors import explain_errors
+from daskinfer.storage.urls import join_url
 
 _PART = re.compile(r"part-\d{8}\.(parquet|jsonl)")
 _PATH = re.compile(r"(?:\*/c/|part-0*)(\d+)(?:\.parquet|\.jsonl)?")

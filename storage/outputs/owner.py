@@ -6,9 +6,10 @@ from pydantic import ValidationError
 
 from daskinfer.errors import Conflict, IntegrityError, OutputOwned
 from daskinfer.spec.section import Section
-from daskinfer.storage.filesystem import join_url, list_names
+from daskinfer.storage.filesystem import list_names
 from daskinfer.storage.outputs.places import RECORDS
 from daskinfer.storage.slotlog import Slot, SlotLog
+from daskinfer.storage.urls import join_url
 
 
 class Owner(Section):

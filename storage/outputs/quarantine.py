@@ -5,9 +5,10 @@ from __future__ import annotations
 from daskinfer.errors import IntegrityError
 from daskinfer.ids import parse_json
 from daskinfer.spec.rows import Reject
-from daskinfer.storage.filesystem import LARGEST_MANIFEST, absolute_url, join_url, list_names, read_record
+from daskinfer.storage.filesystem import LARGEST_MANIFEST, list_names, read_record
 from daskinfer.storage.outputs.ledger import name_rejects
 from daskinfer.storage.outputs.places import QUARANTINE, RECORDS, STAGED
+from daskinfer.storage.urls import absolute_url, join_url
 
 
 def read_quarantine(url: str, limit: int) -> list[Reject]:

@@ -15,7 +15,7 @@ from daskinfer.spec.job import OutputField
 from daskinfer.spec.rows import Partition, Reject
 from daskinfer.spec.section import Section
 from daskinfer.storage.column_types import decode_type
-from daskinfer.storage.filesystem import absolute_url, is_local, join_url, read_bytes, size_of
+from daskinfer.storage.filesystem import read_bytes, size_of
 from daskinfer.storage.numpy_columns import to_arrow
 from daskinfer.storage.outputs.arrays import VALID, read_arrays
 from daskinfer.storage.outputs.ledger import find_merged, read_manifest
@@ -23,6 +23,7 @@ from daskinfer.storage.outputs.places import MANIFEST
 from daskinfer.storage.outputs.quarantine import read_rejects
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart
 from daskinfer.storage.outputs.tables import ROW, decode_jsonl, decode_parquet, find_values
+from daskinfer.storage.urls import absolute_url, is_local, join_url
 
 _LARGE = 256 << 20
 _PIECE = 8 << 20

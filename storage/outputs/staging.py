@@ -15,13 +15,14 @@ from typing import Any
 from daskinfer.errors import IntegrityError
 from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.generation import Generations
-from daskinfer.storage.filesystem import exists, join_url, read_bytes
+from daskinfer.storage.filesystem import exists, read_bytes
 from daskinfer.storage.outputs.commits import CommitDigest
 from daskinfer.storage.outputs.fence import Fence
 from daskinfer.storage.outputs.ledger import Ledger
 from daskinfer.storage.outputs.places import QUARANTINE, RECORDS, STAGED
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, Sink, Written
 from daskinfer.storage.outputs.standing import Standing
+from daskinfer.storage.urls import join_url
 
 _COPIES = 8
 

@@ -25,7 +25,7 @@ from daskinfer.errors import IntegrityError
 from daskinfer.ids import canonical_json, parse_json
 from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.section import Section
-from daskinfer.storage.filesystem import LARGEST_MANIFEST, join_url, list_names, read_bytes, read_record
+from daskinfer.storage.filesystem import LARGEST_MANIFEST, list_names, read_bytes, read_record
 from daskinfer.storage.outputs.fence import Fence
 from daskinfer.storage.outputs.ledger import (
     Ledger,
@@ -38,6 +38,7 @@ from daskinfer.storage.outputs.merging import merge_manifest, merge_records
 from daskinfer.storage.outputs.places import MANIFEST, QUARANTINE
 from daskinfer.storage.outputs.reading import SealedPart
 from daskinfer.storage.outputs.sink import OutputPart, Sink, Written
+from daskinfer.storage.urls import join_url
 
 _COPIES = 8
 

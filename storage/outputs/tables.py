@@ -17,12 +17,12 @@ from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.job import OutputField
 from daskinfer.storage.column_types import JSON, decode_type, is_text
 from daskinfer.storage.column_values import parse_json_column
-from daskinfer.storage.filesystem import join_url
 from daskinfer.storage.json_text import scan_object, to_json_texts
 from daskinfer.storage.outputs.commits import CommitDigest
 from daskinfer.storage.outputs.fence import Fence
 from daskinfer.storage.outputs.ledger import Ledger, create_same, write_rejects
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, Written
+from daskinfer.storage.urls import join_url
 
 ROW = "row"
 

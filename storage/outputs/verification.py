@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from daskinfer.errors import IntegrityError
 from daskinfer.spec.job import JobRecord
 from daskinfer.spec.verification import DamagedPart, OutputVerification
-from daskinfer.storage.filesystem import NotOurs, absolute_url, find_files, join_url, list_names
+from daskinfer.storage.filesystem import find_files, list_names
 from daskinfer.storage.outputs.choice import choose_output_format, make_sink
 from daskinfer.storage.outputs.fence import Fence
 from daskinfer.storage.outputs.ledger import name_rejects, read_manifest
 from daskinfer.storage.outputs.places import MANIFEST, QUARANTINE, RECORDS, RETRIES
 from daskinfer.storage.outputs.reading import SealedOutput, SealedPart, open_output
+from daskinfer.storage.store_errors import NotOurs
+from daskinfer.storage.urls import absolute_url, join_url
 
 
 def find_missing(record: JobRecord) -> tuple[int, ...] | None:

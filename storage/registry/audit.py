@@ -12,9 +12,10 @@ from urllib.parse import quote
 from daskinfer.errors import IntegrityError
 from daskinfer.ids import sha256_of
 from daskinfer.spec.trust import AuditEvent, AuditFinding, AuditTrail
-from daskinfer.storage.filesystem import LARGEST_MANIFEST, join_url, list_names, read_record
+from daskinfer.storage.filesystem import LARGEST_MANIFEST, list_names, read_record
 from daskinfer.storage.registry.anchors import Anchor, drop_anchor, list_anchored, read_anchor
 from daskinfer.storage.registry.events import read_event
+from daskinfer.storage.urls import join_url
 
 _SLOT = re.compile(r"(\d{12})\.json")
 _RECORD = re.compile(r"\w+(/(?!\.)[^/]+)+\.json")

@@ -10,9 +10,9 @@ from contextlib import suppress
 
 from daskinfer.errors import CorruptBlob, SnapshotGone
 from daskinfer.storage.blobs import is_intact
-from daskinfer.storage.filesystem import join_url
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.locks import SnapshotLock, remove, reserve, take
+from daskinfer.storage.urls import join_url
 
 PURPOSE = "base"
 """What such a lock says it is for. It has no heartbeat of its own: it holds as long as its publish may be committed."""

@@ -26,17 +26,7 @@ from daskinfer.spec.listing import AliasMove
 from daskinfer.spec.snapshot import Manifest, Resolution
 from daskinfer.storage.doctor import confirm_exclusive
 from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import (
-    LARGEST_MANIFEST,
-    absolute_url,
-    exists,
-    is_local,
-    join_url,
-    list_names,
-    read_bytes,
-    read_record,
-    size_of,
-)
+from daskinfer.storage.filesystem import LARGEST_MANIFEST, exists, list_names, read_bytes, read_record, size_of
 from daskinfer.storage.naming import check_alias, check_name, suggest
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.aliases import describe_move, set_alias
@@ -44,6 +34,7 @@ from daskinfer.storage.registry.anchors import forget_anchors
 from daskinfer.storage.registry.manifests import name_manifest, parse_manifest
 from daskinfer.storage.registry.versions import Version, find_version, fold, refuse_yanked
 from daskinfer.storage.slotlog import SlotLog
+from daskinfer.storage.urls import absolute_url, is_local, join_url
 
 FORMAT = {"daskinfer_registry": 1, "digest": "sha256"}
 

@@ -28,7 +28,7 @@ from daskinfer.spec.collection import (
     KeptSnapshot,
     OpenCollection,
 )
-from daskinfer.storage.filesystem import join_url, list_names
+from daskinfer.storage.filesystem import list_names
 from daskinfer.storage.naming import make_signature, suggest
 from daskinfer.storage.registry import decisions, marks
 from daskinfer.storage.registry.catalog import Registry
@@ -51,6 +51,7 @@ from daskinfer.storage.registry.references import Manifests
 from daskinfer.storage.registry.retention import Retention, find_keepers, name_versions
 from daskinfer.storage.registry.verdicts import Verdicts
 from daskinfer.storage.slotlog import SlotLog
+from daskinfer.storage.urls import join_url
 
 _UNDECIDED = "another collector is deciding"
 

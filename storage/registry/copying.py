@@ -19,14 +19,7 @@ from daskinfer.errors import Conflict, CorruptBlob, StorageError
 from daskinfer.ids import make_nonce, shorten
 from daskinfer.spec.snapshot import LayerGroup, Manifest, PlainFile
 from daskinfer.storage.exclusive import create_stream
-from daskinfer.storage.filesystem import (
-    LARGEST_MANIFEST,
-    ShortRead,
-    clear_temporaries,
-    join_url,
-    list_names,
-    read_record,
-)
+from daskinfer.storage.filesystem import LARGEST_MANIFEST, clear_temporaries, list_names, read_record
 from daskinfer.storage.naming import make_signature
 from daskinfer.storage.registry import decisions, locks, marks
 from daskinfer.storage.registry.catalog import Registry
@@ -37,8 +30,10 @@ from daskinfer.storage.registry.manifests import parse_manifest
 from daskinfer.storage.registry.publications import list_publications, publish_log, pulse_url, read_publication
 from daskinfer.storage.registry.publishing import finish
 from daskinfer.storage.slotlog import SlotLog
+from daskinfer.storage.store_errors import ShortRead
 from daskinfer.storage.streams import Stream, read_pieces
 from daskinfer.storage.tensorreads import DAMAGED
+from daskinfer.storage.urls import join_url
 
 _COLLECTOR_SECONDS = 10.0
 

@@ -6,11 +6,12 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 
 from daskinfer.spec.snapshot import Manifest
-from daskinfer.storage.filesystem import delete, find_files, join_url, list_names
+from daskinfer.storage.filesystem import delete, find_files, list_names
 from daskinfer.storage.registry import marks
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.publications import Publication, list_publications, publish_log
 from daskinfer.storage.registry.references import Manifests
+from daskinfer.storage.urls import join_url
 
 # A blob, or one that was half written on a local disk: <sha256>.<publish>, .<sha256>.<publish>.<nonce>.tmp
 _BLOB = re.compile(r"(blobs/[0-9a-f]{2}/)(\.?)([0-9a-f]{64}\.([0-9a-f]+))(?:\.[0-9a-f]+\.tmp)?")

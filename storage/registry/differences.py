@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from daskinfer.errors import CorruptBlob
 from daskinfer.spec.snapshot import LayerGroup, Manifest, TensorEntry
 from daskinfer.spec.upkeep import Changes, Difference, TensorChange, TensorForm
-from daskinfer.storage.filesystem import ShortRead
 from daskinfer.storage.registry.catalog import Registry
+from daskinfer.storage.store_errors import ShortRead
 from daskinfer.storage.streams import read_pieces
 from daskinfer.storage.tensorreads import DAMAGED, locate
 

@@ -19,9 +19,9 @@ from daskinfer.errors import IntegrityError
 from daskinfer.ids import parse_json, sha256_of
 from daskinfer.spec.trust import AuditEvent
 from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import join_url
 from daskinfer.storage.registry.anchors import drop_anchor
 from daskinfer.storage.slotlog import SlotLog, encode_record
+from daskinfer.storage.urls import join_url
 
 
 class _Chain:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from daskinfer.ids import shorten
 from daskinfer.spec.collection import Holder, LockRow, PublishRow
-from daskinfer.storage.filesystem import join_url, list_names
+from daskinfer.storage.filesystem import list_names
 from daskinfer.storage.registry.bases import PURPOSE
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.heartbeats import tell_age
 from daskinfer.storage.registry.locks import LockHolder, heartbeat_url, list_holders
 from daskinfer.storage.registry.publications import Publication, identity_of, pulse_url
 from daskinfer.storage.registry.retention import name_versions
+from daskinfer.storage.urls import join_url
 
 
 def list_locks(registry: Registry, snapshot: str | None = None) -> list[LockRow]:

@@ -18,7 +18,9 @@ from cryptography.hazmat.primitives.serialization import (
 
 from daskinfer.errors import UsageError
 from daskinfer.ids import sha256_of
-from daskinfer.storage.filesystem import absolute_url, explain_errors, read_bytes
+from daskinfer.storage.filesystem import read_bytes
+from daskinfer.storage.store_errors import explain_errors
+from daskinfer.storage.urls import absolute_url
 
 
 def make_key(path: str) -> str:

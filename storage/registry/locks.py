@@ -17,10 +17,11 @@ from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 from daskinfer.errors import CheckpointError, CorruptBlob, IntegrityError, SnapshotGone
 from daskinfer.ids import canonical_json, make_nonce, parse_json, shorten
 from daskinfer.spec.snapshot import Manifest
-from daskinfer.storage.filesystem import delete, join_url, list_names, read_record
+from daskinfer.storage.filesystem import delete, list_names, read_record
 from daskinfer.storage.naming import check_name, make_signature
 from daskinfer.storage.registry.decisions import Decision, create_record
 from daskinfer.storage.registry.heartbeats import TTL_SECONDS, beat, read_beat
+from daskinfer.storage.urls import join_url
 
 if TYPE_CHECKING:
     from daskinfer.storage.registry.catalog import Registry

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from daskinfer.errors import Conflict
 from daskinfer.spec.snapshot import Manifest
-from daskinfer.storage.filesystem import join_url, list_names
+from daskinfer.storage.filesystem import list_names
 from daskinfer.storage.naming import make_signature
 from daskinfer.storage.registry import decisions
 from daskinfer.storage.registry.catalog import Registry
@@ -16,6 +16,7 @@ from daskinfer.storage.registry.decisions import Action, Decision
 from daskinfer.storage.registry.heartbeats import TTL_SECONDS
 from daskinfer.storage.registry.manifests import parse_manifest
 from daskinfer.storage.slotlog import SlotLog
+from daskinfer.storage.urls import join_url
 
 State = Literal["begun", "committed", "aborted"]
 

@@ -29,7 +29,7 @@ from daskinfer.ids import make_nonce
 from daskinfer.spec.snapshot import EntryPoint, LayerGroup, Manifest, PlainFile, Resolution
 from daskinfer.storage.blobs import read_header
 from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import delete, exists, join_url
+from daskinfer.storage.filesystem import delete, exists
 from daskinfer.storage.naming import check_alias, check_name, make_signature, name_principal
 from daskinfer.storage.registry import decisions
 from daskinfer.storage.registry.bases import Bases
@@ -40,6 +40,7 @@ from daskinfer.storage.registry.manifests import parse_manifest
 from daskinfer.storage.registry.publications import abort, list_publications, name_job, publish_log, pulse_url
 from daskinfer.storage.registry.same_content import choose_snapshot, drop_unnamed, find_first, is_intact
 from daskinfer.storage.registry.versions import Version, fold
+from daskinfer.storage.urls import join_url
 
 PLAIN_SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja", ".md", ".bpe", ".codes", ".tiktoken"})
 """What a configuration or tokenizer file may be; formats that can carry code are not among them."""

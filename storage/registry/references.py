@@ -6,9 +6,10 @@ from collections.abc import Collection
 
 from daskinfer.errors import CheckpointError, CorruptBlob, SnapshotGone
 from daskinfer.spec.snapshot import Manifest
-from daskinfer.storage.filesystem import join_url, list_names
+from daskinfer.storage.filesystem import list_names
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.publications import list_publications
+from daskinfer.storage.urls import join_url
 
 
 class Manifests:

@@ -7,9 +7,10 @@ from contextlib import suppress
 from daskinfer.errors import CheckpointError, CorruptBlob, NotAllowed, SnapshotGone
 from daskinfer.spec.snapshot import Manifest
 from daskinfer.storage.blobs import read_group
-from daskinfer.storage.filesystem import delete, exists, join_url
+from daskinfer.storage.filesystem import delete, exists
 from daskinfer.storage.registry.bases import Bases
 from daskinfer.storage.registry.catalog import Registry
+from daskinfer.storage.urls import join_url
 
 
 def choose_snapshot(registry: Registry, made: Manifest, identity: str, bases: Bases) -> Manifest:

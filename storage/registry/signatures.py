@@ -19,13 +19,13 @@ from daskinfer.errors import CheckpointError
 from daskinfer.ids import canonical_json, parse_json, shorten
 from daskinfer.spec.snapshot import Resolution
 from daskinfer.spec.trust import SignatureRow
-from daskinfer.storage.filesystem import join_url
 from daskinfer.storage.naming import make_signature
 from daskinfer.storage.registry import decisions
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.decisions import Decision
 from daskinfer.storage.registry.keys import name_key, read_private_key, read_public_key
 from daskinfer.storage.slotlog import SlotLog
+from daskinfer.storage.urls import join_url
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"

@@ -15,7 +15,7 @@ from daskinfer.ids import make_nonce, parse_json, shorten
 from daskinfer.spec.listing import AliasMove
 from daskinfer.spec.snapshot import Manifest
 from daskinfer.spec.upkeep import Outcome, SyncedAlias, SyncedVersion, SyncReport
-from daskinfer.storage.filesystem import exists, join_url
+from daskinfer.storage.filesystem import exists
 from daskinfer.storage.naming import make_signature
 from daskinfer.storage.registry import decisions, locks
 from daskinfer.storage.registry.aliases import append_move, describe_move
@@ -26,6 +26,7 @@ from daskinfer.storage.registry.merging import Side, compare_histories, make_mer
 from daskinfer.storage.registry.publishing import append_version, finish_all
 from daskinfer.storage.registry.versions import Version, fold
 from daskinfer.storage.slotlog import Slot, SlotLog
+from daskinfer.storage.urls import join_url
 
 Watch = Callable[[str, int, int], None]
 """Called with what is being done, and how many of how many bytes are done."""

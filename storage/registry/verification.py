@@ -13,12 +13,13 @@ from daskinfer.errors import CheckpointError, CorruptBlob, IntegrityError, Snaps
 from daskinfer.ids import shorten
 from daskinfer.spec.snapshot import LayerGroup, Manifest, PlainFile
 from daskinfer.spec.upkeep import Finding, Verification
-from daskinfer.storage.filesystem import exists, join_url, list_names
+from daskinfer.storage.filesystem import exists, list_names
 from daskinfer.storage.folder import Folder
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.scans import scan_file, scan_group
 from daskinfer.storage.slotlog import Slot, SlotLog
+from daskinfer.storage.urls import join_url
 
 Watch = Callable[[str, int, int], None]
 """Called with what is being done, and how many of how many bytes are done."""

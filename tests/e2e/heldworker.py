@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from daskinfer.graphs import tasks
-from daskinfer.storage.filesystem import explain_errors
+from daskinfer.storage.store_errors import explain_errors
 
 VARIABLE = "HELD_FOLDER"
 

@@ -25,7 +25,8 @@ from distributed import Client
 from daskinfer import api
 from daskinfer.ids import make_nonce
 from daskinfer.spec.recipe import Recipe
-from daskinfer.storage.filesystem import find_files, join_url, read_bytes
+from daskinfer.storage.filesystem import find_files, read_bytes
+from daskinfer.storage.urls import join_url
 from daskinfer.testing.campaigns import campaign_size
 from daskinfer.testing.tinymodels import make_tiny_bert
 from tests.e2e.conftest import Bench, daskinfer, make_bench

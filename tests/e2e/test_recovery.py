@@ -151,8 +151,8 @@ def refuse(patch: pytest.MonkeyPatch, flag: str, code: int) -> None:
     from pathlib import Path
 
     from daskinfer.graphs import tasks
-    from daskinfer.storage.filesystem import explain_errors
     from daskinfer.storage.outputs.arrays import ZarrSink
+    from daskinfer.storage.store_errors import explain_errors
 
     def refused(call: Any) -> Any:
         def call_or_refuse(*words: Any) -> Any:

@@ -50,12 +50,13 @@ from daskinfer.spec.recipe import Consistency
 from daskinfer.spec.rows import Partition
 from daskinfer.storage.claims import ClaimLog
 from daskinfer.storage.drivers import TTL, Driver
-from daskinfer.storage.filesystem import join_url, replace_bytes
+from daskinfer.storage.filesystem import replace_bytes
 from daskinfer.storage.jobs import create_job
 from daskinfer.storage.members import Member, Watch
 from daskinfer.storage.outputs.job import open_output, open_part_sink
 from daskinfer.storage.outputs.sink import OutputPart, Written
 from daskinfer.storage.slotlog import SlotLog
+from daskinfer.storage.urls import join_url
 from tests.runtime.test_core import SOURCE, make_plan, make_worker
 from tests.storage import test_jobs
 

@@ -13,10 +13,11 @@ from daskinfer.errors import CheckpointError, CorruptBlob
 from daskinfer.runtime.checkpoints import name_after, publish_checkpoint, resolve_checkpoint
 from daskinfer.spec.recipe import Input, Model, Output, Recipe
 from daskinfer.spec.snapshot import Manifest
-from daskinfer.storage.filesystem import join_url, read_bytes
+from daskinfer.storage.filesystem import read_bytes
 from daskinfer.storage.folder import Folder
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.sources import identify_source, recall_source
+from daskinfer.storage.urls import join_url
 from daskinfer.testing.tinymodels import make_tiny_bert
 
 ENTRY = """

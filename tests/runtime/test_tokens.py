@@ -16,7 +16,7 @@ from distributed.worker_state_machine import ComputeTaskEvent, FreeKeysEvent
 
 from daskinfer.errors import JobFailed
 from daskinfer.runtime import tokens
-from daskinfer.runtime.cleanup import leave_worker
+from daskinfer.runtime.cleanup import forget_tokens, leave_worker
 from daskinfer.runtime.tokens import close_tokens, grant_tokens, verify_restrictions
 
 # Workers need not be able to import the tests.
@@ -69,17 +69,20 @@ def test_a_token_wakes_the_task_that_waits_for_it(
 def test_a_task_that_comes_after_its_driver_has_left_does_not_end_the_worker(
     client: Client, addresses: list[str]
 ) -> None:
+    token = "gone/stage-0"
+
     async def leave(dask_worker: Any) -> dict[str, float]:
-        await dask_worker.set_resources(**{TOKEN: 1})
-        await leave_worker("job-0123456789", "", "job-0123456789/", dask_worker)
-        late = ComputeTaskEvent.dummy("late", resource_restrictions={TOKEN: 1}, stimulus_id="test")
+        await dask_worker.set_resources(**{token: 1})
+        await leave_worker("gone", "", "gone/", dask_worker)
+        late = ComputeTaskEvent.dummy("late", resource_restrictions={token: 1}, stimulus_id="test")
         dask_worker.handle_stimulus(late)
         assert dask_worker.state.tasks["late"].state == "constrained"
         dask_worker.handle_stimulus(FreeKeysEvent(keys=["late"], stimulus_id="test"))
         assert "late" not in dask_worker.state.tasks
         return {**dask_worker.state.available_resources}
 
-    assert TOKEN not in client.run(leave, workers=addresses[:1])[addresses[0]]
+    assert token not in client.run(leave, workers=addresses[:1])[addresses[0]]
+    client.run_on_scheduler(lambda dask_scheduler: forget_tokens(dask_scheduler, "gone/"))
     assert client.submit(where, workers=addresses[:1], pure=False).result(timeout=20) == addresses[0]
 
 

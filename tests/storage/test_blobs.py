@@ -13,7 +13,8 @@ from daskinfer.errors import CheckpointError, CorruptBlob
 from daskinfer.ids import make_nonce
 from daskinfer.storage import blobs
 from daskinfer.storage.blobs import read_group, read_header
-from daskinfer.storage.filesystem import join_url, read_bytes, replace_bytes
+from daskinfer.storage.filesystem import read_bytes, replace_bytes
+from daskinfer.storage.urls import join_url
 from daskinfer.testing.faultyfs import FaultyFS, cut_short
 from daskinfer.testing.groups import as_reference, store_group
 

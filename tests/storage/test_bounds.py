@@ -22,7 +22,7 @@ from daskinfer.errors import InputError, IntegrityError
 from daskinfer.ids import refuse_dense
 from daskinfer.spec.recipe import Input
 from daskinfer.storage import filesystem, jobs
-from daskinfer.storage.filesystem import NotOurs, read_record
+from daskinfer.storage.filesystem import read_record
 from daskinfer.storage.inputs.index import index_input
 from daskinfer.storage.inputs.reading import partition_source, read_partition
 from daskinfer.storage.jobs import JobStore
@@ -33,6 +33,7 @@ from daskinfer.storage.outputs.choice import open_sink
 from daskinfer.storage.outputs.reading import read_part
 from daskinfer.storage.plain_store import expands_beyond
 from daskinfer.storage.slotlog import SlotLog
+from daskinfer.storage.store_errors import NotOurs
 from daskinfer.testing.sinks import FIELDS, JOB, KEEP, METADATA, PARTITION_ROWS, ROWS, make_part, make_record
 
 DENSE = b"[" + b"[]," * 400_000 + b"1]"

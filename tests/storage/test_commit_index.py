@@ -13,12 +13,13 @@ from daskinfer.errors import IntegrityError, StorageError
 from daskinfer.ids import canonical_json, make_nonce
 from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.generation import Generations, Pin
-from daskinfer.storage.filesystem import delete, join_url, list_names, read_bytes, replace_bytes
+from daskinfer.storage.filesystem import delete, list_names, read_bytes, replace_bytes
 from daskinfer.storage.outputs import commits, standing
 from daskinfer.storage.outputs.commits import CommitDigest, CommitIndex
 from daskinfer.storage.outputs.ledger import Ledger
 from daskinfer.storage.outputs.sink import OutputLayout
 from daskinfer.storage.outputs.standing import Standing
+from daskinfer.storage.urls import join_url
 from daskinfer.testing.campaigns import campaign_size
 
 JOB = "job-1"

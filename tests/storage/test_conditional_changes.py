@@ -7,8 +7,9 @@ import pytest
 from daskinfer.ids import make_nonce
 from daskinfer.storage.conditional import delete_marked, mark_of, put_marked
 from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import exists, join_url, open_filesystem, read_bytes
+from daskinfer.storage.filesystem import exists, open_filesystem, read_bytes
 from daskinfer.storage.outputs.fence import Fence
+from daskinfer.storage.urls import join_url
 
 
 @pytest.mark.s3

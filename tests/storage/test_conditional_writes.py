@@ -16,7 +16,9 @@ import pytest
 from daskinfer.errors import StorageError
 from daskinfer.ids import make_nonce
 from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import ShortRead, exists, join_url, open_filesystem, read_bytes
+from daskinfer.storage.filesystem import exists, open_filesystem, read_bytes
+from daskinfer.storage.store_errors import ShortRead
+from daskinfer.storage.urls import join_url
 from daskinfer.testing.faultyfs import Fault, FaultyFS, break_connection, lose_acknowledgement
 from daskinfer.testing.servers import S3_BUCKET, environment, serve_gcs, serve_s3
 from daskinfer.testing.stores import CreateContract, FilesystemContract, SlotLogContract, race

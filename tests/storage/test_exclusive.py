@@ -12,14 +12,16 @@ import pytest
 from daskinfer.errors import StorageError
 from daskinfer.ids import make_nonce
 from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import delete, exists, join_url, read_bytes
+from daskinfer.storage.filesystem import delete, exists, read_bytes
+from daskinfer.storage.urls import join_url
 from daskinfer.testing.faultyfs import Fault, FaultyFS, be_busy, be_full, break_connection, deny, lose_acknowledgement
 from daskinfer.testing.stores import CreateContract, race
 
 RACER = """
 import sys, time
 from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import exists, join_url
+from daskinfer.storage.filesystem import exists
+from daskinfer.storage.urls import join_url
 folder, number = sys.argv[1], int(sys.argv[2])
 create(join_url(folder, f"ready-{number}"), b"x")
 while not exists(join_url(folder, "go")):

@@ -12,9 +12,10 @@ import pytest
 from daskinfer.errors import StorageError
 from daskinfer.ids import make_nonce
 from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import delete, exists, is_local, join_url, list_names, read_bytes, replace_bytes
+from daskinfer.storage.filesystem import delete, exists, list_names, read_bytes, replace_bytes
 from daskinfer.storage.retries import is_transient
 from daskinfer.storage.slotlog import SlotLog
+from daskinfer.storage.urls import is_local, join_url
 from daskinfer.testing.faultyfs import FAULTS, FaultSchedule, answer_409, answer_503, kill_after, kill_before
 
 CHILD = """

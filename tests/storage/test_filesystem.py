@@ -14,18 +14,10 @@ from fsspec import filesystem
 from daskinfer.errors import IntegrityError, NotAllowed, StorageError, StorageRefused, UsageError
 from daskinfer.ids import make_nonce
 from daskinfer.spec.recipe import Input
-from daskinfer.storage.filesystem import (
-    ShortRead,
-    absolute_url,
-    exists,
-    is_local,
-    join_url,
-    list_names,
-    read_bytes,
-    refuse_unwritable,
-    replace_bytes,
-)
+from daskinfer.storage.filesystem import exists, list_names, read_bytes, refuse_unwritable, replace_bytes
 from daskinfer.storage.inputs.files import find_input
+from daskinfer.storage.store_errors import ShortRead
+from daskinfer.storage.urls import absolute_url, is_local, join_url
 from daskinfer.testing.faultyfs import FaultyFS, be_full, cut_short, deny
 from daskinfer.testing.stores import FilesystemContract
 

@@ -19,11 +19,12 @@ from daskinfer.errors import InputError, StorageError
 from daskinfer.ids import make_nonce
 from daskinfer.spec.recipe import Input
 from daskinfer.spec.rows import PartitionTable
-from daskinfer.storage.filesystem import join_url, replace_bytes
+from daskinfer.storage.filesystem import replace_bytes
 from daskinfer.storage.inputs import spool
 from daskinfer.storage.inputs.index import index_input
 from daskinfer.storage.inputs.reading import partition_source, read_partition
 from daskinfer.storage.rows import RowBatch
+from daskinfer.storage.urls import join_url
 
 TEXTS = ["line one", "größer", "ünï — “quoted”", "日本語 😀", "last"]
 

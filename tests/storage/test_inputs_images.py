@@ -13,11 +13,12 @@ from daskinfer.errors import InputError
 from daskinfer.spec.job import digest_files
 from daskinfer.spec.recipe import Input
 from daskinfer.spec.rows import PartitionTable
-from daskinfer.storage.filesystem import delete, join_url, replace_bytes
+from daskinfer.storage.filesystem import delete, replace_bytes
 from daskinfer.storage.inputs.files import find_input
 from daskinfer.storage.inputs.index import index_input
 from daskinfer.storage.inputs.reading import partition_source, read_partition
 from daskinfer.storage.rows import RowBatch
+from daskinfer.storage.urls import join_url
 
 
 def encode(shade: int, format: str = "PNG") -> bytes:

@@ -11,10 +11,11 @@ import pytest
 from daskinfer.errors import InputError, UsageError
 from daskinfer.ids import make_nonce
 from daskinfer.spec.recipe import Input
-from daskinfer.storage.filesystem import absolute_url, exists, join_url, list_names, replace_bytes
+from daskinfer.storage.filesystem import exists, list_names, replace_bytes
 from daskinfer.storage.inputs.files import find_input
 from daskinfer.storage.inputs.index import index_input
 from daskinfer.storage.inputs.reading import partition_source, read_partition
+from daskinfer.storage.urls import absolute_url, join_url
 
 NAMES = [
     "std::vector.jsonl",

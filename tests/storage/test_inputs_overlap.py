@@ -9,9 +9,10 @@ import pytest
 
 from daskinfer.errors import InputError
 from daskinfer.spec.recipe import Input
-from daskinfer.storage.filesystem import join_url, replace_bytes
+from daskinfer.storage.filesystem import replace_bytes
 from daskinfer.storage.inputs.overlap import refuse_overlap
 from daskinfer.storage.inputs.patterns import Pattern
+from daskinfer.storage.urls import join_url
 
 
 def overlaps(url: str | tuple[str, ...], place: str, **more: Any) -> bool:

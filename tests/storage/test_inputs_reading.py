@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from daskinfer.errors import InputError
 from daskinfer.spec.recipe import Input
 from daskinfer.spec.rows import PartitionTable
-from daskinfer.storage.filesystem import join_url, replace_bytes
+from daskinfer.storage.filesystem import replace_bytes
 from daskinfer.storage.inputs import lines, records
 from daskinfer.storage.inputs.index import index_input
 from daskinfer.storage.inputs.reading import partition_source, read_partition
 from daskinfer.storage.rows import RowBatch
+from daskinfer.storage.urls import join_url
 
 
 def read_all(table: PartitionTable) -> list[RowBatch]:

@@ -14,12 +14,12 @@ from daskinfer.errors import InputError
 from daskinfer.spec.job import digest_files
 from daskinfer.spec.recipe import Input
 from daskinfer.spec.rows import ArrayColumn, PartitionTable, Want
-from daskinfer.storage.filesystem import is_local, join_url
 from daskinfer.storage.inputs.files import find_input
 from daskinfer.storage.inputs.index import index_input
 from daskinfer.storage.inputs.reading import partition_source, read_partition
 from daskinfer.storage.outputs.choice import open_sink
 from daskinfer.storage.rows import RowBatch
+from daskinfer.storage.urls import is_local, join_url
 from daskinfer.testing.sinks import FIELDS, JOB, KEEP, METADATA, PARTITION_ROWS, ROWS, make_part, make_record
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (10, 6, 4, 3)).astype(np.uint8)

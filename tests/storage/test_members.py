@@ -13,10 +13,11 @@ from daskinfer.ids import make_nonce
 from daskinfer.spec.job import Progress
 from daskinfer.storage.claims import Claim, ClaimLog
 from daskinfer.storage.drivers import describe_driver
-from daskinfer.storage.filesystem import join_url, replace_bytes
+from daskinfer.storage.filesystem import replace_bytes
 from daskinfer.storage.lease import acquire, is_held, join
 from daskinfer.storage.members import Member, Watch, list_members, read_member, seems_alive
 from daskinfer.storage.slotlog import SlotLog
+from daskinfer.storage.urls import join_url
 from tests.storage.test_lease import wait_until
 
 

@@ -14,9 +14,10 @@ import pytest
 from daskinfer.errors import CorruptBlob, StorageError
 from daskinfer.ids import make_nonce
 from daskinfer.spec.snapshot import LayerGroup, TensorEntry
-from daskinfer.storage.filesystem import delete, join_url, read_bytes, replace_bytes
+from daskinfer.storage.filesystem import delete, read_bytes, replace_bytes
 from daskinfer.storage.nodecache import NodeCache, load_tensors, open_cache
 from daskinfer.storage.tensorreads import Wanted
+from daskinfer.storage.urls import join_url
 from daskinfer.testing.groups import store_group
 
 pytestmark = pytest.mark.s3

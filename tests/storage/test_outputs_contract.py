@@ -16,11 +16,12 @@ import zarr
 from daskinfer.errors import RecipeError
 from daskinfer.spec.job import OutputField
 from daskinfer.spec.rows import Partition
-from daskinfer.storage.filesystem import join_url, list_names
+from daskinfer.storage.filesystem import list_names
 from daskinfer.storage.outputs.choice import choose_output_format, open_sink
 from daskinfer.storage.outputs.ledger import read_manifest
 from daskinfer.storage.outputs.sink import OutputPart, Sink
 from daskinfer.storage.outputs.tables import encode_jsonl
+from daskinfer.storage.urls import join_url
 from daskinfer.testing.sinks import (
     FIELDS,
     JOB,

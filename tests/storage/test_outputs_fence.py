@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from daskinfer.errors import DaskinferError, IntegrityError, OutputOwned
 from daskinfer.ids import make_nonce
 from daskinfer.storage import exclusive, filesystem
-from daskinfer.storage.filesystem import find_files, find_filesystem, is_local, join_url, read_bytes
+from daskinfer.storage.filesystem import find_files, find_filesystem, read_bytes
 from daskinfer.storage.outputs import fence as fences
 from daskinfer.storage.outputs.choice import make_sink
 from daskinfer.storage.outputs.fence import Fence
@@ -25,6 +25,7 @@ from daskinfer.storage.outputs.ledger import Ledger
 from daskinfer.storage.outputs.owner import Owner, claim, confirm
 from daskinfer.storage.outputs.reading import open_output
 from daskinfer.storage.outputs.sink import OutputLayout, Sink
+from daskinfer.storage.urls import is_local, join_url
 from daskinfer.testing.campaigns import campaign_size
 from daskinfer.testing.sinks import FIELDS, METADATA, PARTITION_ROWS, ROWS, make_part, make_record
 

@@ -14,11 +14,12 @@ import pytest
 from daskinfer.errors import Incomparable, IntegrityError
 from daskinfer.spec.job import OutputField
 from daskinfer.spec.rows import Partition, Reject
-from daskinfer.storage.filesystem import delete, join_url
+from daskinfer.storage.filesystem import delete
 from daskinfer.storage.outputs.choice import open_sink
 from daskinfer.storage.outputs.quarantine import read_quarantine
 from daskinfer.storage.outputs.reading import open_output, read_part
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart
+from daskinfer.storage.urls import join_url
 from daskinfer.testing.sinks import FIELDS, JOB, KEEP, METADATA, PARTITION_ROWS, ROWS, make_part, make_record
 
 FORMATS = ("zarr", "parquet", "jsonl")

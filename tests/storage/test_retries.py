@@ -8,8 +8,8 @@ import pytest
 from botocore.exceptions import EndpointConnectionError, NoCredentialsError
 
 from daskinfer.errors import NotAllowed, StorageError, StorageRefused
-from daskinfer.storage.filesystem import explain_errors
 from daskinfer.storage.retries import is_transient, outlast
+from daskinfer.storage.store_errors import explain_errors
 from daskinfer.testing.faultyfs import Fault, answer_503, be_busy, be_full, break_connection, deny
 
 REFUSED = StorageRefused("s3://bucket is away")

@@ -8,8 +8,8 @@ import pytest
 
 from daskinfer.errors import IntegrityError
 from daskinfer.ids import make_nonce
-from daskinfer.storage.filesystem import join_url
 from daskinfer.storage.slotlog import SlotLog
+from daskinfer.storage.urls import join_url
 from daskinfer.testing.faultyfs import FaultyFS, cut_short, lose_acknowledgement
 from daskinfer.testing.stores import SlotLogContract
 

@@ -10,8 +10,10 @@ from daskinfer.errors import CorruptBlob
 from daskinfer.ids import make_nonce
 from daskinfer.storage import exclusive
 from daskinfer.storage.exclusive import create, create_stream
-from daskinfer.storage.filesystem import ShortRead, exists, join_url, list_names, open_filesystem, read_bytes
+from daskinfer.storage.filesystem import exists, list_names, open_filesystem, read_bytes
+from daskinfer.storage.store_errors import ShortRead
 from daskinfer.storage.streams import PIECE, Stream, read_pieces
+from daskinfer.storage.urls import join_url
 from daskinfer.testing.faultyfs import Fault, FaultyFS, break_connection, lose_acknowledgement
 
 DATA = bytes(range(256)) * (48 * 1024)  # 12 MiB: two parts

@@ -11,8 +11,9 @@ from daskinfer.errors import CorruptBlob
 from daskinfer.ids import make_nonce
 from daskinfer.spec.snapshot import LayerGroup, TensorEntry
 from daskinfer.storage import tensorreads
-from daskinfer.storage.filesystem import delete, join_url, open_filesystem, read_bytes, replace_bytes
+from daskinfer.storage.filesystem import delete, open_filesystem, read_bytes, replace_bytes
 from daskinfer.storage.tensorreads import DamagedTensor, Wanted, stream_tensors
+from daskinfer.storage.urls import join_url
 from daskinfer.testing.groups import Arrays, as_reference, store_group
 
 RANDOM = np.random.default_rng(0)

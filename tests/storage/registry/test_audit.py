@@ -12,13 +12,14 @@ import pytest
 from daskinfer.errors import MissingEvent
 from daskinfer.ids import canonical_json, sha256_of, shorten
 from daskinfer.spec.trust import AuditEvent, AuditTrail
-from daskinfer.storage.filesystem import delete, join_url
+from daskinfer.storage.filesystem import delete
 from daskinfer.storage.naming import name_principal
 from daskinfer.storage.registry import decisions, locks
 from daskinfer.storage.registry.audit import read_trail
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.decisions import Decision
 from daskinfer.storage.registry.publishing import publish
+from daskinfer.storage.urls import join_url
 from daskinfer.testing.campaigns import campaign_size
 from daskinfer.testing.checkpoints import make_checkpoint
 from daskinfer.testing.faultyfs import FaultyFS, be_full

@@ -12,7 +12,7 @@ from daskinfer.errors import CheckpointError, CorruptBlob, SnapshotGone, Storage
 from daskinfer.ids import shorten
 from daskinfer.spec.collection import CollectionReport
 from daskinfer.storage.blobs import read_group
-from daskinfer.storage.filesystem import delete, find_files, join_url, list_names
+from daskinfer.storage.filesystem import delete, find_files, list_names
 from daskinfer.storage.registry import collection, deletion, locks
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.collection import collect
@@ -21,6 +21,7 @@ from daskinfer.storage.registry.publishing import publish
 from daskinfer.storage.registry.retention import Retention
 from daskinfer.storage.registry.verdicts import Verdicts
 from daskinfer.storage.registry.versions import unyank, yank
+from daskinfer.storage.urls import join_url
 from daskinfer.testing.checkpoints import make_checkpoint
 from daskinfer.testing.registries import LAST, NOTHING, VirtualTime, check_registry
 from daskinfer.testing.stores import race

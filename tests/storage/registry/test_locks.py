@@ -11,10 +11,11 @@ from daskinfer.errors import CheckpointError, Conflict, CorruptBlob, IntegrityEr
 from daskinfer.ids import shorten
 from daskinfer.storage.blobs import read_group
 from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import delete, join_url
+from daskinfer.storage.filesystem import delete
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.publishing import publish
+from daskinfer.storage.urls import join_url
 from daskinfer.testing.checkpoints import make_checkpoint
 from daskinfer.testing.faultyfs import FaultyFS, be_full
 from daskinfer.testing.stores import race

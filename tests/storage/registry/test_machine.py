@@ -22,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from daskinfer.errors import Conflict, SnapshotGone, StorageError
 from daskinfer.storage.blobs import read_group
-from daskinfer.storage.filesystem import exists, find_files, join_url, list_names
+from daskinfer.storage.filesystem import exists, find_files, list_names
 from daskinfer.storage.registry import collection, locks
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.collection import collect
@@ -33,6 +33,7 @@ from daskinfer.storage.registry.publishing import CheckpointSource, publish
 from daskinfer.storage.registry.retention import Retention
 from daskinfer.storage.registry.verdicts import Verdicts
 from daskinfer.storage.slotlog import SlotLog
+from daskinfer.storage.urls import join_url
 from daskinfer.testing.campaigns import campaign_size
 from daskinfer.testing.checkpoints import make_checkpoint
 from daskinfer.testing.registries import LAST, VirtualTime, check_registry

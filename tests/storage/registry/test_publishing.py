@@ -11,10 +11,11 @@ from blake3 import blake3
 
 from daskinfer.errors import CheckpointError, SnapshotGone, StorageError
 from daskinfer.spec.snapshot import EntryPoint, LayerGroup, Manifest
-from daskinfer.storage.filesystem import join_url, read_bytes
+from daskinfer.storage.filesystem import read_bytes
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.publishing import CheckpointSource, GroupSource, Origin, finish_all, publish
 from daskinfer.storage.slotlog import SlotLog
+from daskinfer.storage.urls import join_url
 from daskinfer.testing.checkpoints import make_checkpoint
 from daskinfer.testing.faultyfs import FaultyFS, be_busy, break_connection, lose_acknowledgement
 

@@ -24,12 +24,13 @@ from daskinfer.errors import NotAllowed, UsageError
 from daskinfer.ids import shorten
 from daskinfer.storage.blobs import read_group
 from daskinfer.storage.exclusive import create
-from daskinfer.storage.filesystem import delete, exists, join_url, list_names, read_bytes, replace_bytes
+from daskinfer.storage.filesystem import delete, exists, list_names, read_bytes, replace_bytes
 from daskinfer.storage.registry import decisions, locks
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.decisions import Decision
 from daskinfer.storage.registry.publishing import finish_all, publish
 from daskinfer.storage.registry.roles import HISTORY, ONCE, ROLES, make_bucket_policy, make_role_policy
+from daskinfer.storage.urls import join_url
 from daskinfer.testing.checkpoints import make_checkpoint
 from daskinfer.testing.servers import serve_s3
 

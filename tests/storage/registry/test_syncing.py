@@ -14,7 +14,7 @@ from daskinfer.ids import canonical_json, make_nonce, sha256_of, shorten
 from daskinfer.spec.snapshot import Manifest
 from daskinfer.spec.upkeep import SyncReport
 from daskinfer.storage import exclusive
-from daskinfer.storage.filesystem import delete, find_files, join_url, list_names
+from daskinfer.storage.filesystem import delete, find_files, list_names
 from daskinfer.storage.registry import aliases, copying, marks
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.collection import collect
@@ -26,6 +26,7 @@ from daskinfer.storage.registry.signatures import require_signatures, sign
 from daskinfer.storage.registry.syncing import sync
 from daskinfer.storage.registry.versions import unyank, yank
 from daskinfer.storage.slotlog import SlotLog
+from daskinfer.storage.urls import join_url
 from daskinfer.testing.campaigns import campaign_size
 from daskinfer.testing.checkpoints import make_checkpoint, make_registry
 from daskinfer.testing.registries import LAST, NOTHING, check_registry

@@ -8,12 +8,13 @@ import pytest
 
 from daskinfer.errors import CheckpointError
 from daskinfer.spec.upkeep import Verification
-from daskinfer.storage.filesystem import delete, join_url, read_bytes, replace_bytes
+from daskinfer.storage.filesystem import delete, read_bytes, replace_bytes
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.publishing import Origin, publish
 from daskinfer.storage.registry.verification import verify
 from daskinfer.storage.slotlog import SlotLog
+from daskinfer.storage.urls import join_url
 from daskinfer.testing.checkpoints import make_checkpoint, make_registry
 
 
