@@ -272,7 +272,7 @@ def _match(filesystem: AbstractFileSystem, path: str) -> Mapping[str, Mapping[st
     try:
         info = filesystem.info(path)
     except FileNotFoundError as error:
-        if error.__cause__ is not None and is_away(error.__cause__):
+        if isinstance(error.__cause__, OSError) and is_away(error.__cause__):
             raise
         pattern = read_pattern(path, filesystem.exists)
         return filesystem.glob(pattern.as_glob(), detail=True) if pattern.parts else {}

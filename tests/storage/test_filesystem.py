@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fsspec import filesystem
 
-from daskinfer.errors import IntegrityError, NotAllowed, StorageError, StorageRefused, UsageError
+from daskinfer.errors import InputError, IntegrityError, NotAllowed, StorageError, StorageRefused, UsageError
 from daskinfer.ids import make_nonce
 from daskinfer.spec.recipe import Input
 from daskinfer.storage.filesystem import exists, list_names, read_bytes, refuse_unwritable, replace_bytes
@@ -84,7 +84,7 @@ def test_a_full_or_forbidden_store_is_named() -> None:
 
 def test_an_unreachable_store_is_no_traceback() -> None:
     code = """
-from daskinfer.errors import IntegrityError, NotAllowed, StorageError, StorageRefused, UsageError
+from daskinfer.errors import InputError, IntegrityError, NotAllowed, StorageError, StorageRefused, UsageError
 from daskinfer.storage.filesystem import read_bytes
 try:
     read_bytes("s3://nowhere/x")
@@ -170,6 +170,14 @@ def test_places_where_nobody_can_make_files_are_refused(place: str) -> None:
 def test_an_http_server_that_is_away_is_a_refusal_of_the_store(pattern: str) -> None:
     with pytest.raises(StorageRefused, match=r"127\.0\.0\.1:1"):
         find_input(Input(url=f"http://127.0.0.1:1/{pattern}"))
+
+
+def test_a_file_that_an_http_server_does_not_have_is_no_input() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(InputError, match="nothing matches"):
+            find_input(Input(url=f"http://127.0.0.1:{server.server_port}/no-such-file.jsonl"))
+        server.shutdown()
 
 
 def test_an_unknown_protocol_is_named_with_those_that_are_known() -> None:
