@@ -25,7 +25,14 @@ from daskinfer.storage.jobs import JobStore
 from daskinfer.storage.outputs.commits import CommitDigest
 from daskinfer.storage.outputs.job import merge_round, open_fence, open_supplement, take_back
 from daskinfer.storage.outputs.owner import confirm
-from daskinfer.storage.outputs.supplements import Round, next_round, note_inputs, save_round, supplement_url
+from daskinfer.storage.outputs.supplements import (
+    Round,
+    has_begun_merging,
+    next_round,
+    note_inputs,
+    save_round,
+    supplement_url,
+)
 from daskinfer.storage.urls import absolute_url, join_url
 
 _log = logging.getLogger(__name__)
@@ -127,8 +134,8 @@ class RetrySession(Session):
         keeper = Keeper(record, self.recipe, self.epoch, number)
         sink = open_supplement(record, record.first_pin, number, self.recipe.workspace, self.epoch)
         done = list(sink.committed())
-        # Once all parts are committed the round has its outcome, whatever becomes of the input.
-        if len(done) < len(self.round.parts):
+        # Once merging has begun the round has its outcome, whatever becomes of the input.
+        if not has_begun_merging(self._fence.url, self.round):
             self._now = self._read_input(keeper, done)
         for commit in sink.committed():
             self.ledger.add_earlier(CommitDigest.of(commit))

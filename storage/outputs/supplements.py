@@ -8,8 +8,8 @@ Every retry is a *round*, numbered from 1, in `<output>/_daskinfer/retries/<job>
     commits/<partition>.json which of them counts; created once, by the first one
     before.json              the manifest as it was; created once, before the first part is replaced
 
-Nothing of the output itself changes before all these parts are committed. From then on the round has one outcome, and
-reaching it is copying: part by part, then its quarantine, then its record, and last the manifest. A driver that dies on
+Nothing of the output itself changes before all these parts are committed and `before.json` is there. From then on the
+round has one outcome, and reaching it is copying: part by part, then its quarantine, then its record, and last the manifest. A driver that dies on
 the way leaves everything that the next one needs to do the same again. The manifest that names the round closes it.
 """
 
@@ -25,7 +25,7 @@ from daskinfer.errors import IntegrityError
 from daskinfer.ids import canonical_json, parse_json
 from daskinfer.spec.commit import CommitRecord
 from daskinfer.spec.section import Section
-from daskinfer.storage.filesystem import LARGEST_MANIFEST, list_names, read_bytes, read_record
+from daskinfer.storage.filesystem import LARGEST_MANIFEST, exists, list_names, read_bytes, read_record
 from daskinfer.storage.outputs.fence import Fence
 from daskinfer.storage.outputs.ledger import (
     Ledger,
@@ -110,6 +110,11 @@ def read_round(url: str, job: str, number: int) -> Round:
             f"{place} is gone, or is not the record of a retry",
             hint="Put it back, or make the output again with --fresh.",
         ) from error
+
+
+def has_begun_merging(url: str, round: Round) -> bool:
+    """Tell whether parts of the output may be replaced by those of a round already."""
+    return exists(join_url(round_url(url, round.job, round.number), "before.json"))
 
 
 def supplement_url(url: str, job: str, round: int, epoch: int) -> str:

@@ -111,10 +111,11 @@ def test_a_stopped_job_is_finished_though_its_retry_was_killed(bench: Bench, sch
         assert json.loads(unchanged.read_text())["epoch"] == 1
 
 
+@pytest.mark.parametrize("all_committed", [False, True])
 def test_rows_that_are_mended_once_more_during_a_retry(
-    bench: Bench, scheduler: str, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, scheduler: str, monkeypatch: pytest.MonkeyPatch, all_committed: bool
 ) -> None:
-    # It stops right after the first commit; the workers may bring others to their end.
+    # It stops right after the first commit, or after the last; the workers may bring others to their end.
     monkeypatch.setattr("daskinfer.runtime.session.PROGRESS_SECONDS", 0.0)
     recipe, report = run_spoilt(bench, scheduler, "out.jsonl")
     spoil(bench, {3: json.dumps({"id": "row-3", "text": "first"}), 70: json.dumps({"id": "row-70", "text": "first"})})
@@ -124,7 +125,7 @@ def test_rows_that_are_mended_once_more_during_a_retry(
 
     with pytest.raises(Interrupted):
         words = (f"cluster.address={scheduler}",)
-        api.retry(report.job, recipe.workspace, overrides=words, watch=once(1, stop))
+        api.retry(report.job, recipe.workspace, overrides=words, watch=once(4 if all_committed else 1, stop))
     rounds = bench.folder / "out.jsonl/_daskinfer/retries"
     assert [*rounds.glob("*/0001/commits/*.json")] and not [*rounds.glob("*/0001/before.json")]
     spoil(bench, {row: json.dumps({"id": f"row-{row}", "text": "second"}) for row in BAD})
