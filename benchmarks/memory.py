@@ -31,7 +31,7 @@ from separate import Cluster, start_cluster
 
 from daskinfer.testing.fixtures.workers import find_workers
 from daskinfer.testing.models.tinymodels import make_tiny_bert
-from daskinfer.units import format_bytes
+from daskinfer.units import format_amount, format_bytes
 
 DASKINFER = Path(sys.executable).with_name("daskinfer")
 INTERVAL = 0.05
@@ -120,7 +120,7 @@ def sample(driver: psutil.Process, cluster: Cluster | None) -> dict[str, int]:
 def show(rows: list[int], found: list[dict[str, int]]) -> None:
     """Print the figures side by side."""
     table = Table(title="resident memory of the largest process")
-    for column in ("", *(f"{count:,} rows" for count in rows), "ratio"):
+    for column in ("", *(f"{format_amount(count, 'row')}" for count in rows), "ratio"):
         table.add_column(column, justify="right" if column else "left")
     for role in sorted(found[0]):
         sizes = [figures[role] for figures in found]

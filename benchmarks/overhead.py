@@ -29,6 +29,7 @@ from separate import start_cluster
 from daskinfer import api
 from daskinfer.spec.job.record import Progress
 from daskinfer.spec.recipe.schema import Recipe
+from daskinfer.units import format_amount
 
 ROOT = Path(__file__).resolve().parent.parent
 ROLES = ("driver", "scheduler")
@@ -131,14 +132,14 @@ def measure(
     if report.rows_out != microbatches or report.stages[0].microbatches != microbatches:
         sys.exit(f"{report.rows_out} rows in {report.stages[0].microbatches} microbatches, not {microbatches}")
     seconds, used = meter.used()
-    print(f"{microbatches:,} microbatches in {seconds:.1f} s", file=sys.stderr)
+    print(f"{format_amount(microbatches, 'microbatch')} in {seconds:.1f} s", file=sys.stderr)
     return {role: 1000 * (used[role] - idle[role] * seconds) / microbatches for role in ROLES}
 
 
 def show(microbatches: list[int], costs: list[dict[str, float]]) -> None:
     """Print the costs side by side."""
     table = Table(title=f"milliseconds of CPU a microbatch, {STAGES} stages")
-    for column in ("", *(f"{count:,} microbatches" for count in microbatches), "ratio"):
+    for column in ("", *(f"{format_amount(count, 'microbatch')}" for count in microbatches), "ratio"):
         table.add_column(column, justify="right" if column else "left")
     for role in ROLES:
         few, many = (cost[role] for cost in costs)

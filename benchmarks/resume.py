@@ -25,6 +25,7 @@ from daskinfer.spec.job.record import Progress
 from daskinfer.spec.recipe.schema import Recipe
 from daskinfer.storage.outputs.commit_index import INDEX_RECORDS, CommitDigest, tabulate, write_index
 from daskinfer.testing.models.tinymodels import make_tiny_bert
+from daskinfer.units import format_amount
 
 LEFT = 1_000
 """Partitions that are still to be computed."""
@@ -47,7 +48,7 @@ def main() -> None:
     print(
         json.dumps(result)
         if options.json
-        else f"back at work after {seconds:.1f} s, with {options.partitions:,} partitions committed"
+        else f"back at work after {seconds:.1f} s, with {format_amount(options.partitions, 'partition')} committed"
     )
     if seconds > options.limit:
         sys.exit(f"it took more than {options.limit} s")

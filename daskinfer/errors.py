@@ -169,7 +169,7 @@ class ClaimLost(DaskinferError):
 
 
 class JobFailed(DaskinferError):
-    """The work failed in a way that retrying did not mend."""
+    """The work failed in a way that retrying did not solve."""
 
 
 class NotFinite(JobFailed):

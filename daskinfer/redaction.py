@@ -133,17 +133,17 @@ def _find_secrets(
 
 
 def is_telling(name: str) -> bool:
-    """Say whether a name tells that what it names is a secret."""
+    """Whether a name tells that what it names is a secret."""
     return _TELLING.search(name) is not None
 
 
 def is_telling_variable(name: str) -> bool:
-    """Say whether an environment variable's name tells that it is a secret: `HF_TOKEN`, and not `TOKENIZER`."""
+    """Whether an environment variable's name tells that it is a secret: `HF_TOKEN`, and not `TOKENIZER`."""
     return _TELLING_VARIABLE.search(name) is not None
 
 
 def _is_other(name: str) -> bool:
-    """Say whether a name is that of a query's value that is no token."""
+    """Whether a name is that of a query's value that is no token."""
     return name.startswith("q-") and not is_telling(name.removeprefix("q-"))
 
 

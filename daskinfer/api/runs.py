@@ -20,6 +20,7 @@ from daskinfer.spec.recipe.schema import Recipe
 from daskinfer.storage.jobs.lease import refuse_held
 from daskinfer.storage.jobs.store import JobStore
 from daskinfer.storage.outputs.owner import current_owner
+from daskinfer.units import format_amount
 
 
 def run(
@@ -89,7 +90,7 @@ def _save_report(store: JobStore, session: RunSession, report: Report) -> None:
 
 
 def _tells_more(earlier: Report | None) -> bool:
-    """Tell whether an earlier report is of a run that computed something."""
+    """Whether an earlier report is of a run that computed something."""
     return earlier is not None and earlier.rows_this_run > 0
 
 
@@ -117,7 +118,7 @@ def validate(recipe: Recipe) -> list[str]:
     longest = f", texts of at most {plan.max_length} tokens" if has_texts else ""
     written = ", ".join(f"{field.name} {field.kind}{list(field.shape) or ''}" for field in draft.fields)
     lines = [
-        f"input: {table.rows:,} rows of {table.format} in {len(table.files)} file(s), {len(table.partitions):,} partitions",
+        f"input: {format_amount(table.rows, 'row')} of {table.format} in {len(table.files)} file(s), {format_amount(len(table.partitions), 'partition')}",
         f"checkpoint: {resolution.reference} is {resolution.snapshot}",
         f"plan: {cut}, {plan.numerics.dtype}{longest}",
         f"microbatches: {plan.sharing.describe()}",

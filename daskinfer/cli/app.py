@@ -21,7 +21,7 @@ from daskinfer.cli.failure import EXIT_CODES, fail, told_warnings
 from daskinfer.cli.interruption import hear_no_more, interrupting, is_program
 from daskinfer.cli.output.console import patient_streams
 
-# Nobody's typing mistake is to be mended into the loss of results.
+# Nobody's typing mistake is to be corrected into the loss of results.
 _DISCARDING = {"--fresh"}
 
 _HELP = """Batch inference on Dask: a model checkpoint over a dataset, on one locked checkpoint version.

@@ -108,7 +108,7 @@ def told_warnings() -> Iterator[None]:
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
-    """Tell whether an error is an interrupt, or what a library made of one."""
+    """Whether an error is an interrupt, or what a library made of one."""
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             return True

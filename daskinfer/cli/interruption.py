@@ -18,7 +18,7 @@ Handler = Callable[[int, FrameType | None], object]
 
 
 def is_program() -> bool:
-    """Tell whether this process is the command, and not another program that has imported it."""
+    """Whether this process is the command, and not another program that has imported it."""
     parts = sys.argv[0].replace(os.sep, "/").split("/")
     return threading.current_thread() is threading.main_thread() and (
         parts[-1].removesuffix(".exe") == "daskinfer" or parts[-2:] == ["daskinfer", "__main__.py"]

@@ -162,7 +162,7 @@ def _import_function(function: str) -> Callable[[], Any]:
     except (ImportError, AttributeError) as error:
         raise CheckpointError(f"model.entry {function} cannot be imported: {error}", hint=_HINT) from error
     except (Exception, SystemExit) as error:
-        raise CheckpointError(_describe_failure(function, error), hint="Mend the module.") from error
+        raise CheckpointError(_describe_failure(function, error), hint="Correct the module.") from error
     return found
 
 
@@ -209,7 +209,7 @@ def _find_source(function: str, module: str) -> Path:
     except (ImportError, ValueError) as error:
         raise CheckpointError(f"model.entry {function}: {error}", hint=_HINT) from error
     except (Exception, SystemExit) as error:  # of a package that the module is in
-        raise CheckpointError(_describe_failure(function, error), hint="Mend the package.") from error
+        raise CheckpointError(_describe_failure(function, error), hint="Correct the package.") from error
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         raise CheckpointError(f"model.entry {function}: there is no Python file for {module}", hint=_HINT)
     return Path(spec.origin)

@@ -29,7 +29,7 @@ def eligible_workers(workers: Sequence[WorkerShape], requires: Mapping[str, floa
 
 
 def declares(worker: WorkerShape, requires: Mapping[str, float]) -> bool:
-    """Tell whether the worker has enough of every required tag."""
+    """Whether the worker has enough of every required tag."""
     return all(worker.resources.get(tag, 0) >= amount for tag, amount in requires.items())
 
 

@@ -31,7 +31,7 @@ from daskinfer.storage.columns.types import (
 from daskinfer.storage.columns.values import can_convert, convert_column
 from daskinfer.storage.inputs.cutting import cut_files
 from daskinfer.storage.inputs.hive import folder_columns
-from daskinfer.storage.inputs.int96 import is_int96, mend_int96
+from daskinfer.storage.inputs.int96 import correct_int96, is_int96
 from daskinfer.storage.inputs.interface import Columns, Layout, MissingColumn, ParsedRows, Request
 from daskinfer.storage.inputs.kinds import check_picture
 from daskinfer.storage.inputs.lists import count_shapes, describe_array, to_numpy
@@ -45,6 +45,7 @@ from daskinfer.storage.inputs.parquet_bounds import (
 from daskinfer.storage.inputs.row_batch import make_excerpt
 from daskinfer.storage.inputs.text.survey import ARRAY_ROWS
 from daskinfer.storage.objects.filesystem import open_filesystem
+from daskinfer.units import format_amount
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +164,7 @@ class ParquetFormat:
             if column in layout.reads:
                 _refuse_missing(values, column, errors)
             if coarse is not None and column in old and not pa.types.is_null(values.type):
-                values = mend_int96(values, coarse.column(column), target, column, errors)
+                values = correct_int96(values, coarse.column(column), target, column, errors)
             columns[column] = convert_column(values, target, column, errors)
         for column, array in layout.arrays.items():
             wrong: dict[int, str] = {}
@@ -362,7 +363,7 @@ def _infer_array(files: Sequence[InputFile], column: str, types: Sequence[pa.Dat
             left -= rows
         if not shapes:
             raise InputError(
-                f"column '{column}' of {files[0].url}: none of the first {ARRAY_ROWS:,} rows is an array of numbers "
+                f"column '{column}' of {files[0].url}: none of the first {format_amount(ARRAY_ROWS, 'row')} is an array of numbers "
                 "without nulls and with lists of equal lengths",
                 hint="Name another column under input.columns.",
             )

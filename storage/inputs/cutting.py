@@ -9,6 +9,7 @@ from typing import Protocol
 from daskinfer.errors import InputError
 from daskinfer.spec.rows import InputFile, Partition, Segment
 from daskinfer.storage.inputs.files import unchanged
+from daskinfer.units import format_amount
 
 MOST_PARTITIONS = 1_000_000
 """Of one input: the table of so many takes 80 MB."""
@@ -61,8 +62,8 @@ def cut_evenly(rows: int, partition_rows: int, segment_of: Callable[[int, int], 
     """
     if rows > MOST_PARTITIONS * partition_rows:  # a claim of metadata: nobody has counted them
         raise InputError(
-            f"input.url: {rows:,} rows are more than {MOST_PARTITIONS:,} partitions of {partition_rows:,}",
-            hint="Raise input.partition_rows, or mend the metadata that claims so many.",
+            f"input.url: {format_amount(rows, 'row')} are more than {format_amount(MOST_PARTITIONS, 'partition')} of {partition_rows:,}",
+            hint="Raise input.partition_rows, or correct the metadata that claims so many.",
         )
     for number, first in enumerate(range(0, rows, partition_rows)):
         last = min(first + partition_rows, rows)

@@ -225,13 +225,13 @@ def _find_objects(place: str) -> tuple[InputFile, ...]:
         if file.url.rpartition("/")[2] in METADATA and file.size > LARGEST_METADATA:
             raise InputError(
                 f"input.url: {file.url} has {file.size:,} bytes, and metadata have at most {LARGEST_METADATA:,}",
-                hint="Mend the metadata.",
+                hint="Correct the metadata.",
             )
     return tuple(files)
 
 
 def is_zarr(place: str) -> bool:
-    """Say whether a Zarr group or array is meant, by its suffix or by what is there."""
+    """Whether a Zarr group or array is meant, by its suffix or by what is there."""
     suffix = PurePosixPath(place).suffix.lower()
     if suffix == ".zarr" or suffix in FORMATS:
         return suffix == ".zarr"

@@ -24,6 +24,7 @@ from daskinfer.storage.inputs.interface import Columns, Layout, MissingColumn, P
 from daskinfer.storage.inputs.kinds import check_picture
 from daskinfer.storage.objects.plain_store import COMPRESSORS, expands_beyond, open_store
 from daskinfer.storage.objects.store_errors import NotOurs, explain_errors
+from daskinfer.units import format_amount
 
 SINGLE = "array"
 """Column of an array that is in no group, unless the recipe reads it under another name."""
@@ -169,7 +170,7 @@ def _refuse_absurd(array: zarr.Array[Any], where: str) -> None:
         what, size, most = ("row", row, _LARGEST_ROW) if row > _LARGEST_ROW else ("chunk", chunk, _LARGEST_CHUNK)
         raise InputError(
             f"{where}: its metadata claim {size:,} bytes a {what}, and at most {most:,} are read",
-            hint="Mend the metadata, or write the array in smaller chunks.",
+            hint="Correct the metadata, or write the array in smaller chunks.",
         )
     if len(_codecs_of(array)) > _MOST_CODECS or len(_compressors_of(array)) > 1:
         raise InputError(
@@ -180,7 +181,7 @@ def _refuse_absurd(array: zarr.Array[Any], where: str) -> None:
     if chunks > _MOST_CHUNKS:
         raise InputError(
             f"{where}: its metadata claim {chunks:,} chunks a row, and at most {_MOST_CHUNKS:,} are read",
-            hint="Mend the metadata, or write the array in larger chunks.",
+            hint="Correct the metadata, or write the array in larger chunks.",
         )
 
 
@@ -189,9 +190,9 @@ def _refuse_large_partition(array: zarr.Array[Any], partition_rows: int, where: 
     size = min(partition_rows, array.shape[0]) * array.dtype.itemsize * math.prod(map(int, array.shape[1:]))
     if size > _LARGEST_PARTITION:
         raise InputError(
-            f"{where}: its metadata claim {size:,} bytes a partition of {partition_rows:,} rows, and at most "
+            f"{where}: its metadata claim {size:,} bytes a partition of {format_amount(partition_rows, 'row')}, and at most "
             f"{_LARGEST_PARTITION:,} are read at once",
-            hint="Lower input.partition_rows, or mend the metadata.",
+            hint="Lower input.partition_rows, or correct the metadata.",
         )
 
 

@@ -22,7 +22,7 @@ def is_int96(parquet: pq.ParquetFile, column: str) -> bool:
     )
 
 
-def mend_int96(
+def correct_int96(
     fine: pa.ChunkedArray, coarse: pa.ChunkedArray, target: pa.DataType, column: str, errors: dict[int, str]
 ) -> pa.ChunkedArray:
     """Return the times of a column, which before 1678 and after 2262 differ from those that Arrow reads.

@@ -114,7 +114,7 @@ def _find_spellings(pattern: Pattern, target: str) -> Iterator[tuple[str, bool]]
 
 
 def _ends_otherwise(pattern: Pattern) -> bool:
-    """Say whether all names that the pattern matches end in a way in which nothing ends that a job writes."""
+    """Whether all names that the pattern matches end in a way in which nothing ends that a job writes."""
     tail = re.split(r"[*?\]]", pattern.parts[-1])[-1]
     return PurePosixPath(f"x{tail}").suffix.lower() in _NEVER_WRITTEN
 

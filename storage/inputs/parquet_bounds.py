@@ -16,6 +16,7 @@ from daskinfer.errors import InputError
 from daskinfer.spec.rows import InputFile, Segment
 from daskinfer.storage.columns.types import is_binary, is_text
 from daskinfer.storage.inputs.text.line_scanner import LONGEST_RECORD
+from daskinfer.units import format_amount
 
 _LARGEST_FOOTER = 128 << 20
 _BATCH_ROWS = 8192
@@ -58,7 +59,7 @@ def refuse_large_rows(metadata: pq.FileMetaData, columns: Collection[str], file:
         size, stored = _sizes(group, columns, file)
         if size > max(group.num_rows, 1) * LONGEST_RECORD:
             raise InputError(
-                f"{file.url}: row group {number} has {size:,} bytes in {group.num_rows:,} rows of {', '.join(columns)}; "
+                f"{file.url}: row group {number} has {size:,} bytes in {format_amount(group.num_rows, 'row')} of {', '.join(columns)}; "
                 f"a row may have at most {LONGEST_RECORD:,}",
                 hint="Narrow input.url, or split what its rows hold.",
             )
@@ -132,6 +133,6 @@ def _sizes(group: pq.RowGroupMetaData, columns: Collection[str], file: InputFile
 def _refuse_expansion(size: int, stored: int, rows: int, file: InputFile) -> None:
     if size > max(_DECODED, _EXPANSION * stored):
         raise InputError(
-            f"{file.url} makes {size:,} bytes of {rows:,} rows out of {stored:,}, which nothing that was written as rows does",
+            f"{file.url} makes {size:,} bytes of {format_amount(rows, 'row')} out of {stored:,}, which nothing that was written as rows does",
             hint="Lower input.partition_rows, the rows that are read at once, or look at what is in it.",
         )

@@ -28,11 +28,11 @@ class Pattern:
         return "/".join([escaped, *self.parts])
 
     def matches(self, names: Sequence[str]) -> bool:
-        """Say whether it matches the path of these names below the root."""
+        """Whether it matches the path of these names below the root."""
         return _match(self.parts, tuple(names), within=False)
 
     def matches_within(self, names: Sequence[str]) -> bool:
-        """Say whether it can match any file, however deep, in the folder of these names below the root."""
+        """Whether it can match any file, however deep, in the folder of these names below the root."""
         return _match(self.parts, tuple(names), within=True)
 
 

@@ -170,7 +170,7 @@ def join(url: str, beat: float = BEAT, ttl: float = TTL) -> Membership:
 
 
 def is_held(url: str) -> bool:
-    """Say whether a driver seems to run the job, at once: of another machine's the heartbeat's age is believed."""
+    """Whether a driver seems to run the job, at once: of another machine's the heartbeat's age is believed."""
     head = SlotLog(join_url(url, "epochs")).head()
     if head is None:
         return False

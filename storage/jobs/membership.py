@@ -179,7 +179,7 @@ def find_living(url: str, epoch: int, ttl: float = TTL) -> list[Member]:
 
 
 def _is_moving(url: str, before: Member) -> bool:
-    """Say whether a member is seen to live: its process is there, or it has beaten since."""
+    """Whether a member is seen to live: its process is there, or it has beaten since."""
     if look_for(before.driver) == "alive":
         return True
     now = read_member(url, before.member)
@@ -187,7 +187,7 @@ def _is_moving(url: str, before: Member) -> bool:
 
 
 def seems_alive(member: Member) -> bool:
-    """Say whether a member seems to live, at once: of another machine's the heartbeat's age is believed."""
+    """Whether a member seems to live, at once: of another machine's the heartbeat's age is believed."""
     verdict = look_for(member.driver)
     if member.released or verdict == "dead":
         return False

@@ -33,7 +33,7 @@ class PoisonRecords:
     job
         URL of the job's folder.
     round, epoch
-        Number of a retry and life of its driver, which finds out anew: what was wrong may have been mended since the
+        Number of a retry and life of its driver, which finds out anew: what was wrong may have been corrected since the
         last one. 0 for the job itself.
     """
 
@@ -56,7 +56,7 @@ class PoisonRecords:
 
 
 def forget_poison_records(job: str) -> None:
-    """Delete what is stored of a job's poisonous rows: they may have been mended."""
+    """Delete what is stored of a job's poisonous rows: they may have been corrected."""
     delete(join_url(job, POISON), recursive=True)
 
 

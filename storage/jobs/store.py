@@ -4,7 +4,7 @@
 
     job.json          what the job is, the snapshot it is locked on included; created once
     inputs.json.gz    its partition table; created once
-    mended.json       digest of the input as it was mended since, where a stopped job was finished on it
+    corrected.json       digest of the input as it was corrected since, where a stopped job was finished on it
     epochs/           slot log: every driver it has had
     lease.json        heartbeat and progress of the last one
     members/          heartbeat and progress of everyone who ran it together with others
@@ -129,18 +129,18 @@ class JobStore:
             raise _unreadable(place, "partition table") from error
 
     def inputs(self, record: JobRecord) -> str:
-        """Return the digest of the input files that the job reads: those it began with, or those mended since."""
-        place = self._place("mended.json")
+        """Return the digest of the input files that the job reads: those it began with, or those corrected since."""
+        place = self._place("corrected.json")
         try:
             return str(parse_json(read_record(place))["inputs"])
         except FileNotFoundError:
             return record.inputs
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise _unreadable(place, "record of mended inputs") from error
+            raise _unreadable(place, "record of corrected inputs") from error
 
     def save_inputs(self, inputs: str) -> None:
-        """Note that the input was mended in place, and that the job reads it as it is now."""
-        replace_bytes(self._place("mended.json"), canonical_json({"inputs": inputs}))
+        """Note that the input was corrected in place, and that the job reads it as it is now."""
+        replace_bytes(self._place("corrected.json"), canonical_json({"inputs": inputs}))
 
     def acquire(self, beat: float = BEAT, ttl: float = TTL, mode: Mode = "alone") -> lease.Lease:
         """Become the job's driver; see `daskinfer.storage.jobs.lease.acquire`."""
@@ -156,7 +156,7 @@ class JobStore:
         return 0 if newest is None else newest[0]
 
     def is_cleared(self) -> bool:
-        """Say whether the output holds nothing of its former owner."""
+        """Whether the output holds nothing of its former owner."""
         return exists(self._place("cleared.json"))
 
     def mark_cleared(self) -> None:
@@ -284,7 +284,9 @@ def find_job(workspace: str, name: str) -> JobStore:
     if len(matches) == 1:
         return JobStore(workspace, matches[0])
     if matches:
-        raise UsageError(f"{name} is short for {len(matches)} jobs: {', '.join(matches)}", hint="Give more of the id.")
+        raise UsageError(
+            f"{name} begins the ids of {len(matches)} jobs: {', '.join(matches)}", hint="Give more of the id."
+        )
     close = get_close_matches(name, jobs, n=1)
     hint = f"Did you mean {close[0]}?" if close else "List them: daskinfer jobs"
     raise UsageError(f"no job {name} in {absolute_url(workspace)}", hint=hint)

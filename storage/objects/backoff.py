@@ -107,7 +107,7 @@ def outlast(
 
 
 def is_transient(error: BaseException) -> bool:
-    """Say whether trying again may help."""
+    """Whether trying again may help."""
     if isinstance(error, (ConnectionError, TimeoutError)):
         return True
     if isinstance(error, OSError) and error.errno in _TRANSIENT:
@@ -117,7 +117,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def is_away(error: BaseException) -> bool:
-    """Say whether the store may be back in a minute or an hour, though trying again at once may not help."""
+    """Whether the store may be back in a minute or an hour, though trying again at once may not help."""
     if is_transient(error) or (isinstance(error, OSError) and error.errno in _AWAY):
         return True
     return not _class_names(error).isdisjoint(_AWAY_CLASSES)

@@ -162,7 +162,7 @@ def link(temporary: Path, target: Path, holds: Callable[[Path], bool]) -> bool:
 
 
 def holds(target: Path, data: bytes) -> bool:
-    """Say whether a file has these bytes."""
+    """Whether a file has these bytes."""
     return target.stat().st_size == len(data) and target.read_bytes() == data
 
 
@@ -209,7 +209,7 @@ def _upload(filesystem: AbstractFileSystem, path: str, stream: Stream) -> None:
 
 
 def _compare(filesystem: AbstractFileSystem, path: str, data: bytes) -> bool | None:
-    """Say whether these bytes lie at the path; None if nothing does."""
+    """Whether these bytes lie at the path; None if nothing does."""
     size = _size(filesystem, path)
     if size != len(data):
         return None if size is None else False

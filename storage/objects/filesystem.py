@@ -190,7 +190,7 @@ def refuse_special(url: str) -> None:
 
 
 def exists(url: str) -> bool:
-    """Say whether an object or a folder with objects is there."""
+    """Whether an object or a folder with objects is there."""
     with explain_errors(url, "look for"):
         filesystem, path = open_filesystem(url)
         return bool(filesystem.exists(path))

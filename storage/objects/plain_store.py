@@ -99,7 +99,8 @@ class _PlainStore(WrapperStore[Store]):
         refuse_special(path)
         if key.rpartition("/")[2] in METADATA and (size := Path(path).stat().st_size) > LARGEST_METADATA:
             raise NotOurs(
-                f"{path} has {size:,} bytes, and metadata have at most {LARGEST_METADATA:,}", hint="Mend the metadata."
+                f"{path} has {size:,} bytes, and metadata have at most {LARGEST_METADATA:,}",
+                hint="Correct the metadata.",
             )
 
 
@@ -112,7 +113,7 @@ def refuse_dense_metadata(key: str, data: bytes) -> None:
         except json.JSONDecodeError:
             return  # Zarr says what is wrong
         except ValueError as error:
-            raise NotOurs(f"{key}: {error}", hint="Mend the metadata.") from error
+            raise NotOurs(f"{key}: {error}", hint="Correct the metadata.") from error
 
 
 def _refuse_long(metadata: Any) -> None:
@@ -128,7 +129,7 @@ def _refuse_long(metadata: Any) -> None:
 
 
 def expands_beyond(codec: str, data: bytes, most: int) -> bool:
-    """Say whether a chunk becomes more than `most` bytes, without holding them; of codecs that are not known, never.
+    """Whether a chunk becomes more than `most` bytes, without holding them; of codecs that are not known, never.
 
     Parameters
     ----------

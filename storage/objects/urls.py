@@ -19,7 +19,7 @@ _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 
 
 def is_local(url: str) -> bool:
-    """Say whether the URL is a path on this machine, which may hold any characters, `::` too."""
+    """Whether the URL is a path on this machine, which may hold any characters, `::` too."""
     return url.startswith(_LOCAL_PREFIXES) or not _URL.match(url)
 
 

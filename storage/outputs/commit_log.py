@@ -79,7 +79,7 @@ class CommitLog:
             return record
         winner = _parse(url, read_record(url))
         # Where snapshots may change, the attempt that commits first decides which one the partition is of. And the rows
-        # that a retry recovers are other ones as soon as the user has mended more: each epoch writes to its own folder.
+        # that a retry recovers are other ones as soon as the user has corrected more: each epoch writes to its own folder.
         if winner.snapshot == record.snapshot and winner.digest != record.digest and not record.round:
             raise IntegrityError(
                 f"two attempts at partition {record.partition} gave different bytes: {url} has {winner.digest}, "
@@ -89,7 +89,7 @@ class CommitLog:
         return winner
 
     def has(self, partition: int) -> bool:
-        """Say whether a partition is committed."""
+        """Whether a partition is committed."""
         return exists(self._record_url(partition))
 
     def committed(self, among: Container[int] | None = None) -> Iterator[CommitRecord]:

@@ -95,7 +95,7 @@ def save_round(fence: Fence, round: Round) -> None:
 
 
 def note_inputs(fence: Fence, round: Round, digest: str) -> None:
-    """Write down which input files a round reads its rows from: they may have been mended since the run."""
+    """Write down which input files a round reads its rows from: they may have been corrected since the run."""
     place = join_url(round_url(fence.url, round.job, round.number), "inputs.json")
     fence.replace(place, canonical_json({"inputs": digest}))
 
@@ -113,7 +113,7 @@ def read_round(url: str, job: str, number: int) -> Round:
 
 
 def has_begun_merging(url: str, round: Round) -> bool:
-    """Tell whether parts of the output may be replaced by those of a round already."""
+    """Whether parts of the output may be replaced by those of a round already."""
     return exists(join_url(round_url(url, round.job, round.number), "before.json"))
 
 

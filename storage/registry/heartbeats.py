@@ -112,5 +112,5 @@ class Watcher:
         self._dead[url] = read_beat(url)
 
     def is_dead(self, url: str, value: str | None) -> bool:
-        """Say whether exactly this value was found to be a dead one's: a single beat more, and its writer lives."""
+        """Whether exactly this value was found to be a dead one's: a single beat more, and its writer lives."""
         return url in self._dead and self._dead[url] == value

@@ -137,7 +137,7 @@ def _describe(record: dict[str, Any], snapshot: str, key: Ed25519PublicKey | Non
 
 
 def _is_valid(envelope: Any, snapshot: str, key: Ed25519PublicKey) -> bool:
-    """Say whether an envelope is this key's word for this snapshot; the key id that it names proves nothing."""
+    """Whether an envelope is this key's word for this snapshot; the key id that it names proves nothing."""
     try:
         payload = base64.b64decode(envelope["payload"], validate=True)
         signed = encode_payload(envelope["payloadType"], payload)

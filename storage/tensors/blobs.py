@@ -111,7 +111,7 @@ def _wrong_size(group: LayerGroup, size: int, url: str) -> CorruptBlob:
 
 
 def is_intact(url: str, size: int, sha256: str) -> bool:
-    """Say whether a blob is there with all its bytes; they are read in pieces and not kept."""
+    """Whether a blob is there with all its bytes; they are read in pieces and not kept."""
     digest = hashlib.sha256()
     try:
         read = open_reader(url)

@@ -36,9 +36,9 @@ def test_locks_are_listed(registry: Registry) -> None:
     assert row[6].endswith(" ago")
     found = json.loads(call("locks", "mini@v1", "--json").stdout)
     assert [lock["job"] for lock in found["locks"]] == ["news-1"]
-    assert call("locks", "mini@prod").stdout == "nobody holds anything of mini@prod\n"
+    assert call("locks", "mini@prod").stdout == "no job and no alias holds a version of mini@prod\n"
     assert call("locks", "mini@v9").exit_code == 2
-    assert call("locks", "--registry", "none").stdout == "nobody holds anything of none\n"
+    assert call("locks", "--registry", "none").stdout == "no job and no alias holds a version of none\n"
 
 
 def test_gc_says_what_goes_and_why_the_rest_stays(registry: Registry) -> None:

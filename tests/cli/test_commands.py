@@ -319,7 +319,7 @@ def test_the_dask_plugin_is_the_same_program(fake: FakeApi) -> None:
 
 
 @pytest.mark.parametrize("typed", ["--frsh", "--refresh"])
-def test_no_typing_mistake_is_mended_into_the_loss_of_results(fake: FakeApi, typed: str, tmp_path: Path) -> None:
+def test_no_typing_mistake_is_corrected_into_the_loss_of_results(fake: FakeApi, typed: str, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("")
     ended = CliRunner().invoke(main, ["run", str(tmp_path / "recipe.yaml"), typed])
     assert ended.exit_code == 2

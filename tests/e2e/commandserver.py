@@ -39,7 +39,7 @@ class CommandServer:
         self._process.wait(timeout=60)
 
     def can_run(self, env: Mapping[str, str]) -> bool:
-        """Tell whether a forked command behaves in an environment as a new process would."""
+        """Whether a forked command behaves in an environment as a new process would."""
         return _take_early(env) == self._early
 
     def run(self, words: Sequence[str], cwd: Path, env: Mapping[str, str], seconds: float) -> tuple[int, str, str]:

@@ -17,7 +17,7 @@ from daskinfer.ids import make_nonce
 
 
 def is_allowed() -> bool:
-    """Say whether this user may make namespaces."""
+    """Whether this user may make namespaces."""
     if os.name != "posix" or os.geteuid() != 0 or not all(map(shutil.which, ("ip", "unshare"))):
         return False
     probe = f"di{make_nonce(6)}"
@@ -43,7 +43,7 @@ class Host:
         return ["ip", "netns", "exec", self.name, "unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
 
     def switch(self, state: str) -> None:
-        """Cut the link, `down`, or mend it, `up`."""
+        """Cut the link, `down`, or correct it, `up`."""
         call("ip", "link", "set", f"{self.name}-o", state)
 
     def cut_off(self, other: Host) -> None:
@@ -51,7 +51,7 @@ class Host:
         call("ip", "-n", self.name, "route", "add", "blackhole", f"{other.address}/32")
 
     def reach(self, other: Host) -> None:
-        """Mend that."""
+        """Correct that."""
         call("ip", "-n", self.name, "route", "del", "blackhole", f"{other.address}/32")
 
 

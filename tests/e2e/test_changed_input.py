@@ -112,7 +112,7 @@ def test_a_stopped_job_is_finished_though_its_retry_was_killed(bench: Bench, sch
 
 
 @pytest.mark.parametrize("all_committed", [False, True])
-def test_rows_that_are_mended_once_more_during_a_retry(
+def test_rows_that_are_corrected_once_more_during_a_retry(
     bench: Bench, scheduler: str, monkeypatch: pytest.MonkeyPatch, all_committed: bool
 ) -> None:
     # It stops right after the first commit, or after the last; the workers may bring others to their end.

@@ -51,7 +51,7 @@ RECORDS = (
     "work/jobs/{stopped}/lease.json",
     "work/jobs/{stopped}/report.json",
     "work/jobs/{stopped}/cleared.json",
-    "work/jobs/{stopped}/mended.json",
+    "work/jobs/{stopped}/corrected.json",
     "work/jobs/{stopped}/epochs/*.json",
     "work/jobs/{stopped}/control/*.json",
     "work/jobs/{stopped}/journal/*.jsonl",

@@ -99,7 +99,7 @@ class Drained:
             self._go.touch()
 
     def _is_shown(self, progress: Progress) -> bool:
-        """Tell whether `daskinfer status` would show that all workers compute."""
+        """Whether `daskinfer status` would show that all workers compute."""
         heartbeat = read_heartbeat(JobStore(self._workspace, progress.job).url)
         shown = heartbeat.progress if heartbeat else None
         return shown is not None and bool(shown.workers) and all(one.does == "computes" for one in shown.workers)

@@ -1,4 +1,4 @@
-"""Bytes that are not what they should be: each kind of damage is done, noticed, and mended or refused."""
+"""Bytes that are not what they should be: each kind of damage is done, noticed, and corrected or refused."""
 
 from __future__ import annotations
 

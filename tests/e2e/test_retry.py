@@ -1,4 +1,4 @@
-"""Quarantined rows, mended and retried: the output becomes the one of a job that never had the trouble."""
+"""Quarantined rows, corrected and retried: the output becomes the one of a job that never had the trouble."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def assert_calm(output: Path, calm: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", ["out.zarr", "out.parquet", "out.jsonl"])
-def test_mended_rows_take_their_places(bench: Bench, scheduler: str, calm: dict[str, Any], name: str) -> None:
+def test_corrected_rows_take_their_places(bench: Bench, scheduler: str, calm: dict[str, Any], name: str) -> None:
     recipe, report = run_spoilt(bench, scheduler, name)
     before = read_rows(open_output(str(bench.folder / name)))
     spoil(bench, {299: "[]", 71: '{"id": "row-71"}'})
@@ -205,7 +205,7 @@ def test_what_cannot_be_retried_is_said(bench: Bench, scheduler: str) -> None:
     assert data_bytes(bench.folder / "out.parquet") == before
 
 
-def test_a_job_that_stopped_over_its_budget_is_finished_on_mended_rows(
+def test_a_job_that_stopped_over_its_budget_is_finished_on_corrected_rows(
     bench: Bench, scheduler: str, calm: dict[str, Any]
 ) -> None:
     spoil(bench, BAD)
@@ -224,11 +224,11 @@ def test_a_job_that_stopped_over_its_budget_is_finished_on_mended_rows(
         api.retry(status.job, recipe.workspace, overrides=words)
     assert f"daskinfer retry {status.job} --set errors.max_rows=N" in (still.value.hint or "")
     # Rows of both inputs are in no output whose recipe names the old one.
-    mended = (bench.folder / "in.jsonl").read_bytes()
+    corrected = (bench.folder / "in.jsonl").read_bytes()
     (bench.folder / "in.jsonl").write_bytes(spoilt)
     with pytest.raises(OutputOwned):
         run(recipe, scheduler)
-    (bench.folder / "in.jsonl").write_bytes(mended)
+    (bench.folder / "in.jsonl").write_bytes(corrected)
     done = api.retry(status.job, recipe.workspace, overrides=(*words, "errors.max_rows=1"))
     assert done is not None and (done.verdict, done.rows_out, done.rows_quarantined) == ("done", 299, 1)
     assert api.verify_output(status.job, recipe.workspace).rows_out == 299

@@ -231,7 +231,7 @@ def test_a_member_that_is_still_loading_ends_with_the_others() -> None:
     assert kinds(core.handle(BlocksClaimed((), others(0, 1)), 1.0)) == [Seal]
 
 
-def test_trouble_with_storage_is_told_and_mended() -> None:
+def test_trouble_with_storage_is_told_and_corrected() -> None:
     core = make_running()
     assert core.handle(BlocksClaimed(trouble="503"), 1.0) == [
         IncidentRecord("storage-refused", "503", 0),

@@ -9,7 +9,7 @@ from itertools import combinations
 import pytest
 
 from daskinfer.runtime.protocol.actions import Action, Fail, GrantTag, IncidentRecord, LoadShard, Recovered, Restart
-from daskinfer.runtime.protocol.events import LinkMended, NetworkCut, Prepared, Tick, WorkerJoined, WorkerLost
+from daskinfer.runtime.protocol.events import LinkRestored, NetworkCut, Prepared, Tick, WorkerJoined, WorkerLost
 from daskinfer.runtime.protocol.keys import Link
 from daskinfer.runtime.state_machine.faults.reachability import Reachability
 from daskinfer.runtime.state_machine.limits import Limits
@@ -104,7 +104,7 @@ def test_its_successor_gets_nothing_to_do_until_it_reaches_the_others() -> None:
     assert core.handle(Tick(), 103) == []
     assert notes(core.handle(Tick(), 106)) == ["stage-doubled"], "A takes it on"
     core.handle(acknowledge(1, A), 107)
-    assert core.handle(LinkMended((B, A)), 120) == [LoadShard(1, B_LATER)]
+    assert core.handle(LinkRestored((B, A)), 120) == [LoadShard(1, B_LATER)]
     assert "stage-relieved" in notes(core.handle(acknowledge(1, B_LATER), 121))
 
 
@@ -125,7 +125,7 @@ def test_a_spare_on_the_same_host_does_not_take_over() -> None:
     assert notes(actions) == ["cut-off", "network-cut"]
     assert actions[-1] == LoadShard(1, C)
     assert core.handle(WorkerLost("tcp://two:7"), 101) == []
-    assert core.handle(LinkMended((B, A)), 102) == [], "it is gone"
+    assert core.handle(LinkRestored((B, A)), 102) == [], "it is gone"
 
 
 def test_a_job_that_nobody_is_left_for_says_why() -> None:
@@ -168,7 +168,7 @@ def test_workers_that_are_cut_off_again_and_again_end_the_job() -> None:
     for port in range(3):
         # The link is there whenever it is tried, and not when it is needed.
         actions = core.handle(NetworkCut(((worker, A),), 8), 100)
-        core.handle(LinkMended((worker, A)), 100)
+        core.handle(LinkRestored((worker, A)), 100)
         worker = f"tcp://two:{port + 5}"
         core.handle(WorkerJoined(make_worker(worker)), 101)
     assert "3 workers died" in str(only_fail(actions))

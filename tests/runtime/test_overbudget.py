@@ -26,7 +26,7 @@ def test_the_first_rows_and_the_quarantine_are_named(tmp_path: Path, is_staged: 
     output = str(tmp_path / "out.zarr")
     place = staged_url(output, "news-1", 0) if is_staged else output
     refused(place, 5)
-    error = explain_rejects(refuse_rejects(5, 1), output, "news-1", (), is_mended=False)
+    error = explain_rejects(refuse_rejects(5, 1), output, "news-1", (), is_corrected=False)
     assert error.message.splitlines() == [
         "5 rows are quarantined; errors.max_rows allows 1",
         *(f"in.jsonl:{line}: not JSON" for line in (1, 2, 3)),
@@ -36,7 +36,7 @@ def test_the_first_rows_and_the_quarantine_are_named(tmp_path: Path, is_staged: 
 
 
 def test_a_retry_is_told_to_retry(tmp_path: Path) -> None:
-    error = explain_rejects(refuse_rejects(1, 0), str(tmp_path), "news-1", (), is_mended=True)
+    error = explain_rejects(refuse_rejects(1, 0), str(tmp_path), "news-1", (), is_corrected=True)
     assert error.message == "1 row is quarantined; errors.max_rows allows 0"
     assert "`daskinfer retry news-1 --set errors.max_rows=N" in (error.hint or "")
     assert "run again" not in (error.hint or "")
@@ -44,7 +44,7 @@ def test_a_retry_is_told_to_retry(tmp_path: Path) -> None:
 
 def test_rows_that_broke_the_model_are_named_before_they_are_in_the_quarantine(tmp_path: Path) -> None:
     poison = Incident(at=1, kind="poison", detail="partition 0, microbatch 0, row 7 of the partition: boom")
-    error = explain_rejects(refuse_rejects(1, 0), str(tmp_path), "news-1", (poison,), is_mended=False)
+    error = explain_rejects(refuse_rejects(1, 0), str(tmp_path), "news-1", (poison,), is_corrected=False)
     assert poison.detail in error.message
     other = JobFailed("boom")
-    assert explain_rejects(other, str(tmp_path), "news-1", (poison,), is_mended=False) is other
+    assert explain_rejects(other, str(tmp_path), "news-1", (poison,), is_corrected=False) is other

@@ -16,7 +16,7 @@ from daskinfer.runtime.monitoring import connectivity
 from daskinfer.runtime.monitoring.connectivity import can_connect, try_links
 from daskinfer.runtime.monitoring.stall_detector import MENDING_LOOKS, STALLED_LOOKS, Stalls, Wait
 from daskinfer.runtime.monitoring.task_snapshot import look_at_tasks
-from daskinfer.runtime.protocol.events import LinkMended, NetworkCut
+from daskinfer.runtime.protocol.events import LinkRestored, NetworkCut
 from daskinfer.runtime.protocol.keys import Link
 from daskinfer.spec.job.generation import SnapshotPin
 
@@ -36,7 +36,7 @@ class Watched:
         self.silent: dict[str, int] = {}
         self.workers = [A, B, C]
 
-    def look(self, *waits: Wait, cut: bool | None = True) -> tuple[list[NetworkCut], set[Link], list[LinkMended]]:
+    def look(self, *waits: Wait, cut: bool | None = True) -> tuple[list[NetworkCut], set[Link], list[LinkRestored]]:
         """Look, and try what is due: `cut` tells what comes of it, if anything does."""
         self.second += 1
         seen = {worker: self.silent.get(worker, self.second) - 0.1 for worker in self.workers}
@@ -69,7 +69,7 @@ def test_a_link_that_is_there_or_of_which_nothing_is_said_is_tried_again(cut: bo
     looks = [watched.look(wait(B, A, C), cut=cut) for _ in range(3 * STALLED_LOOKS)]
     assert [second for second, (_, due, _) in enumerate(looks, 1) if due] == [5, 10, 15]
     assert looks[4][1] == {(B, A), (B, C)}
-    assert not any(told or mended for told, _, mended in looks)
+    assert not any(told or corrected for told, _, corrected in looks)
 
 
 def test_a_host_that_is_down_is_not_cut_off() -> None:
@@ -109,7 +109,7 @@ def test_a_link_is_tried_until_it_is_there_again_between_whoever_is_on_its_hosts
     assert not any(watched.look()[1] for _ in range(MENDING_LOOKS)), "there is nobody to connect to"
     watched.workers.append(A)
     looks = [watched.look(cut=False) for _ in range(2 * MENDING_LOOKS)]
-    assert [mended for _, _, mended in looks if mended] == [[LinkMended((B, A))]]
+    assert [corrected for _, _, corrected in looks if corrected] == [[LinkRestored((B, A))]]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -118,8 +118,8 @@ def test_whoever_can_connect_is_never_cut_off(seed: int) -> None:
     watched = Watched()
     for _ in range(300):
         waits = [wait(chance.choice([A, B]), C, task=f"task {number}") for number in range(chance.randrange(4))]
-        told, _, mended = watched.look(*waits, cut=chance.choice([False, False, None]))
-        assert not told and not mended
+        told, _, corrected = watched.look(*waits, cut=chance.choice([False, False, None]))
+        assert not told and not corrected
 
 
 # Against the installed distributed

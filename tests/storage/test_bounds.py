@@ -41,7 +41,7 @@ DENSE = b"[" + b"[]," * 400_000 + b"1]"
 RECORDS: dict[str, tuple[str, Callable[[str], object]]] = {
     "job": ("jobs/j/job.json", lambda url: JobStore(url, "j").record()),
     "table": ("jobs/j/inputs.json.gz", lambda url: JobStore(url, "j").table()),
-    "mended inputs": ("jobs/j/mended.json", lambda url: JobStore(url, "j").inputs(None)),  # type: ignore[arg-type]
+    "corrected inputs": ("jobs/j/corrected.json", lambda url: JobStore(url, "j").inputs(None)),  # type: ignore[arg-type]
     "report": ("jobs/j/report.json", lambda url: JobStore(url, "j").report()),
     "lease": ("jobs/j/lease.json", lambda url: read_heartbeat(f"{url}/jobs/j")),
     "member": ("jobs/j/members/m.json", lambda url: read_member(f"{url}/jobs/j", "m")),

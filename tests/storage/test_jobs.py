@@ -201,7 +201,7 @@ def test_lookup_by_prefix(store: JobStore, workspace: str) -> None:
     create_job(workspace, make_record, "mail-abcdefabcd")
     assert find_job(workspace, "mail").job == "mail-abcdefabcd"
     assert find_job(workspace, STEM).job == STEM, "an exact id wins over longer ones"
-    with pytest.raises(UsageError, match=rf"news is short for 2 jobs: {STEM}, {STEM}-r2"):
+    with pytest.raises(UsageError, match=rf"news begins the ids of 2 jobs: {STEM}, {STEM}-r2"):
         find_job(workspace, "news")
     with pytest.raises(UsageError, match=r"no job mail-abcdefabce in .*\nDid you mean mail-abcdefabcd\?"):
         find_job(workspace, "mail-abcdefabce")

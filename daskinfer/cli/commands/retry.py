@@ -30,7 +30,7 @@ _FIELDS = ("job", "rows_retried", "rows_recovered", "rows_quarantined", "seconds
 def retry(ctx: click.Context, job: str, workspace: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Compute the quarantined rows of JOB again, and merge those that come out into its output.
 
-    For after you have mended what rows were refused for. A job that stopped, over its budget or otherwise, is finished on
+    For after you have corrected what rows were refused for. A job that stopped, over its budget or otherwise, is finished on
     its input as it is now. Rows are computed on the checkpoint version of the job, and those that fail again stay in the
     quarantine. `--set` takes keys that do not change the
     output: cluster, placement, recovery, errors.max_rows, errors.microbatch_seconds, pipeline.window.

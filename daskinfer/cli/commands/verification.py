@@ -7,6 +7,7 @@ import click
 from daskinfer.cli.failure import circumstances
 from daskinfer.cli.options import json_option, workspace_option
 from daskinfer.cli.output.plain_text import tell
+from daskinfer.units import format_amount
 
 
 @click.command()
@@ -43,7 +44,7 @@ def verify(ctx: click.Context, job: str, workspace: str, as_json: bool) -> None:
     if found.strays:
         circumstances(ctx).facts = lambda: facts
         raise IntegrityError(
-            f"{len(found.strays):,} files among the parts of {found.output} are not of job {found.job}; the first: "
+            f"{format_amount(len(found.strays), 'file')} among the parts of {found.output} are not of job {found.job}; the first: "
             f"{found.strays[0]}",
             hint="Move them away: whoever reads the folder takes them for rows of the output.",
         )
@@ -51,7 +52,7 @@ def verify(ctx: click.Context, job: str, workspace: str, as_json: bool) -> None:
         click.echo(found.model_dump_json())
         return
     tell(
-        f"{found.output}: {found.rows_out:,} rows and {found.rows_quarantined:,} quarantined rows in {found.parts:,} "
+        f"{found.output}: {format_amount(found.rows_out, 'row')} and {found.rows_quarantined:,} quarantined rows in {found.parts:,} "
         f"parts are what job {found.job} committed"
     )
     tell(f"snapshots: {', '.join(found.snapshots)}")

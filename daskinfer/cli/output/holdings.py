@@ -28,7 +28,9 @@ def print_locks(rows: Sequence[LockRow], where: str) -> None:
         for row in rows
     ]
     heads = ("VERSION", "SNAPSHOT", "HELD BY", "FOR", "USER", "SINCE", "HEARTBEAT")
-    print_table(heads, [[Text(cell) for cell in row] for row in cells], f"nobody holds anything of {where}")
+    print_table(
+        heads, [[Text(cell) for cell in row] for row in cells], f"no job and no alias holds a version of {where}"
+    )
 
 
 def print_collection(report: CollectionReport) -> None:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from daskinfer.cli.output.text import Text
 from daskinfer.spec.job.record import Progress, Report
-from daskinfer.units import escape_controls, format_bytes, format_duration
+from daskinfer.units import escape_controls, format_amount, format_bytes, format_duration
 
 _BUSY_WIDTH = 10
 PIPE_SECONDS = 30.0
@@ -79,13 +79,13 @@ class ProgressDisplay:
             self._print(f"{self._name}: worker {escape_controls(worker)}")
         elif progress.job and not self._started:
             self._started = True
-            self._print(f"{self._name}: job {progress.job}, {progress.rows_total:,} rows")
+            self._print(f"{self._name}: job {progress.job}, {format_amount(progress.rows_total, 'row')}")
 
     def end(self, report: Report, earlier: bool) -> None:
         """Say where no one watches that it is over."""
         if not self._console.is_terminal:
             how = "was done already" if earlier else f"{report.verdict} in {format_duration(report.seconds)}"
-            rows = f"{report.rows_out:,} rows out, {report.rows_quarantined:,} quarantined"
+            rows = f"{format_amount(report.rows_out, 'row')} out, {report.rows_quarantined:,} quarantined"
             cut = f", {report.rows_truncated:,} truncated" if report.rows_truncated else ""
             cut += f", {report.rows_not_finite:,} with NaN or infinity" if report.rows_not_finite else ""
             self._print(f"{self._name}: {how}, {rows}{cut}")
@@ -119,7 +119,10 @@ def describe_progress(progress: Progress, lasted: float = 0.0) -> str:
     if progress.phase == "loading" and progress.total_shards:
         facts.append(describe_loading(progress))
     elif progress.phase == "running":
-        facts = [progress.phase, f"{progress.rows_done + progress.rows_in_work:,} of {progress.rows_total:,} rows"]
+        facts = [
+            progress.phase,
+            f"{progress.rows_done + progress.rows_in_work:,} of {format_amount(progress.rows_total, 'row')}",
+        ]
         facts += [f"{progress.rows_per_second:,.0f} rows/s"] if progress.rows_per_second else []
         facts += [f"{format_duration(progress.eta)} left"] if progress.eta is not None else []
     if progress.rows_quarantined:
@@ -140,7 +143,7 @@ def render_progress(name: str, progress: Progress, lasted: float = 0.0, *, plain
         total=total or None, completed=done, pulse=not total, complete_style="cyan", finished_style="green",
         pulse_style="cyan",
     )  # fmt: skip
-    counted = f"{done:,} of {total:,} rows  {done / total:4.0%}" if total else "..."
+    counted = f"{done:,} of {format_amount(total, 'row')}  {done / total:4.0%}" if total else "..."
     if progress.phase == "loading" and progress.total_shards:
         bar.total, bar.completed, counted = progress.total_bytes, progress.loaded_bytes, describe_loading(progress)
     head.add_row(Text(name, style="bold"), Text(progress.phase, style="cyan"), bar, counted)

@@ -42,8 +42,10 @@ def print_verification(found: Verification) -> None:
         verdict = ("damaged", "bold red") if finding.damaged else ("notice", "bold yellow")
         stdout().print(Text.assemble(verdict, f"  {finding.what}\n  where  {finding.where}\n  do     {finding.advice}"))
     snapshots, logs = format_amount(found.snapshots, "snapshot"), format_amount(found.logs, "log")
-    looked = f"{snapshots}, {found.blobs:,} blobs and files, {logs}"
-    depth = f"{found.tensors:,} tensors in {format_bytes(found.size)}, " + ("all hashed" if found.deep else "not read")
+    looked = f"{snapshots}, {format_amount(found.blobs, 'blob')} and files, {logs}"
+    depth = f"{format_amount(found.tensors, 'tensor')} in {format_bytes(found.size)}, " + (
+        "all hashed" if found.deep else "not read"
+    )
     verdict = (f"{damaged:,} damaged", "bold red") if damaged else ("whole", "bold green")
     stdout().print(Text.assemble(verdict, "  ", (found.reference or found.registry, "bold"), f"  {looked}; {depth}"))
 
@@ -93,7 +95,7 @@ def print_sync(found: SyncReport) -> None:
     parts = [
         f"{format_amount(len(copied), 'version')} ({format_bytes(sum(version.size for version in copied))}) {would}copied",
         f"{same:,} were there",
-        f"no news of {quiet:,} of {len(found.aliases):,} aliases",
+        f"{quiet:,} of {format_amount(len(found.aliases), 'alias')} did not move",
         *(format_amount(*some) for some in ((found.yanks, "yank"), (found.signatures, "signature")) if some[0]),
     ]
     verdict = ("in sync", "bold green") if found.clean else ("not in sync", "bold red")

@@ -16,7 +16,7 @@ from daskinfer.spec.job.record import Incident, JobStatus, Report, SnapshotShare
 from daskinfer.spec.measured import CheckpointProfile, LayerCost, MeasuredLayer
 from daskinfer.spec.registry.listing import AliasRow, CheckpointDetail, CheckpointRow, VersionRow
 from daskinfer.spec.snapshot import Resolution
-from daskinfer.units import escape_line, format_bytes, format_count, format_duration
+from daskinfer.units import escape_line, format_amount, format_bytes, format_count, format_duration
 
 _STYLES = {
     "done": "bold green",
@@ -49,19 +49,21 @@ def print_report(report: Report, remark: str | None = None) -> None:
         missing = report.rows_in - report.rows_out - report.rows_quarantined
         lines["rows"] += f" + {missing:,} to go"
     if report.rows_truncated:
-        lines["truncated"] = f"{report.rows_truncated:,} rows had more than {report.max_tokens:,} tokens, and were cut"
+        lines["truncated"] = (
+            f"{format_amount(report.rows_truncated, 'row')} had more than {report.max_tokens:,} tokens, and were cut"
+        )
     if report.rows_not_finite:
-        lines["not finite"] = f"the model returned NaN or infinity for {report.rows_not_finite:,} rows"
+        lines["not finite"] = f"the model returned NaN or infinity for {format_amount(report.rows_not_finite, 'row')}"
     if report.rejects:
         lines["refused"] = _tell_rejects(report)
     if report.retries:
         recovered = sum(share.rows_recovered for share in report.retries)
-        lines["retried"] = f"{recovered:,} rows were recovered by {len(report.retries)} retry(s)"
+        lines["retried"] = f"{format_amount(recovered, 'row')} were recovered by {len(report.retries)} retry(s)"
     if report.members:
         shares = (f"{share.rows:,} by {share.driver}" for share in report.members)
         lines["members"] = f"rows: {', '.join(shares)}"
     if report.partitions_resumed:
-        kept = f"{report.partitions_resumed:,} of {report.partitions:,} partitions"
+        kept = f"{report.partitions_resumed:,} of {format_amount(report.partitions, 'partition')}"
         lines["resumed"] = f"{kept} were committed by an earlier run"
     speed = f"{report.rows_per_second:,.0f} rows/s over {format_duration(report.running_seconds)}"
     whole = f"{format_duration(report.seconds)} in all, {format_duration(report.startup_seconds)} to start"
@@ -156,7 +158,7 @@ def print_status(status: JobStatus) -> None:
 def _tell_member(member: MemberStatus) -> str:
     state = "live" if member.is_alive else "gone"
     heard = format_duration(member.heartbeat_age)
-    return f"{member.driver}, {state}, {member.rows_done:,} rows, last heard of {heard} ago"
+    return f"{member.driver}, {state}, {format_amount(member.rows_done, 'row')}, last heard of {heard} ago"
 
 
 def _list_workers(workers: Sequence[WorkerState]) -> dict[str, str]:

@@ -18,6 +18,7 @@ from blake3 import blake3
 from daskinfer.errors import CheckpointError, CorruptBlob
 from daskinfer.ids import parse_json, refuse_dense
 from daskinfer.models.folder import Folder
+from daskinfer.units import format_amount
 
 # Bytes of one element, by safetensors' name of the type.
 ITEM_SIZES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
@@ -196,7 +197,7 @@ def read_header(folder: Folder, file: str) -> dict[str, StoredTensor]:
         text = folder.read(file, 8, 8 + length)
         refuse_dense(text)
         if (count := text.count(b'"data_offsets"')) > _MOST_TENSORS:
-            raise ValueError(f"it names {count:,} tensors, and at most {_MOST_TENSORS:,} are read")
+            raise ValueError(f"it names {format_amount(count, 'tensor')}, and at most {_MOST_TENSORS:,} are read")
         header: dict[str, Any] = parse_json(text)
         tensors = {
             name: StoredTensor(

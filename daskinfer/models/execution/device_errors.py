@@ -22,12 +22,12 @@ _FAILED = (
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Tell whether the device is full, so that less at a time may fit."""
+    """Whether the device is full, so that less at a time may fit."""
     return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 
 def is_device_failure(error: RuntimeError) -> bool:
-    """Tell whether the device has failed, so that this process can no longer compute with it."""
+    """Whether the device has failed, so that this process can no longer compute with it."""
     if is_out_of_memory(error):
         return False
     return isinstance(error, torch.AcceleratorError) or any(sign in str(error) for sign in _FAILED)

@@ -194,5 +194,5 @@ def _row_axis(tensor: TensorSpec) -> int | None:
 
 
 def _is_divisible(tensor: TensorSpec) -> bool:
-    """Tell whether rows are one dimension of a tensor, or none: then it is the same for all of them."""
+    """Whether rows are one dimension of a tensor, or none: then it is the same for all of them."""
     return [dim for dim in tensor.dims if dim[1] or dim[3]] in ([], [_ROWS])

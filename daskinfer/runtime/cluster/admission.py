@@ -63,7 +63,7 @@ class Admission:
         return {worker for worker in asked if worker in self._usable}
 
     def is_usable(self, worker: str) -> bool:
-        """Tell whether a worker was found usable."""
+        """Whether a worker was found usable."""
         return worker in self._usable
 
     def forget(self, worker: str) -> None:

@@ -144,7 +144,8 @@ def _connect(address: str) -> Client:
         return Client(reveal(address), timeout=CONNECT_SECONDS)
     except OSError as error:
         raise JobFailed(
-            f"no Dask scheduler answers at {address}: {error}", hint="Start it, or mend cluster.address in the recipe."
+            f"no Dask scheduler answers at {address}: {error}",
+            hint="Start it, or correct cluster.address in the recipe.",
         ) from error
 
 

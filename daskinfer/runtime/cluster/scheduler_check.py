@@ -39,23 +39,23 @@ def confirm_scheduler(address: str) -> None:
     except TimeoutError as error:
         raise JobFailed(
             f"no Dask scheduler answers at {address} within {ANSWER_SECONDS:.0f} s",
-            hint="Start it, or mend cluster.address in the recipe: host, port, and tcp or tls.",
+            hint="Start it, or correct cluster.address in the recipe: host, port, and tcp or tls.",
         ) from error
     except OSError as error:
         raise JobFailed(
             f"no Dask scheduler answers at {address}: {error}",
-            hint="Start it, or mend cluster.address in the recipe: host, port, and tcp or tls.",
+            hint="Start it, or correct cluster.address in the recipe: host, port, and tcp or tls.",
         ) from error
     except Exception as error:
         # Whatever its words are, they are not Dask's.
         raise JobFailed(
             f"what answers at {address} is no Dask scheduler ({type(error).__name__})",
-            hint="Mend cluster.address in the recipe: it wants the scheduler's own port, not its dashboard's.",
+            hint="Correct cluster.address in the recipe: it wants the scheduler's own port, not its dashboard's.",
         ) from error
     if identity.get("type") != "Scheduler" and "workers" not in identity:
         raise JobFailed(
             f"what answers at {address} is a Dask {str(identity.get('type', 'process')).lower()}, not a scheduler",
-            hint="Mend cluster.address in the recipe: it wants the scheduler's address.",
+            hint="Correct cluster.address in the recipe: it wants the scheduler's address.",
         )
 
 

@@ -62,7 +62,7 @@ class PartitionFutures:
         return error_of(lost)
 
     def is_stranded(self, future: Future) -> bool:
-        """Tell whether a task that failed may have done so because the rows were lost."""
+        """Whether a task that failed may have done so because the rows were lost."""
         return self.lost_rows is not None or future.key in self._stale
 
     def strand(self) -> tuple[tuple[int, ...], bool]:

@@ -1,4 +1,4 @@
-"""The input of a job whose rows were mended in place: as it is now, and which results are of rows that are others now."""
+"""The input of a job whose rows were corrected in place: as it is now, and which results are of rows that are others now."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from daskinfer.storage.registry.catalog import Registry
 
 
 def read_table(store: JobStore, record: JobRecord, inputs: str) -> PartitionTable:
-    """Return the partition table of the input files with this digest: those that a job began with, or mended ones.
+    """Return the partition table of the input files with this digest: those that a job began with, or corrected ones.
 
     Raises
     ------
@@ -41,7 +41,7 @@ def read_table(store: JobStore, record: JobRecord, inputs: str) -> PartitionTabl
 def read_input(store: JobStore, record: JobRecord, partitions: Iterable[int]) -> PartitionTable:
     """Return a job's partition table, for its input files as they are now.
 
-    Where files of these partitions were mended in place, the input is counted and cut again: its rows must still have
+    Where files of these partitions were corrected in place, the input is counted and cut again: its rows must still have
     the numbers that they had.
 
     Raises
@@ -67,7 +67,7 @@ def read_input(store: JobStore, record: JobRecord, partitions: Iterable[int]) ->
     if difference := _find_difference(before, now):
         raise InputError(
             f"{difference}, so its rows no longer have the numbers by which job {record.job} knows them",
-            hint="Mend files in place and keep all their rows, or run the job anew on the new input with --fresh.",
+            hint="Correct files in place and keep all their rows, or run the job anew on the new input with --fresh.",
         )
     return now
 
@@ -138,7 +138,7 @@ def has_changed(
     only: Collection[int] | None = None,
     without: Collection[int] = (),
 ) -> bool:
-    """Tell whether rows of a committed partition are others in the input now.
+    """Whether rows of a committed partition are others in the input now.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The rest of a job that stopped, on its input as it is now: rows may have been mended in place since."""
+"""The rest of a job that stopped, on its input as it is now: rows may have been corrected in place since."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class FinishSession(RunSession):
         """What was committed of the partitions with quarantined rows, which are computed again."""
         self._now = job.store.table()
         self._compared: set[int] | None = None
-        """Partitions that stay committed and were compared with an input that was mended."""
+        """Partitions that stay committed and were compared with an input that was corrected."""
 
     def standing(self) -> Iterable[CommitDigest]:
         """Return what is committed now."""
@@ -46,8 +46,8 @@ class FinishSession(RunSession):
         store, record = self.job.store, self.job.record
         self._now = read_input(store, record, range(record.partitions))
         self.inputs = digest_files(self._now.files)
-        is_mended = self.inputs != store.inputs(record)
-        if is_mended and record.is_staged:
+        is_corrected = self.inputs != store.inputs(record)
+        if is_corrected and record.is_staged:
             raise InputError(
                 f"the input of job {record.job} was changed, and its snapshot may change, so it cannot be finished on both",
                 hint="Put the input back as it was, or run the job anew on the new one with --fresh.",
@@ -55,17 +55,17 @@ class FinishSession(RunSession):
         sink = super()._open_output(keeper)
         if record.is_staged:
             return sink
-        # What was found out about rows that have been mended says nothing of what they are now.
+        # What was found out about rows that have been corrected says nothing of what they are now.
         forget_poison_records(store.url)
         delete(join_url(absolute_url(self.recipe.workspace), "activations", record.job), recursive=True)
         self.retried = tuple(commit for commit in keeper.standing.digests() if commit.rows_quarantined)
         again = {commit.partition for commit in self.retried}
-        if is_mended:
+        if is_corrected:
             known = {commit.partition for commit in keeper.standing.digests()}
             again |= self._find_changed(sink, again)
             self._compared = known - again
         take_back(record, sorted(again), open_fence(record, self.recipe.workspace, self.epoch))
-        if is_mended:
+        if is_corrected:
             # Last: a run that finds the input named here goes on with what is committed.
             store.save_inputs(self.inputs)
         return sink
@@ -92,7 +92,7 @@ class FinishSession(RunSession):
         """Return the other committed partitions with rows that are others in the input now."""
         store, record = self.job.store, self.job.record
         self.reporter.tell("comparing the input with what was computed")
-        # Which files an input that was mended before had, nobody has written down.
+        # Which files an input that was corrected before had, nobody has written down.
         is_first = store.inputs(record) == record.inputs
         compared = find_touched(store.table(), self._now) if is_first else {*range(record.partitions)}
         changed = {commit.partition for commit in sink.committed(compared - known) if has_changed(self._now, commit)}
@@ -101,7 +101,7 @@ class FinishSession(RunSession):
         return changed
 
     @property
-    def _is_mended(self) -> bool:
+    def _is_corrected(self) -> bool:
         return True
 
     def _table(self) -> PartitionTable:

@@ -212,14 +212,14 @@ def _explain_difference(record: JobRecord, recipe: Recipe, same_input: bool, out
         changed.append("daskinfer's code")
     what = " and ".join(changed) or "a library that decides numerics"
     have = "have" if len(changed) > 1 else "has"
-    mended = (
-        f"Were rows mended in place? Then: daskinfer retry {record.job}. Otherwise choose"
+    corrected = (
+        f"Were rows corrected in place? Then: daskinfer retry {record.job}. Otherwise choose"
         if changed == ["an input file"]
         else "Choose"
     )
     return OutputOwned(
         f"{output} belongs to job {record.job}; {what} {have} changed since, so this is another job",
-        hint=f"{mended} another output.url to keep both, or start over with --fresh.",
+        hint=f"{corrected} another output.url to keep both, or start over with --fresh.",
     )
 
 

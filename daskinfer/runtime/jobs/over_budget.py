@@ -17,7 +17,7 @@ SHOWN = 3
 
 
 def explain_rejects(
-    error: DaskinferError, output: str, job: str, incidents: Sequence[Incident], is_mended: bool
+    error: DaskinferError, output: str, job: str, incidents: Sequence[Incident], is_corrected: bool
 ) -> DaskinferError:
     """Return the error that ended a job; one over its budget with the first rows and what goes on from here.
 
@@ -29,8 +29,8 @@ def explain_rejects(
         The job and its output.
     incidents
         What happened in this run: rows that broke the model are told there before they are in the quarantine.
-    is_mended
-        Whether only a retry goes on with the job, since its input was mended or its output is whole.
+    is_corrected
+        Whether only a retry goes on with the job, since its input was corrected or its output is whole.
     """
     if not isinstance(error, RejectBudgetExceeded):
         return error
@@ -45,8 +45,8 @@ def explain_rejects(
     allow = "errors.max_rows=N, N being how many rows may be refused"
     retry = f"daskinfer retry {job}"
     again = (
-        f"Allow more: `{retry} --set {allow}`; or mend the rows in place and run `{retry}`."
-        if is_mended
-        else f"Allow more: run again with --set {allow}; or mend the rows in place, and `{retry}` finishes the job with them."
+        f"Allow more: `{retry} --set {allow}`; or correct the rows in place and run `{retry}`."
+        if is_corrected
+        else f"Allow more: run again with --set {allow}; or correct the rows in place, and `{retry}` finishes the job with them."
     )
     return RejectBudgetExceeded("\n".join([error.message, *map(escape_line, rows)]), hint=again)

@@ -112,7 +112,7 @@ class RetrySession(RunSession):
         self._take_up(round)
 
     @property
-    def _is_mended(self) -> bool:
+    def _is_corrected(self) -> bool:
         return True
 
     def _table(self) -> PartitionTable:

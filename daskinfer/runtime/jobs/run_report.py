@@ -15,6 +15,7 @@ from daskinfer.spec.job.record import Report, SnapshotShare
 from daskinfer.storage.jobs.membership import list_members
 from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.outputs.quarantine import read_quarantine
+from daskinfer.units import format_amount
 
 Verdict = Literal["done", "failed", "interrupted", "over budget"]
 
@@ -132,7 +133,9 @@ def _message(session: RunSession) -> str:
     if session.error is not None:
         return str(session.error).splitlines()[0]
     if ledger.rows_quarantined:
-        return f"{ledger.rows_out:,} rows are in the output, {ledger.rows_quarantined:,} in the quarantine."
+        return (
+            f"{format_amount(ledger.rows_out, 'row')} are in the output, {ledger.rows_quarantined:,} in the quarantine."
+        )
     count = len(ledger.shares())
     on = "one snapshot" if count == 1 else f"{count} snapshots, each partition on one"
-    return f"All {ledger.rows_out:,} rows are in the output, computed on {on}."
+    return f"All {format_amount(ledger.rows_out, 'row')} are in the output, computed on {on}."

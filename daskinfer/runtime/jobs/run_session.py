@@ -116,7 +116,7 @@ class RunSession:
                     self.error = Interrupted("interrupted; everything committed so far stays")
                 except DaskinferError as error:
                     told = self.ledger.incidents
-                    self.error = explain_rejects(error, record.output, record.job, told, self._is_mended)
+                    self.error = explain_rejects(error, record.output, record.job, told, self._is_corrected)
                 log_end(self.error, self.ledger.rows_out, self.ledger.rows_quarantined)
             self.reporter.enter(final_phase(self.error))
             self.reporter.flush()
@@ -124,7 +124,7 @@ class RunSession:
             self._lease.release()
 
     @property
-    def _is_mended(self) -> bool:
+    def _is_corrected(self) -> bool:
         """Whether only a retry goes on with the job."""
         return self.inputs != self.job.record.inputs
 

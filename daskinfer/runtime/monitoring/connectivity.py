@@ -53,7 +53,7 @@ def _connect_all(others: Sequence[str]) -> dict[str, bool]:
 
 
 def can_connect(worker: str) -> bool:
-    """Tell whether a connection from this process to a worker can be made.
+    """Whether a connection from this process to a worker can be made.
 
     Its kernel answers, and nothing is said over the connection: neither side need have time for it, whatever holds Python's
     lock there.

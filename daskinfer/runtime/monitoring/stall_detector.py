@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from daskinfer.runtime.protocol.events import LinkMended, NetworkCut
+from daskinfer.runtime.protocol.events import LinkRestored, NetworkCut
 from daskinfer.runtime.protocol.keys import Link, ends_of, host_of
 
 STALLED_LOOKS = 5
@@ -93,9 +93,9 @@ class Stalls:
         self._again = {link: told for link, told in tries if link is not None}
         return self._confirm(at, seen)
 
-    def hear(self, answers: Mapping[Link, bool]) -> list[LinkMended]:
+    def hear(self, answers: Mapping[Link, bool]) -> list[LinkRestored]:
         """Take in which of the links that were due are there; of some there may be no answer."""
-        mended = []
+        corrected = []
         for link, is_there in answers.items():
             if not is_there:
                 if link in self._since:
@@ -104,8 +104,8 @@ class Stalls:
             self._failed.pop(link, None)
             if (told := self._again.get(link)) is not None:
                 del self._cut[ends_of(told)]
-                mended.append(LinkMended(told))
-        return mended
+                corrected.append(LinkRestored(told))
+        return corrected
 
     def _confirm(self, at: float, seen: Mapping[str, float]) -> list[NetworkCut]:
         certain: list[Link] = []

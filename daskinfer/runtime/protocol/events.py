@@ -99,7 +99,7 @@ class NetworkCut:
 
 
 @dataclass(frozen=True, slots=True)
-class LinkMended:
+class LinkRestored:
     """A link that was cut is there again."""
 
     link: Link
@@ -330,7 +330,7 @@ Event = (
     | WorkerResumed
     | MemoryPressure
     | NetworkCut
-    | LinkMended
+    | LinkRestored
     | Running
     | ShardLoaded
     | ShardFailed

@@ -15,6 +15,7 @@ from daskinfer.spec.job.record import JobRecord
 from daskinfer.storage.objects.create_if_absent import create
 from daskinfer.storage.objects.filesystem import read_record
 from daskinfer.storage.objects.urls import join_url
+from daskinfer.units import format_amount
 
 GATE = "gate.json"
 
@@ -68,4 +69,4 @@ def tell_verdict(report: GateReport) -> str:
         f"{check.threshold}{f' of {check.field}' if check.field else ''}" for check in report.checks if not check.passed
     ]
     why = f": {', '.join(broken[:3])}{', ...' if len(broken) > 3 else ''}" if broken else ""
-    return f"{shorten(report.candidate.snapshot)} {report.verdict} on {report.rows:,} rows{why}"
+    return f"{shorten(report.candidate.snapshot)} {report.verdict} on {format_amount(report.rows, 'row')}{why}"

@@ -31,6 +31,6 @@ def refuse_rejects(rejects: int, limit: int) -> RejectBudgetExceeded:
     """Return what ends a job with so many quarantined rows."""
     return RejectBudgetExceeded(
         f"{format_amount(rejects, 'row')} {'is' if rejects == 1 else 'are'} quarantined; errors.max_rows allows {limit:,}",
-        hint="Look at the quarantine. Raise errors.max_rows; or mend its rows in place, and `daskinfer retry` finishes the job "
+        hint="Look at the quarantine. Raise errors.max_rows; or correct its rows in place, and `daskinfer retry` finishes the job "
         "with them.",
     )

@@ -250,7 +250,7 @@ class Report(Section):
     counters: dict[str, int]
     """workers_lost, corrupt_activations, task_failures, microbatches_recomputed."""
     incidents: tuple[Incident, ...]
-    """What went wrong and was mended."""
+    """What went wrong, and what the run recovered from."""
     rejects: tuple[str, ...]
     """The first few quarantined rows, a line each."""
     retries: tuple[RetryShare, ...] = ()

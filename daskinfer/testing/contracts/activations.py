@@ -77,7 +77,7 @@ def bits_of(array: Array) -> Array:
 
 
 def same(received: Bundle, value: Bundle) -> bool:
-    """Tell whether two bundles are equal to the bit."""
+    """Whether two bundles are equal to the bit."""
     return [(array.shape, array.dtype) for array in received] == [
         (array.shape, array.dtype) for array in value
     ] and all(np.array_equal(bits_of(one), bits_of(other)) for one, other in zip(received, value, strict=True))

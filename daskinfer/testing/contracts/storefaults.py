@@ -106,7 +106,7 @@ class FaultContract(StoreFixture):
         assert dict(acknowledged).items() <= slots.items()
 
     def test_publish_and_move(self, store: str, schedule: FaultSchedule) -> None:
-        """Versions and moves that were acknowledged are there; garbage collection finds nothing to mend but leftovers."""
+        """Versions and moves that were acknowledged are there; garbage collection finds nothing to correct but leftovers."""
         moved: list[tuple[int, str]] = []
 
         def act(number: int) -> tuple[int | None, str]:

@@ -66,7 +66,7 @@ def _find_policies() -> tuple[EntryPoint, ...]:
 def _broken(entry: EntryPoint, reason: str) -> NotAllowed:
     return NotAllowed(
         f"the policy {_name(entry)} does not work, so nothing is allowed: {reason}",
-        hint="Mend or uninstall the package that it comes from.",
+        hint="Correct or uninstall the package that it comes from.",
     )
 
 

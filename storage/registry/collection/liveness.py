@@ -56,7 +56,7 @@ class HolderLiveness:
         return [each for each in list_holders(self._registry, snapshot) if not self.is_dead(snapshot, each)]
 
     def is_dead(self, snapshot: str, holder: LockHolder) -> bool:
-        """Say whether a holder is dead: it did not beat even once since it was judged."""
+        """Whether a holder is dead: it did not beat even once since it was judged."""
         if holder.purpose != PURPOSE:
             return self._watcher.is_dead(heartbeat_url(self._registry, snapshot, holder.job), holder.beat)
         # A publish that takes blobs from a base may be taken for dead only by making sure that it never commits. Once
@@ -65,6 +65,6 @@ class HolderLiveness:
         return publication is not None and publication.state != "begun"
 
     def is_silent(self, publication: Publication) -> bool:
-        """Say whether a publish should be given up."""
+        """Whether a publish should be given up."""
         url = pulse_url(self._registry, publication.identity)
         return publication.state == "begun" and self._watcher.is_dead(url, read_beat(url))

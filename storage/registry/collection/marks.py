@@ -31,7 +31,7 @@ def find_open(records: Records) -> dict[str, Mapping[str, Any]]:
 
 
 def is_closed(records: Records) -> bool:
-    """Say whether a collector has come to an end with these blobs."""
+    """Whether a collector has come to an end with these blobs."""
     return any(record["op"] == "collected" for record in records)
 
 

@@ -183,7 +183,7 @@ def _check_source(source: CheckpointSource) -> None:
                 hint=f"Files may end in {', '.join(sorted(PLAIN_SUFFIXES))}; weights must be safetensors.",
             )
         if not data:
-            raise CheckpointError(f"{path!r} cannot be published: it is empty", hint="Remove it, or mend it.")
+            raise CheckpointError(f"{path!r} cannot be published: it is empty", hint="Remove it, or correct it.")
     names = [group.name for group in source.groups]
     if not names or len(set(names)) < len(names):
         raise CheckpointError(f"a checkpoint needs layer groups with names of their own, not {names}")

@@ -57,7 +57,7 @@ def find_first(registry: Registry, snapshot: str) -> Manifest:
 
 
 def is_intact(registry: Registry, manifest: Manifest, wanted: Manifest) -> bool:
-    """Say whether a version that claims to have the wanted content has it: publishing again mends a damaged one.
+    """Whether a version that claims to have the wanted content has it: publishing again corrects a damaged one.
 
     Raises
     ------

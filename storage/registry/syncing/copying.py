@@ -153,7 +153,7 @@ def _await_collectors(target: Registry, manifest: Manifest) -> None:
 
 
 def _is_pending(records: Sequence[Mapping[str, Any]], verdict: str) -> bool:
-    """Say whether a deletion was decided and may still be going on."""
+    """Whether a deletion was decided and may still be going on."""
     operations = {record["op"] for record in records}
     return verdict in operations and ("collecting" not in operations or bool(marks.find_open(records)))
 

@@ -323,7 +323,7 @@ class Model:
         return not self.is_dead(name, locals_)
 
     def holds(self, world: World) -> bool:
-        """Say whether a lock is held that no suspicion breaks: that on the base of a publish which may commit."""
+        """Whether a lock is held that no suspicion breaks: that on the base of a publish which may commit."""
         return "publisher" in world.locks and not self.base_locks_expire and world.publish.head == "begin"
 
     def moves(self, state: State) -> Iterator[tuple[str, State]]:

@@ -119,7 +119,7 @@ def test_a_policy_that_does_not_work_forbids_everything(tmp_path: Path, function
     assert len(refused) == 3
     assert f"the policy '1-{function}' (guards:{function}) of guards does not work" in refused[0]
     assert reason in refused[0]
-    assert refused[0].endswith("Mend or uninstall the package that it comes from.")
+    assert refused[0].endswith("Correct or uninstall the package that it comes from.")
     assert records(published) == before
 
 

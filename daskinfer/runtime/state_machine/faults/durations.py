@@ -67,7 +67,7 @@ class TaskDurations:
         return UNKNOWN_SECONDS if usual is None else max(HUNG_SECONDS, HUNG_FACTOR * usual)
 
     def is_slow(self, task: StageTask) -> bool:
-        """Tell whether a microbatch runs far beyond what is usual."""
+        """Whether a microbatch runs far beyond what is usual."""
         usual = self._usual(task.stage)
         if usual is None or task.seconds is None:
             return False

@@ -37,7 +37,7 @@ class IncidentLog:
         return IncidentRecord(kind, detail, number, detect_seconds)
 
     def is_open(self, what: Hashable) -> bool:
-        """Tell whether anything has happened to it that is not over."""
+        """Whether anything has happened to it that is not over."""
         return what in self._open
 
     def of(self, beginning: tuple[Hashable, ...]) -> list[Hashable]:

@@ -50,7 +50,7 @@ MicrobatchKey = tuple[PartitionKey, int]
 
 
 def blames_rows(error: BaseException) -> bool:
-    """Tell whether an error of a microbatch may be the fault of its rows: not the store's, Dask's or daskinfer's own."""
+    """Whether an error of a microbatch may be the fault of its rows: not the store's, Dask's or daskinfer's own."""
     return not isinstance(error, DaskinferError | OSError) and type(error).__name__ not in _NOT_OF_ROWS
 
 
@@ -381,7 +381,7 @@ def _name(case: MicrobatchKey) -> str:
 def _hopeless(what: str, failure: _Failure) -> JobFailed:
     return JobFailed(
         f"{what} {failure.what}, at last with: {failure.detail}",
-        hint="It is the model or its workers that fail, not the rows; mend that and run the same command again.",
+        hint="It is the model or its workers that fail, not the rows; fix that and run the same command again.",
     )
 
 

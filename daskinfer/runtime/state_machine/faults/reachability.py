@@ -1,4 +1,4 @@
-"""Links between workers that are cut: who is to go because of them, and who sits out until they are mended. Pure."""
+"""Links between workers that are cut: who is to go because of them, and who sits out until they are corrected. Pure."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Reachability:
         """Take in that links are cut."""
         self._cut.update(map(ends_of, links))
 
-    def mend(self, link: Link) -> None:
+    def correct(self, link: Link) -> None:
         """Take in that a link is there again."""
         self._cut.discard(ends_of(link))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from daskinfer.runtime.protocol.actions import Action, Fail, IncidentRecord, Restart
-from daskinfer.runtime.protocol.events import LinkMended, NetworkCut, WorkerFrozen, WorkerJoined, WorkerLost
+from daskinfer.runtime.protocol.events import LinkRestored, NetworkCut, WorkerFrozen, WorkerJoined, WorkerLost
 from daskinfer.runtime.state_machine.failures import refuse_losses
 from daskinfer.runtime.state_machine.faults.poison_detector import PoisonDetector
 from daskinfer.runtime.state_machine.faults.reachability import Reachability
@@ -106,9 +106,9 @@ class WorkerFailureHandler:
             actions += self.take_off(worker, now, "network-cut", why, event.seconds)
         return actions
 
-    def mend(self, event: LinkMended, now: float) -> list[Action]:
+    def correct(self, event: LinkRestored, now: float) -> list[Action]:
         """Take in that workers reach each other again."""
-        self._reachability.mend(event.link)
+        self._reachability.correct(event.link)
         return self.admit(now)
 
     def join(self, event: WorkerJoined, now: float) -> list[Action]:

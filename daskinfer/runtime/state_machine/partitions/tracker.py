@@ -137,7 +137,7 @@ class PartitionTracker:
         return self._in_flight
 
     def is_flying(self, place: PartitionKey, microbatch: int) -> bool:
-        """Tell whether a microbatch is in the normal flow."""
+        """Whether a microbatch is in the normal flow."""
         partition = self._open.get(place)
         if partition is None or microbatch >= partition.submitted:
             return False

@@ -38,7 +38,7 @@ class AliasTracker:
         self._is_readable = True
 
     def wants_look(self, now: float) -> bool:
-        """Say whether it is time to look at the alias, so that what is known of it never grows too old."""
+        """Whether it is time to look at the alias, so that what is known of it never grows too old."""
         if not self._rules.follows or self._asked_at is not None:
             return False
         return self._seen_at is None or now - self._seen_at >= self._rules.refresh / 2
@@ -53,7 +53,7 @@ class AliasTracker:
         return self._asked_at is not None
 
     def knows_since(self, moment: float) -> bool:
-        """Say whether the alias was looked at since a moment."""
+        """Whether the alias was looked at since a moment."""
         return self._seen_at is not None and self._seen_at >= moment
 
     def miss(self) -> bool:
@@ -122,7 +122,7 @@ class AliasTracker:
         return max(0, self.head.sequence - self._at)
 
     def may_start(self, now: float) -> bool:
-        """Say whether a partition may start on the current pin."""
+        """Whether a partition may start on the current pin."""
         if self._rules.mode != "bounded":
             return True
         if self._seen_at is None or now - self._seen_at > self._rules.refresh:

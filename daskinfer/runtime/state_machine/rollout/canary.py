@@ -99,7 +99,7 @@ class CanaryTrial:
         return self._compared == self.sample
 
     def is_done(self, number: int) -> bool:
-        """Tell whether the candidate has computed a partition."""
+        """Whether the candidate has computed a partition."""
         return number in self._records[self.pin.generation]
 
     def _compare_if_paired(self, number: int) -> list[Action]:

@@ -90,12 +90,12 @@ class SnapshotRollout:
         return not self._work.left and not self._rules.converge and self._trial is None
 
     def is_candidate(self, generation: int) -> bool:
-        """Tell whether a generation is on its way in."""
+        """Whether a generation is on its way in."""
         candidate = self._tracker.candidate
         return candidate is not None and candidate.generation == generation
 
     def is_on_trial(self, generation: int) -> bool:
-        """Tell whether what is computed on a generation is only compared."""
+        """Whether what is computed on a generation is only compared."""
         return self._trial is not None and generation == self._trial.pin.generation and not self._trial.verdict
 
     def note_committed(self, generation: int, record: CommitRecord) -> list[Action]:

@@ -76,20 +76,20 @@ class WorkerAssignment:
         return [post.worker for post in self._posts.at(stage) if generation in post.ready]
 
     def is_loaded(self, generation: int) -> bool:
-        """Tell whether every stage has a worker, and all that compute have acknowledged a generation."""
+        """Whether every stage has a worker, and all that compute have acknowledged a generation."""
         return all(self._posts.counts()) and all(generation in post.ready for post in self._posts if post.computes)
 
     def is_loading(self, generation: int, stage: int, worker: str) -> bool:
-        """Tell whether a worker was asked for a shard, has not acknowledged it, and is still wanted to."""
+        """Whether a worker was asked for a shard, has not acknowledged it, and is still wanted to."""
         post = self._posts.get(stage, worker)
         return post is not None and generation in self.generations and generation not in post.ready
 
     def is_busy_loading(self, worker: str) -> bool:
-        """Tell whether a worker was asked for any shard that it has not acknowledged."""
+        """Whether a worker was asked for any shard that it has not acknowledged."""
         return any(not set(self.generations) <= post.ready for post in self._posts.of(worker))
 
     def is_needed(self, stage: int, worker: str) -> bool:
-        """Tell whether the job cannot do without a post; it can where nothing is computed there yet, and nothing need be."""
+        """Whether the job cannot do without a post; it can where nothing is computed there yet, and nothing need be."""
         post = self._posts.get(stage, worker)
         assert post is not None
         is_planned = post.duty == "own" and self._replicas[stage] <= self.wants.replicas[stage]
@@ -200,7 +200,7 @@ class WorkerAssignment:
     def drain(self, number: int, worker: str, now: float) -> list[Action]:
         """Let a worker go, for the request of this number."""
         if worker not in self._workers:
-            gone = Answer(number, f"{worker} is none of the job's workers any more")
+            gone = Answer(number, f"{worker} does not work for the job any more")
             return [] if self.wants.is_shared else [gone]
         self._leaving.setdefault(worker, []).append(number)
         self._barred |= {worker, self._workers[worker].name} - {""}
@@ -380,7 +380,7 @@ class WorkerAssignment:
         return actions
 
     def _is_relieved(self, post: ShardAssignment) -> bool:
-        """Tell whether another worker, one that stays, computes a post's stage on all generations."""
+        """Whether another worker, one that stays, computes a post's stage on all generations."""
         others = [other for other in self._posts.at(post.stage, without=self._leaving) if other is not post]
         if post.duty == "double" and post.worker not in self._leaving:
             others = [other for other in others if other.duty == "own"]

@@ -23,7 +23,7 @@ PAYS = 3.0
 
 
 def fits(stages: Sequence[StagePlan], worker: WorkerShape, copies: int) -> bool:
-    """Tell whether a worker has memory for the shards of all these stages, `copies` snapshots of each.
+    """Whether a worker has memory for the shards of all these stages, `copies` snapshots of each.
 
     A stage that is offloaded takes all there is. A worker of unknown memory takes everything, as in a plan.
     """
