@@ -18,8 +18,9 @@ def escape_line(text: str) -> str:
 
 
 def format_amount(number: int, noun: str) -> str:
-    """Return a number of things: `1 blob`, `2,000 blobs`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    """Return a number of things: `1 blob`, `2,000 blobs`, `2 aliases`."""
+    plural = "es" if noun.endswith(("s", "ch")) else "s"
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
 
 
 def format_bytes(count: float) -> str:
