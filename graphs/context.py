@@ -13,7 +13,8 @@ from daskinfer.errors import SnapshotGone
 from daskinfer.graphs.handoff import JobHandle
 from daskinfer.graphs.identity import get_folder
 from daskinfer.graphs.reporting import LoadMeter
-from daskinfer.models.request import TaskRequest, make_request
+from daskinfer.graphs.task_request import load_task_request
+from daskinfer.models.request import TaskRequest
 from daskinfer.models.tasks.encode import Encoder, make_encoder
 from daskinfer.models.tasks.fields import task_wants
 from daskinfer.redaction import learn
@@ -75,8 +76,8 @@ class JobContext:
     @cached_property
     def request(self) -> TaskRequest:
         """What the job asks of its model."""
-        files = {file.path: self._registry.file(self.manifest, file.path) for file in self.manifest.files}
-        return make_request(self.record.recipe, self.manifest, files, self.record.outline.inputs)
+        record = self.record
+        return load_task_request(self._registry, record.recipe.model, self.manifest, record.outline.inputs)
 
     @cached_property
     def encoder(self) -> Encoder:

@@ -9,8 +9,7 @@ from datetime import UTC, datetime
 from daskinfer.reports.gate import render_gate
 from daskinfer.reports.page import render_html
 from daskinfer.runtime.cluster.connection import find_workers
-from daskinfer.runtime.jobs.job_planner import draft_job
-from daskinfer.runtime.jobs.job_resolution import check_places, find_owner, open_job
+from daskinfer.runtime.jobs.job_resolution import check_places, draft_job, find_owner, open_job
 from daskinfer.runtime.jobs.multi_driver import refuse_changes
 from daskinfer.runtime.jobs.run_report import make_report
 from daskinfer.runtime.jobs.run_session import RunSession
@@ -113,14 +112,11 @@ def validate(recipe: Recipe) -> list[str]:
     draft, table = draft_job(recipe, workers)
     current_owner(draft.output)  # refuses files of strangers
     resolution, plan = draft.resolution, draft.plan
-    cut = f"{plan.stages[-1].last} layers in {len(plan.stages)} stage(s) on {sum(plan.replicas)} worker(s)"
-    has_texts = any(None in array.shape for array in draft.outline.inputs)
-    longest = f", texts of at most {plan.max_length} tokens" if has_texts else ""
     written = ", ".join(f"{field.name} {field.kind}{list(field.shape) or ''}" for field in draft.fields)
     lines = [
         f"input: {format_amount(table.rows, 'row')} of {table.format} in {len(table.files)} file(s), {format_amount(len(table.partitions), 'partition')}",
         f"checkpoint: {resolution.reference} is {resolution.snapshot}",
-        f"plan: {cut}, {plan.numerics.dtype}{longest}",
+        f"plan: {plan.explain()}",
         f"microbatches: {plan.sharing.describe()}",
         f"precision: {draft.precision}",
         *([f"length: {draft.length}"] if draft.length else []),

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from daskinfer.ids import parse_json
 from daskinfer.models.remotecode import check_trust
 from daskinfer.spec.outline import InputArray
-from daskinfer.spec.recipe.schema import ModelOptions, Recipe
+from daskinfer.spec.recipe.schema import Model, ModelOptions
 from daskinfer.spec.snapshot import EntryPoint, Manifest
 
 
@@ -37,23 +37,21 @@ class TaskRequest:
         config: Mapping[str, Any] = parse_json(self.files.get("config.json", b"{}"))
         return config
 
+    def with_arrays(self, arrays: Sequence[InputArray]) -> TaskRequest:
+        """Return the same request for arrays of the input, which only `forward` takes."""
+        return replace(self, arrays=tuple(arrays)) if self.task == "forward" else self
+
 
 def make_request(
-    recipe: Recipe, manifest: Manifest, files: Mapping[str, bytes], arrays: tuple[InputArray, ...]
+    model: Model, manifest: Manifest, files: Mapping[str, bytes], arrays: Sequence[InputArray]
 ) -> TaskRequest:
-    """Return what a recipe asks of a snapshot; `arrays` are the inputs of `forward`.
+    """Return what a recipe's section `model` asks of a snapshot; `arrays` are the inputs of `forward`.
 
     Raises
     ------
     CheckpointError
         Where the snapshot holds code that the recipe does not trust.
     """
-    check_trust(manifest, recipe.model.trust_code)
-    return TaskRequest(
-        task=recipe.model.task,
-        options=recipe.model.options,
-        architecture=manifest.architecture,
-        files=files,
-        entry=manifest.entry,
-        arrays=arrays if recipe.model.task == "forward" else (),
-    )
+    check_trust(manifest, model.trust_code)
+    request = TaskRequest(model.task, model.options, manifest.architecture, files, manifest.entry)
+    return request.with_arrays(arrays)

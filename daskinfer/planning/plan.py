@@ -64,11 +64,12 @@ def make_plan(recipe: Recipe, profile: ModelProfile, workers: Sequence[WorkerSha
     )
     stages = tuple(_fit_stage(stage, memory, offload) for stage in make_stages(profile, starts, typical))
     wanted = recipe.pipeline.microbatch_tokens
+    direct: Literal["zarr", "direct"] = "direct"
     plan = Plan(
         stages=stages,
         replicas=count_replicas(stages, len(able), standby),
         edges=tuple(profile.layers[start].cut for start in starts[1:]),
-        transports=(),
+        transports=(direct,) * (len(stages) - 1),
         microbatch_tokens=MICROBATCH_TOKENS if wanted == "auto" else wanted,
         sharing=profile.sharing,
         max_length=max_length,

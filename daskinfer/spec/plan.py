@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
+
+from pydantic import model_validator
 
 from daskinfer.ids import digest_of
 from daskinfer.spec.outline import Sharing, TensorSpec
@@ -171,6 +173,33 @@ class Plan(Section):
     """Bytes that they may take together as the window adapts; 0: it stays as it is."""
     numerics: Numerics
     """What the stages compute with."""
+
+    @model_validator(mode="after")
+    def _validate(self) -> Self:
+        """Refuse a plan whose parts contradict each other: whoever holds one need not check it again."""
+        stages = self.stages
+        if not stages or [stage.index for stage in stages] != list(range(len(stages))):
+            raise ValueError("the stages of a plan are numbered from 0")
+        if [stage.first for stage in stages] != [0, *(stage.last for stage in stages[:-1])]:
+            raise ValueError("every stage of a plan begins with the layer after the last one of the stage before it")
+        if not len(stages) == len(self.replicas) == len(self.edges) + 1 == len(self.transports) + 1:
+            raise ValueError("a plan has a number of workers for every stage, and a transport between any two")
+        return self
+
+    def explain(self) -> str:
+        """Return a line for people: how the model is cut, on how many workers, and in what precision.
+
+        Examples
+        --------
+        >>> numerics = Numerics(dtype="float32", attention="sdpa", threads=1, torch="2", transformers="5", tokenizers="0")
+        >>> stage = StagePlan(index=0, first=0, last=6, parameter_bytes=90_000_000, share=1.0)
+        >>> Plan(stages=(stage,), replicas=(2,), edges=(), transports=(), microbatch_tokens=2048, max_length=256,
+        ...      window=6, numerics=numerics).explain()
+        '6 layers in 1 stage(s) on 2 worker(s), float32, texts of at most 256 tokens'
+        """
+        workers = f"{self.stages[-1].last} layers in {len(self.stages)} stage(s) on {sum(self.replicas)} worker(s)"
+        longest = f", texts of at most {self.max_length} tokens" if self.is_text else ""
+        return f"{workers}, {self.numerics.dtype}{longest}"
 
     @property
     def capacity(self) -> int:

@@ -183,6 +183,10 @@ class Registry:
         with explain_loss(self, manifest.digest):
             return self._read_file(manifest, path)
 
+    def files(self, manifest: Manifest) -> dict[str, bytes]:
+        """Return the plain files of a snapshot by their paths, verified; raises as `file` does."""
+        return {piece.path: self.file(manifest, piece.path) for piece in manifest.files}
+
     def _read_file(self, manifest: Manifest, path: str) -> bytes:
         piece = next((each for each in manifest.files if each.path == path), None)
         if piece is None:

@@ -151,7 +151,7 @@ def test_what_is_not_trusted_is_not_run(registry: Registry, directory: Path, tmp
     # The folder was published before, so it is found; its code still wants the recipe's permission.
     assert resolve_checkpoint(recipe) == resolution
     attempts = [
-        lambda: make_request(recipe, manifest, {}, ()),
+        lambda: make_request(recipe.model, manifest, {}, ()),
         lambda: api.profile("coded@v1", registry=registry.url, measure=False),
         lambda: publish_checkpoint(registry, "copy", "coded@v1"),
         lambda: publish_checkpoint(registry, "copy", "coded@v1", dtype="bfloat16"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from daskinfer.errors import InputError, IntegrityError
-from daskinfer.models.request import make_request
-from daskinfer.runtime.jobs.job_planner import absolute_input, find_wants
+from daskinfer.graphs.task_request import load_task_request
+from daskinfer.runtime.jobs.request_resolution import absolute_input, find_wants
 from daskinfer.spec.job.commit import CommitRecord
 from daskinfer.spec.job.record import JobRecord, digest_files
 from daskinfer.spec.rows import PartitionTable
@@ -59,8 +59,8 @@ def read_input(store: JobStore, record: JobRecord, partitions: Iterable[int]) ->
         section = absolute_input(record.recipe)
     registry = Registry(record.registry)
     manifest = registry.manifest(record.resolution.snapshot)
-    files = {file.path: registry.file(manifest, file.path) for file in manifest.files}
-    wants = find_wants(record.recipe, make_request(record.recipe, manifest, files, record.outline.inputs))
+    request = load_task_request(registry, record.recipe.model, manifest, record.outline.inputs)
+    wants = find_wants(record.recipe, request)
     columns = {section.columns.get(role, role): want for role, want in wants.items()}
     output = record.recipe.output
     now = index_input(section, columns, output.keep, choose_output_format(output.url, output.format))

@@ -5,24 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from daskinfer.errors import IntegrityError, OutputOwned, UsageError
 from daskinfer.ids import digest_of, shorten
 from daskinfer.planning.plan import place_plan
-from daskinfer.runtime.jobs.job_planner import absolute_input, current_numerics, draft_job
+from daskinfer.runtime.jobs.job_planner import plan_job
+from daskinfer.runtime.jobs.request_resolution import absolute_input, current_numerics, resolve_request
 from daskinfer.runtime.snapshots.checkpoint_publisher import resolve_checkpoint
 from daskinfer.source import digest_source
 from daskinfer.spec.job.record import JobRecord, digest_files, make_job_request
 from daskinfer.spec.plan import Plan, WorkerShape
 from daskinfer.spec.recipe.schema import OPERATIONAL, Recipe
+from daskinfer.spec.rows import PartitionTable
 from daskinfer.storage.inputs.files import find_input
 from daskinfer.storage.inputs.overlap import refuse_overlap
 from daskinfer.storage.jobs.control_log import ControlLog
 from daskinfer.storage.jobs.store import JobStore, create_job
 from daskinfer.storage.objects.filesystem import delete, refuse_unwritable
 from daskinfer.storage.objects.urls import absolute_url, join_url
-from daskinfer.storage.outputs.job_output import check_record, open_fence, read_generations
+from daskinfer.storage.outputs.job_output import check_record, open_fence, open_output, read_generations
 from daskinfer.storage.outputs.owner import Owner, claim, current_owner
 from daskinfer.storage.outputs.verification import find_missing, reopen_output
 
@@ -153,6 +156,20 @@ def _begin(recipe: Recipe, workers: Sequence[WorkerShape], owner: Owner | None, 
         delete(store.url, recursive=True)  # another began a moment ago, and nothing will ever come of this one
         raise
     return OpenedJob(store, record, record.plan, resumed=False, done=False)
+
+
+def draft_job(recipe: Recipe, workers: Sequence[WorkerShape]) -> tuple[JobRecord, PartitionTable]:
+    """Plan a new job, still without an id, and refuse whatever would stop it later; no job is written.
+
+    Raises
+    ------
+    DaskinferError
+        Input, checkpoint, task, plan or output cannot be as the recipe says.
+    """
+    resolved = resolve_request(recipe, workers)
+    record = plan_job(resolved, workers, datetime.now(UTC).isoformat(timespec="seconds"))
+    open_output(record, recipe.workspace)  # refuses an unusable output
+    return record, resolved.table
 
 
 def check_places(recipe: Recipe) -> None:

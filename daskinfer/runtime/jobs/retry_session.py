@@ -10,8 +10,8 @@ from daskinfer.errors import InputError, UsageError
 from daskinfer.planning.plan import place_plan
 from daskinfer.runtime.driver.run_progress import RunProgress
 from daskinfer.runtime.jobs.changed_input import describe_rows, find_touched, has_changed, read_input, read_refused
-from daskinfer.runtime.jobs.job_planner import current_numerics
 from daskinfer.runtime.jobs.job_resolution import OpenedJob
+from daskinfer.runtime.jobs.request_resolution import current_numerics
 from daskinfer.runtime.jobs.run_session import RunSession
 from daskinfer.runtime.snapshots.snapshot_manager import SnapshotManager
 from daskinfer.runtime.state_machine.limits import Limits

@@ -172,8 +172,7 @@ def _publish_again(
     try:
         manifest = registry.manifest(snapshot)
         check_trust(manifest, trust_code)
-        files = {piece.path: registry.file(manifest, piece.path) for piece in manifest.files}
-        found = inspect_snapshot(manifest, files, Folder(registry.url), dtype=dtype)
+        found = inspect_snapshot(manifest, registry.files(manifest), Folder(registry.url), dtype=dtype)
         return publish(registry, name, _as_source(found, False, snapshot, trust_code), alias, watch)
     finally:
         lock.release()

@@ -10,11 +10,11 @@ from functools import partial
 from pydantic import ValidationError
 
 from daskinfer.errors import RecipeError, StorageError
+from daskinfer.graphs.task_request import load_task_request
 from daskinfer.ids import digest_of, make_nonce, shorten
 from daskinfer.models.execution.devices import choose_dtype, find_device
 from daskinfer.models.preprocessing.arrays import count_row_tokens
 from daskinfer.models.proofs.outlines import outline_key
-from daskinfer.models.remotecode import check_trust
 from daskinfer.models.request import TaskRequest
 from daskinfer.models.tasks.encode import row_length
 from daskinfer.models.versions import ATTENTION, versions
@@ -82,9 +82,7 @@ def profile_checkpoint(
         )
     resolution = resolve_reference(registry, model.checkpoint, model.entry, watch, trust_code=model.trust_code)
     manifest = registry.manifest(resolution.snapshot)
-    check_trust(manifest, model.trust_code)
-    files = {file.path: registry.file(manifest, file.path) for file in manifest.files}
-    request = TaskRequest(model.task, model.options, manifest.architecture, files, manifest.entry, tuple(arrays))
+    request = load_task_request(registry, model, manifest, arrays)
     device = find_device()
     dtype, _ = choose_dtype(model.dtype, manifest.dtype, device)
     watch("finding the layers", 0, 1)

@@ -13,12 +13,13 @@ from contextlib import suppress
 from pydantic import ValidationError
 
 from daskinfer.errors import CheckpointError, RecipeError, StorageError
+from daskinfer.graphs.task_request import load_task_request
 from daskinfer.ids import sha256_of, shorten
 from daskinfer.models.proofs.outlines import outline_key, trace_apart
 from daskinfer.models.request import TaskRequest
 from daskinfer.models.tasks.fields import usual_task
 from daskinfer.spec.outline import Outline
-from daskinfer.spec.recipe.schema import ModelOptions
+from daskinfer.spec.recipe.schema import Model
 from daskinfer.spec.snapshot import Resolution
 from daskinfer.storage.objects.filesystem import LARGEST_MANIFEST, read_record, replace_bytes
 from daskinfer.storage.objects.urls import join_url
@@ -64,8 +65,8 @@ def trace_usual_task(registry: Registry, resolution: Resolution) -> None:
     manifest = registry.manifest(resolution.snapshot)
     if manifest.entry is not None or manifest.code:
         return
-    files = {file.path: registry.file(manifest, file.path) for file in manifest.files}
-    request = TaskRequest(usual_task(manifest.architecture), ModelOptions(), manifest.architecture, files)
+    model = Model.model_validate({"checkpoint": resolution.reference, "task": usual_task(manifest.architecture)})
+    request = load_task_request(registry, model, manifest)
     with suppress(CheckpointError, RecipeError):
         find_outline(registry.url, request, "float32")
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from daskinfer.errors import CheckpointError
 from daskinfer.graphs.context import open_transports
 from daskinfer.graphs.handoff import JobHandle
+from daskinfer.graphs.task_request import load_task_request
 from daskinfer.ids import shorten
-from daskinfer.models.request import make_request
 from daskinfer.models.tasks.encode import row_length
 from daskinfer.models.tasks.fields import takes_text
 from daskinfer.planning.sampling import choose_sample
@@ -284,8 +284,7 @@ class SnapshotManager:
     def _check_fit(self, manifest: Manifest) -> None:
         record = self._record
         first = self._held[self.log.known.current.snapshot].manifest
-        files = {file.path: self._registry.file(manifest, file.path) for file in manifest.files}
-        request = make_request(record.recipe, manifest, files, record.outline.inputs)
+        request = load_task_request(self._registry, record.recipe.model, manifest, record.outline.inputs)
         differences = {
             "its architecture": manifest.architecture != first.architecture,
             "its precision": manifest.dtype != first.dtype,
