@@ -1,12 +1,7 @@
-"""A user's module built once more in another process: with another id, folder, hash seed and environment, as workers have.
-
-``python -m daskinfer.models.entry_apart`` reads an entry point as JSON and writes the digests of what its module holds
-beside its saved state as JSON.
-"""
+"""A user's module built once more in another process: with another id, folder, hash seed and environment, as workers have."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -14,10 +9,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from daskinfer.errors import CheckpointError, DaskinferError
+from daskinfer.errors import CheckpointError
 from daskinfer.ids import parse_json
-from daskinfer.models.entry import call_with_weights
-from daskinfer.models.unsaved import Values, collect_unsaved, digest_values, seeded
+from daskinfer.models.unsaved import Values, digest_values
 from daskinfer.spec.snapshot import EntryPoint
 
 # What a process needs to find its libraries, caches and devices; workers of other machines have little else in common.
@@ -61,7 +55,7 @@ def _build(entry: EntryPoint, environment: dict[str, str]) -> dict[str, str] | N
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
     with tempfile.TemporaryDirectory(prefix="daskinfer-entry-") as folder:
         done = subprocess.run(
-            [sys.executable, "-m", "daskinfer.models.entry_apart"],
+            [sys.executable, "-m", "daskinfer.models.entry_process"],
             input=entry.model_dump_json(),
             capture_output=True,
             text=True,
@@ -74,17 +68,3 @@ def _build(entry: EntryPoint, environment: dict[str, str]) -> dict[str, str] | N
         return None
     found: dict[str, str] = parse_json(lines[-1])
     return found
-
-
-def _main() -> None:
-    entry = EntryPoint.model_validate_json(sys.stdin.read())
-    try:
-        with seeded(1):
-            values = collect_unsaved(call_with_weights(entry))
-    except DaskinferError as error:
-        sys.exit(error.message)
-    print("\n" + json.dumps(digest_values(values)))
-
-
-if __name__ == "__main__":
-    _main()

@@ -20,7 +20,7 @@ from daskinfer.storage.jobs.store import JobStore
 from daskinfer.storage.outputs.reading import open_output
 from tests.e2e.conftest import Bench, data_bytes, run
 from tests.e2e.faults import interrupt, once
-from tests.e2e.test_retry import BAD, read_rows, retry, run_spoilt, spoil
+from tests.e2e.refused_rows import BAD, read_rows, retry, run_spoilt, spoil
 
 pytestmark = pytest.mark.late
 

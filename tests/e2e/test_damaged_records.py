@@ -21,7 +21,7 @@ from daskinfer.storage.outputs.commit_index import tabulate, write_index
 from daskinfer.storage.outputs.job_output import open_standing
 from tests.e2e.conftest import data_bytes, make_bench, run
 from tests.e2e.faults import interrupt
-from tests.e2e.test_retry import spoil
+from tests.e2e.refused_rows import spoil
 
 pytestmark = pytest.mark.late
 

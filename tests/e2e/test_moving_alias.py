@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.late, pytest.mark.campaign]
 ROWS, PARTITION = 4_800, 32
 MOVER = """
 import sys
+from daskinfer.storage.registry.aliases import set_alias
 from daskinfer.storage.registry.catalog import Registry
 registry = Registry(sys.argv[1])
 for turn in range(int(sys.argv[2])):

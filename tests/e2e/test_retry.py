@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +14,9 @@ import torch
 
 from daskinfer import api
 from daskinfer.errors import InputError, JobBusy, OutputOwned, RecipeError, RejectBudgetExceeded
-from daskinfer.spec.job.record import Report
-from daskinfer.spec.recipe.schema import Recipe
 from daskinfer.storage.jobs.store import JobStore
 from daskinfer.storage.outputs.quarantine import read_quarantine as list_rejects
-from daskinfer.storage.outputs.reading import SealedOutput, open_output
+from daskinfer.storage.outputs.reading import open_output
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.testing.models.minefield import CLEARED, RAISES, make_minefield
@@ -28,46 +24,11 @@ from tests.e2e.command import call
 from tests.e2e.conftest import Bench, data_bytes, make_bench, run
 from tests.e2e.faults import patched_workers
 from tests.e2e.outputs import read_columns, read_quarantine
+from tests.e2e.refused_rows import BAD, read_rows, retry, run_spoilt, spoil
 from tests.support.mines import lay
 from tests.support.mines import make_recipe as make_mines
 
 pytestmark = pytest.mark.late
-
-BAD = {3: '{"id": "row-3", "text": ', 70: '{"id": "row-70", "text": 7}', 71: '{"id": "row-71"}', 299: "[]"}
-
-
-def spoil(bench: Bench, bad: Mapping[int, str]) -> None:
-    """Put bad rows into the input; the good ones are kept in `good.jsonl`."""
-    path, good = bench.folder / "in.jsonl", bench.folder / "good.jsonl"
-    if not good.exists():
-        shutil.copy(path, good)
-    rows = good.read_text().splitlines()
-    for place, row in bad.items():
-        rows[place] = row
-    path.write_text("\n".join(rows) + "\n")
-
-
-def retry(report: Report, recipe: Recipe, scheduler: str, *overrides: str) -> Report | None:
-    words = (f"cluster.address={scheduler}", *overrides)
-    return api.retry(report.job, recipe.workspace, overrides=words)
-
-
-def run_spoilt(bench: Bench, scheduler: str, name: str, **changes: Any) -> tuple[Recipe, Report]:
-    """Run a job on rows of which some are bad."""
-    spoil(bench, BAD)
-    recipe = bench.recipe(name, errors__max_rows=10, **changes)
-    report = run(recipe, scheduler)
-    assert (report.rows_out, report.rows_quarantined) == (296, 4)
-    return recipe, report
-
-
-def read_rows(output: SealedOutput) -> dict[str, Any]:
-    parts = [output.read(number) for number in range(output.layout.partitions)]
-    return {
-        "row": np.concatenate([part.rows for part in parts]),
-        "id": [value for part in parts for value in part.kept.column("id").to_pylist()],
-        **{name: np.concatenate([part.arrays[name] for part in parts]) for name in parts[0].arrays},
-    }
 
 
 @pytest.fixture(scope="module")

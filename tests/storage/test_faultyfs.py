@@ -31,7 +31,7 @@ from daskinfer.storage.objects.create_if_absent import create
 from daskinfer.testing.faults import faulty_filesystem
 url, fault = sys.argv[1:]
 method = "pipe_file" if "://" in url else "link"
-with faulty_filesystem.FaultyFS(url, method, getattr(faultyfs, fault)):
+with faulty_filesystem.FaultyFS(url, method, getattr(faulty_filesystem, fault)):
     create(url, b"mine")
 """
 

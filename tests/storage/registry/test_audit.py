@@ -29,6 +29,7 @@ from daskinfer.testing.stress.campaigns import campaign_size
 
 MOVER = """
 import sys
+from daskinfer.storage.registry.aliases import set_alias
 from daskinfer.storage.registry.catalog import Registry
 for turn in range(int(sys.argv[2])):
     set_alias(Registry(sys.argv[1]), "mini", "prod", f"v{turn % 2 + 1}")
@@ -38,6 +39,7 @@ for turn in range(int(sys.argv[2])):
 CRASHER = """
 import os, sys
 from daskinfer.storage.registry.access import authorised_writes
+from daskinfer.storage.registry.aliases import set_alias
 from daskinfer.storage.registry.catalog import Registry
 tell = authorised_writes.write_event
 def die_before(registry, principal, action, *rest):

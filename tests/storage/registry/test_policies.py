@@ -36,6 +36,7 @@ WORK = """
 import sys
 from daskinfer.errors import NotAllowed
 from daskinfer.storage.registry import locks
+from daskinfer.storage.registry.aliases import set_alias
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.publishing.publish import publish
 from daskinfer.testing.fixtures.checkpoints import make_checkpoint
