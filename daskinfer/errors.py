@@ -47,6 +47,15 @@ class DaskinferError(Exception):
         What is wrong and where, in one or more lines.
     hint
         What to do about it, in one line.
+
+    Examples
+    --------
+    >>> error = CheckpointError("minilm has no alias prod", hint="It has: test.")
+    >>> print(error)
+    minilm has no alias prod
+    It has: test.
+    >>> error.exit_code, isinstance(error, UsageError)
+    (2, True)
     """
 
     exit_code: ClassVar[int] = 1

@@ -10,10 +10,22 @@ _TEXT = _JSON | {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), 
 
 
 def escape_json(text: str) -> str:
-    """Return a JSON text that says the same and hides nothing."""
+    r"""Return a JSON text that says the same and hides nothing.
+
+    Examples
+    --------
+    >>> escape_json('"right\u202eleft"')
+    '"right\\u202eleft"'
+    """
     return text.translate(_JSON)
 
 
 def escape_text(text: str) -> str:
-    """Return a text that hides nothing; tabs and newlines stay."""
+    r"""Return a text that hides nothing; tabs and newlines stay.
+
+    Examples
+    --------
+    >>> escape_text("\x1b[31mred\tand a tab")
+    '\\x1b[31mred\tand a tab'
+    """
     return text.translate(_TEXT)

@@ -56,7 +56,15 @@ class LogSettings:
 
 @contextmanager
 def logging_context(**about: Any) -> Iterator[None]:
-    """Let every record of this thread say what it is about, beside what it says already."""
+    """Let every record of this thread say what it is about, beside what it says already.
+
+    Examples
+    --------
+    >>> record = logging.makeLogRecord({"name": "daskinfer", "levelname": "INFO", "msg": "committed", "created": 0})
+    >>> with logging_context(job="embed-1", partition=3):
+    ...     print(TextFormatter().format(record))
+    1970-01-01T00:00:00.000+00:00 INFO daskinfer [job=embed-1 partition=3] committed
+    """
     token = _about.set({**_about.get(), **about})
     try:
         yield
@@ -133,6 +141,15 @@ def set_up_logging(settings: LogSettings | None) -> None:
     ------
     OSError
         The file cannot be written.
+
+    Examples
+    --------
+    >>> set_up_logging(LogSettings(format="json", file="run.log"))
+    >>> logging.getLogger("daskinfer").info("begun")
+    >>> set_up_logging(None)
+    >>> from pathlib import Path
+    >>> json.loads(Path("run.log").read_text())["message"]
+    'begun'
     """
     root = logging.getLogger()
     handler = None if settings is None else _Lines(settings)
@@ -147,7 +164,17 @@ def set_up_logging(settings: LogSettings | None) -> None:
 
 
 def log_settings() -> LogSettings | None:
-    """Return how this process's records are written; None where they are not."""
+    """Return how this process's records are written; None where they are not.
+
+    Examples
+    --------
+    >>> set_up_logging(LogSettings(level="debug"))
+    >>> log_settings()
+    LogSettings(format='text', file=None, level='debug')
+    >>> set_up_logging(None)
+    >>> log_settings() is None
+    True
+    """
     return next((each.settings for each in logging.getLogger().handlers if isinstance(each, _Lines)), None)
 
 

@@ -32,17 +32,40 @@ _known: dict[str, str] = {}
 
 
 def learn(secrets: Iterable[tuple[str, str]]) -> None:
-    """Take up secrets, by name, that another process of the job knows."""
+    """Take up secrets, by name, that another process of the job knows.
+
+    Examples
+    --------
+    >>> learn([("STORE_PASSWORD", "correct-horse")])
+    >>> conceal("cannot log in with correct-horse")
+    'cannot log in with ${STORE_PASSWORD}'
+    """
     _known.update(secrets)
 
 
 def known_secrets() -> tuple[tuple[str, str], ...]:
-    """Return what this process knows, for its workers: to be handed on in memory, and never written."""
+    """Return what this process knows, for its workers: to be handed on in memory, and never written.
+
+    Examples
+    --------
+    >>> learn([("PROXY_PASSWORD", "battery-staple")])
+    >>> ("PROXY_PASSWORD", "battery-staple") in known_secrets()
+    True
+    """
     return tuple(sorted(_known.items()))
 
 
 def protect(url: str) -> str:
-    """Return a URL with names in place of its secrets, which this process remembers; others come back as they are."""
+    """Return a URL with names in place of its secrets, which this process remembers; others come back as they are.
+
+    Examples
+    --------
+    >>> url = protect("s3://me:correct-horse@host/data")
+    >>> url
+    's3://me:${password-ce8e7dc1}@host/data'
+    >>> reveal(url)
+    's3://me:correct-horse@host/data'
+    """
     if "://" not in url:
         return url
     pieces: list[str] = []
@@ -61,6 +84,15 @@ def reveal(url: str) -> str:
     ------
     KeyError
         Nobody has told this process one of them; the environment does not either.
+
+    Examples
+    --------
+    >>> reveal("s3://bucket/data")
+    's3://bucket/data'
+    >>> reveal("s3://${NOBODY_SET_THIS}@host/data")
+    Traceback (most recent call last):
+        ...
+    KeyError: 'NOBODY_SET_THIS'
     """
     if "${" not in url or "://" not in url:
         return url
@@ -73,7 +105,14 @@ def reveal(url: str) -> str:
 
 
 def conceal_known(text: str) -> str:
-    """Return a text with names in place of the secrets that this process knows."""
+    """Return a text with names in place of the secrets that this process knows.
+
+    Examples
+    --------
+    >>> learn([("STORE_PASSWORD", "correct-horse")])
+    >>> conceal_known("403 for correct-horse; https://me:other@host")
+    '403 for ${STORE_PASSWORD}; https://me:other@host'
+    """
     for name, value in sorted(_known.items(), key=lambda item: -len(item[1])):
         shortest = _SHORTEST_OTHER if _is_other(name) else _SHORTEST
         for spelling in {value, quote(value, safe=""), quote(value), unquote(value)}:
@@ -83,7 +122,13 @@ def conceal_known(text: str) -> str:
 
 
 def conceal(text: str) -> str:
-    """Return a text without secrets: known ones, wherever they stand, and those of any URL in it."""
+    """Return a text without secrets: known ones, wherever they stand, and those of any URL in it.
+
+    Examples
+    --------
+    >>> conceal("403 for https://bucket.example/a?X-Amz-Signature=0123456789")
+    '403 for https://bucket.example/a?X-Amz-Signature=${q-X-Amz-Signature-4bc6add7}'
+    """
     text = conceal_known(text)
     if "://" not in text:
         return text
@@ -96,7 +141,14 @@ def conceal(text: str) -> str:
 
 
 def secret_spans(url: str) -> list[tuple[int, int]]:
-    """Return where a URL that may hold variables (`${VAR}`) has its secrets: begin and end of each."""
+    """Return where a URL that may hold variables (`${VAR}`) has its secrets: begin and end of each.
+
+    Examples
+    --------
+    >>> url = "ftp://me:${PASSWORD}@host/a"
+    >>> [url[begin:end] for begin, end in secret_spans(url)]
+    ['${PASSWORD}']
+    """
     return [(begin, stop) for begin, stop, _ in _find_secrets(url, skip=lambda value: False)]
 
 
@@ -133,12 +185,24 @@ def _find_secrets(
 
 
 def is_telling(name: str) -> bool:
-    """Whether a name tells that what it names is a secret."""
+    """Whether a name tells that what it names is a secret.
+
+    Examples
+    --------
+    >>> is_telling("X-Amz-Signature"), is_telling("versionId")
+    (True, False)
+    """
     return _TELLING.search(name) is not None
 
 
 def is_telling_variable(name: str) -> bool:
-    """Whether an environment variable's name tells that it is a secret: `HF_TOKEN`, and not `TOKENIZER`."""
+    """Whether an environment variable's name tells that it is a secret: `HF_TOKEN`, and not `TOKENIZER`.
+
+    Examples
+    --------
+    >>> is_telling_variable("HF_TOKEN"), is_telling_variable("TOKENIZER")
+    (True, False)
+    """
     return _TELLING_VARIABLE.search(name) is not None
 
 

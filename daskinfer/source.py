@@ -12,7 +12,15 @@ _BYSTANDERS = {"cli", "reports", "testing"}
 
 @cache
 def digest_source() -> str:
-    """Return `sha256:...` over daskinfer's own source files, names and contents, in a fixed order."""
+    """Return `sha256:...` over daskinfer's own source files, names and contents, in a fixed order.
+
+    Examples
+    --------
+    >>> digest_source() == digest_source()
+    True
+    >>> digest_source()[:7], len(digest_source())
+    ('sha256:', 71)
+    """
     root = Path(__file__).parent
     total = hashlib.sha256()
     for folder in sorted([root, *(path for path in root.iterdir() if _is_floor(path))]):

@@ -57,6 +57,16 @@ def publish(
     ------
     CheckpointError
         It cannot be published, or a name is not allowed.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from daskinfer.testing.models.tinymodels import make_tiny_bert
+    >>> folder = make_tiny_bert(Path("tiny"), layers=1)
+    >>> publish("tiny", str(folder), registry="registry", alias="prod").version
+    1
+    >>> publish("tiny", str(folder), registry="registry").version
+    1
     """
     found = Registry(registry)
     resolution = publish_checkpoint(
@@ -75,7 +85,15 @@ def publish(
 
 
 def checkpoints(registry: str) -> list[CheckpointRow]:
-    """Return all checkpoints of a registry, a row each."""
+    """Return all checkpoints of a registry, a row each.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> registry = make_registry("registry", versions=3).url
+    >>> [(row.name, row.versions, row.latest.number, row.aliases[0].name) for row in checkpoints(registry)]
+    [('mini', 3, 3, 'prod')]
+    """
     found = Registry(registry)
     return [
         CheckpointRow(
@@ -91,7 +109,15 @@ def checkpoints(registry: str) -> list[CheckpointRow]:
 
 
 def checkpoint(reference: str, registry: str) -> CheckpointDetail:
-    """Return what a checkpoint reference means, a yanked version too, and what goes by its name."""
+    """Return what a checkpoint reference means, a yanked version too, and what goes by its name.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> detail = checkpoint("mini@prod", make_registry("registry").url)
+    >>> detail.resolution.version, detail.architecture, detail.groups
+    (3, 'TestModel', {'embeddings': 696, 'layer.0': 696, 'layer.1': 696})
+    """
     found = Registry(registry)
     resolution = found.resolve(reference, yanked=True)
     manifest = found.manifest(resolution.snapshot)
@@ -148,6 +174,15 @@ def profile(
     ------
     DaskinferError
         There is no such checkpoint, or it cannot do the task.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from daskinfer.testing.models.tinymodels import make_tiny_bert
+    >>> folder = make_tiny_bert(Path("tiny"), layers=2)
+    >>> found = profile(str(folder), registry="registry", measure=False)
+    >>> [layer.name for layer in found.layers], found.per
+    (['encoder.layer.0', 'encoder.layer.1'], 'token')
     """
     model = Model(
         checkpoint=checkpoint,

@@ -33,6 +33,14 @@ def compare(current: str, candidate: str, gate: Gate | None = None, *, watch: Wa
         One is not finished, or they are not of the same rows and columns.
     IntegrityError
         One is damaged.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> _ = finish_job("work", "before.jsonl", job="before"), finish_job("work", "after.zarr", job="after", shift=0.25)
+    >>> report = compare("before.jsonl", "after.zarr", Gate(min_rows=3, max_changed=0.5))
+    >>> report.verdict, [(check.field, check.value) for check in report.checks if not check.passed]
+    ('failed', [('score', 1.0)])
     """
     gate = gate or Gate()
     tell = watch or (lambda doing, done, total: None)

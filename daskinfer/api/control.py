@@ -38,6 +38,21 @@ def cancel(
         Nobody runs the job.
     JobFailed
         The driver ended before it answered.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.jobs.store import create_job
+    >>> from daskinfer.testing.fixtures.jobs import make_job
+    >>> store = create_job("work", lambda job: make_job("labels.jsonl", job=job), "demo")
+    >>> lease = store.acquire()
+    >>> cancel("demo", "work", wait=False)
+    Outcome(job='demo', op='cancel', request=0, worker='', answered=False, detail='')
+    >>> lease.release()
+    >>> cancel("demo", "work")
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.UsageError: nobody runs job demo: it is stopped
+    Look: daskinfer status demo
     """
     store = _find_running(job, workspace)
     number = ControlLog(store.url).ask_cancel(store.current_epoch())
@@ -69,6 +84,16 @@ def drain(
         Nobody runs the job, or it has no such worker.
     JobFailed
         The driver ended before the worker was drained.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> _ = finish_job("work", "labels.jsonl")
+    >>> drain("demo", "10.0.0.2", "work")
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.UsageError: nobody runs job demo: it is done
+    Look: daskinfer status demo
     """
     store = _find_running(job, workspace)
     address = find_worker(_roster(store), worker, store.job)
@@ -84,6 +109,17 @@ def find_worker(roster: Sequence[WorkerState], wanted: str, job: str) -> str:
     ------
     UsageError
         There is none, or there are several.
+
+    Examples
+    --------
+    >>> roster = [WorkerState(worker=f"tcp://10.0.0.{number}:4000", does="computes") for number in (1, 2, 11)]
+    >>> find_worker(roster, "10.0.0.2", "demo")
+    'tcp://10.0.0.2:4000'
+    >>> find_worker(roster, "10.0.0.1", "demo")
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.UsageError: 10.0.0.1 may mean tcp://10.0.0.1:4000, tcp://10.0.0.11:4000
+    Give more of the address.
     """
     names = {state.worker: (state.worker, state.host_port, state.name) for state in roster}
     found = [address for address, known in names.items() if wanted in known]

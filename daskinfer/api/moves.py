@@ -42,6 +42,17 @@ def set_alias(
         Someone else moved the alias first.
     CheckpointError
         There is no such target, or it was yanked.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> registry = make_registry("registry", versions=3).url
+    >>> set_alias("mini", "prod", "v2", registry=registry, reason="v3 is slow").version
+    2
+    >>> set_alias("mini", "prod", "v1", registry=registry, expect=3)
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.Conflict: mini@prod was moved to v2 by ...
     """
     found = Registry(registry)
     move = aliases.set_alias(found, name, alias, target, expect=expect, reason=reason, gate=gate)
@@ -51,7 +62,16 @@ def set_alias(
 def unset_alias(
     name: str, alias: str, *, registry: str, expect: int | None = None, reason: str | None = None
 ) -> AliasMove:
-    """Let an alias point nowhere; its history stays."""
+    """Let an alias point nowhere; its history stays.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> registry = make_registry("registry", versions=3).url
+    >>> move = unset_alias("mini", "prod", registry=registry)
+    >>> move.sequence, move.version
+    (3, None)
+    """
     return aliases.unset_alias(Registry(registry), name, alias, expect=expect, reason=reason)
 
 
@@ -62,6 +82,13 @@ def alias_history(name: str, alias: str, *, registry: str) -> list[AliasMove]:
     ------
     CheckpointError
         It was never set.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> registry = make_registry("registry", versions=3).url
+    >>> [(move.sequence, move.version) for move in alias_history("mini", "prod", registry=registry)]
+    [(0, 1), (1, 2), (2, 3)]
     """
     return aliases.read_history(Registry(registry), name, alias)
 
@@ -99,6 +126,13 @@ def roll_back(
         There is no such move, or its target was yanked.
     SnapshotGone
         Its target was deleted.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> registry = make_registry("registry", versions=3).url
+    >>> roll_back("mini", "prod", registry=registry).version, roll_back("mini", "prod", registry=registry).version
+    (2, 1)
     """
     move = aliases.roll_back(Registry(registry), name, alias, to=to, expect=expect, reason=reason)
     return _resolve(f"{name}@{alias}", name, move)
@@ -111,6 +145,17 @@ def yank(name: str, version: str, *, registry: str, reason: str | None = None, u
     ------
     CheckpointError
         There is no such version, or nothing is left to do.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> registry = make_registry("registry", versions=3).url
+    >>> yank("mini", "v2", registry=registry, reason="wrong labels").yanked.reason
+    'wrong labels'
+    >>> set_alias("mini", "prod", "v2", registry=registry)
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.YankedVersion: mini v2 was yanked by ...
     """
     row = (yanking.unyank if undo else yanking.yank)(Registry(registry), name, version, reason)
     return VersionRow(number=row.number, snapshot=row.snapshot, yanked=row.yanked)

@@ -13,7 +13,16 @@ from daskinfer.storage.outputs.job_output import check_record, open_standing
 
 
 def status(job: str, workspace: str) -> JobStatus:
-    """Return how a job stands, from storage alone; `job` may be the beginning of an id."""
+    """Return how a job stands, from storage alone; `job` may be the beginning of an id.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> _ = finish_job("work", "labels.jsonl", rows=3)
+    >>> found = status("de", "work")
+    >>> found.job, found.state, found.rows_done, found.partitions_done
+    ('demo', 'done', 3, 2)
+    """
     return job_store.status(workspace, job, lambda record: _committed(record, workspace))
 
 
@@ -26,6 +35,13 @@ def jobs(workspace: str, damaged: Callable[[DaskinferError], None] | None = None
         URL of the workspace.
     damaged
         Told of every job whose records cannot be read; without it, the first of them is raised.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> _ = finish_job("work", "labels.jsonl")
+    >>> [(job.job, job.state) for job in jobs("work")], jobs("empty")
+    ([('demo', 'done')], [])
     """
     found: list[JobStatus] = []
     for name in job_store.list_jobs(workspace):
@@ -49,6 +65,13 @@ def report(job: str, workspace: str, member: str = "") -> Report:
         No run of it has ended yet.
     IntegrityError
         It is done, and the report is gone.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> _ = finish_job("work", "labels.jsonl", rows=3, refused=[1])
+    >>> report("demo", "work").message
+    '2 rows are in the output, 1 in the quarantine.'
     """
     store = job_store.find_job(workspace, job)
     found = store.report(member)
@@ -85,6 +108,17 @@ def verify_output(job: str, workspace: str, watch: Callable[[int, int], None] | 
         The job is not finished.
     IntegrityError
         The manifest is gone, or another job's.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> _ = finish_job("work", "labels.jsonl")
+    >>> verify_output("demo", "work").damaged
+    ()
+    >>> _ = next(Path("labels.jsonl").glob("*.jsonl")).write_text("")
+    >>> [part.partition for part in verify_output("demo", "work").damaged]
+    [0]
     """
     store = job_store.find_job(workspace, job)
     if store.state() != "done":

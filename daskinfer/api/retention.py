@@ -13,7 +13,14 @@ from daskinfer.storage.registry.heartbeats import Watcher
 
 
 def locks(registry: str, reference: str | None = None) -> list[LockRow]:
-    """Return who holds the snapshots of a registry, or what a reference means; dead or alive."""
+    """Return who holds the snapshots of a registry, or what a reference means; dead or alive.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> locks(make_registry("registry").url, "mini@prod")
+    []
+    """
     found = Registry(registry)
     return list_locks(found, None if reference is None else found.resolve(reference).snapshot)
 
@@ -54,6 +61,14 @@ def collect_garbage(
         Where nobody goes by a name in `assume_dead`.
     CorruptBlob
         Where a manifest is damaged, so that nobody can tell which blobs are needed.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> registry = make_registry("registry", versions=3).url
+    >>> found = collect_garbage(registry, keep_versions=0, keep_days=0, dry_run=True)
+    >>> len(found.deleted), len(found.kept)
+    (2, 1)
     """
     watch = watch or (lambda doing, done, total: None)
     return collect(

@@ -58,6 +58,13 @@ def retry(
     ------
     DaskinferError
         Its class says why the retry stopped; the output is as it was, or the same call goes on with the merging.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> _ = finish_job("work", "labels.jsonl", refused=[])
+    >>> retry("demo", "work") is None
+    True
     """
     began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     tell = watch or (lambda progress: None)

@@ -30,7 +30,7 @@ def run(
     watch: Callable[[Progress], None] | None = None,
     command: str = "",
 ) -> Report:
-    """Run a recipe to its end, going on with an unfinished job where there is one.
+    r"""Run a recipe to its end, going on with an unfinished job where there is one.
 
     Parameters
     ----------
@@ -55,6 +55,20 @@ def run(
     DaskinferError
         Its class says why the run stopped, `exit_code` what a command should end with. Everything committed stays,
         and a report is written.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from daskinfer.testing.models.tinymodels import make_tiny_bert
+    >>> folder = make_tiny_bert(Path("tiny"), layers=2)
+    >>> _ = Path("rows.jsonl").write_text('{"text": "a small cat"}\n' * 3)
+    >>> parts = {"model": {"checkpoint": str(folder)}, "input": {"url": "rows.jsonl"}, "output": {"url": "rows.zarr"}}
+    >>> recipe = Recipe(daskinfer=1, name="demo", cluster={"local": {"workers": 1, "tls": False}}, **parts)
+    >>> report = run(recipe)
+    >>> report.verdict, report.rows_out
+    ('done', 3)
+    >>> run(recipe) == report
+    True
     """
     began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     tell = watch or (lambda progress: None)
@@ -105,6 +119,17 @@ def validate(recipe: Recipe) -> list[str]:
     ------
     DaskinferError
         Whatever would stop the run before it begins.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> _ = Path("rows.jsonl").write_text('{"text": "a small cat"}')
+    >>> parts = {"model": {"checkpoint": "tiny@prod"}, "input": {"url": "rows.jsonl"}, "output": {"url": "rows.zarr"}}
+    >>> validate(Recipe(daskinfer=1, name="demo", **parts))
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.CheckpointError: no checkpoint is named 'tiny' in registry .../work/registry
+    The registry is empty: daskinfer checkpoint publish NAME DIR
     """
     check_places(recipe)
     alone: list[str] = []

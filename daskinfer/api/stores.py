@@ -18,5 +18,11 @@ def examine_store(url: str) -> StoreReport:
     ------
     StorageError
         Nothing can be written there, or daskinfer knows no safe way to.
+
+    Examples
+    --------
+    >>> report = examine_store("work")
+    >>> report.safe, report.checks[0].name, report.checks[0].detail
+    (True, 'exclusive create', 'an object that is there is not replaced')
     """
     return examine(url)

@@ -15,7 +15,13 @@ from daskinfer.storage.registry.signatures import sign as sign_snapshot
 
 
 def roles() -> list[RoleRow]:
-    """Return the roles around a registry: what each may write, and what for."""
+    """Return the roles around a registry: what each may write, and what for.
+
+    Examples
+    --------
+    >>> [row.name for row in roles()]
+    ['publisher', 'releaser', 'runner', 'collector']
+    """
     return [
         RoleRow(name=name, purpose=role.purpose, create=role.create, replace=role.replace, delete=role.delete)
         for name, role in ROLES.items()
@@ -23,12 +29,25 @@ def roles() -> list[RoleRow]:
 
 
 def role_policy(role: str, registry: str) -> dict[str, Any]:
-    """Return the IAM policy of a role in a registry on S3."""
+    """Return the IAM policy of a role in a registry on S3.
+
+    Examples
+    --------
+    >>> first = role_policy("publisher", "s3://models/registry")["Statement"][0]
+    >>> first["Effect"], first["Action"], first["Resource"]
+    ('Allow', 's3:ListBucket', 'arn:aws:s3:::models')
+    """
     return make_role_policy(role, registry)
 
 
 def bucket_policy(registry: str) -> dict[str, Any]:
-    """Return the bucket policy that keeps the history of a registry on S3 from being rewritten by anyone."""
+    """Return the bucket policy that keeps the history of a registry on S3 from being rewritten by anyone.
+
+    Examples
+    --------
+    >>> [statement["Effect"] for statement in bucket_policy("s3://models/registry")["Statement"]]
+    ['Deny', 'Deny']
+    """
     return make_bucket_policy(registry)
 
 
@@ -49,6 +68,13 @@ def audit(
         Only those of a principal, `user@host`, or of a user on any host.
     action
         Only publish, yank, alias, lock, collect or sign.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> trail = audit(make_registry("registry", versions=2).url, action="alias")
+    >>> [(event.action, event.resource) for event in trail.events], trail.broken
+    ([('alias', 'models/mini/aliases/prod'), ('alias', 'models/mini/aliases/prod')], ())
     """
     trail = read_trail(Registry(registry).url)
     if since is not None and since.tzinfo is None:
@@ -64,7 +90,15 @@ def audit(
 
 
 def keygen(path: str) -> str:
-    """Make a pair of Ed25519 keys, `path` and `path.pub`; return the name of the public one."""
+    """Make a pair of Ed25519 keys, `path` and `path.pub`; return the name of the public one.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> name = keygen("ada")
+    >>> sorted(path.name for path in Path(".").iterdir())
+    ['ada', 'ada.pub']
+    """
     return make_key(path)
 
 
@@ -79,6 +113,14 @@ def sign(reference: str, key: str, *, registry: str) -> SignatureRow:
         File of the private key.
     registry
         URL of the registry.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> registry = make_registry("registry").url
+    >>> name = keygen("ada")
+    >>> sign("mini@prod", "ada", registry=registry).key == name
+    True
     """
     found = Registry(registry)
     return sign_snapshot(found, found.resolve(reference), key)
@@ -100,6 +142,16 @@ def signatures(reference: str, *, registry: str, key: str | None = None) -> list
     ------
     CheckpointError
         The key has not signed the snapshot.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> registry = make_registry("registry").url
+    >>> _ = keygen("ada"), sign("mini@prod", "ada", registry=registry)
+    >>> [row.valid for row in signatures("mini@prod", registry=registry, key="ada.pub")]
+    [True]
+    >>> signatures("mini@v1", registry=registry)
+    []
     """
     found = Registry(registry)
     snapshot = found.manifest(found.resolve(reference).snapshot).digest

@@ -37,6 +37,13 @@ def verify(
     ------
     CheckpointError
         There is no such checkpoint, or no registry.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> found = verify("mini@prod", registry=make_registry("registry").url, deep=True)
+    >>> found.damaged
+    False
     """
     return verification.verify(Registry(registry), reference, deep=deep, watch=watch)
 
@@ -59,6 +66,13 @@ def diff(before: str, after: str, *, registry: str, watch: Watch | None = None) 
         There is no such checkpoint.
     CorruptBlob
         A tensor that had to be read is damaged.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> found = diff("mini@v1", "mini@v2", registry=make_registry("registry").url)
+    >>> found.groups.changed, found.changes[0].name, found.changes[0].elements
+    (('embeddings', 'layer.0', 'layer.1'), 'embeddings.bias', 8)
     """
     return differences.compare(Registry(registry), before, after, watch)
 
@@ -101,5 +115,12 @@ def sync(
         What should be copied is damaged.
     StorageError
         A store refuses, or garbage collection in the target is in the way.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> report = sync(make_registry("registry", versions=3).url, "copy", ["mini@prod"])
+    >>> report.clean, [(version.name, version.number) for version in report.versions]
+    (True, [('mini', 3)])
     """
     return syncing.sync(Registry(source), Registry(target), references, dry_run=dry_run, resolve=resolve, watch=watch)

@@ -116,7 +116,7 @@ def build_model(
 
 
 def has_class(config: Mapping[str, Any], class_name: str, files: Mapping[str, bytes] = NO_FILES) -> bool:
-    """Return whether an Auto class of transformers lists a model for a configuration, or the checkpoint's code brings it."""
+    """Whether an Auto class of transformers lists a model for a configuration, or the checkpoint's code brings it."""
     mapping: Any = getattr(transformers, class_name)._model_mapping
     return type(make_config(config, files)) in mapping or find_class(config, files, class_name) is not None
 

@@ -48,7 +48,15 @@ class Blocks:
 
 
 def cut_blocks(record: JobRecord) -> Blocks:
-    """Return a job's blocks, as its record decides them."""
+    """Return a job's blocks, as its record decides them.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> blocks = cut_blocks(SimpleNamespace(partitions=100, plan=SimpleNamespace(window=8)))
+    >>> blocks.partitions_of(0), blocks.find(2), len(blocks.starts)
+    (range(0, 3), 0, 80)
+    """
     return _cut(record.partitions, record.plan.window)
 
 

@@ -36,12 +36,26 @@ class Rows(Protocol):
 
 
 def is_vector(field: OutputField) -> bool:
-    """Return whether a column has a vector, or a matrix, of floats for every row."""
+    """Whether a column has a vector, or a matrix, of floats for every row.
+
+    Examples
+    --------
+    >>> is_vector(OutputField(name="embedding", kind="float32", shape=(384,)))
+    True
+    >>> is_vector(OutputField(name="label", kind="string"))
+    False
+    """
     return bool(field.shape) and field.kind in _FLOATS
 
 
 def is_text(field: OutputField) -> bool:
-    """Return whether a column of strings holds texts, which hardly come twice, not labels."""
+    """Whether a column of strings holds texts, which hardly come twice, not labels.
+
+    Examples
+    --------
+    >>> is_text(OutputField(name="text", kind="string")), is_text(OutputField(name="label", kind="string"))
+    (True, False)
+    """
     return field.kind == "string" and field.name == "text"
 
 
@@ -59,6 +73,16 @@ def compare_parts(current: Rows, candidate: Rows, fields: Sequence[OutputField],
     tolerance
         Floats are close where |candidate - current| <= tolerance * max(1, |current|), or where they are the same, NaN and
         infinities included. Everything else is close only where it is the same.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> score = OutputField(name="score", kind="float32")
+    >>> before = SimpleNamespace(rows=np.array([0, 1, 2]), arrays={"score": np.float32([1, 2, 3])})
+    >>> after = SimpleNamespace(rows=np.array([0, 1]), arrays={"score": np.float32([1, 2.5])})
+    >>> found = compare_parts(before, after, [score], tolerance=1e-3)
+    >>> found.rows, found.current_only, found.fields[0].close, found.fields[0].largest_difference
+    (2, 1, 1, 0.5)
     """
     rows, left, right = np.intersect1d(current.rows, candidate.rows, assume_unique=True, return_indices=True)
     sums = []
@@ -93,6 +117,12 @@ def merge_parts(parts: Iterable[PartComparison]) -> PartComparison:
     ------
     ValueError
         They are of different columns or tolerances.
+
+    Examples
+    --------
+    >>> part = PartComparison(tolerance=0.0, rows=10, current_only=1, candidate_only=0, fields=())
+    >>> merge_parts([part, part]).rows
+    20
     """
     return reduce(_merge, parts)
 

@@ -38,6 +38,15 @@ def judge(
         What was compared.
     created
         The time, ISO 8601, UTC.
+
+    Examples
+    --------
+    >>> from daskinfer.spec.comparison import ComparedOutput, PartComparison
+    >>> one, other = (ComparedOutput(job=job, checkpoint="m@prod", snapshot="sha256:0", output=job) for job in "ab")
+    >>> found = PartComparison(tolerance=1e-3, rows=40, current_only=0, candidate_only=0, fields=())
+    >>> report = judge(found, Gate(), one, other, "2026-01-01T00:00:00+00:00")
+    >>> report.verdict, [check.threshold for check in report.checks if not check.passed]
+    ('failed', ['min_rows'])
     """
     if comparison.tolerance != gate.tolerance:
         raise ValueError(f"compared with tolerance {comparison.tolerance}, but the gate's is {gate.tolerance}")
@@ -58,7 +67,16 @@ def judge(
 
 
 def describe_field(sums: FieldSums) -> FieldComparison:
-    """Return the figures of one column."""
+    """Return the figures of one column.
+
+    Examples
+    --------
+    >>> from daskinfer.spec.job.record import OutputField
+    >>> label = OutputField(name="label", kind="string")
+    >>> found = describe_field(FieldSums(field=label, rows=4, equal=3, close=3, labels={"cat": (2, 1), "dog": (2, 3)}))
+    >>> found.changed, [(count.label, count.rows.candidate) for count in found.labels]
+    (0.25, [('cat', 1), ('dog', 3)])
+    """
     field = sums.field
     mean = None
     if (is_text(field) or field.kind != "string") and sums.counted.current and sums.counted.candidate:

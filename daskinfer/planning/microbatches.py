@@ -38,6 +38,11 @@ def pack_microbatches(
     -------
     tuple of Microbatch
         Every row in exactly one microbatch.
+
+    Examples
+    --------
+    >>> [(batch.rows, batch.length) for batch in pack_microbatches([3, 100, 5, 98], tokens=256)]
+    [((1, 3), 100), ((2, 0), 5)]
     """
     sizes = np.maximum(np.asarray(lengths, dtype=np.int64), 1)
     order = np.argsort(-sizes, kind="stable")
@@ -50,7 +55,13 @@ def pack_microbatches(
 
 
 def group_rows(lengths: np.ndarray, sharing: Sharing) -> np.ndarray:
-    """Return a number for every row, shape (rows,): rows of different numbers never share a microbatch."""
+    """Return a number for every row, shape (rows,): rows of different numbers never share a microbatch.
+
+    Examples
+    --------
+    >>> group_rows(np.array([9, 9, 5, 2]), Sharing(rows="same length", beyond=4))
+    array([10, 10,  6,  0])
+    """
     if sharing.rows == "any":
         return (lengths > sharing.beyond).astype(np.int64)
     groups = lengths + 1 if sharing.rows == "same length" else np.arange(1, len(lengths) + 1)

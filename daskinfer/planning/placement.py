@@ -15,6 +15,13 @@ def eligible_workers(workers: Sequence[WorkerShape], requires: Mapping[str, floa
     ------
     PlanError
         No worker does.
+
+    Examples
+    --------
+    >>> one = WorkerShape(address="tcp://a:1", threads=1, memory=0, resources={"GPU": 1})
+    >>> other = WorkerShape(address="tcp://b:1", threads=1, memory=0, resources={})
+    >>> [worker.address for worker in eligible_workers([other, one], {"GPU": 1})]
+    ['tcp://a:1']
     """
     found = [worker for worker in workers if declares(worker, requires)]
     if found:
@@ -29,7 +36,14 @@ def eligible_workers(workers: Sequence[WorkerShape], requires: Mapping[str, floa
 
 
 def declares(worker: WorkerShape, requires: Mapping[str, float]) -> bool:
-    """Whether the worker has enough of every required tag."""
+    """Whether the worker has enough of every required tag.
+
+    Examples
+    --------
+    >>> worker = WorkerShape(address="tcp://a:1", threads=1, memory=0, resources={"GPU": 1})
+    >>> declares(worker, {"GPU": 1}), declares(worker, {"GPU": 2}), declares(worker, {})
+    (True, False, True)
+    """
     return all(worker.resources.get(tag, 0) >= amount for tag, amount in requires.items())
 
 
@@ -42,6 +56,13 @@ def count_replicas(stages: Sequence[StagePlan], workers: int, standby: int = 0) 
     ------
     PlanError
         Fewer workers than stages and standbys.
+
+    Examples
+    --------
+    >>> about = {"first": 0, "last": 1, "parameter_bytes": 9}
+    >>> stages = [StagePlan(index=n, share=share, **about) for n, share in enumerate([0.75, 0.25])]
+    >>> count_replicas(stages, workers=4), count_replicas(stages, workers=4, standby=1)
+    ((3, 1), (2, 1))
     """
     if workers < len(stages) + standby:
         wanted = f"{len(stages)} stages need {len(stages)} workers with the required tags"

@@ -50,6 +50,20 @@ def make_plan(recipe: Recipe, profile: ModelProfile, workers: Sequence[WorkerSha
     ------
     PlanError
         Nothing that the recipe allows would fit.
+
+    Examples
+    --------
+    >>> from daskinfer.spec.plan import LayerProfile
+    >>> parts = {"model": {"checkpoint": "minilm@prod"}, "input": {"url": "a.jsonl"}, "output": {"url": "a.zarr"}}
+    >>> recipe = Recipe(daskinfer=1, name="demo", pipeline={"stages": 2}, **parts)
+    >>> layers = [LayerProfile(name=f"layer.{n}", tensors=(f"w{n}",), flops=(100, 0), cut=()) for n in range(4)]
+    >>> sizes = {f"w{n}": 8 for n in range(4)}
+    >>> profile = ModelProfile(architecture="BertModel", max_length=512, layers=layers, sizes=sizes)
+    >>> workers = [WorkerShape(address=f"tcp://a:{n}", threads=1, memory=0, resources={"GPU": 1}) for n in range(3)]
+    >>> versions = {"torch": "2.13.0", "transformers": "5.0.0", "tokenizers": "0.22.0"}
+    >>> plan = make_plan(recipe, profile, workers, Numerics(dtype="float32", attention="sdpa", threads=1, **versions))
+    >>> [(stage.first, stage.last) for stage in plan.stages], plan.replicas, plan.window
+    ([(0, 2), (2, 4)], (2, 1), 9)
     """
     able = eligible_workers(workers, recipe.placement.requires)
     known = [worker.shard_memory for worker in able if worker.shard_memory]
@@ -93,6 +107,20 @@ def place_plan(plan: Plan, recipe: Recipe, workers: Sequence[WorkerShape]) -> Pl
     ------
     PlanError
         Too few workers declare the required tags.
+
+    Examples
+    --------
+    >>> parts = {"model": {"checkpoint": "minilm@prod"}, "input": {"url": "a.jsonl"}, "output": {"url": "a.zarr"}}
+    >>> recipe = Recipe(daskinfer=1, name="demo", **parts)
+    >>> versions = {"torch": "2.13.0", "transformers": "5.0.0", "tokenizers": "0.22.0"}
+    >>> numerics = Numerics(dtype="float32", attention="sdpa", threads=1, **versions)
+    >>> stage = StagePlan(index=0, first=0, last=4, parameter_bytes=32, share=1.0)
+    >>> about = {"edges": [], "transports": [], "microbatch_tokens": 2048, "max_length": 256, "window": 3}
+    >>> plan = Plan(stages=[stage], replicas=[1], numerics=numerics, **about)
+    >>> workers = [WorkerShape(address=f"tcp://a:{n}", threads=1, memory=0, resources={"GPU": 1}) for n in range(2)]
+    >>> placed = place_plan(plan, recipe, workers)
+    >>> placed.replicas, placed.window, placed.digest == plan.digest
+    ((2,), 6, True)
     """
     able = eligible_workers(workers, recipe.placement.requires)
     replicas = count_replicas(plan.stages, len(able), recipe.placement.standby)

@@ -32,6 +32,18 @@ def make_profile(
     ------
     CheckpointError
         The snapshot lacks a tensor that the task needs.
+
+    Examples
+    --------
+    >>> from daskinfer.spec.outline import LayerOutline
+    >>> from daskinfer.spec.snapshot import LayerGroup, TensorEntry
+    >>> weight = TensorEntry(name="w", blake3="0" * 64, dtype="F32", shape=(4, 2), begin=0, end=32)
+    >>> group = LayerGroup(name="layer.0", size=32, sha256="0" * 64, blob="blobs/0", tensors=[weight])
+    >>> manifest = Manifest(model="tiny", architecture="BertModel", dtype="float32", files=[], groups=[group])
+    >>> layer = LayerOutline(name="layer.0", units=(), tensors=["w"], begin=0, end=0, flops=(16, 0), cut=())
+    >>> about = {"architecture": "BertModel", "task": "embed", "inputs": [], "events": [], "shared": [], "outputs": {}}
+    >>> make_profile(manifest, Outline(dtype="bfloat16", layers=[layer], **about), max_length=512).sizes
+    {'w': 16}
     """
     item = ITEM_BYTES[outline.dtype]
     tensors = [tensor for group in manifest.groups for tensor in group.tensors]

@@ -10,7 +10,7 @@ _WHOLE = 2**64
 
 
 def is_sampled(job: str, partition: int, salt: str, fraction: float) -> bool:
-    """Return whether a partition belongs to the sample of a job.
+    """Whether a partition belongs to the sample of a job.
 
     It does where the first eight bytes of sha256 over the canonical JSON of `[job, salt, partition]`, read as a
     big-endian integer, are below `fraction * 2**64`. So every partition is in with the probability `fraction`, by
@@ -26,6 +26,13 @@ def is_sampled(job: str, partition: int, salt: str, fraction: float) -> bool:
         Tells samples of one job apart.
     fraction
         From 0 to 1.
+
+    Examples
+    --------
+    >>> [number for number in range(100) if is_sampled("embed-1", number, "", 0.05)]
+    [7, 8, 45, 58]
+    >>> any(is_sampled("embed-1", number, "", 0.0) for number in range(100))
+    False
     """
     _check(fraction)
     return _rank(job, partition, salt) < fraction * _WHOLE
@@ -42,6 +49,13 @@ def choose_sample(job: str, partitions: int, salt: str, fraction: float) -> froz
         As of `is_sampled`.
     partitions
         How many partitions the job has.
+
+    Examples
+    --------
+    >>> sorted(choose_sample("embed-1", 100, "", 0.05))
+    [7, 8, 45, 58]
+    >>> len(choose_sample("embed-1", 10, "", 0.0001))
+    1
     """
     _check(fraction)
     ranks = {partition: _rank(job, partition, salt) for partition in range(partitions)}

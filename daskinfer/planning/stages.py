@@ -20,6 +20,11 @@ def cut_layers(work: Sequence[int], stages: int) -> tuple[int, ...]:
         Cost of every layer, shape (layers,); what precedes and follows them is added to the ends by the caller.
     stages
         How many contiguous stages, at most `len(work)`.
+
+    Examples
+    --------
+    >>> cut_layers([1, 1, 1, 5], stages=2)
+    (0, 3)
     """
     layers = len(work)
     sums = [0]
@@ -41,7 +46,18 @@ def cut_layers(work: Sequence[int], stages: int) -> tuple[int, ...]:
 
 
 def make_stages(profile: ModelProfile, starts: Sequence[int], length: int) -> tuple[StagePlan, ...]:
-    """Return the stages that begin at these layers; `length` is what their shares of the work are compared at."""
+    """Return the stages that begin at these layers; `length` is what their shares of the work are compared at.
+
+    Examples
+    --------
+    >>> from daskinfer.spec.plan import LayerProfile
+    >>> layers = [LayerProfile(name=f"layer.{n}", tensors=(f"w{n}",), flops=(100, 0), cut=()) for n in range(4)]
+    >>> sizes = {f"w{n}": 8 for n in range(4)}
+    >>> profile = ModelProfile(architecture="BertModel", max_length=512, layers=layers, sizes=sizes)
+    >>> first, second = make_stages(profile, (0, 1), length=128)
+    >>> (second.first, second.last, second.parameter_bytes, second.share)
+    (1, 4, 24, 0.75)
+    """
     ends = [*starts[1:], len(profile.layers)]
     total = profile.work(0, len(profile.layers), length)
     return tuple(
@@ -85,6 +101,17 @@ def choose_starts(
     ------
     PlanError
         More stages than layers, layers out of order, or no cut that fits.
+
+    Examples
+    --------
+    >>> from daskinfer.spec.plan import LayerProfile
+    >>> layers = [LayerProfile(name=f"layer.{n}", tensors=(f"w{n}",), flops=(100, 0), cut=()) for n in range(4)]
+    >>> sizes = {f"w{n}": 8 for n in range(4)}
+    >>> profile = ModelProfile(architecture="BertModel", max_length=512, layers=layers, sizes=sizes)
+    >>> choose_starts(profile, "auto", memory=16, workers=4, length=128)
+    (0, 2)
+    >>> choose_starts(profile, ("layer.3",), memory=0, workers=4, length=128)
+    (0, 3)
     """
     layers = len(profile.layers)
     if isinstance(wanted, tuple):

@@ -176,7 +176,20 @@ class ComparedOutput(Section):
 
 
 class GateReport(Section):
-    """A comparison, whole, with the verdict of a gate."""
+    """A comparison, whole, with the verdict of a gate.
+
+    Examples
+    --------
+    >>> from daskinfer.api import compare
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> _ = finish_job("work", "before.jsonl", job="before"), finish_job("work", "after.jsonl", job="after")
+    >>> report = compare("before.jsonl", "after.jsonl")
+    >>> GateReport.model_validate_json(report.model_dump_json().replace('"failed"', '"passed"'))
+    Traceback (most recent call last):
+        ...
+    pydantic_core._pydantic_core.ValidationError: 1 validation error for GateReport
+      Value error, the digest does not belong to this report: it was changed after it was made ...
+    """
 
     verdict: Literal["passed", "failed"]
     """`passed`: every check did."""

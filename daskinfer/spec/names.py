@@ -39,6 +39,15 @@ def check_hex(digits: str) -> str:
     ------
     ValueError
         They are something else.
+
+    Examples
+    --------
+    >>> check_hex("0" * 64) == "0" * 64
+    True
+    >>> check_hex("sha256:0")
+    Traceback (most recent call last):
+        ...
+    ValueError: 'sha256:0' is not a digest of 64 hex digits
     """
     if not _HEX.fullmatch(digits):
         raise ValueError(f"{digits[:100]!r} is not a digest of 64 hex digits")
@@ -52,6 +61,15 @@ def check_count(count: int) -> int:
     ------
     ValueError
         It is negative.
+
+    Examples
+    --------
+    >>> check_count(0)
+    0
+    >>> check_count(-1)
+    Traceback (most recent call last):
+        ...
+    ValueError: -1 is not a number of bytes
     """
     if count < 0:
         raise ValueError(f"{count} is not a number of bytes")

@@ -67,7 +67,13 @@ class TensorSpec(Section):
 
 
 def bundle_offsets(sizes: Iterable[int]) -> tuple[int, ...]:
-    """Return where tensors of these many bytes begin when they lie end to end, and where the last one ends, aligned."""
+    """Return where tensors of these many bytes begin when they lie end to end, and where the last one ends, aligned.
+
+    Examples
+    --------
+    >>> bundle_offsets([100, 64, 1])
+    (0, 128, 192, 256)
+    """
     return tuple(accumulate((-(-size // ALIGNMENT) * ALIGNMENT for size in sizes), initial=0))
 
 
@@ -83,6 +89,14 @@ def largest_bundle(tensors: tuple[TensorSpec, ...], capacity: int, max_length: i
         Most padded tokens of a microbatch, rows * length.
     max_length
         Longest length in tokens; 1 where all rows have the same.
+
+    Examples
+    --------
+    >>> hidden = TensorSpec(dtype="float32", dims=((0, 1, 0, 0), (0, 0, 1, 0), (384, 0, 0, 0)))
+    >>> hidden.shape(rows=4, length=16)
+    (4, 16, 384)
+    >>> largest_bundle((hidden,), capacity=2048, max_length=256) == 2048 * 384 * 4
+    True
     """
     return max(
         bundle_offsets(tensor.nbytes(capacity // length, length) for tensor in tensors)[-1]

@@ -69,6 +69,13 @@ class Partitions(Sequence[Partition]):
     ----------
     partitions
         Numbered from 0; none is held longer than until the next one is taken.
+
+    Examples
+    --------
+    >>> segment = Segment(file=0, begin=0, end=90, rows=3, line=1)
+    >>> found = Partitions([Partition(number=0, first_row=0, rows=3, segments=(segment,))])
+    >>> len(found), found[0].rows, Partitions.restore(found.columns) == found
+    (1, 3, True)
     """
 
     def __init__(self, partitions: Iterable[Partition] = ()) -> None:

@@ -23,7 +23,13 @@ _END = "<!-- end of the picture -->\n"
 
 
 def read_modules() -> dict[str, Path]:
-    """Return every module of the package, and its file."""
+    """Return every module of the package, and its file.
+
+    Examples
+    --------
+    >>> read_modules()["daskinfer.storage.objects.urls"].name
+    'urls.py'
+    """
     modules = {}
     for folder in [_HOME, *(path for path in _HOME.iterdir() if path.is_dir())]:
         for path in folder.resolve().glob("*.py") if folder == _HOME else folder.resolve().rglob("*.py"):
@@ -34,7 +40,14 @@ def read_modules() -> dict[str, Path]:
 
 
 def read_imports(modules: Mapping[str, Path]) -> dict[str, set[str]]:
-    """Return each module, and the modules of the package that it imports, for type checkers only too."""
+    """Return each module, and the modules of the package that it imports, for type checkers only too.
+
+    Examples
+    --------
+    >>> modules = read_modules()
+    >>> read_imports({name: modules[name] for name in ("daskinfer.ids", "daskinfer.spec.snapshot")})
+    {'daskinfer.ids': set(), 'daskinfer.spec.snapshot': {'daskinfer.ids'}}
+    """
     found = {}
     for module, path in modules.items():
         names = set()
@@ -57,6 +70,15 @@ def draw_imports(imports: Mapping[str, Iterable[str]], prefix: str) -> str:
         Module -> modules that it imports.
     prefix
         The package whose parts are drawn.
+
+    Examples
+    --------
+    >>> print(draw_imports({"a.x": {"a.y", "a.z"}, "a.y": {"a.z"}, "a.z": set()}, "a"))
+    ```mermaid
+    flowchart TD
+        x --> y
+        y --> z
+    ```
     """
 
     def part_of(module: str) -> str | None:
@@ -79,7 +101,13 @@ def draw_imports(imports: Mapping[str, Iterable[str]], prefix: str) -> str:
 
 
 def draw_row() -> str:
-    """Return a Mermaid picture of a row's way: the tasks that it goes through, and whose functions each of them calls."""
+    """Return a Mermaid picture of a row's way: the tasks that it goes through, and whose functions each of them calls.
+
+    Examples
+    --------
+    >>> draw_row().splitlines()[:2]
+    ['```mermaid', 'flowchart LR']
+    """
     module = f"{PACKAGE}.graphs.tasks"
     tree = ast.parse(Path(str(import_module(module).__file__)).read_text())
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}

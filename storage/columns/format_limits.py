@@ -22,7 +22,13 @@ _OTHERS = {
 
 
 def holds(format: str, own: pa.DataType) -> bool:
-    """Whether an output format can hold values of a type; any other format than these three holds all."""
+    """Whether an output format can hold values of a type; any other format than these three holds all.
+
+    Examples
+    --------
+    >>> holds("parquet", pa.binary()), holds("jsonl", pa.binary()), holds("zarr", pa.binary())
+    (True, False, False)
+    """
     if format == "zarr":
         return elements_of(own) is not None
     if format == "jsonl":
@@ -33,7 +39,13 @@ def holds(format: str, own: pa.DataType) -> bool:
 
 
 def advise(format: str) -> str:
-    """Return what to do about a column that an output format cannot hold."""
+    """Return what to do about a column that an output format cannot hold.
+
+    Examples
+    --------
+    >>> advise("parquet")
+    'Leave the column out of output.keep.'
+    """
     return _OTHERS[format]
 
 
@@ -42,6 +54,13 @@ def find_misfits(table: pa.Table, format: str) -> dict[int, str]:
 
     Zarr has no nulls and not the lowest count of a time, which says that there is none; JSON has no numbers that are not
     finite, and what is JSON text must be JSON. Parquet counts no whole seconds.
+
+    Examples
+    --------
+    >>> find_misfits(pa.table({"price": [1.5, None, float("nan")]}), "zarr")
+    {1: "column 'price': a null, which Zarr cannot hold"}
+    >>> find_misfits(pa.table({"price": [1.5, None, float("nan")]}), "jsonl")
+    {2: "column 'price': a number that is not finite, which JSON cannot hold"}
     """
     found: dict[int, str] = {}
     for name in table.column_names:

@@ -32,6 +32,13 @@ def to_json_texts(values: pa.Array | pa.ChunkedArray) -> list[str]:
     float64 again, what is not finite `NaN`, `Infinity` or `-Infinity`, which is not JSON. Times are text as ISO 8601 has
     them, in UTC where they have a zone. Maps are lists of pairs. Bytes are text that says how many there are, which no
     output keeps. Text that is not UTF-8 shows where by U+FFFD.
+
+    Examples
+    --------
+    >>> to_json_texts(pa.array([1.0, float("nan"), None]))
+    ['1.0', 'NaN', 'null']
+    >>> to_json_texts(pa.array([0], pa.timestamp("ms", "UTC")))
+    ['"1970-01-01T00:00:00.000Z"']
     """
     array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
     texts = _write(array)
@@ -163,13 +170,25 @@ def _read_texts(array: pa.Array) -> list[str]:
 
 
 def describe_row(table: pa.Table, index: int) -> str:
-    """Return a row as JSON text, bytes as their number."""
+    """Return a row as JSON text, bytes as their number.
+
+    Examples
+    --------
+    >>> describe_row(pa.table({"text": ["é"], "image": [b"abc"]}), 0)
+    '{"text": "é", "image": "3 bytes"}'
+    """
     row = {name: to_json_texts(table.column(name).slice(index, 1))[0] for name in table.column_names}
     return "{" + ", ".join(f"{json.dumps(name, ensure_ascii=False)}: {text}" for name, text in row.items()) + "}"
 
 
 def parse_json(text: str) -> Any:
-    """Return a JSON text as a value by which texts can be compared: 1.10 is 1.1, and 1.0 is 1."""
+    """Return a JSON text as a value by which texts can be compared: 1.10 is 1.1, and 1.0 is 1.
+
+    Examples
+    --------
+    >>> parse_json("[1.10, 1.0]") == parse_json("[1.1, 1]")
+    True
+    """
     return json.loads(text, parse_float=Decimal, parse_int=Decimal)
 
 
@@ -180,6 +199,11 @@ def scan_object(text: str, wanted: Collection[str]) -> tuple[dict[str, Any], dic
     ------
     ValueError
         Where it is no JSON object that Python can read, or has a wanted key twice, saying why.
+
+    Examples
+    --------
+    >>> scan_object('{"text": "a", "price": 1.10}', ["price"])
+    ({'text': 'a', 'price': 1.1}, {'price': '1.10'})
     """
     found: dict[str, Any] = {}
     texts: dict[str, str] = {}
@@ -236,6 +260,14 @@ def check_json(text: str) -> None:
     ------
     ValueError
         Where it holds NaN or Infinity.
+
+    Examples
+    --------
+    >>> check_json("[1, 2]")
+    >>> check_json("[NaN]")
+    Traceback (most recent call last):
+        ...
+    ValueError: NaN is not JSON
     """
     if any(word in text for word in _NOT_JSON):
         try:

@@ -39,7 +39,15 @@ class Elements:
 
 
 def elements_of(own: pa.DataType) -> Elements | None:
-    """Return how Zarr holds values of an Arrow type exactly; None where it does not."""
+    """Return how Zarr holds values of an Arrow type exactly; None where it does not.
+
+    Examples
+    --------
+    >>> elements_of(pa.list_(pa.float32(), 384))
+    Elements(dtype='float32', shape=(384,))
+    >>> elements_of(pa.list_(pa.float32())) is None
+    True
+    """
     shape: list[int] = []
     while pa.types.is_fixed_size_list(own):
         shape.append(own.list_size)
@@ -62,7 +70,15 @@ def elements_of(own: pa.DataType) -> Elements | None:
 
 
 def type_of(dtype: np.dtype[Any], shape: tuple[int, ...]) -> pa.DataType | None:
-    """Return the Arrow type that holds the elements of a Zarr array exactly; None where there is none."""
+    """Return the Arrow type that holds the elements of a Zarr array exactly; None where there is none.
+
+    Examples
+    --------
+    >>> type_of(np.dtype("float32"), (2, 3))
+    FixedSizeListType(fixed_size_list<item: fixed_size_list<item: float>[3]>[2])
+    >>> type_of(np.dtype("complex64"), ()) is None
+    True
+    """
     own = _scalar_type_of(dtype)
     for size in reversed(shape):
         if own is None or is_text(own) or not size:
@@ -72,7 +88,13 @@ def type_of(dtype: np.dtype[Any], shape: tuple[int, ...]) -> pa.DataType | None:
 
 
 def to_arrow(values: NDArray[Any], own: pa.DataType) -> pa.Array:
-    """Return (n, ...) values of numpy as an array of the type that `type_of` gives for them; NaT is null."""
+    """Return (n, ...) values of numpy as an array of the type that `type_of` gives for them; NaT is null.
+
+    Examples
+    --------
+    >>> to_arrow(np.array(["2026-01-31", "NaT"], "datetime64[D]"), pa.date32()).to_pylist()
+    [datetime.date(2026, 1, 31), None]
+    """
     if is_text(own) or own == JSON:
         texts = pa.array(values.tolist(), pa.string())
         return pa.ExtensionArray.from_storage(JSON, texts) if own == JSON else texts.cast(own)
@@ -93,7 +115,14 @@ def to_arrow(values: NDArray[Any], own: pa.DataType) -> pa.Array:
 
 
 def to_numpy(values: pa.ChunkedArray, elements: Elements) -> NDArray[Any]:
-    """Return values without nulls as numpy has them, (n, ...)."""
+    """Return values without nulls as numpy has them, (n, ...).
+
+    Examples
+    --------
+    >>> pairs = pa.chunked_array([pa.array([[1, 2], [3, 4]], pa.list_(pa.int64(), 2))])
+    >>> to_numpy(pairs, elements_of(pairs.type)).shape
+    (2, 2)
+    """
     array = values.combine_chunks()
     if elements.dtype == "string":
         texts = array.storage if isinstance(array, pa.ExtensionArray) else array

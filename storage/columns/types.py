@@ -60,7 +60,15 @@ DECLARABLE = (
 
 
 def encode_type(own: pa.DataType) -> str:
-    """Return a type as records name it: as a recipe does, else `arrow:` and a serialised schema in base64."""
+    """Return a type as records name it: as a recipe does, else `arrow:` and a serialised schema in base64.
+
+    Examples
+    --------
+    >>> encode_type(pa.decimal128(10, 2))
+    'decimal128(10, 2)'
+    >>> encode_type(pa.list_(pa.int8())).startswith("arrow:")
+    True
+    """
     for name, known in (NAMED | _SIMPLE).items():
         if own == known:
             return name
@@ -82,6 +90,15 @@ def decode_type(text: str) -> pa.DataType:
     ------
     ValueError
         Where it names none.
+
+    Examples
+    --------
+    >>> decode_type(encode_type(pa.list_(pa.int8()))) == pa.list_(pa.int8())
+    True
+    >>> decode_type("varchar")
+    Traceback (most recent call last):
+        ...
+    ValueError: 'varchar' is no type that is known; known are bool, int8, ...
     """
     if (found := NAMED.get(text)) is not None:
         return found
@@ -95,14 +112,26 @@ def decode_type(text: str) -> pa.DataType:
 
 
 def describe_type(own: pa.DataType) -> str:
-    """Return a type as messages name it."""
+    """Return a type as messages name it.
+
+    Examples
+    --------
+    >>> describe_type(JSON), describe_type(pa.float64())
+    ('JSON', 'double')
+    """
     if own == JSON:
         return "JSON"
     return own.extension_name if isinstance(own, pa.BaseExtensionType) else str(own)
 
 
 def find_extension(field: pa.Field) -> str:
-    """Return the name of a type in a field, or in what it holds, of which Arrow here knows the plain values alone; else ""."""
+    """Return the name of a type in a field, or in what it holds, of which Arrow here knows the plain values alone; else "".
+
+    Examples
+    --------
+    >>> find_extension(pa.field("a", pa.int64(), metadata={"ARROW:extension:name": "geo.point"}))
+    'geo.point'
+    """
     name = (field.metadata or {}).get(b"ARROW:extension:name")
     if name is not None and not isinstance(field.type, pa.BaseExtensionType):
         return str(name.decode(errors="replace"))
@@ -117,6 +146,15 @@ def parse_declared(name: str) -> pa.DataType:
     ------
     ValueError
         Where it names none, saying why.
+
+    Examples
+    --------
+    >>> parse_declared("timestamp[us, tz=UTC]")
+    TimestampType(timestamp[us, tz=UTC])
+    >>> parse_declared("time32[ns]")
+    Traceback (most recent call last):
+        ...
+    ValueError: 'time32[ns]' is no type: time32 counts s or ms, time64 us or ns
     """
     text = name.strip()
     if text in _SIMPLE:
@@ -143,24 +181,48 @@ def parse_declared(name: str) -> pa.DataType:
 
 
 def is_text(own: pa.DataType) -> bool:
-    """Whether values are texts, by themselves or by a dictionary."""
+    """Whether values are texts, by themselves or by a dictionary.
+
+    Examples
+    --------
+    >>> is_text(pa.dictionary(pa.int8(), pa.string())), is_text(pa.binary())
+    (True, False)
+    """
     if pa.types.is_dictionary(own):
         own = own.value_type
     return bool(pa.types.is_string(own) or pa.types.is_large_string(own) or pa.types.is_string_view(own))
 
 
 def is_binary(own: pa.DataType) -> bool:
-    """Whether values are bytes of any length."""
+    """Whether values are bytes of any length.
+
+    Examples
+    --------
+    >>> is_binary(pa.large_binary()), is_binary(pa.binary(16))
+    (True, False)
+    """
     return bool(pa.types.is_binary(own) or pa.types.is_large_binary(own) or pa.types.is_binary_view(own))
 
 
 def is_fixed_binary(own: pa.DataType) -> bool:
-    """Whether values are bytes of one length. Decimals are stored so, and are not meant."""
+    """Whether values are bytes of one length. Decimals are stored so, and are not meant.
+
+    Examples
+    --------
+    >>> is_fixed_binary(pa.binary(16)), is_fixed_binary(pa.decimal128(10, 2))
+    (True, False)
+    """
     return bool(pa.types.is_fixed_size_binary(own))
 
 
 def lay_plain(own: pa.DataType) -> pa.DataType:
-    """Return the type of the same values without views of texts and bytes, of which Arrow cannot take some rows."""
+    """Return the type of the same values without views of texts and bytes, of which Arrow cannot take some rows.
+
+    Examples
+    --------
+    >>> lay_plain(pa.list_(pa.string_view()))
+    ListType(list<item: string>)
+    """
     if pa.types.is_string_view(own) or pa.types.is_binary_view(own):
         return pa.string() if pa.types.is_string_view(own) else pa.binary()
     if pa.types.is_dictionary(own):
@@ -169,7 +231,13 @@ def lay_plain(own: pa.DataType) -> pa.DataType:
 
 
 def widen_indices(own: pa.DataType) -> pa.DataType:
-    """Return the type of the same values with dictionaries to which those of other files and row groups can be added."""
+    """Return the type of the same values with dictionaries to which those of other files and row groups can be added.
+
+    Examples
+    --------
+    >>> widen_indices(pa.dictionary(pa.int8(), pa.string())).index_type
+    DataType(int32)
+    """
     if pa.types.is_dictionary(own):
         return pa.dictionary(pa.int32(), own.value_type, own.ordered) if own.index_type.bit_width < 32 else own
     return _map_parts(own, widen_indices)
@@ -200,6 +268,13 @@ def unify(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 
     What is only nulls goes with anything, numbers, decimals and counts of time widen, texts and bytes of any layout go
     together, and what is nested goes by its parts.
+
+    Examples
+    --------
+    >>> unify(pa.int8(), pa.float32())
+    DataType(float)
+    >>> unify(pa.int64(), pa.float64()) is None
+    True
     """
     if one == other:
         return one
@@ -299,7 +374,13 @@ def _unify_nested(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 
 
 def is_list(own: pa.DataType) -> bool:
-    """Whether values are lists of any layout."""
+    """Whether values are lists of any layout.
+
+    Examples
+    --------
+    >>> is_list(pa.list_(pa.int8(), 3)), is_list(pa.map_(pa.string(), pa.int8()))
+    (True, False)
+    """
     kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, _is_list_view)
     return any(kind(own) for kind in kinds)
 

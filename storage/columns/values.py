@@ -28,7 +28,13 @@ _NAMES = {type(None): "null", str: "a string", bool: "a boolean", list: "a list"
 
 
 def describe(value: Any) -> str:
-    """Return a value as an error message names it."""
+    """Return a value as an error message names it.
+
+    Examples
+    --------
+    >>> describe(1.5), describe("a"), describe(None)
+    ('the number 1.5', 'a string (a)', 'null')
+    """
     if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
         return f"the number {value:.25}" if isinstance(value, float) else f"the number {str(value)[:25]}"
     name = _NAMES.get(type(value), type(value).__name__)
@@ -36,7 +42,13 @@ def describe(value: Any) -> str:
 
 
 def can_convert(own: pa.DataType, target: pa.DataType) -> bool:
-    """Whether some values of one type can be values of another."""
+    """Whether some values of one type can be values of another.
+
+    Examples
+    --------
+    >>> can_convert(pa.string(), pa.int64()), can_convert(pa.list_(pa.int64()), pa.int64())
+    (True, False)
+    """
     try:
         _choose(own, target)(pa.nulls(0, own))
     except (pa.ArrowException, ValueError, TypeError):
@@ -47,7 +59,7 @@ def can_convert(own: pa.DataType, target: pa.DataType) -> bool:
 def convert_column(
     values: pa.Array | pa.ChunkedArray, target: pa.DataType, column: str, errors: dict[int, str]
 ) -> pa.Array:
-    """Return a column as values of a type; those that do not fit are noted in `errors` and null.
+    r"""Return a column as values of a type; those that do not fit are noted in `errors` and null.
 
     Parameters
     ----------
@@ -59,6 +71,14 @@ def convert_column(
         Its name, for the errors.
     errors
         Index of a value -> why it does not fit; the first error of a row stays.
+
+    Examples
+    --------
+    >>> errors = {}
+    >>> convert_column(pa.array(["1", "two", None]), pa.int64(), "count", errors).to_pylist()
+    [1, None, None]
+    >>> errors
+    {1: 'column \'count\': expected int64, got "two"'}
     """
     convert = _choose(values.type, target)
     chunks = values.chunks if isinstance(values, pa.ChunkedArray) else [values]
@@ -72,7 +92,16 @@ def convert_column(
 def parse_json_column(
     texts: Sequence[str | None], target: pa.DataType, column: str, errors: dict[int, str]
 ) -> pa.Array:
-    """Return JSON texts as values of a type, as `convert_column` does; None and `null` are null."""
+    """Return JSON texts as values of a type, as `convert_column` does; None and `null` are null.
+
+    Examples
+    --------
+    >>> errors = {}
+    >>> parse_json_column(["1", '"two"', "null"], pa.int64(), "count", errors).to_pylist()
+    [1, None, None]
+    >>> errors
+    {1: "column 'count': expected int64, got a string (two)"}
+    """
     read = _reader_of(target)
     found: list[str | None] = []
     for index, text in enumerate(texts):
@@ -101,6 +130,11 @@ def fits_float(text: str, value: float, is_narrow: bool = False) -> bool:
         The nearest float.
     is_narrow
         Whether it has fewer bits than a float64.
+
+    Examples
+    --------
+    >>> fits_float("0.1", 0.1), fits_float("9007199254740993", 9007199254740993.0)
+    (True, False)
     """
     if len(text) < 16 and 1e-300 < abs(value) < 1e300 and not is_narrow:
         return True
@@ -295,12 +329,21 @@ def _read_string(text: str) -> str:
 
 
 def convert_text(value: Any) -> str:
-    """Return what a task reads, which must be a string that UTF-8 can carry.
+    r"""Return what a task reads, which must be a string that UTF-8 can carry.
 
     Raises
     ------
     ValueError
         Where it is not, saying what it is.
+
+    Examples
+    --------
+    >>> convert_text("grüße")
+    'grüße'
+    >>> convert_text("\ud800")
+    Traceback (most recent call last):
+        ...
+    ValueError: holds a lone surrogate, which is not text
     """
     if value is None:
         raise ValueError("is null")

@@ -81,7 +81,13 @@ COMPRESSIONS = frozenset(_OPENERS)
 
 
 def compression_of(url: str) -> str:
-    """Return the suffix that says how a file is compressed; "" where it is not."""
+    """Return the suffix that says how a file is compressed; "" where it is not.
+
+    Examples
+    --------
+    >>> compression_of("data/rows.jsonl.GZ"), compression_of("data.gz/rows.jsonl")
+    ('.gz', '')
+    """
     name = url.rpartition("/")[2].lower()
     return next((suffix for suffix in _OPENERS if name.endswith(suffix)), "")
 
@@ -94,6 +100,14 @@ def open_decompressed(file: InputFile) -> Iterator[Stream]:
     ------
     InputError
         It is damaged, cut short, or not compressed as its name says.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> size = Path("rows.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}'))
+    >>> with open_decompressed(InputFile("rows.jsonl.gz", size, etag="")) as stream:
+    ...     stream.read(100)
+    b'{"text": "a"}'
     """
     compression = compression_of(file.url)
     with explain_errors(file.url, "read"):

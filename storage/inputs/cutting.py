@@ -27,7 +27,20 @@ class Rows(Protocol):
 def cut_files(
     scan: Callable[[InputFile], Iterator[Rows]], files: Sequence[InputFile], partition_rows: int
 ) -> Iterator[Partition]:
-    """Cut the rows that `scan` finds in each file into partitions, which may cross files."""
+    r"""Cut the rows that `scan` finds in each file into partitions, which may cross files.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from daskinfer.spec.recipe.schema import Input
+    >>> from daskinfer.storage.inputs.files import find_input
+    >>> from daskinfer.storage.inputs.text.lines import LineFormat
+    >>> for name in ("a.txt", "b.txt"):
+    ...     _ = Path(name).write_text("one\ntwo\nthree\n")
+    >>> files = find_input(Input(url="*.txt")).files
+    >>> [[segment.file for segment in found.segments] for found in cut_files(LineFormat("text").scan, files, 4)]
+    [[0, 1], [1]]
+    """
     segments: list[Segment] = []
     held = number = 0
     for index, rows in _scan_all(scan, files):
@@ -59,6 +72,12 @@ def cut_evenly(rows: int, partition_rows: int, segment_of: Callable[[int, int], 
         Rows of every partition but the last.
     segment_of
         (first row, one past the last) -> segment.
+
+    Examples
+    --------
+    >>> segment_of = lambda first, last: Segment(file=0, begin=first, end=last, rows=last - first, line=0)
+    >>> [(found.first_row, found.rows) for found in cut_evenly(10, 4, segment_of)]
+    [(0, 4), (4, 4), (8, 2)]
     """
     if rows > MOST_PARTITIONS * partition_rows:  # a claim of metadata: nobody has counted them
         raise InputError(

@@ -58,7 +58,7 @@ class FoundInput:
 
 
 def find_input(section: Input) -> FoundInput:
-    """List the files of an input and tell their format; nothing is opened.
+    r"""List the files of an input and tell their format; nothing is opened.
 
     Parameters
     ----------
@@ -72,6 +72,14 @@ def find_input(section: Input) -> FoundInput:
     InputError
         Where a url names no file, a file is named twice, packed in a way that cannot be read, or there is no single
         format.
+
+    Examples
+    --------
+    >>> _ = Path("a.jsonl").write_text("{}\n")
+    >>> Path("_done").touch()
+    >>> found = find_input(Input(url="."))
+    >>> found.format, [PurePosixPath(file.url).name for file in found.files]
+    ('jsonl', ['a.jsonl'])
     """
     places = [absolute_url(url) for url in section.urls]
     if section.format == "zarr" or (section.format == "auto" and any(map(is_zarr, places))):
@@ -97,7 +105,18 @@ def find_input(section: Input) -> FoundInput:
 
 @contextmanager
 def unchanged(files: Sequence[InputFile]) -> Iterator[None]:
-    """Fail where a file is not, after the reading of it, what it was when the job was planned."""
+    r"""Fail where a file is not, after the reading of it, what it was when the job was planned.
+
+    Examples
+    --------
+    >>> _ = Path("a.jsonl").write_text("{}\n")
+    >>> with unchanged(find_input(Input(url="a.jsonl")).files):
+    ...     _ = Path("a.jsonl").write_text("{}\n{}\n")
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.InputError: ...a.jsonl changed while the job ran: 3 bytes then, 6 now
+    Put the old file back and run the same command, or start over on the new one with --fresh.
+    """
     try:
         yield
     except Exception as error:
@@ -107,7 +126,14 @@ def unchanged(files: Sequence[InputFile]) -> Iterator[None]:
 
 
 def map_files(function: Callable[[AbstractFileSystem, InputFile], Found], files: Sequence[InputFile]) -> list[Found]:
-    """Apply a function to many files of one filesystem, some at once, and return what it returns in their order."""
+    """Apply a function to many files of one filesystem, some at once, and return what it returns in their order.
+
+    Examples
+    --------
+    >>> _ = Path("a.txt").write_text("one"), Path("b.txt").write_text("two")
+    >>> map_files(lambda filesystem, file: filesystem.cat_file(file.url), find_input(Input(url="*.txt")).files)
+    [b'one', b'two']
+    """
     # One filesystem of each store for all threads: fsspec would give each its own, with connections of its own.
     filesystems: dict[str, AbstractFileSystem] = {}
     for file in files:
@@ -121,7 +147,14 @@ def map_files(function: Callable[[AbstractFileSystem, InputFile], Found], files:
 
 
 def path_of(filesystem: AbstractFileSystem, file: InputFile) -> str:
-    """Return the path of a file inside its filesystem."""
+    """Return the path of a file inside its filesystem.
+
+    Examples
+    --------
+    >>> filesystem, _ = open_filesystem("memory://data/a.txt")
+    >>> path_of(filesystem, InputFile("memory://data/a.txt", size=3, etag=""))
+    '/data/a.txt'
+    """
     if is_local(file.url):
         return file.url
     return str(filesystem._strip_protocol(reveal_url(file.url)))
@@ -231,7 +264,13 @@ def _find_objects(place: str) -> tuple[InputFile, ...]:
 
 
 def is_zarr(place: str) -> bool:
-    """Whether a Zarr group or array is meant, by its suffix or by what is there."""
+    """Whether a Zarr group or array is meant, by its suffix or by what is there.
+
+    Examples
+    --------
+    >>> is_zarr("s3://bucket/images.zarr"), is_zarr("s3://bucket/rows.jsonl")
+    (True, False)
+    """
     suffix = PurePosixPath(place).suffix.lower()
     if suffix == ".zarr" or suffix in FORMATS:
         return suffix == ".zarr"

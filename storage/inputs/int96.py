@@ -13,7 +13,16 @@ _BEYOND = "a time beyond the years 1678 to 2262 has no nanoseconds"
 
 
 def is_int96(parquet: pq.ParquetFile, column: str) -> bool:
-    """Whether a column has such times, by itself or in what it holds."""
+    """Whether a column has such times, by itself or in what it holds.
+
+    Examples
+    --------
+    >>> table = pa.table({"at": pa.array([0], pa.timestamp("ns"))})
+    >>> pq.write_table(table, "old.parquet", use_deprecated_int96_timestamps=True)
+    >>> with pq.ParquetFile("old.parquet") as parquet:
+    ...     is_int96(parquet, "at")
+    True
+    """
     nested = pa.types.is_nested(parquet.schema_arrow.field(column).type)
     leaves = [parquet.schema.column(index) for index in range(len(parquet.schema))]
     return any(
@@ -37,6 +46,15 @@ def correct_int96(
         Its name, for the errors.
     errors
         Row -> why its time does not fit; the first error of a row stays.
+
+    Examples
+    --------
+    >>> fine = pa.chunked_array([pa.array([0], pa.timestamp("ns"))])
+    >>> coarse = pa.chunked_array([pa.array([2**62], pa.timestamp("us"))])
+    >>> errors = {}
+    >>> _ = correct_int96(fine, coarse, pa.timestamp("ns"), "at", errors)
+    >>> errors[0]
+    "column 'at': a time beyond the years 1678 to 2262 has no nanoseconds; declare it under input.types as ..."
     """
     if pa.types.is_nested(fine.type):
         wrong: dict[int, str] = {}

@@ -123,7 +123,15 @@ class InputFormat(Protocol):
 
 
 class MissingColumn(Exception):
-    """A file lacks a wanted column."""
+    """A file lacks a wanted column.
+
+    Examples
+    --------
+    >>> raise MissingColumn("text", "a.jsonl", ["Text", "id"])
+    Traceback (most recent call last):
+        ...
+    daskinfer.storage.inputs.interface.MissingColumn: ('text', 'a.jsonl', ('Text', 'id'))
+    """
 
     def __init__(self, column: str, file: str, there: Sequence[str]) -> None:
         super().__init__(column, file, tuple(there))

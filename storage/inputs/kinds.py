@@ -21,6 +21,15 @@ def check_picture(array: ArrayColumn, where: str) -> None:
     ------
     InputError
         Where they are not.
+
+    Examples
+    --------
+    >>> check_picture(ArrayColumn(dtype="uint8", shape=(224, 224, 3)), "array 'image'")
+    >>> check_picture(ArrayColumn(dtype="float32", shape=(3, 224, 224)), "array 'image'")
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.InputError: array 'image' holds float32 of shape (3, 224, 224) a row, not images
+    An image is a file's bytes (parquet), or uint8 of shape (height, width, 3) or (height, width).
     """
     if array.dtype != "uint8" or len(array.shape) not in (2, 3) or array.shape[2:] not in ((), (3,)):
         raise InputError(
@@ -30,7 +39,13 @@ def check_picture(array: ArrayColumn, where: str) -> None:
 
 
 def parse_cell(cell: str) -> Any:
-    """Return what a csv field says: a number, a boolean, None where it is empty, or the text it is."""
+    """Return what a csv field says: a number, a boolean, None where it is empty, or the text it is.
+
+    Examples
+    --------
+    >>> [parse_cell(cell) for cell in ("12", "012", "1.5", "true", "", "1e999")]
+    [12, '012', 1.5, True, None, '1e999']
+    """
     if not cell:
         return None
     if _INTEGER.fullmatch(cell):

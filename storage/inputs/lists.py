@@ -16,7 +16,15 @@ Dims = tuple[int | None, ...]
 
 
 def describe_array(own: pa.DataType) -> tuple[np.dtype[Any], Dims] | None:
-    """Return dtype and shape of a row of numbers, None for lengths that the type leaves open; None for other types."""
+    """Return dtype and shape of a row of numbers, None for lengths that the type leaves open; None for other types.
+
+    Examples
+    --------
+    >>> describe_array(pa.list_(pa.list_(pa.float32(), 3)))
+    (dtype('float32'), (None, 3))
+    >>> describe_array(pa.string()) is None
+    True
+    """
     dims: list[int | None] = []
     if isinstance(own, pa.FixedShapeTensorType) and own.permutation in (None, [*range(len(own.shape))]):
         dims, own = list(own.shape), own.value_type
@@ -29,12 +37,28 @@ def describe_array(own: pa.DataType) -> tuple[np.dtype[Any], Dims] | None:
 
 
 def count_shapes(values: pa.ChunkedArray) -> Counter[tuple[int, ...]]:
-    """Return how many rows have each shape; those that have none are not counted."""
+    """Return how many rows have each shape; those that have none are not counted.
+
+    Examples
+    --------
+    >>> count_shapes(pa.chunked_array([[[1, 2], [3, 4], [5], None]]))
+    Counter({(2,): 2, (1,): 1})
+    """
     return Counter(shape for row in _rows_of(values) if (shape := _shape_of(row)) is not None)
 
 
 def to_numpy(values: pa.ChunkedArray, column: ArrayColumn, errors: dict[int, str]) -> NDArray[Any]:
-    """Return the rows as (n, ...); those of another shape, or with nulls, are noted in `errors` and zero."""
+    """Return the rows as (n, ...); those of another shape, or with nulls, are noted in `errors` and zero.
+
+    Examples
+    --------
+    >>> errors = {}
+    >>> to_numpy(pa.chunked_array([[[1, 2], [5]]]), ArrayColumn(dtype="int64", shape=(2,)), errors)
+    array([[1, 2],
+           [0, 0]])
+    >>> errors
+    {1: 'expected an array of shape (2,), got one of shape (1,)'}
+    """
     if pa.types.is_null(values.type):
         errors |= dict.fromkeys(range(len(values)), "is null")
         return np.zeros((len(values), *column.shape), column.dtype)

@@ -33,6 +33,15 @@ def refuse_overlap(section: Input, places: Mapping[str, str]) -> None:
     ------
     InputError
         It can, or it lies in such a folder.
+
+    Examples
+    --------
+    >>> refuse_overlap(Input(url="data/*.jsonl"), {"output.url": "results/a.jsonl"})
+    >>> refuse_overlap(Input(url="/data/**/*.jsonl"), {"output.url": "/data/results/a.jsonl"})
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.InputError: input.url: /data/**/*.jsonl can match what the job writes to /data/results/a.jsonl ...
+    Choose another output.url, outside of it, or narrow input.url.
     """
     for url in section.urls:
         for key, place in places.items():

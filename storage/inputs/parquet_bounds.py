@@ -27,7 +27,19 @@ _EXPANSION = 200
 
 
 def refuse_footer(stream: IO[bytes], file: InputFile) -> None:
-    """Refuse a footer that claims more bytes than any has: whoever opens the file reads it whole."""
+    """Refuse a footer that claims more bytes than any has: whoever opens the file reads it whole.
+
+    Examples
+    --------
+    >>> import io
+    >>> huge = InputFile("a.parquet", size=1 << 30, etag="")
+    >>> refuse_footer(io.BytesIO(struct.pack("<I", 100) + b"PAR1"), huge)
+    >>> refuse_footer(io.BytesIO(struct.pack("<I", 1 << 29) + b"PAR1"), huge)
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.InputError: a.parquet: its footer has 536,870,912 bytes, and at most 134,217,728 are read
+    It is damaged, or no parquet file; write it again with fewer columns or row groups.
+    """
     if file.size <= _LARGEST_FOOTER:
         return
     stream.seek(-8, os.SEEK_END)
@@ -53,6 +65,17 @@ def refuse_large_rows(metadata: pq.FileMetaData, columns: Collection[str], file:
         Whose it is.
     rows
         How many are read at once: those of a partition.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> chunk = SimpleNamespace(path_in_schema="text", total_compressed_size=9_000, total_uncompressed_size=2**30)
+    >>> group = SimpleNamespace(num_rows=1, num_columns=1, column=lambda index: chunk)
+    >>> metadata = SimpleNamespace(num_row_groups=1, row_group=lambda number: group)
+    >>> refuse_large_rows(metadata, ["text"], InputFile("a.parquet", size=10_000, etag=""), rows=1)
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.InputError: a.parquet: row group 0 has 1,073,741,824 bytes in 1 row of text; ...
     """
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
@@ -68,14 +91,31 @@ def refuse_large_rows(metadata: pq.FileMetaData, columns: Collection[str], file:
 
 
 def rows_at_once(metadata: pq.FileMetaData, number: int, columns: Collection[str], rows: int, file: InputFile) -> int:
-    """Return how many rows of a row group are decoded together, of `rows` that are wanted."""
+    """Return how many rows of a row group are decoded together, of `rows` that are wanted.
+
+    Examples
+    --------
+    >>> pq.write_table(pa.table({"id": range(10_000)}), "a.parquet")
+    >>> file = InputFile("a.parquet", size=50_000, etag="")
+    >>> rows_at_once(pq.read_metadata("a.parquet"), 0, ["id"], 10_000, file)
+    8192
+    """
     group = metadata.row_group(number)
     size, _ = _sizes(group, columns, file)
     return max(1, min(_BATCH_ROWS, rows, int(_BATCH_BYTES * group.num_rows // max(size, 1))))
 
 
 def find_coded(parquet: pq.ParquetFile, segment: Segment, columns: Iterable[str]) -> list[str]:
-    """Return the columns of texts or bytes whose values may be many more bytes than are stored: each once in a dictionary."""
+    """Return the columns of texts or bytes whose values may be many more bytes than are stored: each once in a dictionary.
+
+    Examples
+    --------
+    >>> pq.write_table(pa.table({"text": ["a" * 1000] * 1000}), "a.parquet")
+    >>> segment = Segment(file=0, begin=0, end=1000, rows=1000, line=0)
+    >>> with pq.ParquetFile("a.parquet") as parquet:
+    ...     find_coded(parquet, segment, ["text"])
+    []
+    """
     metadata, schema = parquet.metadata, parquet.schema_arrow
     wanted = {column for column in columns if is_text(own := schema.field(column).type) or is_binary(own)}
     wanted -= {column for column in wanted if pa.types.is_dictionary(schema.field(column).type)}
@@ -104,6 +144,14 @@ def check_lengths(table: pa.Table, file: InputFile, errors: dict[int, str]) -> N
         Where they are from.
     errors
         Number of a row -> why it is refused.
+
+    Examples
+    --------
+    >>> errors = {}
+    >>> table = pa.table({"text": pa.array(["a", "b"]).dictionary_encode()})
+    >>> check_lengths(table, InputFile("a.parquet", size=100, etag=""), errors)
+    >>> errors
+    {}
     """
     whole = 0
     for column in table.column_names:

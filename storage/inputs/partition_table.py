@@ -37,6 +37,11 @@ def open_input(name: str, csv: Csv | None = None) -> InputFormat:
         Its name.
     csv
         How csv is written.
+
+    Examples
+    --------
+    >>> type(open_input("parquet")).__name__, type(open_input("csv")).__name__
+    ('ParquetFormat', 'LineFormat')
     """
     return _BINARY.get(name) or LineFormat(cast(LineFormatName, name), csv)
 
@@ -44,7 +49,7 @@ def open_input(name: str, csv: Csv | None = None) -> InputFormat:
 def index_input(
     section: Input, wants: Mapping[str, Want], keep: Sequence[str] = (), output: str = "parquet"
 ) -> PartitionTable:
-    """List the files of an input, count their rows and cut them into partitions.
+    r"""List the files of an input, count their rows and cut them into partitions.
 
     Files of lines are read once, in flat memory; jsonl a second time where columns of it are kept in another format,
     because their types come from all rows. Of parquet only the footers are read, of Zarr the metadata, of images nothing.
@@ -66,6 +71,19 @@ def index_input(
         Where `input.types` names what is no type.
     InputError
         Where the output cannot hold a column, nothing matches, there are no rows, a column is missing or not what is wanted, or a file cannot be read.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> _ = Path("a.jsonl").write_text('{"text": "a", "id": 1}\n' * 10)
+    >>> table = index_input(Input(url="a.jsonl", partition_rows=4), {"text": "text"}, keep=["id"])
+    >>> table.rows, [found.rows for found in table.partitions], table.columns
+    (10, [4, 4, 2], {'text': 'string', 'id': 'int64'})
+    >>> index_input(Input(url="a.jsonl"), {"Text": "text"})
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.InputError: input.columns.Text: ...a.jsonl has no column 'Text'; it has text, id
+    Did you mean 'text'? Set input.columns.Text in the recipe.
     """
     request = Request(wants, tuple(keep), _declare(section, wants), output)
     found = _tell(section, find_input(section))

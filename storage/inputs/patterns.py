@@ -45,6 +45,13 @@ def read_pattern(path: str, exists: Callable[[str], bool]) -> Pattern:
         Path inside its filesystem.
     exists
         Says whether a path is there. A name that is there as it is written is that name, though it could be a pattern.
+
+    Examples
+    --------
+    >>> read_pattern("/data/2026/*.jsonl", exists=lambda path: False)
+    Pattern(root='/data/2026', parts=('*.jsonl',))
+    >>> read_pattern("/data/what?.jsonl", exists=lambda path: True)
+    Pattern(root='/data/what?.jsonl', parts=())
     """
     if not has_magic(path) or exists(path):
         return Pattern(path)

@@ -35,7 +35,18 @@ class PartitionSource:
 
 
 def partition_source(table: PartitionTable, number: int) -> PartitionSource:
-    """Return what a worker needs of the partition table to read one partition."""
+    r"""Return what a worker needs of the partition table to read one partition.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from daskinfer.spec.recipe.schema import Input
+    >>> from daskinfer.storage.inputs.partition_table import index_input
+    >>> _ = Path("a.txt").write_text("one\ntwo\nthree\n")
+    >>> source = partition_source(index_input(Input(url="a.txt", partition_rows=2), {"text": "text"}), 1)
+    >>> source.partition.first_row, source.partition.rows, source.format
+    (2, 1, 'text')
+    """
     partition = table.partitions[number]
     return PartitionSource(
         format=table.format,
@@ -55,7 +66,7 @@ def partition_source(table: PartitionTable, number: int) -> PartitionSource:
 
 
 def read_partition(source: PartitionSource) -> RowBatch:
-    """Read the rows of a partition.
+    r"""Read the rows of a partition.
 
     Returns
     -------
@@ -66,6 +77,16 @@ def read_partition(source: PartitionSource) -> RowBatch:
     ------
     InputError
         Where a file is not what it was when the table was made.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from daskinfer.spec.recipe.schema import Input
+    >>> from daskinfer.storage.inputs.partition_table import index_input
+    >>> _ = Path("a.jsonl").write_text('{"text": "one"}\n{"text": null}\n')
+    >>> rows = read_partition(partition_source(index_input(Input(url="a.jsonl"), {"text": "text"}), 0))
+    >>> rows.values("text"), [(reject.line, reject.error) for reject in rows.rejects]
+    (['one'], [(2, "column 'text': is null")])
     """
     form = open_input(source.format, source.csv)
     partition = source.partition

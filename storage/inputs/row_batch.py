@@ -104,6 +104,12 @@ class RowBatch:
 
 
 def make_excerpt(text: str) -> str:
-    """Return the beginning of a row, for the quarantine."""
+    r"""Return the beginning of a row, for the quarantine.
+
+    Examples
+    --------
+    >>> make_excerpt("  short\n"), len(make_excerpt("long" * 1000))
+    ('short', 200)
+    """
     text = text.strip()
     return text if len(text) <= EXCERPT_LENGTH else text[: EXCERPT_LENGTH - 1] + "…"

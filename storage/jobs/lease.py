@@ -229,7 +229,7 @@ def write_heartbeat(url: str, heartbeat: Heartbeat) -> None:
 
 
 def _is_alive(url: str, head: Slot, ttl: float) -> bool:
-    """Watch the holder, or the members, for as long as it takes to be sure."""
+    """Whether the holder, or a member, is alive: they are watched for as long as it takes to be sure."""
     driver = DriverIdentity.model_validate(head.record)
     if driver.mode == "joined":
         return bool(find_living(url, _epoch_of(head), ttl))

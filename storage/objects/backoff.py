@@ -45,6 +45,17 @@ def persist(url: str, call: Callable[[], T]) -> T:
     ------
     StorageRefused
         Where the store stays busy.
+
+    Examples
+    --------
+    >>> answers = [ConnectionError("reset"), "here"]
+    >>> def call():
+    ...     answer = answers.pop(0)
+    ...     if isinstance(answer, Exception):
+    ...         raise answer
+    ...     return answer
+    >>> persist("s3://bucket/a", call)
+    'here'
     """
     retrying = Retrying(
         retry=retry_if_exception(is_transient),
@@ -83,6 +94,15 @@ def outlast(
     ------
     StorageRefused
         Where the store stays away.
+
+    Examples
+    --------
+    >>> def call():
+    ...     raise StorageRefused("s3://bucket is away")
+    >>> outlast(call, seconds=0)
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.StorageRefused: s3://bucket is away
     """
     stopping = Event() if stopping is None else stopping
     refused: list[StorageRefused] = []
@@ -107,7 +127,13 @@ def outlast(
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether trying again may help."""
+    """Whether trying again may help.
+
+    Examples
+    --------
+    >>> is_transient(ConnectionResetError()), is_transient(PermissionError())
+    (True, False)
+    """
     if isinstance(error, (ConnectionError, TimeoutError)):
         return True
     if isinstance(error, OSError) and error.errno in _TRANSIENT:
@@ -117,7 +143,13 @@ def is_transient(error: BaseException) -> bool:
 
 
 def is_away(error: BaseException) -> bool:
-    """Whether the store may be back in a minute or an hour, though trying again at once may not help."""
+    """Whether the store may be back in a minute or an hour, though trying again at once may not help.
+
+    Examples
+    --------
+    >>> is_away(OSError(errno.EHOSTUNREACH, "no route")), is_away(FileNotFoundError())
+    (True, False)
+    """
     if is_transient(error) or (isinstance(error, OSError) and error.errno in _AWAY):
         return True
     return not _class_names(error).isdisjoint(_AWAY_CLASSES)

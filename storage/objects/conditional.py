@@ -21,7 +21,14 @@ _UNKNOWN = {"501", "NotImplemented", "405", "MethodNotAllowed"}
 
 
 def mark_of(filesystem: AbstractFileSystem, path: str) -> str | None:
-    """Return what tells this object from another one under its name; None where there is no object."""
+    """Return what tells this object from another one under its name; None where there is no object.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> mark_of(SimpleNamespace(protocol="s3", info=lambda path: {"type": "file", "ETag": "a1"}), "bucket/record")
+    'a1'
+    """
     try:
         found = filesystem.info(path)
     except FileNotFoundError:
@@ -30,12 +37,28 @@ def mark_of(filesystem: AbstractFileSystem, path: str) -> str | None:
 
 
 def mark_in(filesystem: AbstractFileSystem, entry: dict[str, Any]) -> str:
-    """Return the mark of an object, of what a listing says of it."""
+    """Return the mark of an object, of what a listing says of it.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> mark_in(SimpleNamespace(protocol=("gs", "gcs")), {"generation": 17, "etag": "a1"})
+    '17'
+    """
     return str(entry["generation" if _is_google(filesystem) else "ETag"])
 
 
 def put_marked(filesystem: AbstractFileSystem, path: str, data: bytes, mark: str) -> bool:
-    """Replace the object with this mark; False where it is another one by now, or gone."""
+    """Replace the object with this mark; False where it is another one by now, or gone.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> def refuse(path, data, **options):
+    ...     raise FileExistsError(f"{path} is not {options['IfMatch']} any more")
+    >>> put_marked(SimpleNamespace(protocol="s3", pipe_file=refuse), "bucket/record", b"{}", mark="a1")
+    False
+    """
     try:
         if _is_google(filesystem):
             bucket, key, _ = filesystem.split_path(path)
@@ -54,7 +77,16 @@ def put_marked(filesystem: AbstractFileSystem, path: str, data: bytes, mark: str
 
 
 def delete_marked(filesystem: AbstractFileSystem, path: str, mark: str) -> None:
-    """Delete the object with this mark; another one by that name stays."""
+    """Delete the object with this mark; another one by that name stays.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> asked = lambda operation, **options: print(operation, options)
+    >>> split = lambda path: (*path.split("/"), None)
+    >>> delete_marked(SimpleNamespace(protocol="s3", split_path=split, call_s3=asked), "bucket/record", mark="a1")
+    delete_object {'Bucket': 'bucket', 'Key': 'record', 'IfMatch': 'a1'}
+    """
     try:
         if _is_google(filesystem):
             bucket, key, _ = filesystem.split_path(path)

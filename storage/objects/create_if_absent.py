@@ -19,7 +19,8 @@ from fsspec import AbstractFileSystem
 
 from daskinfer.errors import StorageError
 from daskinfer.storage.objects.backoff import ATTEMPTS, persist
-from daskinfer.storage.objects.filesystem import open_filesystem, temporary_file
+from daskinfer.storage.objects.filesystem import open_filesystem
+from daskinfer.storage.objects.local_files import temporary_file
 from daskinfer.storage.objects.store_errors import explain_errors
 from daskinfer.storage.objects.streams import Stream, read_pieces
 from daskinfer.storage.objects.urls import absolute_url, is_local
@@ -61,6 +62,11 @@ def create(url: str, data: bytes, part_bytes: int = PART_BYTES) -> bool:
     ------
     StorageError
         Where the store has no safe way to do this, refuses, is full, or stays busy.
+
+    Examples
+    --------
+    >>> create("slots/0.json", b"mine"), create("slots/0.json", b"others'"), create("slots/0.json", b"mine")
+    (True, False, True)
     """
     if not data:
         raise ValueError(f"refusing to create the empty object {url}")
@@ -106,6 +112,12 @@ def create_stream(url: str, stream: Stream) -> bool:
         Where the stream's bytes are not what it says; nothing is created then.
     StorageError
         Where the store has no safe way to do this, refuses, is full, or stays busy.
+
+    Examples
+    --------
+    >>> stream = Stream(size=3, sha256=hashlib.sha256(b"abc").hexdigest(), pieces=lambda: iter([b"a", b"bc"]))
+    >>> create_stream("blob", stream), Path("blob").read_bytes()
+    (True, b'abc')
     """
     filesystem, path = open_filesystem(url)
     with explain_errors(url, "look for"):
@@ -139,7 +151,14 @@ def _link_or_compare(target: Path, pieces: Callable[[], Iterable[bytes]], holds:
 
 
 def link(temporary: Path, target: Path, holds: Callable[[Path], bool]) -> bool:
-    """Let a whole file appear under its name too, unless one is there; say whether what is there holds what it should."""
+    """Let a whole file appear under its name too, unless one is there; say whether what is there holds what it should.
+
+    Examples
+    --------
+    >>> _ = Path("temporary").write_bytes(b"whole")
+    >>> link(Path("temporary"), Path("record"), lambda target: target.read_bytes() == b"whole")
+    True
+    """
     try:
         os.link(temporary, target)
     except OSError as error:
@@ -162,12 +181,26 @@ def link(temporary: Path, target: Path, holds: Callable[[Path], bool]) -> bool:
 
 
 def holds(target: Path, data: bytes) -> bool:
-    """Whether a file has these bytes."""
+    """Whether a file has these bytes.
+
+    Examples
+    --------
+    >>> _ = Path("record").write_bytes(b"abc")
+    >>> holds(Path("record"), b"abc"), holds(Path("record"), b"abd")
+    (True, False)
+    """
     return target.stat().st_size == len(data) and target.read_bytes() == data
 
 
 def create_in_memory(filesystem: AbstractFileSystem, path: str, data: bytes) -> bool:
-    """Create an object of this process's memory unless one is there."""
+    """Create an object of this process's memory unless one is there.
+
+    Examples
+    --------
+    >>> filesystem, path = open_filesystem("memory://examples/slot")
+    >>> create_in_memory(filesystem, path, b"mine"), create_in_memory(filesystem, path, b"others'")
+    (True, False)
+    """
     with MEMORY_LOCK:
         if filesystem.exists(path):
             return bool(filesystem.cat_file(path) == data)

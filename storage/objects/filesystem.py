@@ -5,22 +5,20 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from stat import S_ISDIR, S_ISFIFO, S_ISREG
-from tempfile import TemporaryFile
 
 from fsspec import AbstractFileSystem, get_filesystem_class
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from daskinfer.errors import StorageError, UsageError
-from daskinfer.ids import make_nonce, refuse_dense
+from daskinfer.ids import refuse_dense
 from daskinfer.redaction import reveal
 from daskinfer.storage.objects.backoff import persist
+from daskinfer.storage.objects.local_files import refuse_special, temporary_file
 from daskinfer.storage.objects.store_errors import NotOurs, ShortRead, explain_errors
 from daskinfer.storage.objects.urls import absolute_url, is_local
 
@@ -38,6 +36,12 @@ def open_filesystem(url: str) -> tuple[AbstractFileSystem, str]:
     """Return the filesystem of a URL and the path inside it.
 
     The listing cache is off: with it, s3fs denies objects that another process created a moment ago.
+
+    Examples
+    --------
+    >>> filesystem, path = open_filesystem("memory://jobs/embed-1")
+    >>> type(filesystem).__name__, path
+    ('MemoryFileSystem', '/jobs/embed-1')
     """
     if url.startswith(("gs://", "gcs://")):
         # Else gcsfs asks every bucket over gRPC whether it is a zonal one, which stalls for a minute behind a proxy that
@@ -47,7 +51,18 @@ def open_filesystem(url: str) -> tuple[AbstractFileSystem, str]:
 
 
 def find_filesystem(url: str) -> tuple[AbstractFileSystem, str]:
-    """Do what `open_filesystem` does, for a URL that is absolute."""
+    """Do what `open_filesystem` does, for a URL that is absolute.
+
+    Examples
+    --------
+    >>> find_filesystem("/data/a::b.jsonl")[1]
+    '/data/a::b.jsonl'
+    >>> find_filesystem("gopher://host/a")
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.UsageError: gopher://host/a: the protocol gopher is not known
+    Use a path, or one of s3://, gs://, http://, https://, memory://.
+    """
     if is_local(url):
         return LocalFileSystem(use_listings_cache=False), url
     url = reveal_url(url)
@@ -83,6 +98,16 @@ def reveal_url(url: str) -> str:
     ------
     UsageError
         One of them is not known here.
+
+    Examples
+    --------
+    >>> reveal_url("s3://bucket/a")
+    's3://bucket/a'
+    >>> reveal_url("ftp://me:${NOBODY_SET_THIS}@host/a")
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.UsageError: ftp://me:${NOBODY_SET_THIS}@host/a: its secret NOBODY_SET_THIS is not known here
+    Set the environment variable of that name, or run the recipe that holds it.
     """
     try:
         return reveal(url)
@@ -106,6 +131,17 @@ def read_bytes(url: str, begin: int | None = None, end: int | None = None) -> by
         Where the store refuses this user.
     StorageError
         Where the store refuses otherwise.
+
+    Examples
+    --------
+    >>> replace_bytes("record", b"0123456789")
+    >>> read_bytes("record", 2, 5)
+    b'234'
+    >>> read_bytes("record", 8, 12)
+    Traceback (most recent call last):
+        ...
+    daskinfer.storage.objects.store_errors.ShortRead: short read of record: bytes 8 to 12 were asked for, 2 came
+    The object is shorter than its record says, or the connection broke; run the command again.
     """
     return open_reader(url)(begin, end)
 
@@ -121,6 +157,17 @@ def read_record(url: str, most: int = LARGEST_RECORD) -> bytes:
         Where it has more bytes than that, or would take many times as many once it is parsed.
     StorageError
         Where the store refuses.
+
+    Examples
+    --------
+    >>> replace_bytes("record", b'{"rows": 3}')
+    >>> read_record("record")
+    b'{"rows": 3}'
+    >>> read_record("record", most=4)
+    Traceback (most recent call last):
+        ...
+    daskinfer.storage.objects.store_errors.NotOurs: record has more than 4 bytes, and none of our records of its kind has
+    It was damaged or changed by hand: put it back.
     """
     with explain_errors(url, "read"):
         filesystem, path = open_filesystem(url)
@@ -142,6 +189,13 @@ def open_reader(url: str) -> Callable[[int | None, int | None], bytes]:
     """Return `read_bytes` of one object, for many ranges and for threads.
 
     fsspec gives every thread a filesystem, and with it connections, of its own; threads that share a reader share them.
+
+    Examples
+    --------
+    >>> replace_bytes("record", b"0123456789")
+    >>> read = open_reader("record")
+    >>> read(0, 2), read(8, None)
+    (b'01', b'89')
     """
     with explain_errors(url, "read"):
         filesystem, path = open_filesystem(url)
@@ -178,26 +232,29 @@ def _read_range(filesystem: AbstractFileSystem, path: str, begin: int | None, en
         return b""
 
 
-def refuse_special(url: str) -> None:
-    """Refuse a local pipe, device or socket: whoever opens one may wait for ever."""
-    if is_local(url):
-        mode = Path(absolute_url(url)).stat().st_mode
-        if not (S_ISREG(mode) or S_ISDIR(mode)):
-            raise NotOurs(
-                f"{url} is no file but a {'pipe' if S_ISFIFO(mode) else 'device or socket'}",
-                hint="Something else was put in its place: put the file back.",
-            )
-
-
 def exists(url: str) -> bool:
-    """Whether an object or a folder with objects is there."""
+    """Whether an object or a folder with objects is there.
+
+    Examples
+    --------
+    >>> replace_bytes("jobs/embed-1/record", b"{}")
+    >>> exists("jobs/embed-1"), exists("jobs/embed-2")
+    (True, False)
+    """
     with explain_errors(url, "look for"):
         filesystem, path = open_filesystem(url)
         return bool(filesystem.exists(path))
 
 
 def size_of(url: str) -> int:
-    """Return an object's length in bytes; `FileNotFoundError` where there is none."""
+    """Return an object's length in bytes; `FileNotFoundError` where there is none.
+
+    Examples
+    --------
+    >>> replace_bytes("record", b"abc")
+    >>> size_of("record")
+    3
+    """
     with explain_errors(url, "look for"):
         filesystem, path = open_filesystem(url)
         return int(filesystem.size(path))
@@ -207,6 +264,13 @@ def list_names(url: str) -> list[str]:
     """Return the names of the direct children of a folder, sorted; nothing where there is no folder.
 
     Half-written files of `temporary_name` are left out.
+
+    Examples
+    --------
+    >>> replace_bytes("jobs/b/record", b"{}")
+    >>> replace_bytes("jobs/a", b"{}")
+    >>> list_names("jobs"), list_names("nowhere")
+    (['a', 'b'], [])
     """
     with explain_errors(url, "list"):
         filesystem, path = open_filesystem(url)
@@ -224,7 +288,14 @@ def list_names(url: str) -> list[str]:
 
 
 def find_files(url: str) -> dict[str, int]:
-    """Return every file below a folder, half-written ones too: its path from there, and its length in bytes."""
+    """Return every file below a folder, half-written ones too: its path from there, and its length in bytes.
+
+    Examples
+    --------
+    >>> replace_bytes("jobs/b/record", b"{}")
+    >>> find_files("jobs")
+    {'b/record': 2}
+    """
     with explain_errors(url, "list"):
         filesystem, path = open_filesystem(url)
         found = filesystem.find(path, detail=True)
@@ -233,7 +304,14 @@ def find_files(url: str) -> dict[str, int]:
 
 
 def modified_at(url: str) -> datetime | None:
-    """Return when an object was last written, by the store's clock; None where it is missing or the store cannot say."""
+    """Return when an object was last written, by the store's clock; None where it is missing or the store cannot say.
+
+    Examples
+    --------
+    >>> replace_bytes("record", b"{}")
+    >>> modified_at("record") <= datetime.now(UTC), modified_at("nowhere")
+    (True, None)
+    """
     with explain_errors(url, "look for"):
         filesystem, path = open_filesystem(url)
         try:
@@ -243,18 +321,17 @@ def modified_at(url: str) -> datetime | None:
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
-def clear_halves(url: str) -> None:
-    """Delete what writers that were killed left half written below a local folder; object stores have no such things.
-
-    Whoever is still writing there fails: for when nothing more is to be written.
-    """
-    if is_local(url):
-        for path in Path(absolute_url(url)).rglob(".*.tmp"):
-            path.unlink(missing_ok=True)
-
-
 def delete(url: str, recursive: bool = False) -> None:
-    """Delete an object, or a whole folder; a missing one is fine."""
+    """Delete an object, or a whole folder; a missing one is fine.
+
+    Examples
+    --------
+    >>> replace_bytes("jobs/a/record", b"{}")
+    >>> delete("jobs/a", recursive=True)
+    >>> delete("jobs/a/record")
+    >>> exists("jobs/a")
+    False
+    """
     with explain_errors(url, "delete"):
         filesystem, path = open_filesystem(url)
         try:
@@ -267,7 +344,15 @@ def delete(url: str, recursive: bool = False) -> None:
 
 
 def replace_bytes(url: str, data: bytes) -> None:
-    """Overwrite an object so that readers see the old bytes or the new ones. For objects with a single writer."""
+    """Overwrite an object so that readers see the old bytes or the new ones. For objects with a single writer.
+
+    Examples
+    --------
+    >>> replace_bytes("made/on/the/way", b"old")
+    >>> replace_bytes("made/on/the/way", b"new")
+    >>> read_bytes("made/on/the/way")
+    b'new'
+    """
     with explain_errors(url, "write"):
         if not is_local(url):
             filesystem, path = open_filesystem(url)
@@ -276,69 +361,3 @@ def replace_bytes(url: str, data: bytes) -> None:
         target = Path(absolute_url(url))
         with temporary_file(target, [data]) as temporary:
             temporary.replace(target)
-
-
-@contextmanager
-def temporary_file(target: Path, pieces: Iterable[bytes]) -> Iterator[Path]:
-    """Write the pieces durably beside `target`, making its folder; delete the file afterwards if it is still there."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise StorageError(
-            f"cannot write {target}: {error.filename} is a file, not a folder", hint="Choose another place."
-        ) from error
-    temporary = target.with_name(f".{target.name}.{make_nonce()}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            for piece in pieces:
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def refuse_unwritable(url: str) -> None:
-    """Refuse a local folder that cannot be made or written to; nothing is written. Of other stores only a write can tell.
-
-    Raises
-    ------
-    UsageError
-        It is a file, lies under one, or where nobody can make files.
-    StorageError
-        It lies on a read-only disk, or where this user may not write.
-    """
-    if not is_local(url):
-        return
-    folder = Path(absolute_url(url))
-    with explain_errors(url, "write to"):
-        there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
-        if not there.is_dir():
-            kind = "a file" if there.is_file() else "no folder" if there.exists() else "a link to nothing"
-            raise UsageError(
-                f"cannot write to {url}: {there} is {kind}{', not a folder' if there.is_file() else ''}",
-                hint="Choose another place.",
-            )
-        if os.statvfs(there).f_flag & os.ST_RDONLY:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(there))
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
-        # The kernel's own filesystems (/proc, /sys) have no space and let root pass; so do some that can be written to.
-        if not os.statvfs(there).f_blocks:
-            try:
-                with TemporaryFile(dir=there):
-                    pass
-            except OSError as error:
-                raise UsageError(
-                    f"cannot write to {url}: no files can be made in {there} ({error.strerror})",
-                    hint="It is a filesystem of the system's own; choose another place.",
-                ) from error
-
-
-def clear_temporaries(url: str) -> None:
-    """Delete what killed writers of a local file left beside it; one that lives begins again."""
-    if is_local(url):
-        target = Path(absolute_url(url))
-        for path in target.parent.glob(f".{target.name}.*.tmp"):
-            path.unlink(missing_ok=True)

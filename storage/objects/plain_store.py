@@ -21,7 +21,8 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from daskinfer.ids import parse_json, refuse_dense
-from daskinfer.storage.objects.filesystem import refuse_special, reveal_url
+from daskinfer.storage.objects.filesystem import reveal_url
+from daskinfer.storage.objects.local_files import refuse_special
 from daskinfer.storage.objects.store_errors import NotOurs
 from daskinfer.storage.objects.urls import absolute_url, is_local
 
@@ -42,6 +43,14 @@ def open_store(url: str, check: Check = lambda key, data: None) -> Store:
         Where it is.
     check
         Called with the key and the bytes of every object that is read whole; raises where they must not be decoded.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import zarr
+    >>> zarr.save_array("numbers.zarr", np.arange(3))
+    >>> zarr.open_array(open_store("numbers.zarr"), mode="r")[:]
+    array([0, 1, 2])
     """
     if is_local(url):
         return _PlainStore(LocalStore(absolute_url(url), read_only=True), absolute_url(url), check)
@@ -105,7 +114,17 @@ class _PlainStore(WrapperStore[Store]):
 
 
 def refuse_dense_metadata(key: str, data: bytes) -> None:
-    """Refuse metadata that would take many times their own bytes of memory."""
+    """Refuse metadata that would take many times their own bytes of memory.
+
+    Examples
+    --------
+    >>> refuse_dense_metadata("a/zarr.json", b'{"shape": [2, 3]}')
+    >>> refuse_dense_metadata("a/zarr.json", json.dumps({"shape": [1] * 1000}).encode())
+    Traceback (most recent call last):
+        ...
+    daskinfer.storage.objects.store_errors.NotOurs: a/zarr.json: it has 1,000 shape, and at most 64 are read
+    Correct the metadata.
+    """
     if key.rpartition("/")[2] in METADATA:
         try:
             refuse_dense(data)
@@ -139,6 +158,12 @@ def expands_beyond(codec: str, data: bytes, most: int) -> bool:
         The chunk as it is stored.
     most
         Bytes that it may become.
+
+    Examples
+    --------
+    >>> chunk = gzip.compress(bytes(1_000_000))
+    >>> len(chunk) < 2_000, expands_beyond("gzip", chunk, most=1_000_000), expands_beyond("gzip", chunk, most=1_000)
+    (True, False, True)
     """
     name = codec.removeprefix("numcodecs.")
     if name in _CLAIMS:

@@ -30,7 +30,13 @@ class Slot:
 
 
 def encode_record(record: dict[str, Any]) -> bytes:
-    """Return what a slot holds for a record: no two of them are equal bytes."""
+    """Return what a slot holds for a record: no two of them are equal bytes.
+
+    Examples
+    --------
+    >>> encode_record({"op": "seal"}) == encode_record({"op": "seal"})
+    False
+    """
     return canonical_json({**record, "nonce": make_nonce()})
 
 
@@ -52,6 +58,19 @@ class SlotLog:
     ----------
     url
         The folder; it need not exist.
+
+    Examples
+    --------
+    >>> log = SlotLog("aliases/prod")
+    >>> log.append({"version": 1}).sequence, log.append({"version": 2}).sequence
+    (0, 1)
+    >>> log.head().record["version"]
+    2
+    >>> log.append({"version": 3}, expect=1)
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.Conflict: slot 1 of aliases/prod cannot be had: the next free one is 2
+    Look at what changed, then try again.
     """
 
     def __init__(self, url: str) -> None:

@@ -47,6 +47,12 @@ def examine(url: str) -> StoreReport:
     ------
     StorageError
         Where nothing can be written there, or no safe way to do it is known.
+
+    Examples
+    --------
+    >>> report = examine("work")
+    >>> report.safe, [check.name for check in report.checks][:2]
+    (True, ['exclusive create', 'one winner'])
     """
     url = absolute_url(url)
     missing = _missing_folders(url)
@@ -73,6 +79,12 @@ def confirm_exclusive(url: str) -> None:
     ------
     StorageError
         Where it was replaced; it is deleted.
+
+    Examples
+    --------
+    >>> create("registry/marker", b"first")
+    True
+    >>> confirm_exclusive("registry/marker")
     """
     if create(url, make_nonce().encode()):
         delete(url)

@@ -31,6 +31,16 @@ def explain_errors(url: str, action: str) -> Iterator[None]:
     """Turn what a store raises into a `StorageError` that says what and where.
 
     `FileNotFoundError` and `FileExistsError` pass: callers decide what they mean.
+
+    Examples
+    --------
+    >>> import errno
+    >>> with explain_errors("/data/out.zarr", "write"):
+    ...     raise OSError(errno.ENOSPC, "No space left on device")
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.StorageError: no space left on /data/out.zarr
+    Free some space or raise the quota, then run the same command again.
     """
     try:
         yield

@@ -56,6 +56,12 @@ def read_pieces(url: str, begin: int, end: int, size: int = PIECE) -> Iterator[b
         Where it ends before the range does.
     StorageError
         Where the store refuses.
+
+    Examples
+    --------
+    >>> _ = Path("blob").write_bytes(b"0123456789")
+    >>> list(read_pieces("blob", 2, 9, size=3))
+    [b'234', b'567', b'8']
     """
     if is_local(url):
         yield from _read_local(url, begin, end, size)

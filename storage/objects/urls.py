@@ -19,7 +19,13 @@ _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 
 
 def is_local(url: str) -> bool:
-    """Whether the URL is a path on this machine, which may hold any characters, `::` too."""
+    """Whether the URL is a path on this machine, which may hold any characters, `::` too.
+
+    Examples
+    --------
+    >>> is_local("data/a::b.jsonl"), is_local("file:///data"), is_local("s3://bucket")
+    (True, True, False)
+    """
     return url.startswith(_LOCAL_PREFIXES) or not _URL.match(url)
 
 
@@ -38,6 +44,13 @@ def absolute_url(url: str, base: Path | None = None) -> str:
     ------
     UsageError
         It is no name that everything which has to write it down could hold, or one that can mean two files.
+
+    Examples
+    --------
+    >>> absolute_url("file:///data//2026/../rows.jsonl"), absolute_url("s3://bucket/rows/")
+    ('/data/rows.jsonl', 's3://bucket/rows')
+    >>> absolute_url("rows.jsonl", base=Path("/data"))
+    '/data/rows.jsonl'
     """
     if "\0" in url or not _is_text(url):
         raise UsageError(f"{url!r} cannot be a place: its name is no text of UTF-8", hint="Give it another name.")
@@ -86,6 +99,16 @@ def join_url(base: str, *parts: str) -> str:
     ------
     IntegrityError
         A part, which may come from a record that anybody wrote, would leave `base`.
+
+    Examples
+    --------
+    >>> join_url("s3://bucket/jobs/", "embed-1", "/record.json")
+    's3://bucket/jobs/embed-1/record.json'
+    >>> join_url("s3://bucket/jobs", "../registry")
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.IntegrityError: '../registry' leaves s3://bucket/jobs
+    The record that names it was damaged or changed by hand: put that back.
     """
     if any(".." in part.split("/") or "\0" in part for part in parts):
         raise IntegrityError(

@@ -19,13 +19,13 @@ from daskinfer.spec.job.commit import CommitRecord
 from daskinfer.spec.rows import Partition, Reject
 from daskinfer.storage.objects.filesystem import (
     LARGEST_MANIFEST,
-    clear_halves,
     exists,
     find_files,
     list_names,
     open_filesystem,
     read_record,
 )
+from daskinfer.storage.objects.local_files import clear_halves
 from daskinfer.storage.objects.store_errors import explain_errors
 from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.outputs.commit_index import CommitDigest, CommitIndex, tabulate, walk, write_index

@@ -15,7 +15,8 @@ from daskinfer.errors import InputError, IntegrityError, NotAllowed, StorageErro
 from daskinfer.ids import make_nonce
 from daskinfer.spec.recipe.schema import Input
 from daskinfer.storage.inputs.files import find_input
-from daskinfer.storage.objects.filesystem import exists, list_names, read_bytes, refuse_unwritable, replace_bytes
+from daskinfer.storage.objects.filesystem import exists, list_names, read_bytes, replace_bytes
+from daskinfer.storage.objects.local_files import refuse_unwritable
 from daskinfer.storage.objects.store_errors import ShortRead
 from daskinfer.storage.objects.urls import absolute_url, is_local, join_url
 from daskinfer.testing.contracts.stores import FilesystemContract

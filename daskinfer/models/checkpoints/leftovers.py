@@ -101,7 +101,7 @@ def _find_owner(model: nn.Module, name: str) -> str | None:
 
 
 def _is_old_buffer(model: nn.Module, name: str, stored: StoredTensor) -> bool:
-    """Return whether a stored tensor is what the model computes by itself now, told by its values."""
+    """Whether a stored tensor is what the model computes by itself now, told by its values."""
     owner, _, leaf = name.rpartition(".")
     if leaf == "weight":
         return False
@@ -119,7 +119,7 @@ def _is_old_buffer(model: nn.Module, name: str, stored: StoredTensor) -> bool:
 
 
 def _differs(model: nn.Module, name: str, stored: StoredTensor) -> bool:
-    """Return whether the model computes a buffer, such as a mask, that is stored with other values.
+    """Whether the model computes a buffer, such as a mask, that is stored with other values.
 
     Floating-point ones are often stored rounded.
     """
@@ -146,7 +146,7 @@ def _is_square(stored: StoredTensor) -> bool:
 
 
 def _is_causal(model: nn.Module, owner: str) -> bool:
-    """Return whether the model lets a token see only those before it, by what its own code says."""
+    """Whether the model lets a token see only those before it, by what its own code says."""
     said = getattr(model.get_submodule(owner), "is_causal", None)
     if isinstance(said, bool):
         return said

@@ -165,7 +165,7 @@ def _find_difference(
 def _changes_when_long(
     model: nn.Module, paths: list[str], outline: Outline, traces: Sequence[Trace], state: ModuleState
 ) -> bool:
-    """Return whether a long row shows that sizes or calls were told wrongly from short ones, by windows for example."""
+    """Whether a long row shows that sizes or calls were told wrongly from short ones, by windows for example."""
     settings = getattr(getattr(model, "model", model), "config", None)
     most = getattr(settings, "max_position_embeddings", None)
     # A loop over the tokens would take minutes.

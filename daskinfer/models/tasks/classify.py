@@ -85,7 +85,7 @@ def make_classify(request: TaskRequest, dtype: str) -> TextClassification:
 
 
 def _looks_for_padding(model: nn.Module) -> bool:
-    """Return whether a classifier's own forward asks for the padding id; Perceiver, for one, has none and needs none."""
+    """Whether a classifier's own forward asks for the padding id; Perceiver, for one, has none and needs none."""
     try:
         return "pad_token_id" in inspect.getsource(type(model).forward)
     except (OSError, TypeError):

@@ -123,5 +123,5 @@ def make_embed(request: TaskRequest, dtype: str) -> TaskModule:
 
 
 def _takes_hidden(decoder: Any) -> bool:
-    """Return whether a decoder looks at an encoder's output; some encoders have a part of that name that does not."""
+    """Whether a decoder looks at an encoder's output; some encoders have a part of that name that does not."""
     return isinstance(decoder, nn.Module) and "encoder_hidden_states" in signature(decoder.forward).parameters

@@ -28,7 +28,7 @@ def usual_task(architecture: str) -> str:
 
 
 def takes_text(request: TaskRequest) -> bool:
-    """Return whether the task is done on texts, not on images or arrays."""
+    """Whether the task is done on texts, not on images or arrays."""
     if request.task == "forward":
         return False
     return request.task == "score" or not is_image_model(request.config, request.files)
@@ -123,7 +123,7 @@ def class_fields(config: Mapping[str, Any]) -> tuple[OutputField, ...]:
 
 
 def score_kind(request: TaskRequest) -> Literal["causal", "masked"]:
-    """Return whether a token is predicted from those before it, or from all others, as the head's name says.
+    """Return how a token is predicted: from those before it, or from all others, as the head's name says.
 
     Whether the model keeps to it is tried when it is traced.
 

@@ -18,7 +18,7 @@ _KINDS = ("float32", "float64", "int64", "int32", "uint8", "bool")
 
 
 def is_image_model(config: Mapping[str, Any], files: Mapping[str, bytes]) -> bool:
-    """Return whether `embed` and `classify` give the model images instead of texts.
+    """Whether `embed` and `classify` give the model images instead of texts.
 
     A model of both, such as CLIP, is given images; one that writes text about images is not.
 

@@ -23,7 +23,8 @@ from daskinfer.storage.inputs.files import find_input
 from daskinfer.storage.inputs.overlap import refuse_overlap
 from daskinfer.storage.jobs.control_log import ControlLog
 from daskinfer.storage.jobs.store import JobStore, create_job
-from daskinfer.storage.objects.filesystem import delete, refuse_unwritable
+from daskinfer.storage.objects.filesystem import delete
+from daskinfer.storage.objects.local_files import refuse_unwritable
 from daskinfer.storage.objects.urls import absolute_url, join_url
 from daskinfer.storage.outputs.job_output import check_record, open_fence, open_output, read_generations
 from daskinfer.storage.outputs.owner import Owner, claim, current_owner

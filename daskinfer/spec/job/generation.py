@@ -75,7 +75,13 @@ class Generations(Section):
 
 
 def as_ranges(numbers: Iterable[int]) -> tuple[tuple[int, int], ...]:
-    """Return ascending numbers as ranges [first, last)."""
+    """Return ascending numbers as ranges [first, last).
+
+    Examples
+    --------
+    >>> as_ranges([0, 1, 2, 7, 9, 10])
+    ((0, 3), (7, 8), (9, 11))
+    """
     ordered = list(numbers)
     if not ordered:
         return ()
@@ -86,7 +92,17 @@ def as_ranges(numbers: Iterable[int]) -> tuple[tuple[int, int], ...]:
 
 
 def fold(first: SnapshotPin, steps: Iterable[Step]) -> Generations:
-    """Return what the steps of a generation log amount to; `first` is what the job was born with."""
+    """Return what the steps of a generation log amount to; `first` is what the job was born with.
+
+    Examples
+    --------
+    >>> pins = [SnapshotPin(generation=number, snapshot=f"sha256:{number}") for number in (0, 1)]
+    >>> prepare = Step(op="prepare", generation=1, pin=pins[1], epoch=1)
+    >>> switch = Step(op="switch", generation=1, owned=((4, 9),), epoch=1)
+    >>> found = fold(pins[0], [prepare, switch])
+    >>> found.current.generation, found.owner(3), found.owner(4)
+    (1, 0, 1)
+    """
     pins, adopted, dropped, sealed = [first], [], [], False
     owned: dict[int, tuple[tuple[int, int], ...]] = {}
     for step in steps:

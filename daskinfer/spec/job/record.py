@@ -97,7 +97,14 @@ class JobRecord(Section):
 
 
 def digest_files(files: Iterable[InputFile]) -> str:
-    """Return the identity of an input: names, sizes and etags of its files, in order."""
+    """Return the identity of an input: names, sizes and etags of its files, in order.
+
+    Examples
+    --------
+    >>> one, other = InputFile(url="a.jsonl", size=9, etag="1"), InputFile(url="b.jsonl", size=9, etag="1")
+    >>> digest_files([one, other]) == digest_files([other, one])
+    False
+    """
     digest = hashlib.sha256()
     for file in files:
         digest.update(canonical_json([file.url, file.size, file.etag]))
@@ -108,6 +115,15 @@ def make_job_request(recipe: Recipe, inputs: str, code: str, numerics: Numerics)
     """Return the digest of all that decides the output except the snapshot.
 
     `threads` is left out: a resume keeps the recorded plan's.
+
+    Examples
+    --------
+    >>> parts = {"model": {"checkpoint": "minilm@prod"}, "input": {"url": "a.jsonl"}, "output": {"url": "a.zarr"}}
+    >>> recipe = Recipe(daskinfer=1, name="demo", **parts)
+    >>> versions = {"torch": "2.13.0", "transformers": "5.0.0", "tokenizers": "0.22.0"}
+    >>> two, four = (Numerics(dtype="float32", attention="sdpa", threads=count, **versions) for count in (2, 4))
+    >>> make_job_request(recipe, "sha256:1", "sha256:2", two) == make_job_request(recipe, "sha256:1", "sha256:2", four)
+    True
     """
     return digest_of([recipe.digest, inputs, code, numerics.model_dump(mode="json", exclude={"threads"})])
 
@@ -179,7 +195,15 @@ class SnapshotShare(Section):
 
 
 class Report(Section):
-    """What a run did, whole."""
+    """What a run did, whole.
+
+    Examples
+    --------
+    >>> from daskinfer.api import report
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> report(finish_job("work", "labels.jsonl", rows=3).job, "work").rows_per_second
+    3.0
+    """
 
     job: str
     """Job id."""
@@ -273,7 +297,13 @@ class Report(Section):
 
 
 class Progress(Section):
-    """How a run stands, several times a second for a terminal and every few seconds in storage."""
+    """How a run stands, several times a second for a terminal and every few seconds in storage.
+
+    Examples
+    --------
+    >>> Progress(phase="running", rows_total=1000, rows_done=250).rows_in_work
+    0
+    """
 
     phase: Phase
     """What the driver is doing."""
@@ -320,7 +350,15 @@ class Progress(Section):
 
 
 class JobStatus(Section):
-    """A job as storage shows it, without asking the driver."""
+    """A job as storage shows it, without asking the driver.
+
+    Examples
+    --------
+    >>> from daskinfer.api import status
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> status(finish_job("work", "labels.jsonl").job, "work").state
+    'done'
+    """
 
     job: str
     """Job id."""

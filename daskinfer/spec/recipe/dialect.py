@@ -55,6 +55,15 @@ def check_encoding(name: str) -> str:
     ------
     ValueError
         It is none.
+
+    Examples
+    --------
+    >>> check_encoding("Latin-1"), check_encoding("utf_8")
+    ('iso8859-1', 'utf-8')
+    >>> check_encoding("rot13")
+    Traceback (most recent call last):
+        ...
+    ValueError: rot13 is no encoding of text files
     """
     if name == AUTO:
         return name

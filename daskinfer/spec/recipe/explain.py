@@ -37,6 +37,20 @@ def explain(error: ValidationError, model: type[Section], value: Any, spots: Map
         Plain value that was read.
     spots
         Where each part of it was written.
+
+    Examples
+    --------
+    >>> from daskinfer.spec.recipe.gate import Gate
+    >>> from daskinfer.spec.recipe.yamltext import Source, read_document
+    >>> text = "min_rows: none"
+    >>> document = read_document(Source("gate.yaml", (text,)), text, {})
+    >>> try:
+    ...     Gate.model_validate(document.value)
+    ... except ValidationError as error:
+    ...     print(explain(error, Gate, document.value, document.spots)[0])
+    gate.yaml:1:11: min_rows: must be a whole number of at least 1, not 'none'
+        1 | min_rows: none
+          |           ^^^^
     """
     problems: dict[KeyPath, Problem] = {}
     for detail in error.errors(include_url=False):
@@ -48,7 +62,16 @@ def explain(error: ValidationError, model: type[Section], value: Any, spots: Map
 
 
 def describe(annotation: Any, many: bool = False) -> str:
-    """Return what a value of this type looks like: `'auto', a whole number of at least 1, or text`."""
+    """Return what a value of this type looks like: `'auto', a whole number of at least 1, or text`.
+
+    Examples
+    --------
+    >>> from typing import Literal
+    >>> describe(Literal["auto"] | int | None)
+    "'auto', a whole number, or null"
+    >>> describe(tuple[str, ...])
+    'a list of text'
+    """
     metadata: list[Any] = []
     if typing.get_origin(annotation) is typing.Annotated:
         annotation, *extras = typing.get_args(annotation)

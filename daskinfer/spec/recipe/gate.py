@@ -13,7 +13,13 @@ Positive = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Gate(DescribedSection):
-    """When a candidate passes; a threshold that is null is not looked at."""
+    """When a candidate passes; a threshold that is null is not looked at.
+
+    Examples
+    --------
+    >>> Gate(min_rows=1000, min_cosine=None).max_nan
+    0.0
+    """
 
     tolerance: Positive = 1e-3
     """Floats are close up to this difference, times the current value where that is beyond 1."""

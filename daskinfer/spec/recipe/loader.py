@@ -24,7 +24,7 @@ _STREAMS = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
 def load_recipe(
     path: str | Path, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None
 ) -> Recipe:
-    """Read, check and freeze a recipe.
+    r"""Read, check and freeze a recipe.
 
     Parameters
     ----------
@@ -39,6 +39,20 @@ def load_recipe(
     ------
     RecipeError
         With every problem that was found: file, line, column, key path, the line and a caret.
+
+    Examples
+    --------
+    >>> parts = "name: demo, model: {checkpoint: minilm@prod}, input: {url: a.jsonl}, output: {url: a.zarr}"
+    >>> _ = Path("recipe.yaml").write_text(f"{{daskinfer: 1, {parts}}}")
+    >>> load_recipe("recipe.yaml", ["model.task=classify"]).model.task
+    'classify'
+    >>> load_recipe("recipe.yaml", ["model.tusk=classify"])
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.RecipeError: --set model.tusk=classify: model.tusk: unknown key. Did you mean 'task'?
+          | model.tusk=classify
+          |       ^^^^
+    `daskinfer schema` lists every key with its meaning
     """
     recipe, problems = _read(path, overrides, environment)
     if recipe is None:
@@ -56,6 +70,13 @@ def override_recipe(recipe: Recipe, overrides: Sequence[str], environment: Mappi
     ------
     RecipeError
         With every problem that was found.
+
+    Examples
+    --------
+    >>> parts = {"model": {"checkpoint": "minilm@prod"}, "input": {"url": "a.jsonl"}, "output": {"url": "a.zarr"}}
+    >>> recipe = Recipe(daskinfer=1, name="demo", **parts)
+    >>> override_recipe(recipe, ["pipeline.stages=3", "name=other"]).pipeline.stages
+    3
     """
     value = recipe.model_dump(mode="json", exclude_none=True)
     document = Document(Source("--set", ("",), numbered=False), value=value)
@@ -68,7 +89,7 @@ def override_recipe(recipe: Recipe, overrides: Sequence[str], environment: Mappi
 def validate_recipe(
     path: str | Path, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None
 ) -> tuple[Problem, ...]:
-    """Return everything that is wrong with a recipe, in the order it was written; nothing if it is right.
+    r"""Return everything that is wrong with a recipe, in the order it was written; nothing if it is right.
 
     Parameters are those of `load_recipe`.
 
@@ -76,13 +97,32 @@ def validate_recipe(
     ------
     RecipeError
         Where there is no text to look at: no such file, a directory, not UTF-8.
+
+    Examples
+    --------
+    >>> _ = Path("recipe.yaml").write_text("daskinfer: 1\nname: demo\nmodle: {checkpoint: minilm@prod}\n")
+    >>> for problem in validate_recipe("recipe.yaml"):
+    ...     print(problem.path, "-", problem.message, "-", problem.suggestion)
+    input - missing, and it has no default - None
+    output - missing, and it has no default - None
+    modle - unknown key - model
     """
     return _read(path, overrides, environment)[1]
 
 
 def recipe_schema() -> dict[str, Any]:
-    """Return the JSON Schema of a recipe, with a description of every key, for editors and checkers."""
+    """Return the JSON Schema of a recipe, with a description of every key, for editors and checkers.
+
+    Examples
+    --------
+    >>> recipe_schema()["required"]
+    ['daskinfer', 'name', 'model', 'input', 'output']
+    >>> recipe_schema()["properties"]["name"]["description"]
+    'Short name of the job; letters, digits, dot, dash and underscore.'
+    """
     schema = Recipe.model_json_schema()
+    for part in (schema, *schema["$defs"].values()):
+        part["description"] = part["description"].partition("\n\nExamples\n")[0]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "daskinfer recipe"}
 
 

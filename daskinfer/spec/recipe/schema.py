@@ -320,7 +320,15 @@ OPERATIONAL: dict[str, Any] = {
 
 
 class Recipe(DescribedSection):
-    """A batch-inference job: this model over these rows, written there."""
+    """A batch-inference job: this model over these rows, written there.
+
+    Examples
+    --------
+    >>> parts = {"model": {"checkpoint": "minilm@prod"}, "input": {"url": "a.jsonl"}, "output": {"url": "a.zarr"}}
+    >>> recipe = Recipe(daskinfer=1, name="demo", **parts)
+    >>> recipe.input.partition_rows, recipe.registry_url
+    (2048, './work/registry')
+    """
 
     daskinfer: Literal[1]
     """Version of the recipe format."""

@@ -111,7 +111,7 @@ class Document:
 
 
 def read_document(source: Source, text: str, environment: Mapping[str, str], prefix: KeyPath = ()) -> Document:
-    """Parse `text`; mistakes are listed in the document and never raised.
+    r"""Parse `text`; mistakes are listed in the document and never raised.
 
     Parameters
     ----------
@@ -123,6 +123,15 @@ def read_document(source: Source, text: str, environment: Mapping[str, str], pre
         Where `${VAR}` is looked up.
     prefix
         Key path that the text's value will have.
+
+    Examples
+    --------
+    >>> text = "name: ${USER:-nobody}\nrows: 1e3"
+    >>> document = read_document(Source("a.yaml", tuple(text.splitlines())), text, {"USER": "ada"})
+    >>> document.value
+    {'name': 'ada', 'rows': 1000.0}
+    >>> document.spots["rows",].value.line, document.spots["rows",].value.column
+    (2, 7)
     """
     document = Document(source, prefix)
     name = dotted(prefix)
@@ -158,7 +167,13 @@ def _read_node(document: Document, environment: Mapping[str, str], node: yaml.No
 
 
 def dotted(path: KeyPath) -> str:
-    """Return a key path as people write it."""
+    """Return a key path as people write it.
+
+    Examples
+    --------
+    >>> dotted(("input", "url", 0))
+    'input.url.0'
+    """
     return ".".join(map(str, path))
 
 

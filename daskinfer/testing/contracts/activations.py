@@ -40,12 +40,24 @@ LENGTH: Dim = (0, 0, 1, 0)
 
 
 def fixed(size: int) -> Dim:
-    """Return a dimension that is the same in every microbatch."""
+    """Return a dimension that is the same in every microbatch.
+
+    Examples
+    --------
+    >>> TensorSpec(dtype="float32", dims=(ROWS, fixed(384))).shape(rows=2, length=9)
+    (2, 384)
+    """
     return (size, 0, 0, 0)
 
 
 def hidden_state(dtype: str = "float32") -> tuple[TensorSpec, ...]:
-    """Return what crosses most edges: one tensor (rows, length, HIDDEN)."""
+    """Return what crosses most edges: one tensor (rows, length, HIDDEN).
+
+    Examples
+    --------
+    >>> hidden_state("bfloat16")[0].nbytes(rows=2, length=3) == 2 * 3 * HIDDEN * 2
+    True
+    """
     return (TensorSpec(dtype=dtype, dims=(ROWS, LENGTH, fixed(HIDDEN))),)
 
 
@@ -61,23 +73,49 @@ BUNDLE = (
 
 
 def random_bundle(tensors: tuple[TensorSpec, ...], rows: int, length: int, seed: int = 0) -> Bundle:
-    """Return arrays of random bits: every NaN payload, infinity and subnormal may occur."""
+    """Return arrays of random bits: every NaN payload, infinity and subnormal may occur.
+
+    Examples
+    --------
+    >>> [array.dtype.name for array in random_bundle(BUNDLE, rows=2, length=3)]
+    ['float32', 'bfloat16', 'float16', 'bool', 'int64', 'float64']
+    """
     generator = np.random.default_rng(seed)
     return tuple(_random_array(generator, tensor.dtype, tensor.shape(rows, length)) for tensor in tensors)
 
 
 def random_value(rows: int, length: int, dtype: str = "float32", seed: int = 0) -> Bundle:
-    """Return such a bundle of one (rows, length, HIDDEN) array."""
+    """Return such a bundle of one (rows, length, HIDDEN) array.
+
+    Examples
+    --------
+    >>> one, other = random_value(2, 3, seed=1), random_value(2, 3, seed=2)
+    >>> one[0].shape == (2, 3, HIDDEN), same(one, random_value(2, 3, seed=1)), same(one, other)
+    (True, True, False)
+    """
     return random_bundle(hidden_state(dtype), rows, length, seed)
 
 
 def bits_of(array: Array) -> Array:
-    """Return an array as bytes, to compare NaNs with."""
+    """Return an array as bytes, to compare NaNs with.
+
+    Examples
+    --------
+    >>> bits_of(np.float32([1.0]))
+    array([  0,   0, 128,  63], dtype=uint8)
+    """
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 def same(received: Bundle, value: Bundle) -> bool:
-    """Whether two bundles are equal to the bit."""
+    """Whether two bundles are equal to the bit.
+
+    Examples
+    --------
+    >>> nothing = (np.float32([np.nan]),)
+    >>> same(nothing, nothing), same(nothing, (np.float64([np.nan]),))
+    (True, False)
+    """
     return [(array.shape, array.dtype) for array in received] == [
         (array.shape, array.dtype) for array in value
     ] and all(np.array_equal(bits_of(one), bits_of(other)) for one, other in zip(received, value, strict=True))
@@ -91,7 +129,15 @@ def _random_array(generator: np.random.Generator, dtype: str, shape: tuple[int, 
 
 
 class TransportContract:
-    """What every transport promises."""
+    """What every transport promises.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.activations.transports import DirectTransport
+    >>> class TestDirect(TransportContract):
+    ...     def make_transport(self, root, edge, tensors):
+    ...         return DirectTransport(edge, tensors)
+    """
 
     def make_transport(self, root: str, edge: Edge, tensors: tuple[TensorSpec, ...]) -> Transport[Any]:
         """Return the transport under test, for CHUNKS slots of CAPACITY tokens in rows of at most MAX_LENGTH."""

@@ -34,7 +34,14 @@ METADATA = {"snapshot": SNAPSHOT, "recipe": "sha256:" + "2" * 64}
 
 
 def make_part(number: int, refused: Sequence[int] = (), shift: float = 0.0) -> OutputPart:
-    """Return the results of a partition of the contract's input: deterministic, except for `shift`."""
+    """Return the results of a partition of the contract's input: deterministic, except for `shift`.
+
+    Examples
+    --------
+    >>> part = make_part(1, refused=[2])
+    >>> part.rows, part.arrays["label"][0], [reject.row for reject in part.rejects]
+    (array([4, 5, 7]), 'läbel-4', [6])
+    """
     rows = min(PARTITION_ROWS, ROWS - number * PARTITION_ROWS)
     partition = Partition(number=number, first_row=number * PARTITION_ROWS, rows=rows, segments=())
     positions = np.array([position for position in range(rows) if position not in refused], np.int32)
@@ -63,7 +70,14 @@ def make_part(number: int, refused: Sequence[int] = (), shift: float = 0.0) -> O
 
 
 def make_record(part: OutputPart, written: Written, epoch: int = 1) -> CommitRecord:
-    """Return the commit record of a written part."""
+    """Return the commit record of a written part.
+
+    Examples
+    --------
+    >>> record = make_record(make_part(1, refused=[2]), Written(path="part-1", digest="", bytes=90))
+    >>> record.rows_in, record.rows_out, record.rows_quarantined
+    (4, 3, 1)
+    """
     return CommitRecord(
         job=JOB,
         snapshot=SNAPSHOT,
@@ -83,7 +97,20 @@ def make_record(part: OutputPart, written: Written, epoch: int = 1) -> CommitRec
 
 
 class SinkContract(ABC):
-    """The tests; needs nothing of pytest but its `tmp_path`."""
+    """The tests; needs nothing of pytest but its `tmp_path`.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.outputs.formats import open_sink
+    >>> class TestJsonl(SinkContract):
+    ...     def open(self, url):
+    ...         return open_sink(url, "jsonl", JOB, FIELDS, KEEP, PARTITION_ROWS, ROWS, METADATA)
+    ...     def read(self, url):
+    ...         lines = [line for path in sorted(Path(url).glob("*.jsonl")) for line in path.read_text().splitlines()]
+    ...         rows = [json.loads(line) for line in lines]
+    ...         return {name: [row[name] for row in rows] for name in rows[0]}
+    >>> TestJsonl().test_rows_come_back_in_input_order(Path("."))
+    """
 
     @abstractmethod
     def open(self, url: str) -> Sink:

@@ -54,7 +54,19 @@ _PATIENCE = 60
 
 
 def insist(call: Callable[[], T]) -> T:
-    """Return what a call gives, tried again where the store failed it: what a user does."""
+    """Return what a call gives, tried again where the store failed it: what a user does.
+
+    Examples
+    --------
+    >>> answers = [OSError("busy"), "done"]
+    >>> def call():
+    ...     answer = answers.pop(0)
+    ...     if isinstance(answer, Exception):
+    ...         raise answer
+    ...     return answer
+    >>> insist(call)
+    'done'
+    """
     for _ in range(_PATIENCE):
         try:
             return call()
@@ -67,7 +79,15 @@ def insist(call: Callable[[], T]) -> T:
 
 @pytest.mark.filterwarnings("ignore::daskinfer.errors.MissingEvent")
 class FaultContract(StoreFixture):
-    """Races under random faults; what came of them is looked at without."""
+    """Races under random faults; what came of them is looked at without.
+
+    Examples
+    --------
+    >>> class TestFaults(FaultContract):
+    ...     @pytest.fixture
+    ...     def store(self, tmp_path):
+    ...         return str(tmp_path)
+    """
 
     @pytest.fixture
     def schedule(self) -> FaultSchedule:

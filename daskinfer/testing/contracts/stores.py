@@ -32,7 +32,13 @@ WRITERS = 6
 
 
 def race(action: Callable[[int], T], writers: int = WRITERS) -> list[T]:
-    """Return what `action(number)` gives to each of several threads that start at one moment."""
+    """Return what `action(number)` gives to each of several threads that start at one moment.
+
+    Examples
+    --------
+    >>> sorted(race(lambda number: number * number, writers=3))
+    [0, 1, 4]
+    """
     barrier = Barrier(writers)
 
     def enter(number: int) -> T:
@@ -44,7 +50,15 @@ def race(action: Callable[[int], T], writers: int = WRITERS) -> list[T]:
 
 
 class StoreFixture:
-    """Holds the fixture that every contract asks for."""
+    """Holds the fixture that every contract asks for.
+
+    Examples
+    --------
+    >>> class OnDisk(StoreFixture):
+    ...     @pytest.fixture
+    ...     def store(self, tmp_path):
+    ...         return str(tmp_path)
+    """
 
     @pytest.fixture
     def store(self) -> str:
@@ -53,7 +67,12 @@ class StoreFixture:
 
 
 class FilesystemContract(StoreFixture):
-    """Reading, listing, replacing and deleting."""
+    """Reading, listing, replacing and deleting.
+
+    Examples
+    --------
+    >>> FilesystemContract().test_bytes_come_back_whole_and_by_range("memory://examples/bytes")
+    """
 
     def test_bytes_come_back_whole_and_by_range(self, store: str) -> None:
         """Ranges are half open."""
@@ -102,7 +121,12 @@ class FilesystemContract(StoreFixture):
 
 
 class CreateContract(StoreFixture):
-    """The create-if-absent primitive."""
+    """The create-if-absent primitive.
+
+    Examples
+    --------
+    >>> CreateContract().test_the_first_one_wins_and_stays("memory://examples/create")
+    """
 
     def test_the_first_one_wins_and_stays(self, store: str) -> None:
         """Later writers learn whether the object is theirs."""
@@ -132,7 +156,12 @@ class CreateContract(StoreFixture):
 
 
 class SlotLogContract(StoreFixture):
-    """The slot log."""
+    """The slot log.
+
+    Examples
+    --------
+    >>> SlotLogContract().test_records_come_back_in_order("memory://examples/log")
+    """
 
     def test_records_come_back_in_order(self, store: str) -> None:
         """Numbers run from 0 without gaps."""

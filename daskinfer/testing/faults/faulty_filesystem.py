@@ -69,7 +69,13 @@ def deny(call: Call) -> Any:
 
 
 def cut_short(call: Call) -> Any:
-    """Give all but the last byte, or the last name."""
+    """Give all but the last byte, or the last name.
+
+    Examples
+    --------
+    >>> cut_short(lambda: b"abc"), cut_short(lambda: ["a", "b"])
+    (b'ab', ['a'])
+    """
     return call()[:-1]
 
 
@@ -78,6 +84,11 @@ def hide_newest_slot(call: Call) -> Any:
 
     No other listing may be stale: garbage collection believes what it says about locks. `daskinfer doctor` refuses
     stores that are worse.
+
+    Examples
+    --------
+    >>> hide_newest_slot(lambda: ["log/000000000000.json", "log/000000000001.json"])
+    ['log/000000000000.json']
     """
     names = sorted(call())
     return names[:-1] if names and names[-1].endswith(".json") and names[-1][-17:-5].isdigit() else names
@@ -96,7 +107,13 @@ def kill_after(call: Call) -> NoReturn:
 
 
 def delay(seconds: float) -> Fault:
-    """Return a fault that does it late."""
+    """Return a fault that does it late.
+
+    Examples
+    --------
+    >>> delay(0.001)(lambda: "done")
+    'done'
+    """
 
     def fault(call: Call) -> Any:
         time.sleep(seconds)
@@ -147,6 +164,16 @@ class FaultSchedule:
         - `kill`: this process is killed, before or after the call.
     delay_seconds
         The longest delay.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.objects.filesystem import list_names
+    >>> with FaultSchedule(seed=0, rates={"busy": 1.0}).installed() as schedule:
+    ...     list_names("records")
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.StorageRefused: cannot list records: [Errno 5] SlowDown
+    Check that the location exists and works, then try again.
     """
 
     def __init__(self, seed: int, rates: Mapping[str, float], delay_seconds: float = 0.005) -> None:
@@ -266,6 +293,16 @@ class FaultyFS:
         How many calls are hit.
     after
         How many calls pass before.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.objects.create_if_absent import create
+    >>> with FaultyFS("memory://store", "pipe_file", be_full):
+    ...     create("memory://store/record", b"{}")
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.StorageError: no space left on memory://store/record
+    Free some space or raise the quota, then run the same command again.
     """
 
     def __init__(self, url: str, method: str, fault: Fault, *, times: int = 1, after: int = 0) -> None:

@@ -107,6 +107,12 @@ def make_coded(directory: Path, *, seed: int = 0, labels: int = 3) -> Path:
         Of the weights.
     labels
         Number of classes.
+
+    Examples
+    --------
+    >>> folder = make_coded(Path("coded"))
+    >>> sorted(path.name for path in folder.glob("*.py"))
+    ['blocks_tiny.py', 'configuration_tiny.py', 'modeling_tiny.py']
     """
     make_tiny(directory, "BertModel")  # for its tokenizer
     vocabulary = json.loads((directory / "config.json").read_text())["vocab_size"]
@@ -129,7 +135,15 @@ def make_coded(directory: Path, *, seed: int = 0, labels: int = 3) -> Path:
 
 @contextmanager
 def copying_to(folder: Path) -> Iterator[Path]:
-    """Inside, transformers copies the code that it runs to this folder, and knows of no other."""
+    """Inside, transformers copies the code that it runs to this folder, and knows of no other.
+
+    Examples
+    --------
+    >>> from transformers import dynamic_module_utils
+    >>> with copying_to(Path("code").absolute()) as folder:
+    ...     dynamic_module_utils.HF_MODULES_CACHE == str(folder)
+    True
+    """
     cache = patch("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(folder))
     with cache, patch.object(sys, "path", sys.path.copy()):
         yield folder

@@ -41,6 +41,14 @@ def make_tiny(
     -------
     Path
         The directory.
+
+    Examples
+    --------
+    >>> folder = make_tiny(Path("tiny"), "BertForSequenceClassification", labels=2)
+    >>> json.loads((folder / "config.json").read_text())["id2label"]
+    {'0': 'class-0', '1': 'class-1'}
+    >>> sorted(path.name for path in folder.iterdir())
+    ['config.json', 'model.safetensors', 'tokenizer.json', 'tokenizer_config.json']
     """
     model_class: Any = getattr(transformers, architecture)
     model_type = model_class.config_class.model_type
@@ -79,6 +87,12 @@ def make_tiny_bert(
     ----------
     layers, hidden, heads
         Encoder layers, width and attention heads.
+
+    Examples
+    --------
+    >>> folder = make_tiny_bert(Path("tiny"), layers=2, hidden=16, heads=2)
+    >>> json.loads((folder / "config.json").read_text())["hidden_size"]
+    16
     """
     size = {
         "hidden_size": hidden,
@@ -118,6 +132,14 @@ def add_sentence_modules(
         Content of sentence_bert_config.json.
     prompts
         Content of config_sentence_transformers.json.
+
+    Examples
+    --------
+    >>> folder = make_tiny_bert(Path("tiny"), layers=1)
+    >>> pooling = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}
+    >>> _ = add_sentence_modules(folder, pooling=pooling, normalize=True)
+    >>> [module["path"] for module in json.loads((folder / "modules.json").read_text())]
+    ['', '1_Pooling', '2_Normalize']
     """
     from safetensors.torch import save_file
 

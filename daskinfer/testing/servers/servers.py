@@ -31,6 +31,13 @@ def serve_s3(*options: str) -> Iterator[dict[str, str]]:
     ----------
     options
         What the server is to do wrong; see `daskinfer.testing.servers.s3server`.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.objects.create_if_absent import create
+    >>> with serve_s3() as variables, environment(variables):
+    ...     create(f"s3://{S3_BUCKET}/record", b"mine"), create(f"s3://{S3_BUCKET}/record", b"others'")
+    (True, False)
     """
     with _serve("daskinfer.testing.servers.s3server", "/moto-api/", *options) as endpoint:
         _direct().open(urllib.request.Request(f"{endpoint}/{S3_BUCKET}", method="PUT"), timeout=30).close()
@@ -45,6 +52,12 @@ def serve_gcs(*options: str) -> Iterator[dict[str, str]]:
     ----------
     options
         What the server is to do wrong; see `daskinfer.testing.servers.gcsserver`.
+
+    Examples
+    --------
+    >>> with serve_gcs() as variables:
+    ...     sorted(variables)
+    ['NO_GCE_CHECK', 'NO_PROXY', 'STORAGE_EMULATOR_HOST']
     """
     with _serve("daskinfer.testing.servers.gcsserver", "/", *options) as endpoint:
         yield {"STORAGE_EMULATOR_HOST": endpoint, "NO_GCE_CHECK": "true", "NO_PROXY": "127.0.0.1"}
@@ -52,7 +65,14 @@ def serve_gcs(*options: str) -> Iterator[dict[str, str]]:
 
 @contextmanager
 def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set a server's environment variables within the context; `AWS_PROFILE`, which would win over them, is unset."""
+    """Set a server's environment variables within the context; `AWS_PROFILE`, which would win over them, is unset.
+
+    Examples
+    --------
+    >>> with environment({"AWS_ENDPOINT_URL": "http://127.0.0.1:9000"}):
+    ...     os.environ["AWS_ENDPOINT_URL"]
+    'http://127.0.0.1:9000'
+    """
     before = dict(os.environ)
     os.environ.update(variables)
     os.environ.pop("AWS_PROFILE", None)

@@ -53,7 +53,13 @@ class Dialect:
 
 
 def dialect_of(options: Csv, url: str) -> Dialect:
-    """Return how a file is written."""
+    r"""Return how a file is written.
+
+    Examples
+    --------
+    >>> dialect_of(Csv(), "rows.tsv.gz").delimiter, dialect_of(Csv(delimiter=";"), "rows.tsv").delimiter
+    ('\t', ';')
+    """
     delimiter = options.delimiter
     if delimiter == AUTO:
         name = url.lower()

@@ -37,6 +37,13 @@ def tell_encodings(files: Sequence[InputFile], declared: str) -> tuple[InputFile
     ------
     InputError
         A file is in no encoding that could be told, or in another than the recipe says.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> size = Path("a.txt").write_bytes("grüße".encode("utf-16"))
+    >>> tell_encodings([InputFile("a.txt", size, etag="")], "auto")[0].encoding
+    'utf-16'
     """
     heads = map_files(lambda filesystem, file: _read_head(file), files)
     return tuple(

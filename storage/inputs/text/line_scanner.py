@@ -51,7 +51,15 @@ class LongRecord(bytes):
 
 
 class LineEnds:
-    """Finds out, block by block, whether a file has lines that end otherwise than with newlines, and none that does."""
+    r"""Finds out, block by block, whether a file has lines that end otherwise than with newlines, and none that does.
+
+    Examples
+    --------
+    >>> ends = LineEnds()
+    >>> ends.feed(b"one\rtwo\r")
+    >>> ends.only_other(encoded=False)
+    'carriage returns'
+    """
 
     def __init__(self) -> None:
         self._newlines = self._returns = self._next_lines = False
@@ -75,7 +83,7 @@ class LineEnds:
 
 
 class RecordScanner:
-    """Finds rows in consecutive blocks of a file, keeping nothing of the blocks.
+    r"""Finds rows in consecutive blocks of a file, keeping nothing of the blocks.
 
     A row ends with its newline, for csv with the first one that is neither quoted nor escaped; a quote opens only at the
     beginning of a field, as in Python's `csv`. Rows of whitespace alone are not rows.
@@ -88,6 +96,14 @@ class RecordScanner:
         Line number there, from 1.
     dialect
         Of csv: what protects newlines.
+
+    Examples
+    --------
+    >>> scanner = RecordScanner(0, dialect=Dialect())
+    >>> scanner.feed(b'1,"two\nlines"\n\n3,').bounds(0, 1)
+    (0, 14, 1)
+    >>> scanner.finish().bounds(0, 1)
+    (15, 17, 4)
     """
 
     def __init__(self, offset: int, line: int = 1, dialect: Dialect | None = None) -> None:
@@ -191,7 +207,7 @@ class RecordScanner:
 
 
 def slice_records(data: bytes, begin: int, line: int, dialect: Dialect | None = None) -> list[tuple[bytes, int]]:
-    """Return every row of a segment's bytes with its line number.
+    r"""Return every row of a segment's bytes with its line number.
 
     Parameters
     ----------
@@ -203,6 +219,11 @@ def slice_records(data: bytes, begin: int, line: int, dialect: Dialect | None = 
         Line number of the first row.
     dialect
         Of csv: what protects newlines.
+
+    Examples
+    --------
+    >>> slice_records(b"one\n\ntwo\n", begin=100, line=7)
+    [(b'one\n', 7), (b'two\n', 9)]
     """
     scanner = RecordScanner(begin, line, dialect)
     found: list[tuple[bytes, int]] = []
@@ -215,7 +236,7 @@ def slice_records(data: bytes, begin: int, line: int, dialect: Dialect | None = 
 def read_records(
     read: Callable[[int, int], bytes], bounds: tuple[int, int], line: int, dialect: Dialect | None = None
 ) -> list[tuple[bytes, int]]:
-    """Return every row of a segment with its line number, as `slice_records`; of rows that are too long, the beginning.
+    r"""Return every row of a segment with its line number, as `slice_records`; of rows that are too long, the beginning.
 
     Parameters
     ----------
@@ -225,6 +246,12 @@ def read_records(
         Those of the segment.
     line, dialect
         As for `slice_records`.
+
+    Examples
+    --------
+    >>> data = b"one\n\ntwo\n"
+    >>> read_records(lambda begin, end: data[begin:end], bounds=(0, 4), line=1)
+    [(b'one\n', 1)]
     """
     begin, end = bounds
     if end - begin <= LONGEST_RECORD:

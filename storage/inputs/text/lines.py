@@ -62,6 +62,11 @@ class LineFormat:
         a line, in the column `text`. Blank lines are not rows.
     options
         How csv is written.
+
+    Examples
+    --------
+    >>> LineFormat("csv", Csv(header=("id", "text"))).read_header([])
+    ('id', 'text')
     """
 
     def __init__(self, name: LineFormatName, options: Csv | None = None) -> None:

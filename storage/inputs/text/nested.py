@@ -20,6 +20,11 @@ def infer_array(values: Iterable[Any]) -> ArrayColumn:
     ------
     ValueError
         Where no value is an array.
+
+    Examples
+    --------
+    >>> infer_array([[1, 2], [1.5, 2], [3]])
+    ArrayColumn(dtype='float64', shape=(2,))
     """
     found: list[NDArray[Any]] = []
     why = "it is in no row"
@@ -42,6 +47,15 @@ def fit_array(column: ArrayColumn, value: Any) -> NDArray[Any]:
     ------
     ValueError
         Where it has another shape or does not fit the dtype, saying what was expected and what came.
+
+    Examples
+    --------
+    >>> fit_array(ArrayColumn(dtype="float64", shape=(2,)), [1, 2])
+    array([1., 2.])
+    >>> fit_array(ArrayColumn(dtype="float64", shape=(2,)), [1, 2, 3])
+    Traceback (most recent call last):
+        ...
+    ValueError: expected an array of shape (2,), got one of shape (3,)
     """
     found = _read_array(value)
     if found.shape != column.shape:

@@ -22,7 +22,8 @@ from daskinfer.spec.rows import InputFile
 from daskinfer.storage.inputs.compression import compression_of, open_decompressed
 from daskinfer.storage.inputs.files import unchanged
 from daskinfer.storage.inputs.text.line_scanner import LONGEST_RECORD
-from daskinfer.storage.objects.filesystem import read_bytes, temporary_file
+from daskinfer.storage.objects.filesystem import read_bytes
+from daskinfer.storage.objects.local_files import temporary_file
 from daskinfer.storage.objects.store_errors import ShortRead, explain_errors
 from daskinfer.storage.tensors.node_cache import cache_folder
 
@@ -42,12 +43,18 @@ _DAY_SECONDS = 86_400.0
 
 
 def size_of_text(file: InputFile) -> int:
-    """Return how many bytes a file's text is in UTF-8."""
+    """Return how many bytes a file's text is in UTF-8.
+
+    Examples
+    --------
+    >>> size_of_text(InputFile("a.txt", size=12, etag=""))
+    12
+    """
     return file.size if _is_plain(file) else _locate(file).stat().st_size
 
 
 def read_text(file: InputFile, begin: int, end: int) -> bytes:
-    """Return a part of a file's text, in UTF-8.
+    r"""Return a part of a file's text, in UTF-8.
 
     Raises
     ------
@@ -55,6 +62,14 @@ def read_text(file: InputFile, begin: int, end: int) -> bytes:
         It cannot be decompressed.
     StorageError
         It cannot be read, or this machine has no room for its text.
+
+    Examples
+    --------
+    >>> from daskinfer.spec.recipe.schema import Input
+    >>> from daskinfer.storage.inputs.files import find_input
+    >>> _ = Path("a.txt").write_bytes("grüße\n".encode())
+    >>> read_text(find_input(Input(url="a.txt")).files[0], 0, 4)
+    b'gr\xc3\xbc'
     """
     if _is_plain(file):
         return read_bytes(file.url, begin, end)

@@ -19,7 +19,8 @@ from daskinfer.errors import Conflict, CorruptBlob, StorageError
 from daskinfer.ids import make_nonce, shorten
 from daskinfer.spec.snapshot import LayerGroup, Manifest, PlainFile
 from daskinfer.storage.objects.create_if_absent import create_stream
-from daskinfer.storage.objects.filesystem import LARGEST_MANIFEST, clear_temporaries, list_names, read_record
+from daskinfer.storage.objects.filesystem import LARGEST_MANIFEST, list_names, read_record
+from daskinfer.storage.objects.local_files import clear_temporaries
 from daskinfer.storage.objects.naming import make_signature
 from daskinfer.storage.objects.slotlog import SlotLog
 from daskinfer.storage.objects.store_errors import ShortRead

@@ -57,13 +57,13 @@ class AliasTracker:
         return self._seen_at is not None and self._seen_at >= moment
 
     def miss(self) -> bool:
-        """Note that it could not be read; True if it could be the time before."""
+        """Note that it could not be read; say whether it could be read the time before."""
         self._asked_at = None
         was_readable, self._is_readable = self._is_readable, False
         return was_readable
 
     def see(self, head: AliasHead) -> bool:
-        """Take in where the alias pointed; what is seen is as old as the question. True if it was not known."""
+        """Take in where the alias pointed; what is seen is as old as the question. Say whether it was not known before."""
         asked_at, self._asked_at = self._asked_at, None
         assert asked_at is not None
         self._is_readable = True

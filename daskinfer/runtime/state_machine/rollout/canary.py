@@ -84,7 +84,7 @@ class CanaryTrial:
         self._compared.add(partition)
 
     def ask(self) -> bool:
-        """Return whether it is time to ask for the verdict, once."""
+        """Whether it is time to ask for the verdict; true only once."""
         is_time = self.is_compared and not self._is_asked
         self._is_asked = self._is_asked or is_time
         return is_time
