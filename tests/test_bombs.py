@@ -43,7 +43,7 @@ from daskinfer.storage.inputs.partition_table import index_input
 from daskinfer.storage.inputs.reading import partition_source, read_partition
 from daskinfer.storage.jobs.store import JobStore
 from daskinfer.storage.jobs.lease import read_heartbeat
-from daskinfer.storage.outputs.commit_log import read_manifest
+from daskinfer.storage.outputs.manifest import read_manifest
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.objects.slotlog import SlotLog
 

@@ -30,6 +30,7 @@ FINISHED = (
     "daskinfer.storage.columns",
     "daskinfer.storage.inputs",
     "daskinfer.storage.objects",
+    "daskinfer.storage.outputs",
     "daskinfer.testing.contracts",
     "daskinfer.testing.fixtures",
     "daskinfer.testing.models.codedmodels",

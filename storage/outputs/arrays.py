@@ -54,6 +54,14 @@ class ZarrSink:
         Through which it is written; by default one of the job.
     records
         What says which parts are committed; by default the output's own records.
+
+    Examples
+    --------
+    >>> from daskinfer.spec.job.record import OutputField
+    >>> fields = (OutputField(name="score", kind="float32"),)
+    >>> layout = OutputLayout("demo", fields, keep={}, partition_rows=2, rows=3, metadata={})
+    >>> ZarrSink("scores.zarr", layout).objects(1)
+    ['score/c/1', 'valid/c/1']
     """
 
     def __init__(
@@ -160,6 +168,16 @@ def read_arrays(url: str, layout: OutputLayout, partition: Partition) -> tuple[d
         Array name -> (rows, ...) values, `valid` and kept columns among them; strings as objects.
     str
         Their digest.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.outputs.reading import open_output
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> record = finish_job("work", "labels.zarr", refused=[1])
+    >>> first = Partition(number=0, first_row=0, rows=2, segments=())
+    >>> arrays, digest = read_arrays(record.output, open_output(record.output).layout, first)
+    >>> arrays["label"], arrays["valid"]
+    (array(['class-0', ''], dtype=object), array([ True, False]))
     """
     digest = xxhash.xxh3_128()
     chunks = {}

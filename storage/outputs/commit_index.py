@@ -85,6 +85,15 @@ class CommitIndex:
         Whose records it holds.
     names
         What the listing found.
+
+    Examples
+    --------
+    >>> digest = CommitDigest(1, 0, "sha256:0", 2, 2, 0, "part-00000001.jsonl", "00")
+    >>> write_index("commits", "demo", tabulate([digest]))
+    True
+    >>> from daskinfer.storage.objects.filesystem import list_names
+    >>> CommitIndex("commits", "demo", list_names("commits")).read([0, 1])["partition"].to_pylist()
+    [1]
     """
 
     def __init__(self, folder: str, job: str, names: Iterable[str]) -> None:
@@ -129,7 +138,13 @@ class CommitIndex:
 
 
 def write_index(folder: str, job: str, table: pa.Table) -> bool:
-    """Write an index of these records; what it would have saved is lost where that fails, and no more."""
+    """Write an index of these records; what it would have saved is lost where that fails, and no more.
+
+    Examples
+    --------
+    >>> write_index("commits", "demo", tabulate([]))
+    True
+    """
     stream = io.BytesIO()
     pq.write_table(table.replace_schema_metadata({_JOB: job}), stream, compression="zstd", write_page_checksum=True)
     try:
@@ -139,7 +154,13 @@ def write_index(folder: str, job: str, table: pa.Table) -> bool:
 
 
 def tabulate(digests: Iterable[CommitDigest]) -> pa.Table:
-    """Return digests as a table."""
+    """Return digests as a table.
+
+    Examples
+    --------
+    >>> tabulate([CommitDigest(1, 0, "sha256:0", 2, 2, 0, "part-00000001.jsonl", "00")]).num_rows
+    1
+    """
     pieces = [_SCHEMA.empty_table()]
     rest = iter(digests)
     while some := list(islice(rest, _AT_ONCE)):
@@ -148,7 +169,14 @@ def tabulate(digests: Iterable[CommitDigest]) -> pa.Table:
 
 
 def walk(table: pa.Table) -> Iterator[CommitDigest]:
-    """Return the digests of a table, by partition."""
+    """Return the digests of a table, by partition.
+
+    Examples
+    --------
+    >>> digest = CommitDigest(1, 0, "sha256:0", 2, 2, 0, "part-00000001.jsonl", "00")
+    >>> list(walk(tabulate([digest]))) == [digest]
+    True
+    """
     for batch in table.sort_by("partition").to_batches(_AT_ONCE):
         for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             yield CommitDigest(*row)

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from daskinfer.errors import IntegrityError
 from daskinfer.hidden import escape_json
-from daskinfer.ids import canonical_json, parse_json
+from daskinfer.ids import canonical_json
 from daskinfer.spec.job.commit import CommitRecord
 from daskinfer.spec.rows import Partition, Reject
 from daskinfer.storage.objects.filesystem import (
@@ -30,6 +30,7 @@ from daskinfer.storage.objects.store_errors import explain_errors
 from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.outputs.commit_index import CommitDigest, CommitIndex, tabulate, walk, write_index
 from daskinfer.storage.outputs.fence import Fence, create
+from daskinfer.storage.outputs.manifest import create_same, name_rejects, parse_manifest, round_url
 from daskinfer.storage.outputs.places import COMMITS, MANIFEST, QUARANTINE, RECORDS, RETRIES, STAGED
 from daskinfer.storage.outputs.sink import OutputLayout
 
@@ -59,6 +60,15 @@ class CommitLog:
         Retry whose commits these are, in its own folder; 0 for the run's.
     fence
         Through which they are written; by default one of the job.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.outputs.reading import open_output
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> output = finish_job("work", "labels.jsonl", refused=[0]).output
+    >>> log = CommitLog(output, open_output(output).layout)
+    >>> log.numbers(), log.read(0).rows_out
+    ([0, 1], 1)
     """
 
     def __init__(
@@ -218,7 +228,7 @@ class CommitLog:
         if create(url, data, self._fence):
             return data
         there = read_record(url, 4 * LARGEST_MANIFEST)
-        first = _parse_manifest(url, there)
+        first = parse_manifest(url, there)
         if first.get("job") != self._layout.job:  # of a former owner that came too late
             self._fence.replace(url, data)
             return data
@@ -300,13 +310,17 @@ def _find_numbers(names: Iterable[str]) -> list[int]:
     return [int(name[:8]) for name in names if _COMMIT.fullmatch(name)]
 
 
-def round_url(url: str, job: str, round: int) -> str:
-    """Return the folder of a job's retry with this number, from 1."""
-    return join_url(url, RECORDS, RETRIES, job, f"{round:04d}")
-
-
 def find_merged(url: str, layout: OutputLayout, partition: int, after: int) -> CommitRecord | None:
-    """Return the record of a partition in the newest retry that has one, of those after the first `after`."""
+    """Return the record of a partition in the newest retry that has one, of those after the first `after`.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.outputs.reading import open_output
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> output = finish_job("work", "labels.jsonl").output
+    >>> find_merged(output, open_output(output).layout, 0, after=0) is None
+    True
+    """
     rounds = [int(name) for name in list_names(join_url(url, RECORDS, RETRIES, layout.job)) if int(name) > after]
     for number in sorted(rounds, reverse=True):
         try:
@@ -316,70 +330,26 @@ def find_merged(url: str, layout: OutputLayout, partition: int, after: int) -> C
     return None
 
 
-def name_rejects(partition: int) -> str:
-    """Return the name of a partition's file in the quarantine."""
-    return f"part-{partition:08d}.jsonl"
-
-
 def write_rejects(url: str, partition: Partition, rejects: Sequence[Reject], fence: Fence, records: CommitLog) -> None:
-    """Write the quarantine file of a partition, where it has rejects; `records` say what is committed."""
+    """Write the quarantine file of a partition, where it has rejects; `records` say what is committed.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.outputs.reading import open_output
+    >>> from daskinfer.testing.fixtures.jobs import finish_job, make_results
+    >>> record = finish_job("work", "labels.jsonl")
+    >>> part = make_results(record, 0, refused=[1])
+    >>> log = CommitLog(record.output, open_output(record.output).layout)
+    >>> write_rejects(record.output, part.partition, part.rejects, Fence(record.output, "demo"), log)
+    >>> list_names(join_url(record.output, QUARANTINE))
+    ['part-00000000.jsonl']
+    """
     if rejects:
         lines = [escape_json(json.dumps(asdict(reject), ensure_ascii=False)) for reject in rejects]
         place = join_url(url, QUARANTINE, name_rejects(partition.number))
         # A lone surrogate, which UTF-8 cannot carry, becomes the escape that JSON has for it.
         data = ("\n".join(lines) + "\n").encode(errors="backslashreplace")
         create_same(place, data, fence, lambda: records.has(partition.number))
-
-
-def create_same(url: str, data: bytes, fence: Fence, is_committed: Callable[[], bool] = lambda: True) -> None:
-    """Create an object, or find it there with the same bytes.
-
-    Parameters
-    ----------
-    url, data
-        What and where.
-    fence
-        Of the job.
-    is_committed
-        Says whether what is there counts already; else it is of an attempt that ended before its commit.
-
-    Raises
-    ------
-    IntegrityError
-        It has others, which count.
-    OutputOwned
-        The output is another job's.
-    """
-    if create(url, data, fence):
-        return
-    fence.confirm()
-    if is_committed():
-        raise IntegrityError(
-            f"{url} exists with other bytes than this attempt computed",
-            hint="Workers of one job must have equal hardware and libraries; start over with --fresh.",
-        )
-    fence.replace(url, data)
-
-
-def read_manifest(url: str) -> dict[str, Any] | None:
-    """Return the manifest of a sealed output, None where it is not sealed."""
-    try:
-        data = read_record(join_url(url, MANIFEST), 4 * LARGEST_MANIFEST)
-    except FileNotFoundError:
-        return None
-    return _parse_manifest(join_url(url, MANIFEST), data)
-
-
-def _parse_manifest(url: str, data: bytes) -> dict[str, Any]:
-    try:
-        manifest = parse_json(data)
-        if not isinstance(manifest, dict):
-            raise ValueError("it is no JSON object")
-    except (ValueError, RecursionError) as error:
-        raise IntegrityError(
-            f"{url} is damaged: {error}", hint="Put it back, or make the output again with --fresh."
-        ) from error
-    return manifest
 
 
 def _parse(url: str, data: bytes) -> CommitRecord:

@@ -24,6 +24,16 @@ class CommittedPartitions:
         Of the output.
     generations
         Returns the job's generations as they are now.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.outputs.reading import open_output
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> record = finish_job("work", "labels.jsonl")
+    >>> generations = Generations(pins=(record.first_pin,))
+    >>> committed = CommittedPartitions(record.output, open_output(record.output).layout, lambda: generations)
+    >>> sorted(committed.numbers())
+    [0, 1]
     """
 
     def __init__(self, url: str, layout: OutputLayout, generations: Callable[[], Generations]) -> None:

@@ -43,7 +43,14 @@ _DELETES = 16
 
 
 def create(url: str, data: bytes, fence: Fence) -> bool:
-    """Create an object of an output unless one is there; see `Fence.create`."""
+    """Create an object of an output unless one is there; see `Fence.create`.
+
+    Examples
+    --------
+    >>> fence = Fence("labels.jsonl", "demo")
+    >>> create("labels.jsonl/part", b"mine", fence), create("labels.jsonl/part", b"others'", fence)
+    (True, False)
+    """
     return fence.create(url, data)
 
 
@@ -60,6 +67,17 @@ class Fence:
         Life of its driver: what an earlier one has begun, a later one stops.
     check
         Raises where that life is over; asked before anything is replaced or removed.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> output = finish_job("work", "labels.jsonl", job="demo").output
+    >>> Fence(output, "demo").confirm()
+    >>> Fence(output, "other").remove(f"{output}/_MANIFEST.json")
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.OutputOwned: .../labels.jsonl was taken over by job demo; job other stops
+    Choose another output.url, or start over with --fresh.
     """
 
     def __init__(self, url: str, job: str, turn: int = 0, check: Callable[[], object] | None = None) -> None:

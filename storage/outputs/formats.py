@@ -20,7 +20,18 @@ _SUFFIXES = {".zarr": "zarr", ".parquet": "parquet", ".jsonl": "jsonl"}
 
 
 def choose_output_format(url: str, wanted: str = "auto") -> str:
-    """Return zarr, parquet or jsonl: what the recipe says, else what the URL's suffix says."""
+    """Return zarr, parquet or jsonl: what the recipe says, else what the URL's suffix says.
+
+    Examples
+    --------
+    >>> choose_output_format("s3://bucket/labels.zarr/"), choose_output_format("labels", "jsonl")
+    ('zarr', 'jsonl')
+    >>> choose_output_format("labels")
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.RecipeError: output.format: auto cannot tell the format from the suffix '' of labels
+    End output.url with .zarr, .parquet or .jsonl, or set output.format.
+    """
     if wanted != "auto":
         return wanted
     suffix = PurePosixPath(url.rstrip("/")).suffix.lower()
@@ -65,6 +76,12 @@ def open_sink(
     ------
     RecipeError
         Where the format cannot be told, or a kept column has a name or a type that the output cannot have.
+
+    Examples
+    --------
+    >>> fields = [OutputField(name="label", kind="string")]
+    >>> open_sink("labels.jsonl", "auto", "demo", fields, {}, partition_rows=2, rows=3, metadata={}).objects(1)
+    ['part-00000001.jsonl']
     """
     name = choose_output_format(url, format)
     return make_sink(url, name, OutputLayout(job, tuple(fields), dict(keep), partition_rows, rows, dict(metadata)))
@@ -73,7 +90,16 @@ def open_sink(
 def make_sink(
     url: str, name: str, layout: OutputLayout, fence: Fence | None = None, records: CommitLog | None = None
 ) -> Sink:
-    """Return the sink of a layout; `name` is zarr, parquet or jsonl. See `open_sink`, and for the rest `ZarrSink`."""
+    """Return the sink of a layout; `name` is zarr, parquet or jsonl. See `open_sink`, and for the rest `ZarrSink`.
+
+    Examples
+    --------
+    >>> layout = OutputLayout("demo", (OutputField(name="label", kind="string"),), {"label": "string"}, 2, 3, {})
+    >>> make_sink("labels.jsonl", "jsonl", layout)
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.RecipeError: output.keep: the name 'label' cannot be used: ...
+    """
     taken = {field.name for field in layout.fields} | {VALID if name == "zarr" else ROW}
     for column, own in layout.keep.items():
         _check_name(column, name, taken)

@@ -41,7 +41,16 @@ class _Turn:
 
 
 def open_fence(record: JobRecord, workspace: str, epoch: int = 0) -> Fence:
-    """Return what a job may write through in its output; `epoch` is the life of its driver, 0 where there is none."""
+    """Return what a job may write through in its output; `epoch` is the life of its driver, 0 where there is none.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> fence = open_fence(finish_job("work", "labels.jsonl"), "work", epoch=1)
+    >>> fence.confirm()
+    >>> fence.job, fence.turn
+    ('demo', 1)
+    """
     check = _Turn(JobStore(workspace, record.job), epoch) if epoch else None
     return Fence(absolute_url(record.output), record.job, epoch, check)
 
@@ -59,6 +68,13 @@ def open_output(record: JobRecord, workspace: str, log: GenerationLog | None = N
         The driver's own log of generations; without it every look reads the log anew.
     epoch
         Life of the driver that writes it; 0 for whoever only looks.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> output = open_output(finish_job("work", "labels.jsonl"), "work")
+    >>> [(record.partition, record.rows_out) for record in output.committed()]
+    [(0, 2), (1, 1)]
     """
     fence = open_fence(record, workspace, epoch)
     layout = _make_layout(record, record.first_pin if not record.is_staged else None)
@@ -71,7 +87,14 @@ def open_output(record: JobRecord, workspace: str, log: GenerationLog | None = N
 
 
 def open_standing(record: JobRecord, workspace: str, log: GenerationLog | None = None) -> CommittedPartitions:
-    """Return how far a job is; the parameters are those of `open_output`."""
+    """Return how far a job is; the parameters are those of `open_output`.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> sorted(open_standing(finish_job("work", "labels.jsonl"), "work").numbers())
+    [0, 1]
+    """
     layout = _make_layout(record, None)
     if log is not None:
         return CommittedPartitions(absolute_url(record.output), layout, lambda: log.known)
@@ -85,6 +108,16 @@ def check_record(store: JobStore, record: JobRecord) -> None:
     ------
     IntegrityError
         Its job.json was changed since.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> record = finish_job("work", "labels.jsonl")
+    >>> check_record(JobStore("work", "demo"), record)
+    >>> check_record(JobStore("work", "demo"), record.model_copy(update={"request": "sha256:0"}))
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.IntegrityError: .../work/jobs/demo/job.json was changed since the job began: request is ...
     """
     owner = current_owner(absolute_url(record.output))
     if owner is None or owner.job != store.job:
@@ -101,12 +134,27 @@ def check_record(store: JobStore, record: JobRecord) -> None:
 
 
 def read_generations(record: JobRecord, workspace: str) -> Generations:
-    """Return the snapshots of a job, as its log tells now."""
+    """Return the snapshots of a job, as its log tells now.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> [pin.generation for pin in read_generations(finish_job("work", "labels.jsonl"), "work").pins]
+    [0]
+    """
     return GenerationLog(JobStore(workspace, record.job).url, record.first_pin).known
 
 
 def open_part_sink(record: JobRecord, pin: SnapshotPin, workspace: str = "", epoch: int = 0) -> PartSink:
-    """Return where attempts on a pin write and commit, for the driver of that epoch."""
+    """Return where attempts on a pin write and commit, for the driver of that epoch.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import make_job, make_results
+    >>> record = make_job("labels.jsonl")
+    >>> open_part_sink(record, record.first_pin).write(make_results(record, 0)).path
+    'part-00000000.jsonl'
+    """
     layout, name = _make_layout(record, pin), _format_of(record)
     if not (record.is_staged or pin.generation):
         return make_sink(record.output, name, layout, open_fence(record, workspace, epoch))
@@ -114,7 +162,17 @@ def open_part_sink(record: JobRecord, pin: SnapshotPin, workspace: str = "", epo
 
 
 def open_stage(record: JobRecord, pin: SnapshotPin, workspace: str = "", epoch: int = 0) -> StagedPartSink:
-    """Return the folder of a generation whose parts lie apart, for the driver of that epoch."""
+    """Return the folder of a generation whose parts lie apart, for the driver of that epoch.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import make_job, make_results
+    >>> record = make_job("labels.jsonl")
+    >>> _ = open_stage(record, SnapshotPin(generation=1, snapshot="sha256:1")).write(make_results(record, 0))
+    >>> from pathlib import Path
+    >>> [str(path) for path in Path(".").rglob("part-*")]
+    ['labels.jsonl/_daskinfer/generations/demo/0001/part-00000000.jsonl']
+    """
     layout, fence = _make_layout(record, pin), open_fence(record, workspace, epoch)
     records = CommitLog(fence.url, layout, pin.scope, fence=fence)
     place = staged_url(fence.url, record.job, pin.generation)
@@ -122,7 +180,15 @@ def open_stage(record: JobRecord, pin: SnapshotPin, workspace: str = "", epoch: 
 
 
 def open_supplement(record: JobRecord, pin: SnapshotPin, round: int, workspace: str, epoch: int) -> SupplementSink:
-    """Return where a driver's merged parts of a retry wait; `pin` is what their rows are computed on."""
+    """Return where a driver's merged parts of a retry wait; `pin` is what their rows are computed on.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job, make_results
+    >>> record = finish_job("work", "labels.jsonl", refused=[1])
+    >>> open_supplement(record, record.first_pin, 1, "work", epoch=1).write(make_results(record, 0)).path
+    'part-00000000.jsonl'
+    """
     layout, fence = _make_layout(record, pin), open_fence(record, workspace, epoch)
     records = CommitLog(fence.url, layout, round=round, fence=fence)
     place = supplement_url(fence.url, record.job, round, epoch)
@@ -130,13 +196,36 @@ def open_supplement(record: JobRecord, pin: SnapshotPin, round: int, workspace: 
 
 
 def read_sealed(record: JobRecord, part: SealedPart) -> OutputPart:
-    """Return a part of a job that is sealed, as it was before a retry."""
+    """Return a part of a job that is sealed, as it was before a retry.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.outputs.reading import open_output as open_sealed
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> record = finish_job("work", "labels.zarr", refused=[1])
+    >>> part = read_sealed(record, open_sealed(record.output).parts[0])
+    >>> part.rows, [reject.row for reject in part.rejects]
+    (array([0]), [1])
+    """
     layout = _make_layout(record, record.first_pin)
     return read_part(absolute_url(record.output), layout, part.partition, part.path, part.digest)
 
 
 def merge_round(record: JobRecord, generations: Generations, round: Round, fence: Fence) -> dict[str, Any]:
-    """Merge a retry whose parts are all committed into the output; see `close_round`."""
+    """Merge a retry whose parts are all committed into the output; see `close_round`.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.outputs.retry_rounds import next_round, note_inputs, save_round
+    >>> from daskinfer.testing.fixtures.jobs import finish_job, make_commit, make_results
+    >>> record = finish_job("work", "labels.jsonl", refused=[1])
+    >>> round, fence = next_round(record.output, "demo"), open_fence(record, "work")
+    >>> _ = save_round(fence, round), note_inputs(fence, round, record.inputs)
+    >>> sink, part = open_supplement(record, record.first_pin, 1, "work", epoch=1), make_results(record, 0)
+    >>> _ = sink.commit(make_commit(record, part, sink.write(part), round=1))
+    >>> merge_round(record, read_generations(record, "work"), round, fence)["rows_quarantined"]
+    0
+    """
     layout, url = _make_layout(record, record.first_pin), fence.url
 
     scopes = {part.partition: generations.owner(part.partition) if record.is_staged else 0 for part in round.parts}
@@ -147,19 +236,44 @@ def merge_round(record: JobRecord, generations: Generations, round: Round, fence
 
 
 def take_back(record: JobRecord, partitions: Iterable[int], fence: Fence, round: int = 0) -> None:
-    """Take back that partitions of an unfinished job, or of its retry, are committed; its driver computes them again."""
+    """Take back that partitions of an unfinished job, or of its retry, are committed; its driver computes them again.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> record = finish_job("work", "labels.jsonl")
+    >>> take_back(record, [0], open_fence(record, "work"))
+    >>> list(open_standing(record, "work").numbers())
+    [1]
+    """
     CommitLog(fence.url, _make_layout(record, record.first_pin), round=round, fence=fence).take_back(partitions)
 
 
 def read_staged(record: JobRecord, pin: SnapshotPin, commit: CommitRecord) -> OutputPart:
-    """Return a committed part of a job that is not sealed yet."""
+    """Return a committed part of a job that is not sealed yet.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> record = finish_job("work", "labels.jsonl")
+    >>> commit = next(open_output(record, "work").committed())
+    >>> read_staged(record, record.first_pin, commit).arrays["label"]
+    array(['class-0', 'class-1'], dtype=object)
+    """
     place = staged_url(record.output, record.job, pin.generation)
     url = place if record.is_staged or pin.generation else absolute_url(record.output)
     return read_part(url, _make_layout(record, pin), commit.partition, commit.path, commit.digest)
 
 
 def describe_result(record: JobRecord, snapshot: str) -> dict[str, str]:
-    """Return what the manifest of a job's output says of the job."""
+    """Return what the manifest of a job's output says of the job.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import make_job
+    >>> sorted(describe_result(make_job("labels.jsonl"), "sha256:0"))
+    ['checkpoint', 'code', 'inputs', 'job', 'key', 'plan', 'recipe', 'snapshot']
+    """
     return {
         "job": record.job,
         "key": record.key,

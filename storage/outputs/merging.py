@@ -30,6 +30,15 @@ def merge_part(before: OutputPart, retried: OutputPart) -> OutputPart:
     ------
     IntegrityError
         Where the rows retried are not the rows refused.
+
+    Examples
+    --------
+    >>> from dataclasses import replace
+    >>> from daskinfer.testing.fixtures.jobs import make_job, make_results
+    >>> record = make_job("labels.jsonl")
+    >>> before, retried = make_results(record, 0, refused=[1]), make_results(record, 0, refused=[0])
+    >>> merge_part(before, replace(retried, rejects=())).arrays["label"]
+    array(['class-0', 'class-1'], dtype=object)
     """
     wanted = [reject.row for reject in before.rejects]
     found = sorted([*retried.rows.tolist(), *(reject.row for reject in retried.rejects)])
@@ -48,7 +57,18 @@ def merge_part(before: OutputPart, retried: OutputPart) -> OutputPart:
 
 
 def merge_records(before: CommitRecord, retried: CommitRecord) -> CommitRecord:
-    """Return the record of a merged part: both counts of tokens, all microbatches, and where the run's time went."""
+    """Return the record of a merged part: both counts of tokens, all microbatches, and where the run's time went.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.outputs.sink import Written
+    >>> from daskinfer.testing.fixtures.jobs import make_commit, make_job, make_results
+    >>> job, written = make_job("labels.jsonl"), Written("part-00000000.jsonl", "00", 90)
+    >>> before = make_commit(job, make_results(job, 0, refused=[1]), written)
+    >>> merged = merge_records(before, make_commit(job, make_results(job, 0), written, round=1))
+    >>> merged.round, merged.rows_out, merged.tokens
+    (1, 2, 4)
+    """
     return before.model_copy(
         update={
             "round": retried.round,
@@ -82,6 +102,15 @@ def merge_manifest(
         Number of the retry.
     inputs
         Digest of the input files as the retry read them.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.outputs.sink import Written
+    >>> from daskinfer.testing.fixtures.jobs import make_commit, make_job, make_results
+    >>> job, part = make_job("labels.jsonl"), {"partition": 0, "rows_out": 1, "rows_quarantined": 1}
+    >>> record = make_commit(job, make_results(job, 0), Written("part-00000000.jsonl", "00", 90), round=1)
+    >>> merge_manifest({"parts": [part]}, [record], 1, "sha256:0")["retries"]
+    [{'round': 1, 'rows_retried': 1, 'rows_recovered': 1, 'inputs': 'sha256:0'}]
     """
     merged = {record.partition: record for record in records}
     parts = []

@@ -34,12 +34,26 @@ def current_owner(url: str) -> Owner | None:
     ------
     OutputOwned
         Where the folder holds files that daskinfer did not write.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> current_owner("labels.jsonl") is None, current_owner(finish_job("work", "labels.jsonl").output).job
+    (True, 'demo')
     """
     return _owner_of(url, _log_of(url).head())
 
 
 def former_owners(url: str, job: str) -> list[str]:
-    """Return the ids of all jobs that an output has belonged to before it was this job's, the first one first."""
+    """Return the ids of all jobs that an output has belonged to before it was this job's, the first one first.
+
+    Examples
+    --------
+    >>> one, other = (Owner(job=job, request="", snapshot="", created="") for job in ("first", "second"))
+    >>> _ = claim("labels.jsonl", one, None), claim("labels.jsonl", other, one)
+    >>> former_owners("labels.jsonl", "second")
+    ['first']
+    """
     log = _log_of(url)
     owners = [_parse(log, slot).job for slot in log.read()]
     return list(dict.fromkeys(owner for owner in owners if owner != job))
@@ -61,6 +75,17 @@ def claim(url: str, owner: Owner, expect: Owner | None) -> Owner:
     ------
     OutputOwned
         Where it belongs to another job than expected, or holds foreign files.
+
+    Examples
+    --------
+    >>> one, other = (Owner(job=job, request="", snapshot="", created="2026") for job in ("first", "second"))
+    >>> claim("labels.jsonl", one, expect=None).job
+    'first'
+    >>> claim("labels.jsonl", other, expect=None)
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.OutputOwned: labels.jsonl belongs to job first, begun 2026
+    Choose another output.url, or start over with --fresh.
     """
     log = _log_of(url)
     head = log.head()
@@ -87,6 +112,16 @@ def confirm(url: str, job: str) -> None:
     ------
     OutputOwned
         Another job has taken it over.
+
+    Examples
+    --------
+    >>> _ = claim("labels.jsonl", Owner(job="first", request="", snapshot="", created=""), None)
+    >>> confirm("labels.jsonl", "first")
+    >>> confirm("labels.jsonl", "second")
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.OutputOwned: labels.jsonl was taken over by job first; job second stops
+    Choose another output.url, or start over with --fresh.
     """
     owner = current_owner(url)
     if owner is None or owner.job != job:
@@ -100,6 +135,17 @@ class OwnerWatch:
     ----------
     url
         The output.
+
+    Examples
+    --------
+    >>> one, other = (Owner(job=job, request="", snapshot="", created="") for job in ("first", "second"))
+    >>> watch = OwnerWatch("labels.jsonl")
+    >>> _ = claim("labels.jsonl", one, None), watch.confirm("first"), claim("labels.jsonl", other, one)
+    >>> watch.confirm("first")
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.OutputOwned: labels.jsonl was taken over by job second; job first stops
+    Choose another output.url, or start over with --fresh.
     """
 
     def __init__(self, url: str) -> None:

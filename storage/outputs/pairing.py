@@ -26,6 +26,17 @@ def check_pair(current: SealedOutput, candidate: SealedOutput) -> None:
     ------
     Incomparable
         They are not.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.outputs.reading import open_output
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> three, four = (open_output(finish_job("work", f"{rows}.jsonl", rows=rows).output) for rows in (3, 4))
+    >>> check_pair(three, three)
+    >>> check_pair(three, four)
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.Incomparable: ...3.jsonl and ...4.jsonl are not of the same rows: ...
     """
     mine, theirs = current.layout, candidate.layout
     between = f"{current.url} and {candidate.url}"
@@ -57,6 +68,14 @@ def pair_parts(current: SealedOutput, candidate: SealedOutput) -> Iterator[tuple
     ------
     Incomparable
         A column of the input that both keep differs in a row.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.outputs.reading import open_output
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> one, other = (open_output(finish_job("work", name).output) for name in ("a.zarr", "b.jsonl"))
+    >>> [(before.rows, after.rows) for before, after in pair_parts(one, other)]
+    [(array([0, 1]), array([0, 1])), (array([2]), array([2]))]
     """
     sizes = [output.layout.partition_rows for output in (current, candidate)]
     names = _shared(current, candidate)

@@ -19,7 +19,8 @@ from daskinfer.storage.columns.types import decode_type
 from daskinfer.storage.objects.filesystem import read_bytes, size_of
 from daskinfer.storage.objects.urls import absolute_url, is_local, join_url
 from daskinfer.storage.outputs.arrays import VALID, read_arrays
-from daskinfer.storage.outputs.commit_log import find_merged, read_manifest
+from daskinfer.storage.outputs.commit_log import find_merged
+from daskinfer.storage.outputs.manifest import read_manifest
 from daskinfer.storage.outputs.places import MANIFEST
 from daskinfer.storage.outputs.quarantine import read_rejects
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart
@@ -82,6 +83,13 @@ def open_output(url: str) -> SealedOutput:
     ------
     Incomparable
         It is not sealed, or its manifest does not say what its columns are.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> output = open_output(finish_job("work", "labels.zarr").output)
+    >>> [field.name for field in output.layout.fields], output.read(1).arrays["score"]
+    (['label', 'score'], array([1.], dtype=float32))
     """
     place = absolute_url(url)
     manifest = read_manifest(place)
@@ -133,6 +141,15 @@ def read_part(url: str, layout: OutputLayout, partition: int, path: str, digest:
     ------
     IntegrityError
         The part is gone, or has other bytes than were committed.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> output = open_output(finish_job("work", "labels.jsonl").output)
+    >>> read_part(output.url, output.layout, 0, output.parts[0].path, digest="00")
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.IntegrityError: partition 0 of .../labels.jsonl is not what was committed: ...
     """
     rows = Partition(
         number=partition, first_row=partition * layout.partition_rows, rows=layout.rows_of(partition), segments=()

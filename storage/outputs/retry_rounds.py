@@ -27,14 +27,9 @@ from daskinfer.spec.job.commit import CommitRecord
 from daskinfer.spec.section import Section
 from daskinfer.storage.objects.filesystem import LARGEST_MANIFEST, exists, list_names, read_bytes, read_record
 from daskinfer.storage.objects.urls import join_url
-from daskinfer.storage.outputs.commit_log import (
-    CommitLog,
-    create_same,
-    name_rejects,
-    read_manifest,
-    round_url,
-)
+from daskinfer.storage.outputs.commit_log import CommitLog
 from daskinfer.storage.outputs.fence import Fence
+from daskinfer.storage.outputs.manifest import create_same, name_rejects, read_manifest, round_url
 from daskinfer.storage.outputs.merging import merge_manifest, merge_records
 from daskinfer.storage.outputs.places import MANIFEST, QUARANTINE
 from daskinfer.storage.outputs.reading import SealedPart
@@ -70,6 +65,13 @@ def next_round(url: str, job: str) -> Round:
     ------
     IntegrityError
         The output is not sealed, or is another job's.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> round = next_round(finish_job("work", "labels.jsonl", refused=[1]).output, "demo")
+    >>> round.number, round.rows, [part.partition for part in round.parts]
+    (1, 1, [0])
     """
     manifest = read_manifest(url)
     if manifest is None or manifest.get("job") != job:
@@ -89,19 +91,46 @@ def next_round(url: str, job: str) -> Round:
 
 
 def save_round(fence: Fence, round: Round) -> None:
-    """Write down what a round retries; a second time it is there."""
+    """Write down what a round retries; a second time it is there.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> output = finish_job("work", "labels.jsonl", refused=[1]).output
+    >>> round = next_round(output, "demo")
+    >>> save_round(Fence(output, "demo"), round)
+    >>> read_round(output, "demo", 1) == round
+    True
+    """
     place = join_url(round_url(fence.url, round.job, round.number), "round.json")
     create_same(place, round.model_dump_json().encode(), fence)
 
 
 def note_inputs(fence: Fence, round: Round, digest: str) -> None:
-    """Write down which input files a round reads its rows from: they may have been corrected since the run."""
+    """Write down which input files a round reads its rows from: they may have been corrected since the run.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> output = finish_job("work", "labels.jsonl", refused=[1]).output
+    >>> note_inputs(Fence(output, "demo"), next_round(output, "demo"), "sha256:0")
+    >>> read_record(join_url(round_url(output, "demo", 1), "inputs.json"))
+    b'{"inputs":"sha256:0"}'
+    """
     place = join_url(round_url(fence.url, round.job, round.number), "inputs.json")
     fence.replace(place, canonical_json({"inputs": digest}))
 
 
 def read_round(url: str, job: str, number: int) -> Round:
-    """Return what a round retries."""
+    """Return what a round retries.
+
+    Examples
+    --------
+    >>> read_round("labels.jsonl", "demo", 1)
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.IntegrityError: labels.jsonl/_daskinfer/retries/demo/0001/round.json is gone, ...
+    """
     place = join_url(round_url(url, job, number), "round.json")
     try:
         return Round.model_validate_json(read_record(place, LARGEST_MANIFEST))
@@ -113,7 +142,13 @@ def read_round(url: str, job: str, number: int) -> Round:
 
 
 def has_begun_merging(url: str, round: Round) -> bool:
-    """Whether parts of the output may be replaced by those of a round already."""
+    """Whether parts of the output may be replaced by those of a round already.
+
+    Examples
+    --------
+    >>> has_begun_merging("labels.jsonl", Round(number=1, job="demo", parts=()))
+    False
+    """
     return exists(join_url(round_url(url, round.job, round.number), "before.json"))
 
 
@@ -121,6 +156,11 @@ def supplement_url(url: str, job: str, round: int, epoch: int) -> str:
     """Return where a driver's merged parts wait, in the form of an output of their own.
 
     Each driver has a folder, because the rows that it recovers may be others than those of the one before.
+
+    Examples
+    --------
+    >>> supplement_url("s3://bucket/labels.jsonl", "demo", round=1, epoch=2)
+    's3://bucket/labels.jsonl/_daskinfer/retries/demo/0001/e0002'
     """
     return join_url(round_url(url, job, round), f"e{epoch:04d}")
 
@@ -134,6 +174,17 @@ class SupplementSink:
         Where the round's commits are recorded.
     inner
         The sink of the driver's own folder.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.outputs.reading import open_output
+    >>> from daskinfer.storage.outputs.tables import TableSink
+    >>> from daskinfer.testing.fixtures.jobs import finish_job, make_results
+    >>> record = finish_job("work", "labels.jsonl", refused=[1])
+    >>> layout = open_output(record.output).layout
+    >>> sink = SupplementSink(CommitLog(record.output, layout, round=1), TableSink("beside", layout, "jsonl"))
+    >>> sink.write(make_results(record, 0)).path, list(sink.committed())
+    ('part-00000000.jsonl', [])
     """
 
     def __init__(self, records: CommitLog, inner: Sink) -> None:
@@ -179,6 +230,18 @@ def close_round(
     ------
     IntegrityError
         A part is not committed, or the folder of one was deleted.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.outputs.formats import make_sink
+    >>> from daskinfer.storage.outputs.reading import open_output
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> output = finish_job("work", "labels.jsonl", refused=[1]).output
+    >>> sink = make_sink(output, "jsonl", open_output(output).layout)
+    >>> close_round(Fence(output, "demo"), sink, next_round(output, "demo"), records=[], ledgers={})
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.IntegrityError: .../0001 cannot be closed: partition 0 is not committed
     """
     url = fence.url
     place = round_url(url, round.job, round.number)
@@ -218,7 +281,16 @@ def close_round(
 
 
 def clear_supplements(fence: Fence, round: int) -> None:
-    """Delete the merged parts of a closed round, which are in their places; what it did stays."""
+    """Delete the merged parts of a closed round, which are in their places; what it did stays.
+
+    Examples
+    --------
+    >>> fence = Fence("labels.jsonl", "demo")
+    >>> fence.replace(join_url(supplement_url(fence.url, "demo", 1, 1), "part-00000000.jsonl"), b"{}")
+    >>> clear_supplements(fence, 1)
+    >>> list_names(round_url(fence.url, "demo", 1))
+    []
+    """
     place = round_url(fence.url, fence.job, round)
     for name in list_names(place):
         if name.startswith("e"):

@@ -21,7 +21,20 @@ _MODULUS = 1 << 128
 
 
 def digest_rows(rows: RowBatch) -> str:
-    """Return the digest of a batch's accepted rows and of where in the partition they are, 32 hex digits."""
+    """Return the digest of a batch's accepted rows and of where in the partition they are, 32 hex digits.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from daskinfer.spec.rows import Partition
+    >>> def make_rows(texts, positions):
+    ...     rows = Partition(number=0, first_row=0, rows=2, segments=())
+    ...     return RowBatch(rows, np.array(positions), np.array(positions), (), pa.table({"text": texts}), ())
+    >>> digest_rows(make_rows(["a", "b"], [0, 1])) == digest_rows(make_rows(["b", "a"], [1, 0]))
+    True
+    >>> digest_rows(make_rows(["a", "b"], [0, 1])) == digest_rows(make_rows(["b", "a"], [0, 1]))
+    False
+    """
     columns = [_digest_values(_read_values(column.combine_chunks())) for column in rows.table.columns]
     columns += [_digest_values([row.tobytes() for row in values]) for values in rows.arrays.values()]
     total = 0
@@ -31,7 +44,13 @@ def digest_rows(rows: RowBatch) -> str:
 
 
 def add_digests(first: str, second: str) -> str:
-    """Return the digest of two batches of one partition, none of whose rows is in both; "" where one is not known."""
+    """Return the digest of two batches of one partition, none of whose rows is in both; "" where one is not known.
+
+    Examples
+    --------
+    >>> add_digests("0f", "01"), add_digests("", "01")
+    ('00000000000000000000000000000010', '')
+    """
     return f"{(int(first, 16) + int(second, 16)) % _MODULUS:032x}" if first and second else ""
 
 

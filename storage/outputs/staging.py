@@ -28,7 +28,13 @@ _COPIES = 8
 
 
 def staged_url(url: str, job: str, generation: int) -> str:
-    """Return where the parts of a generation lie, in the form of an output of their own."""
+    """Return where the parts of a generation lie, in the form of an output of their own.
+
+    Examples
+    --------
+    >>> staged_url("s3://bucket/labels.jsonl", "demo", generation=1)
+    's3://bucket/labels.jsonl/_daskinfer/generations/demo/0001'
+    """
     return join_url(url, RECORDS, STAGED, job, f"{generation:04d}")
 
 
@@ -41,6 +47,18 @@ class StagedPartSink:
         Where the generation's commits are recorded.
     inner
         The sink of the generation's folder.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.outputs.reading import open_output
+    >>> from daskinfer.storage.outputs.tables import TableSink
+    >>> from daskinfer.testing.fixtures.jobs import finish_job, make_results
+    >>> record = finish_job("work", "labels.jsonl")
+    >>> layout = open_output(record.output).layout
+    >>> place = staged_url(record.output, "demo", 1)
+    >>> sink = StagedPartSink(CommitLog(record.output, layout, scope=1), TableSink(place, layout, "jsonl"))
+    >>> sink.write(make_results(record, 0)).path, list(sink.committed())
+    ('part-00000000.jsonl', [])
     """
 
     def __init__(self, records: CommitLog, inner: Sink) -> None:
@@ -79,6 +97,18 @@ class StagedOutput:
         Returns the job's generations as they are now.
     fence
         Through which it is written.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.outputs.formats import make_sink
+    >>> from daskinfer.storage.outputs.reading import open_output
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> record = finish_job("work", "labels.jsonl")
+    >>> layout, generations = open_output(record.output).layout, Generations(pins=(record.first_pin,))
+    >>> sink, fence = make_sink(record.output, "jsonl", layout), Fence(record.output, "demo")
+    >>> output = StagedOutput(record.output, layout, sink, lambda: generations, fence)
+    >>> [commit.partition for commit in output.committed()]
+    [0, 1]
     """
 
     def __init__(

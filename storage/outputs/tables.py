@@ -20,8 +20,9 @@ from daskinfer.storage.columns.types import JSON, decode_type, is_text
 from daskinfer.storage.columns.values import parse_json_column
 from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.outputs.commit_index import CommitDigest
-from daskinfer.storage.outputs.commit_log import CommitLog, create_same, write_rejects
+from daskinfer.storage.outputs.commit_log import CommitLog, write_rejects
 from daskinfer.storage.outputs.fence import Fence
+from daskinfer.storage.outputs.manifest import create_same
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, Written
 
 ROW = "row"
@@ -53,6 +54,14 @@ class TableSink:
         Through which it is written; by default one of the job.
     records
         What says which parts are committed; by default the output's own records.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.outputs.reading import open_output
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> output = finish_job("work", "labels.parquet").output
+    >>> TableSink(output, open_output(output).layout, "parquet").objects(1)
+    ['part-00000001.parquet']
     """
 
     def __init__(
@@ -112,7 +121,17 @@ class TableSink:
 
 
 def make_table(part: OutputPart, layout: OutputLayout) -> pa.Table:
-    """Return a part as a table: `row`, the kept columns, the task's columns."""
+    """Return a part as a table: `row`, the kept columns, the task's columns.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.outputs.sink import OutputLayout
+    >>> from daskinfer.testing.fixtures.jobs import make_job, make_results
+    >>> record = make_job("labels.jsonl")
+    >>> layout = OutputLayout("demo", record.fields, {}, partition_rows=2, rows=3, metadata={})
+    >>> make_table(make_results(record, 1), layout).to_pylist()
+    [{'row': 2, 'label': 'class-2', 'score': 1.0}]
+    """
     columns: dict[str, Any] = {ROW: pa.array(part.rows)}
     columns |= {name: part.kept.column(name) for name in layout.keep}
     columns |= {field.name: _make_column(part.arrays[field.name], field) for field in layout.fields}
@@ -120,7 +139,14 @@ def make_table(part: OutputPart, layout: OutputLayout) -> pa.Table:
 
 
 def encode_parquet(table: pa.Table) -> bytes:
-    """Return the bytes of a parquet file; equal tables give equal bytes."""
+    """Return the bytes of a parquet file; equal tables give equal bytes.
+
+    Examples
+    --------
+    >>> table = pa.table({"row": [0, 1], "label": ["cat", "dog"]})
+    >>> encode_parquet(table) == encode_parquet(table), pq.read_table(io.BytesIO(encode_parquet(table))) == table
+    (True, True)
+    """
     stream = io.BytesIO()
     pq.write_table(
         table,
@@ -143,10 +169,15 @@ def _is_ordered(own: pa.DataType) -> bool:
 
 
 def encode_jsonl(table: pa.Table, keep: Collection[str] = ()) -> bytes:
-    """Return a JSON object a row, floats of the task with the fewest digits that give the same float again, NaN as null.
+    r"""Return a JSON object a row, floats of the task with the fewest digits that give the same float again, NaN as null.
 
     Kept columns are written as `to_json_texts` does. A table without rows gives one blank line, because stores cannot
     create empty objects safely.
+
+    Examples
+    --------
+    >>> encode_jsonl(pa.table({"row": [0, 1], "score": pa.array([0.1, float("nan")], pa.float32())}))
+    b'{"row":0,"score":0.1}\n{"row":1,"score":null}\n'
     """
     keys = [json.dumps(name, ensure_ascii=False) for name in table.column_names]
     columns = [
@@ -159,7 +190,16 @@ def encode_jsonl(table: pa.Table, keep: Collection[str] = ()) -> bytes:
 
 
 def decode_parquet(data: bytes, layout: OutputLayout) -> pa.Table:
-    """Return the table of `encode_parquet`, kept columns in the types of the layout."""
+    """Return the table of `encode_parquet`, kept columns in the types of the layout.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.outputs.sink import OutputLayout
+    >>> table = pa.table({"row": [0], "day": pa.array([0], pa.date64())})
+    >>> layout = OutputLayout("demo", (), {"day": "date64"}, partition_rows=2, rows=1, metadata={})
+    >>> decode_parquet(encode_parquet(table), layout).schema.field("day").type
+    DataType(date64[ms])
+    """
     table = pq.read_table(io.BytesIO(data))
     for name, text in layout.keep.items():
         own = decode_type(text)
@@ -169,7 +209,16 @@ def decode_parquet(data: bytes, layout: OutputLayout) -> pa.Table:
 
 
 def decode_jsonl(data: bytes, layout: OutputLayout) -> pa.Table:
-    """Return the table of `encode_jsonl`, kept columns of other than numbers and texts as JSON; null in the task's floats comes back as NaN."""
+    r"""Return the table of `encode_jsonl`, kept columns of other than numbers and texts as JSON; null in the task's floats comes back as NaN.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.outputs.sink import OutputLayout
+    >>> fields = (OutputField(name="score", kind="float32"),)
+    >>> layout = OutputLayout("demo", fields, keep={}, partition_rows=2, rows=2, metadata={})
+    >>> decode_jsonl(b'{"row":0,"score":0.1}\n{"row":1,"score":null}\n', layout).column("score").to_pylist()
+    [0.10000000149011612, nan]
+    """
     rows, kept = [], []
     for line in data.decode().split("\n"):
         if line:
@@ -199,7 +248,15 @@ def _restore(texts: list[str | None], own: pa.DataType) -> pa.Array:
 
 
 def find_values(table: pa.Table, field: OutputField) -> NDArray[Any]:
-    """Return the values of a column of the task, (rows, ...); strings as an array of objects."""
+    """Return the values of a column of the task, (rows, ...); strings as an array of objects.
+
+    Examples
+    --------
+    >>> vectors = pa.array([[1, 2], [3, 4]], pa.list_(pa.float32(), 2))
+    >>> find_values(pa.table({"embedding": vectors}), OutputField(name="embedding", kind="float32", shape=(2,)))
+    array([[1., 2.],
+           [3., 4.]], dtype=float32)
+    """
     column = table.column(field.name).combine_chunks()
     for _ in field.shape:
         column = column.flatten()

@@ -10,9 +10,9 @@ from daskinfer.spec.verification import DamagedPart, OutputVerification
 from daskinfer.storage.objects.filesystem import find_files, list_names
 from daskinfer.storage.objects.store_errors import NotOurs
 from daskinfer.storage.objects.urls import absolute_url, join_url
-from daskinfer.storage.outputs.commit_log import name_rejects, read_manifest
 from daskinfer.storage.outputs.fence import Fence
 from daskinfer.storage.outputs.formats import choose_output_format, make_sink
+from daskinfer.storage.outputs.manifest import name_rejects, read_manifest
 from daskinfer.storage.outputs.places import MANIFEST, QUARANTINE, RECORDS, RETRIES
 from daskinfer.storage.outputs.reading import SealedOutput, SealedPart, open_output
 
@@ -29,6 +29,15 @@ def find_missing(record: JobRecord) -> tuple[int, ...] | None:
     ------
     IntegrityError
         The manifest is another job's.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> record = finish_job("work", "labels.jsonl")
+    >>> Path("labels.jsonl/part-00000001.jsonl").unlink()
+    >>> find_missing(record)
+    (1,)
     """
     url = absolute_url(record.output)
     manifest = read_manifest(url)
@@ -49,6 +58,14 @@ def reopen_output(record: JobRecord, missing: Sequence[int], fence: Fence) -> No
     ------
     IntegrityError
         The job has changed its snapshot, or rows of it were retried: what is gone cannot be computed as it was.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> record = finish_job("work", "labels.jsonl")
+    >>> reopen_output(record, [1], Fence(record.output, "demo"))
+    >>> find_missing(record) is None
+    True
     """
     url = absolute_url(record.output)
     if record.is_staged or list_names(join_url(url, RECORDS, RETRIES, record.job)):
@@ -75,6 +92,15 @@ def verify_output(
     ------
     IntegrityError
         The manifest is gone or another job's.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> record = finish_job("work", "labels.jsonl")
+    >>> _ = Path("labels.jsonl/part-00000001.jsonl").write_text("")
+    >>> [part.partition for part in verify_output(record).damaged]
+    [1]
     """
     sealed = _open(record, absolute_url(record.output))
     damaged: list[DamagedPart] = []

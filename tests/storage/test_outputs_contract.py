@@ -18,8 +18,8 @@ from daskinfer.spec.job.record import OutputField
 from daskinfer.spec.rows import Partition
 from daskinfer.storage.objects.filesystem import list_names
 from daskinfer.storage.objects.urls import join_url
-from daskinfer.storage.outputs.commit_log import read_manifest
 from daskinfer.storage.outputs.formats import choose_output_format, open_sink
+from daskinfer.storage.outputs.manifest import read_manifest
 from daskinfer.storage.outputs.sink import OutputPart, Sink
 from daskinfer.storage.outputs.tables import encode_jsonl
 from daskinfer.testing.contracts.sinks import (

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from daskinfer.errors import DaskinferError
-from daskinfer.storage.outputs.commit_log import CommitLog, read_manifest
+from daskinfer.storage.outputs.commit_log import CommitLog
+from daskinfer.storage.outputs.manifest import read_manifest
 from daskinfer.storage.outputs.owner import Owner, claim, current_owner, former_owners
 from daskinfer.storage.outputs.quarantine import read_quarantine
 from daskinfer.storage.outputs.reading import open_output

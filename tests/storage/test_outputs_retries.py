@@ -16,9 +16,10 @@ import pytest
 
 from daskinfer.errors import IntegrityError, JobBusy
 from daskinfer.spec.job.commit import CommitRecord
-from daskinfer.storage.outputs.commit_log import CommitLog, read_manifest
+from daskinfer.storage.outputs.commit_log import CommitLog
 from daskinfer.storage.outputs.fence import Fence
 from daskinfer.storage.outputs.formats import open_sink
+from daskinfer.storage.outputs.manifest import read_manifest
 from daskinfer.storage.outputs.merging import merge_part, merge_records
 from daskinfer.storage.outputs.quarantine import read_rejects
 from daskinfer.storage.outputs.reading import open_output

@@ -8,7 +8,7 @@ from daskinfer.runtime.jobs.run_report import SHOWN_REJECTS, make_report
 from daskinfer.spec.job.record import Report
 from daskinfer.spec.job.retries import RetryShare
 from daskinfer.storage.jobs.store import JobStore
-from daskinfer.storage.outputs.commit_log import read_manifest
+from daskinfer.storage.outputs.manifest import read_manifest
 from daskinfer.storage.outputs.quarantine import read_quarantine
 
 

@@ -20,8 +20,8 @@ from daskinfer.storage.objects.create_if_absent import create
 from daskinfer.storage.objects.filesystem import read_bytes
 from daskinfer.storage.objects.slotlog import SlotLog
 from daskinfer.storage.objects.urls import join_url
-from daskinfer.storage.outputs.commit_log import read_manifest
 from daskinfer.storage.outputs.formats import open_sink
+from daskinfer.storage.outputs.manifest import read_manifest
 from daskinfer.storage.outputs.sink import Sink
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.aliases import set_alias
