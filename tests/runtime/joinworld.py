@@ -6,9 +6,7 @@ commit at any later moment. Clocks are make-believe, and no two of them agree.
 
 from __future__ import annotations
 
-import random
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,28 +20,14 @@ from daskinfer.ids import make_nonce
 from daskinfer.planning.blocks import cut_blocks
 from daskinfer.runtime.driver.claim_store import ClaimStore
 from daskinfer.runtime.protocol.actions import (
-    Action,
     ClaimBlocks,
-    Commit,
-    Fail,
-    LoadShard,
-    Prepare,
-    Release,
-    Seal,
-    Submit,
 )
 from daskinfer.runtime.protocol.events import (
     Committed,
-    Event,
-    MicrobatchDone,
-    Prepared,
-    ShardAck,
-    ShardLoaded,
     TaskFailed,
     Tick,
 )
 from daskinfer.runtime.state_machine.limits import Limits
-from daskinfer.runtime.state_machine.machine import StateMachine
 from daskinfer.runtime.state_machine.partitions.claim_policy import ClaimPolicy
 from daskinfer.runtime.state_machine.rollout.alias_tracker import AliasTracker
 from daskinfer.spec.job.commit import CommitRecord
@@ -58,9 +42,11 @@ from daskinfer.storage.objects.filesystem import replace_bytes
 from daskinfer.storage.objects.slotlog import SlotLog
 from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.outputs.job_output import open_output, open_part_sink
-from daskinfer.storage.outputs.sink import OutputPart, Written
+from daskinfer.storage.outputs.sink import OutputPart
+from tests.runtime.joinmember import JoinMember, Task
 from tests.support import jobrecords
-from tests.support.factories import SOURCE, make_machine, make_worker
+from tests.support.chooser import Chooser
+from tests.support.factories import make_machine
 
 PARTITIONS = 7
 TURNS = 2
@@ -73,50 +59,27 @@ class Violation(AssertionError):
     """An invariant does not hold."""
 
 
-@dataclass
-class Task:
-    """An attempt to commit a partition, step by step."""
-
-    handle: JobHandle
-    partition: int
-    step: str = "confirm"
-    written: Written | None = None
-
-
-@dataclass
-class Life:
-    """One member."""
-
-    handle: JobHandle
-    core: StateMachine
-    claimer: ClaimStore
-    todo: list[Event | Task | ClaimBlocks] = field(default_factory=list)
-    counter: int = 0
-    rows: int = 0
-    is_paused: bool = False
-    ended: str = ""
-
-
 class JoinWorld:
     """Storage, and everybody who works on one job.
 
     Parameters
     ----------
-    seed
-        Decides what happens when.
+    chooser
+        What happens when.
     bug
         A mistake to make: `no-fence`, `count-twice`, `nobody-dies`.
     """
 
-    def __init__(self, seed: int, bug: str = "") -> None:
-        self.random = random.Random(seed)
+    def __init__(self, chooser: Chooser, bug: str = "") -> None:
+        self.chooser = chooser
+        self.sizes = [(1,) * chooser.below(3) for _ in range(PARTITIONS)]
         self.bug = bug
         self.now = 0.0
         self.url = f"memory://{make_nonce()}"
         self.store = create_job(self.url, self._make_record, "job")
         self.record = self.store.record()
         self.output = open_output(self.record, self.url)
-        self.lives: list[Life] = []
+        self.lives: list[JoinMember] = []
         self.zombies: list[Task] = []
         self.first: dict[int, CommitRecord] = {}
         self.computed = 0
@@ -128,10 +91,10 @@ class JoinWorld:
     # Members
 
     @property
-    def awake(self) -> list[Life]:
+    def awake(self) -> list[JoinMember]:
         return [life for life in self.lives if not life.is_paused and not life.ended]
 
-    def start_member(self) -> Life:
+    def start_member(self) -> JoinMember:
         epochs = SlotLog(join_url(self.store.url, "epochs"))
         head = epochs.head()
         if head is None or head.record["mode"] != "joined":
@@ -148,23 +111,24 @@ class JoinWorld:
             epoch=handle.epoch,
             claims=ClaimPolicy(handle.member, PARTITIONS, committed),
         )
-        ahead = self.random.uniform(-1e6, 1e6)
+        ahead = self.chooser.pick((0.0, 1e6, -1e6))
         watch = Watch(self.store.url, 1e12 if self.bug == "nobody-dies" else TTL, lambda: self.now + ahead)
         log = ClaimLog(self.store.url, handle.epoch)
         claimer = ClaimStore(handle.member, log, cut_blocks(self.record), self.output, watch, lambda: self.now + ahead)
-        life = Life(handle, core, claimer, rows=len(committed))
+        life = JoinMember(self, core, handle, claimer)
+        life.rows = len(committed)
         self.lives.append(life)
         self._beat(life)
-        self._obey(life, core.start([make_worker("w")]))
+        life.begin(1)
         return life
 
-    def kill(self, life: Life) -> None:
+    def kill(self, life: JoinMember) -> None:
         """Kill a member; the tasks that run on its cluster go on."""
         life.ended = "killed"
         self.zombies += [task for task in life.todo if isinstance(task, Task)]
         life.todo.clear()
 
-    def leave(self, life: Life) -> None:
+    def leave(self, life: JoinMember) -> None:
         """Let a member go as Ctrl-C does."""
         self.kill(life)
         self._beat(life, released=True)
@@ -177,52 +141,48 @@ class JoinWorld:
         done = {record.partition for record in self.output.committed()}
         left = [partition for partition in range(PARTITIONS) if partition not in done]
         handle = JobHandle(self.url, self.store.job, self.store.current_epoch(), self.record.first_pin)
-        for partition in left[: self.random.randint(0, 2)]:
+        for partition in left[: self.chooser.below(3)]:
             self._run(self._run(self._run(Task(handle, partition))))
 
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
         for life in self.awake:
             self._beat(life)
-            self._tell(life, Tick())
+            life.tell(Tick())
 
-    def step(self, life: Life) -> None:
-        """Let one of the things happen that a member waits for."""
-        if not life.todo:
-            return
-        todo = life.todo.pop(self.random.randrange(len(life.todo)))
-        if isinstance(todo, ClaimBlocks):
-            if self.bug == "nobody-dies":
-                todo = ClaimBlocks(todo.is_wanted)  # nor is anybody helped
-            event = life.claimer.claim(todo)
-            if event.trouble:
-                raise self._violation(event.trouble)
-            assert life.core.claims is not None
-            new = event.committed if self.bug == "count-twice" else life.core.claims.find_new(event)
-            life.rows += sum(record.rows_in for record in new)  # as the driver counts
-            self._tell(life, event)
-        elif isinstance(todo, Task):
-            try:
-                task = self._run(todo)
-            except ClaimLost as error:
-                self._tell(life, TaskFailed("commit", todo.partition, 0, error))
-            except JobBusy:
-                self.kill(life)
-                life.ended = "fenced"
-            else:
-                if task.step == "done":
-                    record = self.first[task.partition]
-                    life.rows += record.rows_in
-                    self._tell(life, Committed(record))
-                else:
-                    life.todo.append(task)
+    def claim(self, life: JoinMember, wanted: ClaimBlocks) -> None:
+        """Claim for a member what it wants, and tell it."""
+        if self.bug == "nobody-dies":
+            wanted = ClaimBlocks(wanted.is_wanted)  # nor is anybody helped
+        event = life.claimer.claim(wanted)
+        if event.trouble:
+            raise self.violation(event.trouble)
+        assert life.machine.claims is not None
+        new = event.committed if self.bug == "count-twice" else life.machine.claims.find_new(event)
+        life.rows += sum(record.rows_in for record in new)  # as the driver counts
+        life.tell(event)
+
+    def go_on(self, life: JoinMember, task: Task) -> None:
+        """Let a member's commit do its next step."""
+        try:
+            task = self._run(task)
+        except ClaimLost as error:
+            life.tell(TaskFailed("commit", task.partition, 0, error))
+        except JobBusy:
+            self.kill(life)
+            life.ended = "fenced"
         else:
-            self._tell(life, todo)
+            if task.step == "done":
+                record = self.first[task.partition]
+                life.rows += record.rows_in
+                life.tell(Committed(record))
+            else:
+                life.todo.append(task)
 
     def wake_zombie(self) -> None:
         """Let a task that nobody waits for do its next step."""
         if self.zombies:
-            task = self.zombies.pop(self.random.randrange(len(self.zombies)))
+            task = self.zombies.pop(self.chooser.below(len(self.zombies)))
             try:
                 task = self._run(task)
             except (ClaimLost, JobBusy):
@@ -232,7 +192,8 @@ class JoinWorld:
 
     def finish(self) -> None:
         """Leave one member in peace until it seals the output, then wake whoever has slept."""
-        last = self.random.choice(self.awake) if self.awake else self.start_member()
+        self.chooser.calm()
+        last = self.awake[-1] if self.awake else self.start_member()
         for life in self.awake:
             if life is not last:
                 life.is_paused = True
@@ -258,7 +219,7 @@ class JoinWorld:
                 if self.bug != "no-fence":
                     confirm_driver(context, handle, number)
                 if is_fenced:
-                    raise self._violation(f"a fenced member writes partition {number}")
+                    raise self.violation(f"a fenced member writes partition {number}")
                 return Task(handle, number, "write")
             case "write":
                 self.computed += 1
@@ -283,7 +244,7 @@ class JoinWorld:
         )
         committed = open_part_sink(self.record, handle.pin).commit(record)
         if self.first.setdefault(number, committed) != committed:
-            raise self._violation(f"the commit of partition {number} has changed")
+            raise self.violation(f"the commit of partition {number} has changed")
         return Task(handle, number, "done")
 
     def _may_commit(self, handle: JobHandle, partition: int) -> bool:
@@ -312,7 +273,7 @@ class JoinWorld:
     def _make_driver(self, mode: Any) -> DriverIdentity:
         return DriverIdentity(host="there", machine="another one", pid=1, started=0.0, since="", mode=mode)
 
-    def _beat(self, life: Life, released: bool = False) -> None:
+    def _beat(self, life: JoinMember, released: bool = False) -> None:
         life.counter += 1
         member = Member(
             member=life.handle.member,
@@ -326,63 +287,33 @@ class JoinWorld:
         url = join_url(self.store.url, "members", f"{life.handle.member}.json")
         replace_bytes(url, member.model_dump_json().encode())
 
-    # Between a member and the world
-
-    def _tell(self, life: Life, event: Event) -> None:
-        if not life.ended:
-            self._obey(life, life.core.handle(event, self.now))
-
-    def _obey(self, life: Life, actions: list[Action]) -> None:
-        for action in actions:
-            match action:
-                case LoadShard(stage, worker):
-                    ack = ShardAck(stage, worker, life.handle.pin.snapshot, SOURCE, 1, 0.1, "cpu")
-                    life.todo.append(ShardLoaded(ack))
-                case Prepare(partition):
-                    life.todo.append(Prepared(partition, self.random.randint(0, 2)))
-                case Submit(partition, numbers):
-                    life.todo += [MicrobatchDone(partition, number) for number in numbers]
-                case Commit(partition):
-                    life.todo.append(Task(life.handle, partition))
-                case Release(partition):
-                    gone = [todo for todo in life.todo if getattr(todo, "partition", None) == partition]
-                    life.todo = [todo for todo in life.todo if todo not in gone]
-                    self.zombies += [todo for todo in gone if isinstance(todo, Task)]
-                case ClaimBlocks():
-                    life.todo.append(action)
-                case Fail(error):
-                    raise self._violation(f"a member fails: {error}")
-                case Seal():
-                    life.ended = "sealed"
-                    if life.rows != PARTITIONS:
-                        raise self._violation(f"a member has counted {life.rows} of {PARTITIONS} rows")
-                    self.output.seal({})  # refuses what has a hole
-
-    def _run_to_the_end(self, life: Life) -> None:
+    def _run_to_the_end(self, life: JoinMember) -> None:
         for _ in range(400):
             if life.ended:
                 return
             for _ in range(len(life.todo)):
-                self.step(life)
+                if life.todo and not life.ended:
+                    life.step()
             self.now += 0.25
             self._beat(life)
-            self._tell(life, Tick())
-        raise self._violation("a member does not end")
+            life.tell(Tick())
+        raise self.violation("a member does not end")
 
     def _check(self) -> None:
         """What is sealed has every partition once, and the bytes that its records tell of."""
         self.output.seal({})
         records = list(self.output.committed())
         if [record.partition for record in records] != list(range(PARTITIONS)):
-            raise self._violation("partitions are missing")
+            raise self.violation("partitions are missing")
         if any(self.first[record.partition] != record for record in records):
-            raise self._violation("a commit has changed")
+            raise self.violation("a commit has changed")
         for record in records:
             part = make_part(record.partition)
             if open_part_sink(self.record, self.record.first_pin).write(part).digest != record.digest:
-                raise self._violation(f"partition {record.partition} has other bytes than its record says")
+                raise self.violation(f"partition {record.partition} has other bytes than its record says")
 
-    def _violation(self, message: str) -> Violation:
+    def violation(self, message: str) -> Violation:
+        """Return what says that an invariant does not hold."""
         self.violated = True  # nothing that follows proves anything
         return Violation(message)
 

@@ -7,12 +7,11 @@ may commit at any later moment.
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass, field
+from typing import Any
 
 from daskinfer.errors import CorruptBlob, DaskinferError, StorageError
 from daskinfer.runtime.protocol.actions import (
-    Action,
     Adopt,
     Commit,
     Fail,
@@ -22,7 +21,6 @@ from daskinfer.runtime.protocol.actions import (
     Prepare,
     Retire,
     Seal,
-    Submit,
     Switch,
 )
 from daskinfer.runtime.protocol.events import (
@@ -31,15 +29,11 @@ from daskinfer.runtime.protocol.events import (
     Committed,
     Event,
     GenerationOpened,
-    MicrobatchDone,
-    Prepared,
     ShardAck,
     ShardFailed,
     ShardLoaded,
     Switched,
     Tick,
-    WorkerJoined,
-    WorkerLost,
 )
 from daskinfer.runtime.protocol.keys import AliasHead
 from daskinfer.runtime.state_machine.limits import Limits
@@ -47,9 +41,11 @@ from daskinfer.runtime.state_machine.machine import StateMachine
 from daskinfer.runtime.state_machine.rollout.alias_tracker import AliasTracker
 from daskinfer.spec.job.commit import CommitRecord
 from daskinfer.spec.job.generation import Generations, SnapshotPin, Step, as_ranges, fold
-from daskinfer.spec.plan import WorkerShape
 from daskinfer.spec.recipe.schema import Consistency
+from tests.support.chooser import Chooser
 from tests.support.factories import SOURCE, make_machine
+from tests.support.simulatedcluster import SimulatedCluster
+from tests.support.simulatedtasks import Pass
 
 PARTITIONS = 6
 
@@ -63,20 +59,121 @@ class Started:
     """An attempt at a partition."""
 
     pin: SnapshotPin
-    at: float
     computed: dict[int, str] = field(default_factory=dict)
 
 
-@dataclass
-class Life:
-    """One driver."""
+@dataclass(frozen=True)
+class CommitTask:
+    """A commit under way."""
 
-    epoch: int
-    core: StateMachine
-    pins: dict[int, SnapshotPin]
-    todo: list[Event | tuple[str, SnapshotPin, int]] = field(default_factory=list)
-    attempts: dict[tuple[int, int], Started] = field(default_factory=dict)
-    workers: set[str] = field(default_factory=set)
+    pin: SnapshotPin
+    partition: int
+
+
+class Life(SimulatedCluster):
+    """One driver, with its workers and its tasks.
+
+    Parameters
+    ----------
+    world
+        What outlives it.
+    machine
+        Its decisions.
+    pin
+        What it begins on.
+    """
+
+    def __init__(self, world: ModesWorld, machine: StateMachine, pin: SnapshotPin) -> None:
+        super().__init__(machine, world.chooser, world.sizes)
+        self.world = world
+        self.epoch = world.epoch
+        self.pins = {pin.generation: pin}
+        self.attempts: dict[tuple[int, int], Started] = {}
+        self._performers |= {
+            LookAtAlias: self.look_at_alias,
+            OpenGeneration: self.open_generation,
+            Adopt: lambda action: self.log("adopt", action.generation),
+            Switch: self.switch,
+            Retire: self.retire,
+        }
+
+    def tell(self, event: Event) -> None:
+        self.now = self.world.now
+        super().tell(event)
+
+    def happen(self, thing: Any) -> None:
+        if isinstance(thing, CommitTask):
+            pin, number = thing.pin, thing.partition
+            started = self.attempts.pop((pin.generation, number))
+            thing = Committed(self.world.store_commit(self.epoch, pin, number, started), pin.generation)
+        super().happen(thing)
+
+    def compute(self, each: Pass) -> None:
+        generation, partition, number = each.key
+        pin = self.pins[generation]
+        if self.world.bug == "mixed-microbatches":  # a worker that looks the name up by itself
+            pin = SnapshotPin(snapshot=self.world.alias[-1][1])
+        self.attempts[generation, partition].computed[number] = pin.snapshot
+        super().compute(each)
+
+    def load(self, action: LoadShard) -> None:
+        stage, worker, generation = action.stage, action.worker, action.generation
+        if generation in self.world.damaged:
+            self.todo.append(ShardFailed(stage, worker, CorruptBlob("a shard is damaged"), generation))
+            return
+        ack = ShardAck(stage, worker, self.pins[generation].snapshot, SOURCE, 1, 0.1, "cpu", generation)
+        self.todo.append(ShardLoaded(ack))
+
+    def prepare(self, action: Prepare) -> None:
+        pin, damaged = self.pins[action.generation], self.world.damaged
+        why = f"a partition starts on generation {pin.generation}, which was never loaded"
+        self.world.forbid(pin.generation in damaged, why)
+        self.world.check_start(pin)
+        self.attempts[action.generation, action.partition] = Started(pin)
+        super().prepare(action)
+
+    def commit(self, action: Commit) -> None:
+        self.todo.append(CommitTask(self.pins[action.generation], action.partition))
+
+    def look_at_alias(self, action: LookAtAlias) -> None:
+        seen = AliasHead(self.world.alias[-1][1], len(self.world.alias) - 1)
+        if self.chooser.happens(100):
+            self.todo.append(AliasUnseen(StorageError("503")))
+            return
+        self.world.seen = seen.snapshot
+        self.todo.append(AliasSeen(seen))
+
+    def open_generation(self, action: OpenGeneration) -> None:
+        pin = action.pin
+        self.log("prepare", pin.generation, pin=pin)
+        self.pins[pin.generation] = pin
+        rules = self.world.rules
+        if rules.mode != "bounded" and not rules.converge and self.chooser.happens(200):
+            self.world.damaged.add(pin.generation)
+        self.todo.append(GenerationOpened(pin))
+
+    def switch(self, action: Switch) -> None:
+        self.log("switch", action.pin.generation, owned=as_ranges(action.partitions))
+        self.todo.append(Switched(action.pin, action.partitions, rejects=0))
+
+    def retire(self, action: Retire) -> None:
+        if action.given_up:
+            self.log("drop", action.generation)
+        self.world.forbid(
+            any(place[0] == action.generation for place in self.attempts),
+            f"generation {action.generation} was let go of while it was in use",
+        )
+
+    def seal(self, action: Seal) -> None:
+        super().seal(action)
+        self.world.seal()
+
+    def fail(self, action: Fail) -> None:
+        self.world.error = action.error
+
+    def log(self, op: Any, generation: int, **fields: Any) -> None:
+        """Append to the log of generations."""
+        self.world.steps.append(Step(op=op, generation=generation, epoch=self.epoch, **fields))
 
 
 class ModesWorld:
@@ -86,16 +183,17 @@ class ModesWorld:
     ----------
     rules
         The recipe's consistency.
-    seed
-        Decides what happens when.
+    chooser
+        What happens when.
     bug
         A mistake to make: `resolve-on-resume`, `last-writer-wins`, `no-staleness-check`, `no-fence`,
         `mixed-microbatches`.
     """
 
-    def __init__(self, rules: Consistency, seed: int, bug: str = "") -> None:
+    def __init__(self, rules: Consistency, chooser: Chooser, bug: str = "") -> None:
         self.rules = rules
-        self.random = random.Random(seed)
+        self.chooser = chooser
+        self.sizes = [(1,) * chooser.below(3) for _ in range(PARTITIONS)]
         self.bug = bug
         self.now = 0.0
         self.alias = [(0.0, "s0")]
@@ -104,7 +202,7 @@ class ModesWorld:
         self.order: list[tuple[int, int]] = []
         self.zombies: list[tuple[int, SnapshotPin, int, Started]] = []
         self.manifest: dict[int, CommitRecord] | None = None
-        self.born = self.epoch = 0
+        self.epoch = 0
         self.error: DaskinferError | None = None
         self.life: Life | None = None
         self.seen = "s0"
@@ -117,11 +215,12 @@ class ModesWorld:
         """Publish another version, or go back to an earlier one."""
         names = [f"s{len(self.alias)}", *(snapshot for _, snapshot in self.alias)]
         self.now += 0.01
-        self.alias.append((self.now, self.random.choice(names)))
+        self.alias.append((self.now, self.chooser.pick(names)))
 
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
-        self._tell(Tick())
+        if self.life is not None:
+            self.life.tell(Tick())
 
     # Drivers
 
@@ -149,8 +248,8 @@ class ModesWorld:
             tracker=pinning,
             epoch=self.epoch,
         )
-        self.life = Life(self.epoch, core, {current.generation: current})
-        self._obey(core.start([self._hire()]))
+        self.life = Life(self, core, current)
+        self.life.begin(1)
 
     def kill_driver(self) -> None:
         """Kill the driver; the tasks that it has submitted go on without it."""
@@ -162,42 +261,25 @@ class ModesWorld:
 
     def lose_worker(self) -> None:
         """Kill the one worker, and start another."""
-        life = self.life
-        if life is None:
-            return
-        victim = life.workers.pop()
-        life.todo = [each for each in life.todo if not (isinstance(each, ShardLoaded) and each.ack.worker == victim)]
-        self._tell(WorkerLost(victim))
-        if self.life is not None:
-            self._tell(WorkerJoined(self._hire()))
+        if (life := self.life) is not None:
+            life.lose_worker(life.workers[-1])
+            if self.life is not None:
+                life.join()
 
     def step(self) -> None:
         """Let one of the things happen that are under way."""
-        if self.life is None or not self.life.todo:
-            return
-        todo = self.life.todo
-        event = todo.pop(self.random.randrange(len(todo)))
-        if isinstance(event, tuple):
-            what, pin, number = event
-            assert what == "commit"
-            started = self.life.attempts.pop((pin.generation, number))
-            self._tell(Committed(self._commit(self.life.epoch, pin, number, started), pin.generation))
-            return
-        if isinstance(event, MicrobatchDone):
-            pin = self.life.pins[event.generation]
-            if self.bug == "mixed-microbatches":  # a worker that looks the name up by itself
-                pin = SnapshotPin(snapshot=self.alias[-1][1])
-            self.life.attempts[event.generation, event.partition].computed[event.number] = pin.snapshot
-        self._tell(event)
+        if self.life is not None and self.life.todo:
+            self.life.step()
 
     def wake_zombie(self) -> None:
         """Let a task of a dead driver commit what it computed."""
         if self.zombies:
-            epoch, pin, number, started = self.zombies.pop(self.random.randrange(len(self.zombies)))
-            self._commit(epoch, pin, number, started)
+            epoch, pin, number, started = self.zombies.pop(self.chooser.below(len(self.zombies)))
+            self.store_commit(epoch, pin, number, started)
 
     def finish(self) -> None:
         """Leave everything in peace until the job ends."""
+        self.chooser.calm()
         for _ in range(3_000):
             if self.manifest is not None or self.error is not None:
                 return
@@ -205,7 +287,7 @@ class ModesWorld:
                 self.start_driver()
             self.step()
             self.pass_time(0.5)
-        raise self._violation("the job does not end")
+        self.forbid(True, "the job does not end")
 
     # Storage
 
@@ -224,9 +306,11 @@ class ModesWorld:
             if generations.owner(partition) == scope
         }
 
-    def _commit(self, epoch: int, pin: SnapshotPin, number: int, started: Started) -> CommitRecord:
-        if len(set(started.computed.values()) | {pin.snapshot}) > 1:
-            raise self._violation(f"I0: partition {number} mixes {set(started.computed.values())}")
+    def store_commit(self, epoch: int, pin: SnapshotPin, number: int, started: Started) -> CommitRecord:
+        self.forbid(
+            len(set(started.computed.values()) | {pin.snapshot}) > 1,
+            f"I0: partition {number} mixes {set(started.computed.values())}",
+        )
         record = CommitRecord(
             job="job",
             snapshot=pin.snapshot,
@@ -246,112 +330,60 @@ class ModesWorld:
         place = (0 if self.bug == "no-fence" else pin.scope, number)
         there = self.commits.get(place)
         if there is None or self.bug in ("last-writer-wins", "no-fence"):
-            if self.manifest is not None and self.manifest.get(number) == there and there != record and there:
-                raise self._violation(f"I6: partition {number} changed after the seal")
-            if there is not None and there.snapshot != record.snapshot:
-                raise self._violation(f"I4: the commit of partition {number} changed from {there.snapshot}")
+            if there is not None:
+                is_sealed = self.manifest is not None and self.manifest.get(number) == there
+                self.forbid(is_sealed and there != record, f"I6: partition {number} changed after the seal")
+                is_other = there.snapshot != record.snapshot
+                self.forbid(is_other, f"I4: the commit of partition {number} changed from {there.snapshot}")
             self.commits[place] = record
             self.order.append(place)
         return self.commits[place]
 
-    # Between the driver and the world
-
-    def _hire(self) -> WorkerShape:
-        assert self.life is not None
-        self.born += 1
-        name = f"w{self.born}"
-        self.life.workers.add(name)
-        return WorkerShape(address=name, threads=1, memory=0, resources={"GPU": 1})
-
-    def _tell(self, event: Event) -> None:
-        if self.life is not None:
-            self._obey(self.life.core.handle(event, self.now))
-
-    def _obey(self, actions: list[Action]) -> None:
-        life = self.life
-        assert life is not None
-        for action in actions:
-            match action:
-                case LoadShard(stage, worker, generation):
-                    ack = ShardAck(stage, worker, life.pins[generation].snapshot, SOURCE, 1, 0.1, "cpu", generation)
-                    is_damaged = generation in self.damaged
-                    error = CorruptBlob("a shard is damaged")
-                    life.todo.append(ShardFailed(stage, worker, error, generation) if is_damaged else ShardLoaded(ack))
-                case Prepare(partition, _, generation):
-                    pin = life.pins[generation]
-                    if generation in self.damaged:
-                        raise self._violation(f"a partition starts on generation {generation}, which was never loaded")
-                    self._check_start(pin)
-                    life.attempts[generation, partition] = Started(pin, self.now)
-                    life.todo.append(Prepared(partition, self.random.randint(0, 2), generation))
-                case Submit(partition, numbers, _, generation):
-                    life.todo += [MicrobatchDone(partition, number, generation) for number in numbers]
-                case Commit(partition, _, generation):
-                    life.todo.append(("commit", life.pins[generation], partition))
-                case LookAtAlias():
-                    seen = AliasHead(self.alias[-1][1], len(self.alias) - 1)
-                    unseen = self.random.random() < 0.1
-                    self.seen = self.seen if unseen else seen.snapshot
-                    life.todo.append(AliasUnseen(StorageError("503")) if unseen else AliasSeen(seen))
-                case OpenGeneration(pin):
-                    self.steps.append(Step(op="prepare", generation=pin.generation, pin=pin, epoch=life.epoch))
-                    life.pins[pin.generation] = pin
-                    if self.rules.mode != "bounded" and not self.rules.converge and self.random.random() < 0.2:
-                        self.damaged.add(pin.generation)
-                    life.todo.append(GenerationOpened(pin))
-                case Adopt(generation):
-                    self.steps.append(Step(op="adopt", generation=generation, epoch=life.epoch))
-                case Switch(pin, partitions):
-                    step = Step(op="switch", generation=pin.generation, owned=as_ranges(partitions), epoch=life.epoch)
-                    self.steps.append(step)
-                    life.todo.append(Switched(pin, partitions, rejects=0))
-                case Retire(generation, given_up):
-                    if given_up:
-                        self.steps.append(Step(op="drop", generation=generation, epoch=life.epoch))
-                    if any(place[0] == generation for place in life.attempts):
-                        raise self._violation(f"generation {generation} was let go of while it was in use")
-                case Seal():
-                    self._seal()
-                case Fail(error):
-                    self.error = error
-
-    def _seal(self) -> None:
+    def seal(self) -> None:
+        """Seal the output, as the driver's last action."""
         assert self.life is not None
         if self.rules.follows:
             self.steps.append(Step(op="seal", epoch=self.life.epoch))
         counted = self.counted()
-        if sorted(counted) != list(range(PARTITIONS)):
-            raise self._violation(f"I4: partitions {sorted(counted)} of {PARTITIONS} are sealed")
+        self.forbid(
+            sorted(counted) != list(range(PARTITIONS)), f"I4: partitions {sorted(counted)} of {PARTITIONS} are sealed"
+        )
         self.manifest = counted
         self.life = None
 
     # Invariants
 
-    def _violation(self, message: str) -> Violation:
-        self.violated = True  # nothing that follows proves anything
-        return Violation(message)
+    def forbid(self, is_broken: bool, message: str) -> None:
+        """Make sure of an invariant."""
+        if is_broken:
+            self.violated = True  # nothing that follows proves anything
+            raise Violation(message)
 
-    def _check_start(self, pin: SnapshotPin) -> None:
+    def check_start(self, pin: SnapshotPin) -> None:
         """I2: a partition starts on what the alias pointed to at most `max_lag` moves before, as of `refresh` ago."""
         if self.rules.lag is None:
             return
         known = [number for number, (at, _) in enumerate(self.alias) if at <= self.now - self.rules.refresh]
         head = known[-1] if known else 0
         latest = max(number for number, (_, snapshot) in enumerate(self.alias) if snapshot == pin.snapshot)
-        if head - latest > self.rules.lag:
-            raise self._violation(f"I2: a partition started {head - latest} moves behind; {self.rules.lag} are allowed")
+        self.forbid(
+            head - latest > self.rules.lag,
+            f"I2: a partition started {head - latest} moves behind; {self.rules.lag} are allowed",
+        )
 
     def check_seal(self) -> None:
         """I1, I3, I5: what the mode promises of the whole output."""
         assert self.manifest is not None
         snapshots = {record.snapshot for record in self.manifest.values()}
-        if not self.rules.follows and snapshots != {self.alias[0][1]}:
-            raise self._violation(f"I1: a strong job locked {self.alias[0][1]} and is on {snapshots}")
-        if self.rules.converge and snapshots != {self.seen}:
-            raise self._violation(f"I3: the alias was last seen on {self.seen}, the output is on {snapshots}")
+        self.forbid(
+            not self.rules.follows and snapshots != {self.alias[0][1]},
+            f"I1: a strong job locked {self.alias[0][1]} and is on {snapshots}",
+        )
+        self.forbid(
+            self.rules.converge and snapshots != {self.seen},
+            f"I3: the alias was last seen on {self.seen}, the output is on {snapshots}",
+        )
         if self.rules.upgrade:
             for number, record in self.manifest.items():
                 if record.generation != self.generations.owner(number):
-                    raise self._violation(
-                        f"I5: partition {number} is of generation {record.generation}, not its owner's"
-                    )
+                    raise Violation(f"I5: partition {number} is of generation {record.generation}, not its owner's")

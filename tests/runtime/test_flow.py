@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskinfer.runtime.protocol.actions import Commit, GrantTag, LoadShard, Prepare, Seal, Submit
-from daskinfer.runtime.protocol.events import (
-    Committed,
-    Event,
-    MemoryPressure,
-    MicrobatchDone,
-    Prepared,
-    Tick,
-    WorkerJoined,
-    WorkerLost,
-)
+from daskinfer.runtime.protocol.events import MemoryPressure
 from daskinfer.runtime.state_machine.partitions.tracker import PartitionTracker
 from daskinfer.runtime.state_machine.partitions.window import WindowController
 from daskinfer.spec.job.commit import StageTrail
-from daskinfer.spec.plan import Plan
 from daskinfer.testing.stress.campaigns import campaign_size
-from tests.support.factories import acknowledge, make_machine, make_plan, make_record, make_worker
+from tests.support.chooser import Chooser
+from tests.support.factories import make_machine, make_plan
+from tests.support.simulatedcluster import MOST_STEPS, SimulatedCluster
+from tests.support.simulatedtasks import Troubles
 
 REPLICAS = (1, 2)
 BUDGET = 10_000
+MICROBATCHES = 5
 
 
 def make_flow(window: int = 9, budget: int = BUDGET) -> WindowController:
@@ -149,84 +141,23 @@ def test_a_number_stays() -> None:
     assert work.window == 6
 
 
-class World:
-    """Workers that do what the core asks for, in any order, and die at any time."""
-
-    def __init__(self, plan: Plan, partitions: int, microbatches: int, seed: int) -> None:
-        self.random = random.Random(seed)
-        self.microbatches = microbatches
-        self.core = make_machine(partitions=partitions, plan=plan)
-        self.now = 0.0
-        self.todo: list[Event] = []
-        self.flying: set[tuple[int, int]] = set()
-        self.computed: set[tuple[int, int]] = set()
-        self.sealed = False
-        self.most_lost = 0
-        self.obey(self.core.start([make_worker("a"), make_worker("b")]))
-
-    def tell(self, event: Event) -> None:
-        self.now += self.random.random()
-        self.obey(self.core.handle(event, self.now))
-
-    def obey(self, actions: Sequence[object]) -> None:
-        for action in actions:
-            match action:
-                case LoadShard(stage, worker):
-                    self.todo.append(acknowledge(stage, worker))
-                case Prepare(partition):
-                    nbytes = self.random.randrange(10 * BUDGET)
-                    self.todo.append(Prepared(partition, self.microbatches, nbytes=nbytes))
-                case Submit(partition, numbers):
-                    self.flying |= {(partition, number) for number in numbers}
-                    self.todo += [MicrobatchDone(partition, number) for number in numbers]
-                case Commit(partition):
-                    self.todo.append(Committed(make_record(partition, workers=())))
-                case Seal():
-                    self.sealed = True
-                case GrantTag():
-                    pass
-
-    def step(self) -> None:
-        event = self.todo.pop(self.random.randrange(len(self.todo))) if self.todo else Tick()
-        if isinstance(event, MicrobatchDone):
-            self.flying.remove((event.partition, event.number))
-            self.computed.add((event.partition, event.number))
-        elif isinstance(event, Committed):
-            self.computed -= {(event.record.partition, number) for number in range(self.microbatches)}
-        self.tell(event)
-
-    def count_lost(self) -> tuple[int, int]:
-        """Return what the death of all workers would cost: microbatches in flight, and those that wait for a commit."""
-        return len(self.flying), len(self.computed)
-
-
-@pytest.mark.parametrize("adapts", [True, False])
-def test_a_death_at_any_time_costs_no_more_than_the_window(adapts: bool) -> None:
-    for seed in range(campaign_size(15, 500)):
-        plan = make_plan((1, 1), 8).model_copy(update={"window_bytes": BUDGET if adapts else 0})
-        world = World(plan, partitions=12, microbatches=5, seed=seed)
-        steps = 0
-        largest = plan.window
-        while not world.sealed:
-            steps += 1
-            assert steps < 5_000
-            if adapts and world.random.random() < 0.1:
-                world.tell(MemoryPressure("a", 9, 10, False))
-            largest = max(largest, world.core._parts.partitions.window)
-            in_flight, waiting = world.count_lost()
-            # A window that has just shrunk still holds what was let in before.
-            assert in_flight <= largest
-            # What is computed and not committed is of partitions that are under way: each has something in flight or
-            # is being committed.
-            places = Counter(partition for partition, _ in world.computed)
-            committing = {partition for partition, count in places.items() if count == world.microbatches}
-            assert waiting <= sum(places[number] for number in committing) + (world.microbatches - 1) * in_flight
-            if world.random.random() < 0.02:
-                dead = world.random.choice("ab")
-                # Dask computes again what it held: as if none of it had been done, so the events still come once.
-                world.tell(WorkerLost(dead))
-                world.todo = [
-                    event for event in world.todo if getattr(getattr(event, "ack", None), "worker", "") != dead
-                ]
-                world.tell(WorkerJoined(make_worker(dead)))
-            world.step()
+@pytest.mark.parametrize("budget", [BUDGET, 0], ids=["adapts", "is fixed"])
+@settings(max_examples=campaign_size(15, 500))
+@given(data=st.data())
+def test_a_death_at_any_time_costs_no_more_than_the_window(budget: int, data: st.DataObject) -> None:
+    plan = make_plan((1, 1), 8).model_copy(update={"window_bytes": budget})
+    faults = {"death": 20} | ({"pressure": 100} if budget else {})
+    troubles = Troubles(faults, pace=(0.0, 0.25, 0.5, 1.0), nbytes=10 * BUDGET)
+    cluster = SimulatedCluster(make_machine(12, plan=plan), Chooser(data), [(1,) * MICROBATCHES] * 12, troubles)
+    cluster.begin(2)
+    for _ in range(MOST_STEPS):
+        in_flight = len(cluster.flying())
+        # What is computed and not committed is of partitions that are under way: each has something in flight or is
+        # being committed.
+        places = Counter(partition for _, partition, _ in cluster.computed)
+        committing = [count for count in places.values() if count == MICROBATCHES]
+        assert len(cluster.computed) <= sum(committing) + (MICROBATCHES - 1) * in_flight
+        cluster.step()
+        if cluster.is_sealed:
+            return
+    pytest.fail("the job does not end")

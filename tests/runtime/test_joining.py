@@ -13,6 +13,7 @@ from daskinfer.planning import blocks
 from daskinfer.storage.objects.filesystem import delete
 from daskinfer.testing.stress.campaigns import campaign_size
 from tests.runtime.joinworld import TURNS, JoinWorld, Violation
+from tests.support.chooser import Chooser
 
 pytestmark = pytest.mark.late
 
@@ -26,9 +27,9 @@ def make_machine(bug: str = "") -> type[RuleBasedStateMachine]:
     class JoinMachine(RuleBasedStateMachine):
         world: JoinWorld
 
-        @initialize(seed=st.integers(0, 2**32))
-        def begin(self, seed: int) -> None:
-            self.world = JoinWorld(seed, bug)
+        @initialize(data=st.data())
+        def begin(self, data: st.DataObject) -> None:
+            self.world = JoinWorld(Chooser(data), bug)
             self.world.start_member()
 
         @precondition(lambda self: len(self.world.awake) < 3)
@@ -41,8 +42,8 @@ def make_machine(bug: str = "") -> type[RuleBasedStateMachine]:
         def step(self, data: st.DataObject, steps: int) -> None:
             life = data.draw(st.sampled_from(self.world.awake), label="member")
             for _ in range(steps):
-                if not life.ended:
-                    self.world.step(life)
+                if life.todo and not life.ended:
+                    life.step()
 
         @precondition(lambda self: self.world.awake)
         @rule(data=st.data(), how=st.sampled_from(["kill", "leave", "pause", "pause"]))
@@ -74,7 +75,7 @@ def make_machine(bug: str = "") -> type[RuleBasedStateMachine]:
 
         def teardown(self) -> None:
             if hasattr(self, "world"):
-                if not self.world.violated:
+                if not (self.world.violated or self.world.chooser.is_cut_off):
                     self.world.finish()
                 delete(self.world.url, recursive=True)
 

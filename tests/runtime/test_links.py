@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
 from itertools import combinations
 
-import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from daskinfer.runtime.protocol.actions import Action, Fail, GrantTag, IncidentRecord, LoadShard, Recovered, Restart
 from daskinfer.runtime.protocol.events import LinkRestored, NetworkCut, Prepared, Tick, WorkerJoined, WorkerLost
@@ -73,12 +73,15 @@ def test_of_two_hosts_all_of_one_go() -> None:
     assert sorted(off) in (ones, twos)
 
 
-@pytest.mark.parametrize("seed", range(30))
-def test_whoever_stays_reaches_all_that_stay(seed: int) -> None:
-    chance = random.Random(seed)
-    workers = [f"tcp://{host}:{port}" for host in range(4) for port in range(2)]
-    posts = {worker: (chance.randrange(3),) for worker in workers}
-    links = [pair for pair in combinations(workers, 2) if chance.random() < 0.2]
+WORKERS = [f"tcp://{host}:{port}" for host in range(4) for port in range(2)]
+
+
+@given(
+    st.lists(st.integers(0, 2), min_size=len(WORKERS), max_size=len(WORKERS)),
+    st.lists(st.sampled_from(list(combinations(WORKERS, 2))), unique=True),
+)
+def test_whoever_stays_reaches_all_that_stay(stages: list[int], links: list[tuple[str, str]]) -> None:
+    posts = {worker: (stage,) for worker, stage in zip(WORKERS, stages, strict=True)}
     off = choose(links, posts)
     assert not any(set(link) <= posts.keys() - off.keys() for link in links)
     assert all(any(worker in link for link in links) for worker in off)

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from daskinfer.spec.recipe.schema import Consistency
 from daskinfer.testing.stress.campaigns import campaign_size
 from tests.runtime.modesworld import ModesWorld, Violation
+from tests.support.chooser import Chooser
 
 STRONG = Consistency()
 UPGRADE = Consistency(upgrade=True, refresh=1)
@@ -35,9 +36,9 @@ def make_machine(rules: Consistency, bug: str = "") -> type[RuleBasedStateMachin
     class Modes(RuleBasedStateMachine):
         world: ModesWorld
 
-        @initialize(seed=st.integers(0, 2**32))
-        def begin(self, seed: int) -> None:
-            self.world = ModesWorld(rules, seed, bug)
+        @initialize(data=st.data())
+        def begin(self, data: st.DataObject) -> None:
+            self.world = ModesWorld(rules, Chooser(data), bug)
             self.world.start_driver()
 
         @property
@@ -79,7 +80,7 @@ def make_machine(rules: Consistency, bug: str = "") -> type[RuleBasedStateMachin
             self.world.wake_zombie()
 
         def teardown(self) -> None:
-            if not hasattr(self, "world") or self.world.violated:
+            if not hasattr(self, "world") or self.world.violated or self.world.chooser.is_cut_off:
                 return
             self.world.finish()
             assert self.world.error is None or rules.mode == "bounded", self.world.error

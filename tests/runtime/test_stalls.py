@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import socket
 import time
 
 import pytest
 from distributed import Client
+from hypothesis import given
+from hypothesis import strategies as st
 
 from daskinfer.graphs.handoff import JobHandle
 from daskinfer.runtime.monitoring import connectivity
@@ -112,13 +113,15 @@ def test_a_link_is_tried_until_it_is_there_again_between_whoever_is_on_its_hosts
     assert [corrected for _, _, corrected in looks if corrected] == [[LinkRestored((B, A))]]
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_whoever_can_connect_is_never_cut_off(seed: int) -> None:
-    chance = random.Random(seed)
+LOOKS = st.tuples(st.lists(st.sampled_from([A, B]), max_size=3), st.sampled_from([False, None]))
+
+
+@given(st.lists(LOOKS, max_size=100))
+def test_whoever_can_connect_is_never_cut_off(looks: list[tuple[list[str], bool | None]]) -> None:
     watched = Watched()
-    for _ in range(300):
-        waits = [wait(chance.choice([A, B]), C, task=f"task {number}") for number in range(chance.randrange(4))]
-        told, _, corrected = watched.look(*waits, cut=chance.choice([False, False, None]))
+    for holders, cut in looks:
+        waits = [wait(holder, C, task=f"task {number}") for number, holder in enumerate(holders)]
+        told, _, corrected = watched.look(*waits, cut=cut)
         assert not told and not corrected
 
 

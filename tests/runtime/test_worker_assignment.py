@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskinfer.runtime.protocol.actions import Action, Fail, GrantTag, LoadShard, ReleaseShard, StatusLine
+from daskinfer.runtime.protocol.actions import Fail, GrantTag, LoadShard, Prepare, ReleaseShard, StatusLine
+from daskinfer.runtime.protocol.events import Tick, WorkerJoined
+from daskinfer.runtime.state_machine.limits import Limits
 from daskinfer.runtime.state_machine.workers.placement_policy import RESTART_SECONDS
 from daskinfer.runtime.state_machine.workers.unassigned_stages import SAY_SECONDS, UnassignedStagePolicy
 from daskinfer.spec.plan import WorkerShape
 from daskinfer.testing.stress.campaigns import campaign_size
 from tests.support.assignments import LATER, MEMORY, begin, does, kinds, make_assignment, make_worker, obey, orders
+from tests.support.chooser import Chooser
+from tests.support.factories import make_machine, make_plan, make_stages
+from tests.support.simulatedcluster import SimulatedCluster
+from tests.support.simulatedtasks import Troubles
 
 # Standby
 
@@ -206,90 +210,50 @@ def test_stopping_says_what_is_missing() -> None:
 # Anything at all
 
 
-@settings(max_examples=campaign_size(40, 2000), deadline=None)
-@given(st.integers(0, 10**9))
-def test_whatever_happens_every_stage_ends_up_with_one_worker_that_stays(seed: int) -> None:
-    """Tokens are only granted for shards that are there, and never taken from a stage's last worker."""
-    source = random.Random(seed)
-    assigned = make_assignment(
-        *(source.choice([20, 40]) for _ in range(source.randint(1, 3))), standby=source.randint(0, 2)
-    )
-    loaded: set[tuple[int, str]] = set()
-    granted: set[tuple[int, str]] = set()
-    alive: set[str] = set()
-    born, now = 0, 0.0
-    todo: list[Action] = []
+class ComingAndGoing(SimulatedCluster):
+    """A job that begins nothing, so that it does not end while workers come and go."""
 
-    def take(actions: list[Action]) -> None:
-        nonlocal granted
-        for action in actions:
-            match action:
-                case GrantTag(stage, worker):
-                    assert (stage, worker) in loaded
-                    assert worker in alive
-                    granted.add((stage, worker))
-                case ReleaseShard(worker, None):
-                    own = {place for place in granted if place[1] == worker}
-                    for stage, _ in own:
-                        assert any(place[0] == stage and place[1] != worker for place in granted)
-                    granted.difference_update(own)
-                    todo.append(action)
-                case ReleaseShard(worker, stage):
-                    if any(place == (stage, worker) for place in granted):
-                        granted = {place for place in granted if place != (stage, worker)}
-                        assert any(place[0] == stage for place in granted)
-                    todo.append(action)
-                case LoadShard():
-                    todo.append(action)
+    def join(self) -> None:
+        if len(self.workers) < 6:
+            self.tell(WorkerJoined(make_worker(self.hire())))
 
-    for step in range(300):
-        now += source.choice([0.0, 0.1, 2.0])
-        calm = step > 250
-        choice = source.random()
-        if (choice < 0.1 or (calm and len(alive) < 4)) and len(alive) < 6:
-            born += 1
-            alive.add(f"w{born}")
-            take(assigned.enlist([make_worker(f"w{born}")], now))
-        elif choice < 0.15 and alive and not calm:
-            victim = source.choice(sorted(alive))
-            alive.remove(victim)
-            loaded = {place for place in loaded if place[1] != victim}
-            granted -= {place for place in granted if place[1] == victim}
-            todo = [action for action in todo if getattr(action, "worker", None) != victim]
-            assigned.lose(victim, now)
-            take(assigned.fill(now))
-        elif choice < 0.2 and alive and not calm:
-            take(assigned.drain(step, source.choice(sorted(alive)), now))
-        elif choice < 0.6 and todo:
-            action = todo.pop(source.randrange(len(todo)))
-            if isinstance(action, LoadShard):
-                loaded.add((action.stage, action.worker))
-                take(assigned.acknowledge(0, action.stage, action.worker, now))
-            elif isinstance(action, ReleaseShard):
-                take(assigned.stood_down(action.worker, action.stage, now))
-        else:
-            take(assigned.look(5, now))
+    def prepare(self, action: Prepare) -> None:
+        pass
+
+    def settle(self) -> None:
+        """Let everything that is under way end, and nothing break."""
+        self.chooser.calm()
+        self.now += 2.0
+        while self.todo:
+            self.happen(self.todo.pop(0))
+
+
+@settings(max_examples=campaign_size(40, 2000))
+@given(st.data(), st.lists(st.sampled_from([20, 40]), min_size=1, max_size=3), st.integers(0, 2))
+def test_whatever_happens_every_stage_ends_up_with_one_worker_that_stays(
+    data: st.DataObject, sizes: list[int], standby: int
+) -> None:
+    """Tags are only granted for shards that are there, and never taken from a stage's last worker."""
+    stages = make_stages(*sizes)
+    plan = make_plan((1,) * len(stages)).model_copy(update={"stages": stages})
+    machine = make_machine(1, plan=plan, limits=Limits(rejects=0, losses=10**6), standby=standby)
+    faults = {"join": 100, "leave": 50, "drain": 50, "tick": 400}
+    cluster = ComingAndGoing(machine, Chooser(data, most=750), [()], Troubles(faults, pace=(0.0, 0.1, 2.0)))
+    cluster.begin(0)
+    while not cluster.chooser.is_calm:
+        cluster.step()
+    assigned = machine.workers
     for _ in range(60):
-        now += 2.0
-        while todo:
-            action = todo.pop(0)
-            if isinstance(action, LoadShard):
-                loaded.add((action.stage, action.worker))
-                take(assigned.acknowledge(0, action.stage, action.worker, now))
-            elif isinstance(action, ReleaseShard):
-                take(assigned.stood_down(action.worker, action.stage, now))
-        if not any(state.does in ("computes", "loads") and state.worker in alive for state in assigned.roster()) or (
-            assigned.missing(now)
+        cluster.settle()
+        if assigned.missing(cluster.now) or not any(
+            state.does in ("computes", "loads") and state.worker in cluster.workers for state in assigned.roster()
         ):
-            born += 1
-            alive.add(f"w{born}")
-            take(assigned.enlist([make_worker(f"w{born}")], now))
-        take(assigned.look(5, now))
+            cluster.join()
+        cluster.tell(Tick())
     assert assigned.complete
-    assert not assigned.missing(now)
+    assert not assigned.missing(cluster.now)
     computed = {stage for state in assigned.roster() for stage in state.stages}
-    assert {stage for stage, _ in granted} == computed
-    assert computed == set(range(max(computed) + 1))
+    assert {stage for _, stage, _ in cluster.tags} == computed == set(range(len(stages)))
 
 
 @pytest.mark.parametrize("standby", [0, 1])

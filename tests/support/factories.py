@@ -63,11 +63,12 @@ def make_machine(
     tracker: AliasTracker | None = None,
     epoch: int = 1,
     claims: ClaimPolicy | None = None,
+    standby: int = 0,
 ) -> StateMachine:
     """Return the state machine of a run that begins."""
     plan, rules = plan or make_plan(replicas, window), rules or Consistency()
     found = committed if isinstance(committed, MutableMapping) else dict.fromkeys(committed, SNAPSHOT)
-    requirements = WorkerRequirements(plan.stages, plan.replicas, {"GPU": 1})
+    requirements = WorkerRequirements(plan.stages, plan.replicas, {"GPU": 1}, standby)
     return StateMachine(
         RunRules(plan, rules, SOURCE, epoch, requirements, limits or Limits(rejects=0)),
         EarlierWork(partitions, found),
