@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from daskinfer.errors import InputError
+from daskinfer.knobs import LONGEST_RECORD
 from daskinfer.spec.rows import InputFile, Segment
 from daskinfer.storage.columns.types import is_binary, is_text
-from daskinfer.storage.inputs.text.line_scanner import LONGEST_RECORD
 from daskinfer.units import format_amount
 
 _LARGEST_FOOTER = 128 << 20
@@ -80,10 +80,10 @@ def refuse_large_rows(metadata: pq.FileMetaData, columns: Collection[str], file:
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         size, stored = _sizes(group, columns, file)
-        if size > max(group.num_rows, 1) * LONGEST_RECORD:
+        if size > max(group.num_rows, 1) * LONGEST_RECORD.get():
             raise InputError(
                 f"{file.url}: row group {number} has {size:,} bytes in {format_amount(group.num_rows, 'row')} of {', '.join(columns)}; "
-                f"a row may have at most {LONGEST_RECORD:,}",
+                f"a row may have at most {LONGEST_RECORD.get():,}",
                 hint="Narrow input.url, or split what its rows hold.",
             )
         share = min(rows, group.num_rows)
@@ -162,8 +162,8 @@ def check_lengths(table: pa.Table, file: InputFile, errors: dict[int, str]) -> N
         for chunk in table.column(column).chunks:
             sizes = pc.take(pc.binary_length(chunk.dictionary), chunk.indices)
             lengths = pc.fill_null(sizes.cast(pa.int64()), 0).to_numpy(zero_copy_only=False)
-            for index in np.flatnonzero(lengths > LONGEST_RECORD).tolist():
-                what = f"has {lengths[index]:,} bytes; a row may have at most {LONGEST_RECORD:,}"
+            for index in np.flatnonzero(lengths > LONGEST_RECORD.get()).tolist():
+                what = f"has {lengths[index]:,} bytes; a row may have at most {LONGEST_RECORD.get():,}"
                 errors.setdefault(offset + index, f"column '{column}': {what}")
             whole += int(lengths.sum())
             offset += len(chunk)

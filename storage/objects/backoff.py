@@ -21,10 +21,9 @@ from tenacity import (
 )
 
 from daskinfer.errors import StorageRefused
+from daskinfer.knobs import STORE_ATTEMPTS
 
 T = TypeVar("T")
-
-ATTEMPTS = 8
 
 _TRANSIENT = {errno.EBUSY, errno.EREMOTEIO, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.ETIMEDOUT}
 _AWAY = {errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ESTALE}
@@ -60,13 +59,13 @@ def persist(url: str, call: Callable[[], T]) -> T:
     retrying = Retrying(
         retry=retry_if_exception(is_transient),
         wait=wait_random_exponential(multiplier=0.1, max=5),
-        stop=stop_after_attempt(ATTEMPTS),
+        stop=stop_after_attempt(STORE_ATTEMPTS.get()),
     )
     try:
         return retrying(call)
     except RetryError as error:
         raise StorageRefused(
-            f"{url} stayed busy for {ATTEMPTS} attempts: {error.last_attempt.exception()}",
+            f"{url} stayed busy for {STORE_ATTEMPTS.get()} attempts: {error.last_attempt.exception()}",
             hint="The store is overloaded or refuses conditional writes; run the command again later.",
         ) from error
 

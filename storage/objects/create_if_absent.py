@@ -18,7 +18,8 @@ from pathlib import Path
 from fsspec import AbstractFileSystem
 
 from daskinfer.errors import StorageError
-from daskinfer.storage.objects.backoff import ATTEMPTS, persist
+from daskinfer.knobs import ONE_PUT, STORE_ATTEMPTS, UPLOAD_PART
+from daskinfer.storage.objects.backoff import persist
 from daskinfer.storage.objects.filesystem import open_filesystem
 from daskinfer.storage.objects.local_files import temporary_file
 from daskinfer.storage.objects.store_errors import explain_errors
@@ -30,8 +31,6 @@ PART_BYTES = 50 * 2**20
 """An object store gets larger objects in parts of this size; S3 takes no smaller ones than 5 MiB."""
 
 # Object stores take larger objects in parts of 5 MiB or more, 10,000 at most.
-_ONE_PUT = 32 * 2**20
-_PART = 16 * 2**20
 _PARTS = 9_000
 _LINKLESS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 MEMORY_LOCK = threading.RLock()
@@ -125,7 +124,7 @@ def create_stream(url: str, stream: Stream) -> bool:
     if same is not None:
         return same
     local = is_local(url)
-    if not local and (stream.size <= _ONE_PUT or "memory" in filesystem.protocol):
+    if not local and (stream.size <= ONE_PUT.get() or "memory" in filesystem.protocol):
         return create(url, b"".join(stream.verified()))
     with explain_errors(url, "create"):
         if local:
@@ -137,7 +136,7 @@ def create_stream(url: str, stream: Stream) -> bool:
 
 
 def _create_by_link(target: Path, pieces: Callable[[], Iterable[bytes]], holds: Callable[[Path], bool]) -> bool:
-    for _ in range(ATTEMPTS):
+    for _ in range(STORE_ATTEMPTS.get()):
         with suppress(FileNotFoundError):  # another's object was deleted before it could be read back
             return _link_or_compare(target, pieces, holds)
     raise StorageError(f"{target} keeps being created and deleted", hint="Find out who else writes there.")
@@ -229,7 +228,7 @@ def _create_conditionally(url: str, write: Callable[[], None], compare: Callable
 
 def _upload(filesystem: AbstractFileSystem, path: str, stream: Stream) -> None:
     # Closing such a file by itself would commit what was written of it, whole or not.
-    file = filesystem.open(path, "xb", block_size=max(_PART, stream.size // _PARTS), autocommit=False)
+    file = filesystem.open(path, "xb", block_size=max(UPLOAD_PART.get(), stream.size // _PARTS), autocommit=False)
     try:
         for piece in stream.verified():
             file.write(piece)

@@ -30,8 +30,9 @@ from fsspec import AbstractFileSystem
 
 from daskinfer.errors import Conflict, OutputOwned, StorageError
 from daskinfer.ids import make_nonce
+from daskinfer.knobs import STORE_ATTEMPTS
 from daskinfer.storage.objects import create_if_absent
-from daskinfer.storage.objects.backoff import ATTEMPTS, persist
+from daskinfer.storage.objects.backoff import persist
 from daskinfer.storage.objects.conditional import delete_marked, mark_in, mark_of, put_marked
 from daskinfer.storage.objects.filesystem import list_names, open_filesystem, read_bytes
 from daskinfer.storage.objects.store_errors import explain_errors
@@ -204,7 +205,7 @@ class Fence:
     def _link(self, target: Path, data: bytes) -> bool:
         if not data:
             raise ValueError(f"refusing to create the empty object {target}")
-        for _ in range(ATTEMPTS):
+        for _ in range(STORE_ATTEMPTS.get()):
             with suppress(FileNotFoundError):  # the place was swept, or the target's folder deleted
                 if target.exists():
                     return create_if_absent.holds(target, data)
@@ -217,7 +218,7 @@ class Fence:
         raise _keeps_going(target)
 
     def _rename(self, target: Path, data: bytes) -> None:
-        for _ in range(ATTEMPTS):
+        for _ in range(STORE_ATTEMPTS.get()):
             with suppress(FileNotFoundError), self._place(target) as place:
                 temporary = _write(place, [data])
                 self._confirm_turn()
@@ -232,7 +233,7 @@ class Fence:
         raise _keeps_going(target)
 
     def _move_away(self, target: Path) -> None:
-        for _ in range(ATTEMPTS):
+        for _ in range(STORE_ATTEMPTS.get()):
             if not os.path.lexists(target):
                 return
             with suppress(FileNotFoundError), self._place(target) as place:
@@ -243,7 +244,7 @@ class Fence:
         raise _keeps_going(target)
 
     def _replace_marked(self, filesystem: AbstractFileSystem, url: str, path: str, data: bytes) -> None:
-        for _ in range(ATTEMPTS):
+        for _ in range(STORE_ATTEMPTS.get()):
             mark = mark_of(filesystem, path)
             self._confirm_turn()
             if mark is None:
@@ -285,7 +286,7 @@ class Fence:
         """Make a folder that nobody else ever makes again; delete it afterwards."""
         home = Path(self.url, RECORDS, WORK, self.job)
         place = home / f"{self.turn:04d}-{make_nonce()}"
-        for _ in range(ATTEMPTS):
+        for _ in range(STORE_ATTEMPTS.get()):
             try:
                 home.mkdir(parents=True, exist_ok=True)
                 place.mkdir()
@@ -350,7 +351,7 @@ def _sync(folder: Path) -> None:
 
 def _destroy(folder: Path) -> None:
     """Delete a folder, though its writer may still be at work in it."""
-    for _ in range(ATTEMPTS):
+    for _ in range(STORE_ATTEMPTS.get()):
         shutil.rmtree(folder, ignore_errors=True)
         if not os.path.lexists(folder):
             return

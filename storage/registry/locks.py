@@ -13,6 +13,7 @@ from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from daskinfer.errors import CheckpointError, IntegrityError, SnapshotGone
 from daskinfer.ids import canonical_json, make_nonce, parse_json, shorten
+from daskinfer.knobs import VERDICT_SECONDS
 from daskinfer.spec.snapshot import Manifest
 from daskinfer.storage.objects.filesystem import delete, list_names, read_record
 from daskinfer.storage.objects.naming import check_name, make_signature
@@ -20,8 +21,6 @@ from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.registry.access.authorised_writes import Decision, create_record
 from daskinfer.storage.registry.catalog import _PUBLISH_AGAIN, Registry
 from daskinfer.storage.registry.heartbeats import TTL_SECONDS, beat, read_beat
-
-_VERDICT_SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +180,7 @@ def _await_verdict(registry: Registry, snapshot: str) -> str:
     waiting = Retrying(
         retry=retry_if_result(lambda life: life == "condemned"),
         wait=wait_fixed(0.25),
-        stop=stop_after_delay(_VERDICT_SECONDS),
+        stop=stop_after_delay(VERDICT_SECONDS.get()),
         retry_error_callback=lambda state: "condemned",
     )
     return str(waiting(registry.life, snapshot))

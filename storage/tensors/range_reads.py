@@ -17,16 +17,13 @@ from typing import Any, Protocol
 from blake3 import blake3
 
 from daskinfer.errors import CorruptBlob
+from daskinfer.knobs import LOCAL_CHUNK, REMOTE_CHUNK
 from daskinfer.spec.snapshot import LayerGroup, TensorEntry
 from daskinfer.storage.objects.filesystem import open_reader
 from daskinfer.storage.objects.store_errors import ShortRead, explain_errors
 from daskinfer.storage.objects.urls import absolute_url, is_local, join_url
 
-# Small enough to be hashed out of the CPU's cache, and to keep staging memory small beside the shard.
-_LOCAL_CHUNK = 2 * 2**20
 _LOCAL_THREADS = 4
-# Large enough to make a request's latency small.
-_REMOTE_CHUNK = 8 * 2**20
 _CONNECTIONS = 8
 # On remote stores a request costs more than bytes: small gaps are read along, up to a share of the wanted bytes.
 _LARGEST_GAP = 2**20
@@ -210,7 +207,7 @@ def _cut_chunks(tensors: Sequence[_Tensor]) -> list[_Chunk]:
     chunks: list[_Chunk] = []
     for tensor in ordered:
         local = is_local(tensor.url)
-        size = _LOCAL_CHUNK if local else _REMOTE_CHUNK
+        size = (LOCAL_CHUNK if local else REMOTE_CHUNK).get()
         for begin in range(tensor.entry.begin, tensor.entry.end, size):
             piece = _Piece(tensor, begin, min(begin + size, tensor.entry.end))
             last = chunks[-1] if chunks else None

@@ -20,6 +20,7 @@ from distributed import Nanny, Scheduler, SpecCluster
 from numpy.typing import NDArray
 
 from daskinfer import api
+from daskinfer.knobs import PROGRESS_SECONDS
 from daskinfer.runtime.cluster.forking import fork_workers
 from daskinfer.spec.job.record import Report
 from daskinfer.spec.recipe.schema import Recipe
@@ -138,6 +139,13 @@ def warm(bench: Bench, scheduler: str) -> Bench:
     """The bench with its recipe written down for two of the warm workers."""
     bench.write_recipe(cluster__address=scheduler, placement__requires={"TWO": 1})
     return bench
+
+
+@pytest.fixture
+def every_event_is_told() -> Iterator[None]:
+    """Whoever watches a run hears of every event, and so may end it after any."""
+    with PROGRESS_SECONDS.override(0.0):
+        yield
 
 
 def run(recipe: Recipe, scheduler: str, workers: int = 2, **options: Any) -> Report:

@@ -113,10 +113,9 @@ def test_a_stopped_job_is_finished_though_its_retry_was_killed(bench: Bench, sch
 
 @pytest.mark.parametrize("all_committed", [False, True])
 def test_rows_that_are_corrected_once_more_during_a_retry(
-    bench: Bench, scheduler: str, monkeypatch: pytest.MonkeyPatch, all_committed: bool
+    bench: Bench, scheduler: str, every_event_is_told: None, all_committed: bool
 ) -> None:
     # It stops right after the first commit, or after the last; the workers may bring others to their end.
-    monkeypatch.setattr("daskinfer.runtime.jobs.run_session.PROGRESS_SECONDS", 0.0)
     recipe, report = run_spoilt(bench, scheduler, "out.jsonl")
     spoil(bench, {3: json.dumps({"id": "row-3", "text": "first"}), 70: json.dumps({"id": "row-70", "text": "first"})})
 

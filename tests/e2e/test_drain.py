@@ -23,7 +23,7 @@ from tests.e2e.conftest import Bench, data_bytes, run, write_rows
 from tests.e2e.faults import commits, once, patched_workers
 from tests.e2e.outputs import read_microbatches
 
-pytestmark = pytest.mark.late
+pytestmark = [pytest.mark.late, pytest.mark.usefixtures("every_event_is_told")]
 
 # Workers need not be able to import the tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -67,11 +67,6 @@ def passed(tmp_path: Path) -> Path:
     folder = tmp_path / "passes"
     folder.mkdir()
     return folder
-
-
-@pytest.fixture(autouse=True)
-def every_event_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daskinfer.runtime.jobs.run_reporter.PROGRESS_SECONDS", 0.0)
 
 
 def small(bench: Bench, name: str = "out.zarr", **changes: Any) -> Any:

@@ -23,7 +23,7 @@ from daskinfer.testing.models.tinymodels import make_tiny_bert
 from tests.e2e.conftest import WORDS, Bench, data_bytes, read_output, run, write_rows
 from tests.e2e.faults import commits, fingerprints, interrupt, once
 
-pytestmark = pytest.mark.late
+pytestmark = [pytest.mark.late, pytest.mark.usefixtures("every_event_is_told")]
 
 ROWS, PARTITIONS = 120, 8
 
@@ -32,11 +32,6 @@ ROWS, PARTITIONS = 120, 8
 def bench(bench: Bench) -> Bench:
     write_rows(bench.folder / "in.jsonl", ROWS)
     return bench
-
-
-@pytest.fixture(autouse=True)
-def every_event_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daskinfer.runtime.jobs.run_reporter.PROGRESS_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from tests.e2e.command import call
 from tests.e2e.conftest import Bench, data_bytes, run, write_rows
 from tests.e2e.faults import commits, interrupt, once, patched_workers
 
-pytestmark = pytest.mark.late
+pytestmark = [pytest.mark.late, pytest.mark.usefixtures("every_event_is_told")]
 
 # Workers need not be able to import the tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -34,11 +34,6 @@ ROWS = 120
 def bench(bench: Bench) -> Bench:
     write_rows(bench.folder / "in.jsonl", ROWS)
     return bench
-
-
-@pytest.fixture(autouse=True)
-def every_event_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daskinfer.runtime.jobs.run_reporter.PROGRESS_SECONDS", 0.0)
 
 
 def small(bench: Bench, name: str = "out.zarr", **changes: Any) -> Any:

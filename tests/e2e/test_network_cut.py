@@ -20,6 +20,7 @@ from tests.e2e.faults import once
 from tests.e2e.hosts import Host, is_allowed, open_hosts
 
 pytestmark = [
+    pytest.mark.usefixtures("every_event_is_told"),
     pytest.mark.slow,
     pytest.mark.late,
     pytest.mark.timeout(300),
@@ -99,11 +100,6 @@ def bench(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, fleet: Fle
     bench = make_bench(tmp_path_factory.mktemp("cut"), tiny_model, ROWS)
     run(small(bench, "calm.zarr"), fleet.scheduler)
     return bench
-
-
-@pytest.fixture(autouse=True)
-def every_event_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daskinfer.runtime.jobs.run_reporter.PROGRESS_SECONDS", 0.0)
 
 
 def small(bench: Bench, name: str, standby: int = 0) -> Recipe:

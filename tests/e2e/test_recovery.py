@@ -22,7 +22,12 @@ from daskinfer.spec.job.record import Incident, Progress, Report
 from tests.e2e.conftest import Bench, data_bytes, make_bench, run
 from tests.e2e.faults import commits, interrupt, once, patched_workers
 
-pytestmark = [pytest.mark.late, pytest.mark.campaign, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.late,
+    pytest.mark.campaign,
+    pytest.mark.timeout(600),
+    pytest.mark.usefixtures("every_event_is_told"),
+]
 
 # Workers need not be able to import the tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -62,11 +67,6 @@ def bench(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, fleet: str
     bench = make_bench(tmp_path_factory.mktemp("recovery"), tiny_model, ROWS)
     run(small(bench, "calm.zarr"), fleet)
     return bench
-
-
-@pytest.fixture(autouse=True)
-def every_event_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daskinfer.runtime.jobs.run_reporter.PROGRESS_SECONDS", 0.0)
 
 
 def small(bench: Bench, name: str, **changes: Any) -> Any:

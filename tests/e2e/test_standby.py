@@ -24,7 +24,13 @@ from tests.e2e.conftest import Bench, data_bytes, make_bench
 # Workers need not be able to import the tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-pytestmark = [pytest.mark.slow, pytest.mark.late, pytest.mark.campaign, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.late,
+    pytest.mark.campaign,
+    pytest.mark.timeout(600),
+    pytest.mark.usefixtures("every_event_is_told"),
+]
 
 ROWS, PARTITION = 960, 16
 
@@ -89,11 +95,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Bench:
     bench = make_bench(tmp_path_factory.mktemp("standby"), tiny_model, ROWS)
     api.run(bench.recipe("calm.zarr", input__partition_rows=PARTITION))
     return bench
-
-
-@pytest.fixture(autouse=True)
-def every_event_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daskinfer.runtime.jobs.run_reporter.PROGRESS_SECONDS", 0.0)
 
 
 def slow_down(go: str, seconds: float) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from daskinfer.errors import CheckpointError
+from daskinfer.knobs import LOCAL_CHUNK
 from daskinfer.models.architecture import build_model, keep_float32
 from daskinfer.models.execution.weights import Filling, fill_module, find_entries
 from daskinfer.models.tensors import ALIGNMENT
 from daskinfer.spec.snapshot import LayerGroup, Manifest, TensorEntry
-from daskinfer.storage.tensors import range_reads
 from daskinfer.storage.tensors.range_reads import stream_tensors
 from daskinfer.testing.fixtures.groups import store_group
 
@@ -29,8 +29,9 @@ GPU = pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])
 
 
 @pytest.fixture(autouse=True)
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(range_reads, "_LOCAL_CHUNK", 4096)
+def small_chunks() -> Iterator[None]:
+    with LOCAL_CHUNK.override(4096):
+        yield
 
 
 class Sample(nn.Module):

@@ -19,6 +19,7 @@ from distributed import Client
 
 from daskinfer import api
 from daskinfer.errors import DaskinferError, JobFailed, RecipeError
+from daskinfer.knobs import ANSWER_SECONDS
 from daskinfer.runtime.cluster.scheduler_check import confirm_scheduler
 from daskinfer.spec.job.record import Progress
 from daskinfer.spec.recipe.schema import Recipe
@@ -197,10 +198,8 @@ def refused(address: str, kind: type[DaskinferError]) -> str:
     return raised.value.message
 
 
-def test_an_address_of_something_else_is_refused_in_time(
-    page: str, silent_port: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("daskinfer.runtime.cluster.scheduler_check.ANSWER_SECONDS", 2.0)
+@ANSWER_SECONDS.override(2.0)
+def test_an_address_of_something_else_is_refused_in_time(page: str, silent_port: str) -> None:
     assert "Dask scheduler" in refused(f"tcp://{page}", JobFailed)
     assert "within 2 s" in refused(f"tcp://{silent_port}", JobFailed)
     assert "no Dask scheduler" in refused("tcp://127.0.0.1:1", JobFailed)

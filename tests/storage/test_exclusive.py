@@ -11,6 +11,7 @@ import pytest
 
 from daskinfer.errors import StorageError
 from daskinfer.ids import make_nonce
+from daskinfer.knobs import STORE_ATTEMPTS
 from daskinfer.storage.objects.create_if_absent import create
 from daskinfer.storage.objects.filesystem import delete, exists, read_bytes
 from daskinfer.storage.objects.urls import join_url
@@ -97,8 +98,8 @@ def test_a_busy_store_is_tried_again(s3_url: str) -> None:
 
 
 @pytest.mark.s3
-def test_a_store_that_stays_busy_is_given_up(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daskinfer.storage.objects.backoff.ATTEMPTS", 2)
+@STORE_ATTEMPTS.override(2)
+def test_a_store_that_stays_busy_is_given_up(s3_url: str) -> None:
     url = join_url(s3_url, make_nonce())
     with FaultyFS(url, "pipe_file", be_busy, times=99), pytest.raises(StorageError, match="stayed busy"):
         create(url, b"mine")

@@ -11,6 +11,7 @@ import pytest
 
 from daskinfer.errors import StorageError
 from daskinfer.ids import make_nonce
+from daskinfer.knobs import STORE_ATTEMPTS
 from daskinfer.storage.objects.backoff import is_transient
 from daskinfer.storage.objects.create_if_absent import create
 from daskinfer.storage.objects.filesystem import delete, exists, list_names, read_bytes, replace_bytes
@@ -73,8 +74,8 @@ def test_an_object_of_ours_is_not_taken_for_anothers(any_store: str) -> None:
     assert schedule.hits["lose"] == (0 if any_store.startswith("memory") else 1)
 
 
-def test_a_busy_store_does_nothing(any_store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daskinfer.storage.objects.backoff.ATTEMPTS", 2)
+@STORE_ATTEMPTS.override(2)
+def test_a_busy_store_does_nothing(any_store: str) -> None:
     url = join_url(any_store, "object")
     create(url, b"there")
     with always("busy").installed() as schedule:

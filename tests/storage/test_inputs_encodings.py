@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from daskinfer.errors import InputError, StorageError
 from daskinfer.ids import make_nonce
+from daskinfer.knobs import LONGEST_RECORD
 from daskinfer.spec.recipe.schema import Input
 from daskinfer.spec.rows import PartitionTable
 from daskinfer.storage.inputs.partition_table import index_input
@@ -239,6 +240,7 @@ def test_options_that_mean_nothing_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"x" * 5000, b"\n" * 5000, b'"' + b"x" * 5000], ids=["line", "lines", "field"])
 @pytest.mark.parametrize("suffix", ["jsonl.gz", "csv.bz2", "txt.xz", "jsonl.zst"])
+@LONGEST_RECORD.override(1000)
 def test_what_expands_without_end_is_not_written_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, content: bytes
 ) -> None:
@@ -250,15 +252,14 @@ def test_what_expands_without_end_is_not_written_out(
     }
     pack = packs[suffix.rpartition(".")[2]]
     (tmp_path / f"a.{suffix}").write_bytes(pack(content))
-    monkeypatch.setattr(spool, "LONGEST_RECORD", 1000)
     monkeypatch.setattr(spool, "_EXPANDED", 1000)
     monkeypatch.setattr(spool, "_EXPANSION", 2)
     with pytest.raises(InputError, match=r"holds (a line of )?more than 1,000 bytes"):
         index(tmp_path / f"a.{suffix}")
 
 
+@LONGEST_RECORD.override(1000)
 def test_rows_that_compress_well_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spool, "LONGEST_RECORD", 1000)
     monkeypatch.setattr(spool, "_EXPANDED", 10_000)
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"the same\n" * 1000))
     assert len(read_texts(tmp_path / "a.txt.gz")) == 1000

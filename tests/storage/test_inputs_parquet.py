@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from daskinfer.errors import InputError
+from daskinfer.knobs import LONGEST_RECORD
 from daskinfer.spec.recipe.schema import Input
 from daskinfer.storage.inputs import parquet_bounds
 from daskinfer.storage.inputs.partition_table import index_input
@@ -179,8 +180,8 @@ def test_a_value_that_is_stored_once_and_read_often_is_not_decoded(
     assert len(read_all(tmp_path, 4)) == 25
 
 
+@LONGEST_RECORD.override(1000)
 def test_a_row_that_is_too_long_costs_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet_bounds, "LONGEST_RECORD", 1000)
     monkeypatch.setattr(parquet_bounds, "_DECODED", 2000)
     texts = ["a", "x" * 1001, None, "b", "x" * 1001, "c"]
     pq.write_table(pa.table({"text": texts, "id": range(6)}), tmp_path / "a.parquet")

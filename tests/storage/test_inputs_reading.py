@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daskinfer.errors import InputError
+from daskinfer.knobs import LONGEST_RECORD
 from daskinfer.spec.recipe.schema import Input
 from daskinfer.spec.rows import PartitionTable
 from daskinfer.storage.inputs.partition_table import index_input
@@ -281,10 +282,10 @@ def test_accepted_rows_can_be_refused_later(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "txt"])
+@LONGEST_RECORD.override(100)
 def test_a_row_too_long_to_hold_costs_itself_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
-    monkeypatch.setattr(line_scanner, "LONGEST_RECORD", 100)
     monkeypatch.setattr(line_scanner, "_BLOCK", 7)
     values = ["a", "b" * 30, "c" * 300, "d" * 99, "e"]
     lengths = {"jsonl": '{{"text": "{}"}}', "csv": '"{}"', "txt": "{}"}

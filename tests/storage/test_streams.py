@@ -8,7 +8,7 @@ import pytest
 
 from daskinfer.errors import CorruptBlob
 from daskinfer.ids import make_nonce
-from daskinfer.storage.objects import create_if_absent
+from daskinfer.knobs import ONE_PUT, UPLOAD_PART
 from daskinfer.storage.objects.create_if_absent import create, create_stream
 from daskinfer.storage.objects.filesystem import exists, list_names, open_filesystem, read_bytes
 from daskinfer.storage.objects.store_errors import ShortRead
@@ -25,9 +25,9 @@ def make_stream(data: bytes = DATA, told: bytes | None = None) -> Stream:
 
 
 @pytest.fixture(autouse=True)
-def several_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(create_if_absent, "_ONE_PUT", 2**20)
-    monkeypatch.setattr(create_if_absent, "_PART", 5 * 2**20)
+def several_parts() -> Iterator[None]:
+    with ONE_PUT.override(2**20), UPLOAD_PART.override(5 * 2**20):
+        yield
 
 
 def test_a_stream_becomes_an_object_once(any_store: str) -> None:

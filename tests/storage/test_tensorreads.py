@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,10 @@ import pytest
 
 from daskinfer.errors import CorruptBlob
 from daskinfer.ids import make_nonce
+from daskinfer.knobs import LOCAL_CHUNK, REMOTE_CHUNK
 from daskinfer.spec.snapshot import LayerGroup, TensorEntry
 from daskinfer.storage.objects.filesystem import delete, open_filesystem, read_bytes, replace_bytes
 from daskinfer.storage.objects.urls import join_url
-from daskinfer.storage.tensors import range_reads
 from daskinfer.storage.tensors.range_reads import DamagedTensor, Wanted, stream_tensors
 from daskinfer.testing.fixtures.groups import Arrays, as_reference, store_group
 
@@ -43,10 +44,10 @@ class Memory:
 
 
 @pytest.fixture
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_chunks() -> Iterator[None]:
     """Many chunks a tensor, several tensors a chunk."""
-    monkeypatch.setattr(range_reads, "_LOCAL_CHUNK", 4096)
-    monkeypatch.setattr(range_reads, "_REMOTE_CHUNK", 40960)
+    with LOCAL_CHUNK.override(4096), REMOTE_CHUNK.override(40960):
+        yield
 
 
 def every_tensor(*groups: LayerGroup) -> list[Wanted]:

@@ -10,10 +10,8 @@ from typing import Any
 from distributed import Client
 
 from daskinfer.errors import JobFailed
+from daskinfer.knobs import ANSWER_SECONDS
 from daskinfer.source import digest_source
-
-ANSWER_SECONDS = 8.0
-"""How long a worker may take to say what it is."""
 
 Description = tuple[str | None, str | None]
 """Version of daskinfer and digest of its source; None for the first, and why in the second, where there is none."""
@@ -114,7 +112,7 @@ def describe_scheduler(client: Client) -> None:
 def _find_fault(found: Description | BaseException | None) -> str:
     """Return why a worker cannot be used, from what it says of itself; empty where it can."""
     if found is None:
-        return f"does not answer within {ANSWER_SECONDS:.0f} s"
+        return f"does not answer within {ANSWER_SECONDS.get():.0f} s"
     if isinstance(found, BaseException):
         return f"cannot say what it is: {type(found).__name__}: {found}"
     version, source = found
@@ -132,7 +130,7 @@ async def _ask(
     asked: dict[asyncio.Task[Any], str] = {
         asyncio.ensure_future(_ask_one(client, probe, worker)): worker for worker in workers
     }
-    done, waiting = await asyncio.wait(asked, timeout=ANSWER_SECONDS)
+    done, waiting = await asyncio.wait(asked, timeout=ANSWER_SECONDS.get())
     for task in waiting:
         task.add_done_callback(partial(_tell_late, worker=asked[task], late=late))
     return {asked[task]: task.exception() or task.result() for task in done if not task.cancelled()}

@@ -11,6 +11,7 @@ from distributed.gc import disable_gc_diagnosis
 
 from daskinfer.graphs.identity import set_identity
 from daskinfer.graphs.reporting import set_sender
+from daskinfer.knobs import ANSWER_SECONDS
 from daskinfer.logs import LogSettings, set_up_logging
 from daskinfer.runtime.cluster import admission, cleanup
 from daskinfer.runtime.cluster.admission import Admission
@@ -63,7 +64,7 @@ def _set_up_workers(client: Client, logs: LogSettings | None, workers: list[str]
     cleanup.bring(client, workers)
     # One that is gone by now, or frozen, is found out later; one that is slow is set up before it hears of a task.
     with suppress(TimeoutError):
-        client.run(_set_up_worker, logs, workers=workers, on_error="ignore", callback_timeout=admission.ANSWER_SECONDS)
+        client.run(_set_up_worker, logs, workers=workers, on_error="ignore", callback_timeout=ANSWER_SECONDS.get())
 
 
 def _set_up_worker(logs: LogSettings | None, dask_worker: Worker) -> None:

@@ -14,8 +14,7 @@ from distributed.core import rpc
 from distributed.security import Security
 
 from daskinfer.errors import JobFailed, RecipeError
-
-ANSWER_SECONDS = 8.0
+from daskinfer.knobs import ANSWER_SECONDS
 
 
 def confirm_scheduler(address: str) -> None:
@@ -38,7 +37,7 @@ def confirm_scheduler(address: str) -> None:
         ) from error
     except TimeoutError as error:
         raise JobFailed(
-            f"no Dask scheduler answers at {address} within {ANSWER_SECONDS:.0f} s",
+            f"no Dask scheduler answers at {address} within {ANSWER_SECONDS.get():.0f} s",
             hint="Start it, or correct cluster.address in the recipe: host, port, and tcp or tls.",
         ) from error
     except OSError as error:
@@ -65,17 +64,17 @@ def _ask_in_time(address: str) -> dict[str, Any]:
 
     def ask() -> None:
         try:
-            answer.set_result(asyncio.run(asyncio.wait_for(_ask(address), ANSWER_SECONDS)))
+            answer.set_result(asyncio.run(asyncio.wait_for(_ask(address), ANSWER_SECONDS.get())))
         except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
             answer.set_exception(error)
 
     # Nobody waits for a name server that does not answer.
     threading.Thread(target=ask, name="daskinfer-contact", daemon=True).start()
-    return answer.result(ANSWER_SECONDS + 1)
+    return answer.result(ANSWER_SECONDS.get() + 1)
 
 
 async def _ask(address: str) -> dict[str, Any]:
     arguments = Security().get_connection_args("client")
-    async with rpc(address, connection_args=arguments, timeout=ANSWER_SECONDS, deserialize=False) as remote:
+    async with rpc(address, connection_args=arguments, timeout=ANSWER_SECONDS.get(), deserialize=False) as remote:
         identity: dict[str, Any] = await remote.identity()
     return identity

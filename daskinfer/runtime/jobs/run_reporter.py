@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from daskinfer.errors import StorageError, StorageRefused
+from daskinfer.knobs import PROGRESS_SECONDS
 from daskinfer.runtime.driver.observer import RunObserver, RunView
 from daskinfer.runtime.driver.progress_fields import count_progress
 from daskinfer.runtime.driver.run_progress import RunProgress
@@ -21,7 +22,6 @@ from daskinfer.storage.jobs.membership import Membership
 
 _log = logging.getLogger(__name__)
 
-PROGRESS_SECONDS = 0.25
 CHECK_SECONDS = 5.0
 SNAPSHOT_HEARTBEAT_SECONDS = 200.0
 TROUBLE_SECONDS = 60.0
@@ -58,6 +58,7 @@ class RunReporter(RunObserver):
         self._job = job
         self._sums = sums
         self._lease = lease
+        self._interval = PROGRESS_SECONDS.get()
         self._journal = journal
         self._watch = watch
         self._began = began
@@ -148,7 +149,7 @@ class RunReporter(RunObserver):
         if self._lost is not None and run.running_since is not None:
             self._record(Recovered(self._lost[0], now - self._lost[1]))
             self._lost = None
-        if now - self._told_at >= PROGRESS_SECONDS:
+        if now - self._told_at >= self._interval:
             self._told_at = now
             self._workers = run.workers
             self.tell()
@@ -186,6 +187,7 @@ class HoldingCheck(RunObserver):
 
     def __init__(self, lease: Lease | Membership, snapshots: SnapshotManager, reporter: RunReporter) -> None:
         self._lease = lease
+        self._interval = PROGRESS_SECONDS.get()
         self._snapshots = snapshots
         self._reporter = reporter
         self._due: dict[str, float] = {}

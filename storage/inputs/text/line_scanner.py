@@ -8,14 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from daskinfer.knobs import LONGEST_RECORD
 from daskinfer.storage.inputs.text.csv_dialect import Dialect
 
 Offsets = NDArray[np.int64]
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
-LONGEST_RECORD = 128 << 20
-"""Bytes of a row; it takes several times as many to decode and parse it."""
 
 _BLOCK = 8 << 20
 _BEGINNING = 4096
@@ -254,7 +252,7 @@ def read_records(
     [(b'one\n', 1)]
     """
     begin, end = bounds
-    if end - begin <= LONGEST_RECORD:
+    if end - begin <= LONGEST_RECORD.get():
         return slice_records(read(begin, end), begin, line, dialect)
     scanner = RecordScanner(begin, line, dialect)
     found: list[tuple[bytes, int]] = []
@@ -266,7 +264,7 @@ def read_records(
 
 
 def _read_record(read: Callable[[int, int], bytes], begin: int, end: int) -> bytes:
-    if end - begin <= LONGEST_RECORD:
+    if end - begin <= LONGEST_RECORD.get():
         return read(begin, end)
     record = LongRecord(read(begin, min(end, begin + _BEGINNING)))
     record.size = end - begin

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from daskinfer.errors import InputError
 from daskinfer.ids import parse_json
+from daskinfer.knobs import LONGEST_RECORD
 from daskinfer.spec.recipe.dialect import Csv
 from daskinfer.spec.rows import ArrayColumn, InputFile, Partition, Segment
 from daskinfer.storage.columns.json_text import scan_object
@@ -25,7 +26,6 @@ from daskinfer.storage.inputs.row_batch import EXCERPT_LENGTH, make_excerpt
 from daskinfer.storage.inputs.text.csv_dialect import Dialect, dialect_of
 from daskinfer.storage.inputs.text.line_scanner import (
     BYTE_ORDER_MARK,
-    LONGEST_RECORD,
     LineEnds,
     LongRecord,
     RecordScanner,
@@ -357,7 +357,7 @@ def _make_required(column: str, fit: Callable[[Any], Any]) -> Callable[[Mapping[
 
 def _decode(record: bytes, encoding: str = "") -> str:
     if isinstance(record, LongRecord):
-        raise ValueError(f"has {record.size:,} bytes; a row may have at most {LONGEST_RECORD:,}")
+        raise ValueError(f"has {record.size:,} bytes; a row may have at most {LONGEST_RECORD.get():,}")
     try:
         return record.decode().removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:

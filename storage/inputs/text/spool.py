@@ -18,10 +18,10 @@ from pathlib import Path
 
 from daskinfer.errors import InputError, StorageError
 from daskinfer.ids import canonical_json
+from daskinfer.knobs import LONGEST_RECORD
 from daskinfer.spec.rows import InputFile
 from daskinfer.storage.inputs.compression import compression_of, open_decompressed
 from daskinfer.storage.inputs.files import unchanged
-from daskinfer.storage.inputs.text.line_scanner import LONGEST_RECORD
 from daskinfer.storage.objects.filesystem import read_bytes
 from daskinfer.storage.objects.local_files import temporary_file
 from daskinfer.storage.objects.store_errors import ShortRead, explain_errors
@@ -127,18 +127,14 @@ def _mark_undecodable(error: UnicodeError) -> tuple[str | bytes, int]:
 def _bounded(pieces: Iterator[bytes], limit: int, file: InputFile) -> Iterator[bytes]:
     """Pass the pieces on; refuse what no disk should be filled with, as soon as it can be told."""
     url, is_compressed = file.url, bool(compression_of(file.url))
-    most = max(_EXPANDED, _EXPANSION * file.size)
+    most, longest = max(_EXPANDED, _EXPANSION * file.size), LONGEST_RECORD.get()
     written = line = 0
     for piece in pieces:
         written += len(piece)
         last = piece.rfind(b"\n")
         line = line + len(piece) if last < 0 else len(piece) - last - 1
-        if is_compressed and (line > LONGEST_RECORD or written > most):
-            what = (
-                f"a line of more than {LONGEST_RECORD:,} bytes"
-                if line > LONGEST_RECORD
-                else f"more than {most:,} bytes"
-            )
+        if is_compressed and (line > longest or written > most):
+            what = f"a line of more than {longest:,} bytes" if line > longest else f"more than {most:,} bytes"
             raise InputError(
                 f"{url} has {file.size:,} bytes, and holds {what}, which nothing that was written as rows does",
                 hint="Decompress it yourself and look at what is in it.",

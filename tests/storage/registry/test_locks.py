@@ -9,6 +9,7 @@ import pytest
 
 from daskinfer.errors import CheckpointError, Conflict, CorruptBlob, IntegrityError, SnapshotGone, StorageError
 from daskinfer.ids import shorten
+from daskinfer.knobs import VERDICT_SECONDS
 from daskinfer.storage.objects.create_if_absent import create
 from daskinfer.storage.objects.filesystem import delete
 from daskinfer.storage.objects.urls import join_url
@@ -106,8 +107,8 @@ def test_a_condemnation_is_waited_out(tmp_path: Path) -> None:
     withdrawal.join()
 
 
-def test_a_dead_collector_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "_VERDICT_SECONDS", 0.3)
+@VERDICT_SECONDS.override(0.3)
+def test_a_dead_collector_is_not_waited_for(tmp_path: Path) -> None:
     registry, snapshot = publish_one(tmp_path)
     registry.life_log(snapshot).append({"op": "condemn"})
     with pytest.raises(SnapshotGone, match="condemned") as gone:

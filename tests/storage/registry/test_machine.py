@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from daskinfer.errors import Conflict, SnapshotGone, StorageError
+from daskinfer.knobs import VERDICT_SECONDS
 from daskinfer.storage.objects.filesystem import exists, find_files, list_names
 from daskinfer.storage.objects.slotlog import SlotLog
 from daskinfer.storage.objects.urls import join_url
@@ -66,7 +67,7 @@ class RegistryMachine(RuleBasedStateMachine):
         super().__init__()
         self.patch = pytest.MonkeyPatch()
         install(self.patch)
-        self.patch.setattr(locks, "_VERDICT_SECONDS", 0.0)
+        self.patch.setenv(VERDICT_SECONDS.variable, "0")
         if self.bug:
             BUGS[self.bug](self.patch)
         self.registry = Registry(f"memory://machine-{next(_numbers)}")

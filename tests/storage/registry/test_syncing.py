@@ -11,9 +11,9 @@ import pytest
 
 from daskinfer.errors import CheckpointError, CorruptBlob, IntegrityError, StorageError, UsageError
 from daskinfer.ids import canonical_json, make_nonce, sha256_of, shorten
+from daskinfer.knobs import ONE_PUT, UPLOAD_PART
 from daskinfer.spec.registry.upkeep import SyncReport
 from daskinfer.spec.snapshot import Manifest
-from daskinfer.storage.objects import create_if_absent
 from daskinfer.storage.objects.filesystem import delete, find_files, list_names
 from daskinfer.storage.objects.slotlog import SlotLog
 from daskinfer.storage.objects.urls import join_url
@@ -265,9 +265,9 @@ def begin_deletion(source: Registry, target: Registry, kind: str, manifest: Mani
 
 
 @pytest.mark.s3
-def test_blobs_larger_than_a_part(s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(create_if_absent, "_ONE_PUT", 2**20)
-    monkeypatch.setattr(create_if_absent, "_PART", 5 * 2**20)
+@ONE_PUT.override(2**20)
+@UPLOAD_PART.override(5 * 2**20)
+def test_blobs_larger_than_a_part(s3_url: str, tmp_path: Path) -> None:
     source, target = (Registry(f"{s3_url}/{make_nonce()}") for _ in range(2))
     origin = Registry(str(tmp_path))
     publish(origin, "mini", make_checkpoint(0, ("layer",), rows=400_000), "prod")
