@@ -209,6 +209,7 @@ print((status("VmHWM") - before) / sum(tensor.nbytes for tensor in module.parame
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak")
 @pytest.mark.parametrize(("dtype", "rows"), [("float32", 2500), ("bfloat16", 5000)])
+@LOCAL_CHUNK.override(LOCAL_CHUNK.default)
 def test_peak_memory_is_the_shard(tmp_path: Path, dtype: str, rows: int) -> None:
     groups = [store_group(str(tmp_path), name, {name: np.ones((rows, 5000), dtype=np.float32)}) for name in "abcd"]
     text = json.dumps([group.model_dump() for group in groups])
