@@ -25,6 +25,7 @@ FINISHED = (
     "daskinfer.logs",
     "daskinfer.planning",
     "daskinfer.redaction",
+    "daskinfer.runtime.state_machine",
     "daskinfer.source",
     "daskinfer.spec",
     "daskinfer.storage.columns",

@@ -6,7 +6,8 @@ import pytest
 
 from daskinfer.runtime.driver.computed_rows import Advance
 from daskinfer.runtime.driver.run_progress import RunProgress
-from tests.support.factories import make_plan, make_record
+from daskinfer.testing.fixtures.plans import make_plan
+from tests.support.factories import make_record
 
 
 def test_rows_move_with_every_microbatch() -> None:

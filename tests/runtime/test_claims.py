@@ -36,7 +36,8 @@ from daskinfer.runtime.state_machine.partitions.claim_policy import (
 )
 from daskinfer.runtime.state_machine.partitions.tracker import PartitionTracker
 from daskinfer.spec.job.commit import CommitRecord, StageTrail
-from tests.support.factories import SNAPSHOT, SOURCE, make_machine, make_worker
+from daskinfer.testing.fixtures.plans import make_worker
+from tests.support.factories import SNAPSHOT, SOURCE, make_machine
 
 # Which block
 

@@ -38,7 +38,8 @@ from daskinfer.runtime.protocol.events import (
     WorkerLost,
 )
 from daskinfer.runtime.state_machine.limits import Limits
-from tests.support.factories import acknowledge, make_machine, make_record, make_worker, only_fail, start
+from daskinfer.testing.fixtures.plans import make_worker
+from tests.support.factories import acknowledge, make_machine, make_record, only_fail, start
 
 
 def test_no_partition_starts_before_every_stage_has_acknowledged() -> None:

@@ -14,9 +14,10 @@ from daskinfer.runtime.protocol.events import MemoryPressure
 from daskinfer.runtime.state_machine.partitions.tracker import PartitionTracker
 from daskinfer.runtime.state_machine.partitions.window import WindowController
 from daskinfer.spec.job.commit import StageTrail
+from daskinfer.testing.fixtures.plans import make_plan
 from daskinfer.testing.stress.campaigns import campaign_size
 from tests.support.chooser import Chooser
-from tests.support.factories import make_machine, make_plan
+from tests.support.factories import make_machine
 from tests.support.simulatedcluster import MOST_STEPS, SimulatedCluster
 from tests.support.simulatedtasks import Troubles
 

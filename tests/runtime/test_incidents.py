@@ -34,7 +34,8 @@ from daskinfer.runtime.state_machine.faults.incidents import IncidentLog
 from daskinfer.runtime.state_machine.faults.pace import ENOUGH, Durations
 from daskinfer.runtime.state_machine.limits import Limits
 from daskinfer.runtime.state_machine.machine import StateMachine
-from tests.support.factories import acknowledge, make_machine, make_record, make_worker, only_fail, start
+from daskinfer.testing.fixtures.plans import make_worker
+from tests.support.factories import acknowledge, make_machine, make_record, only_fail, start
 
 REFUSED = StorageRefused("s3://bucket is away")
 

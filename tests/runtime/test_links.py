@@ -14,7 +14,8 @@ from daskinfer.runtime.protocol.keys import Link
 from daskinfer.runtime.state_machine.faults.reachability import Reachability
 from daskinfer.runtime.state_machine.limits import Limits
 from daskinfer.runtime.state_machine.machine import StateMachine
-from tests.support.factories import acknowledge, make_machine, make_worker, only_fail
+from daskinfer.testing.fixtures.plans import make_worker
+from tests.support.factories import acknowledge, make_machine, only_fail
 
 A, B, C = "tcp://one:1", "tcp://two:1", "tcp://three:1"
 B_LATER = "tcp://two:2"

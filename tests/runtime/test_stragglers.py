@@ -6,7 +6,8 @@ from daskinfer.runtime.protocol.events import MicrobatchDone, Prepared, Running,
 from daskinfer.runtime.state_machine.faults.durations import KNOWN, UNKNOWN_SECONDS, TaskDurations
 from daskinfer.runtime.state_machine.limits import Limits
 from daskinfer.runtime.state_machine.machine import StateMachine
-from tests.support.factories import acknowledge, make_machine, make_worker
+from daskinfer.testing.fixtures.plans import make_worker
+from tests.support.factories import acknowledge, make_machine
 
 
 def at(number: int, worker: str, seconds: float | None, stage: int = 0, attempt: int = 0) -> StageTask:

@@ -37,7 +37,8 @@ from daskinfer.runtime.state_machine.limits import Limits
 from daskinfer.runtime.state_machine.machine import StateMachine
 from daskinfer.spec.job.poison import PoisonRow
 from daskinfer.spec.rows import Fault
-from tests.support.factories import acknowledge, make_machine, make_worker, only_fail, start
+from daskinfer.testing.fixtures.plans import make_worker
+from tests.support.factories import acknowledge, make_machine, only_fail, start
 from tests.support.strategies import KINDS
 
 # One microbatch

@@ -12,10 +12,11 @@ from daskinfer.runtime.state_machine.limits import Limits
 from daskinfer.runtime.state_machine.workers.placement_policy import RESTART_SECONDS
 from daskinfer.runtime.state_machine.workers.unassigned_stages import SAY_SECONDS, UnassignedStagePolicy
 from daskinfer.spec.plan import WorkerShape
+from daskinfer.testing.fixtures.plans import make_plan
 from daskinfer.testing.stress.campaigns import campaign_size
 from tests.support.assignments import LATER, MEMORY, begin, does, kinds, make_assignment, make_worker, obey, orders
 from tests.support.chooser import Chooser
-from tests.support.factories import make_machine, make_plan, make_stages
+from tests.support.factories import make_machine, make_stages
 from tests.support.simulatedcluster import SimulatedCluster
 from tests.support.simulatedtasks import Troubles
 

@@ -24,32 +24,11 @@ from daskinfer.runtime.state_machine.rules import EarlierWork, RunRules
 from daskinfer.runtime.state_machine.workers.assignment_table import WorkerRequirements
 from daskinfer.spec.job.commit import CommitRecord, StageTrail
 from daskinfer.spec.job.generation import SnapshotPin
-from daskinfer.spec.plan import Numerics, Plan, StagePlan, WorkerShape
+from daskinfer.spec.plan import Plan, StagePlan
 from daskinfer.spec.recipe.schema import Consistency
+from daskinfer.testing.fixtures.plans import make_plan, make_worker
 
 SNAPSHOT, SOURCE = "sha256:weights", "sha256:code"
-
-
-def make_worker(name: str, **resources: float) -> WorkerShape:
-    return WorkerShape(address=name, threads=1, memory=0, resources=resources or {"GPU": 1})
-
-
-def make_plan(replicas: tuple[int, ...] = (1, 1), window: int = 4) -> Plan:
-    stages = tuple(
-        StagePlan(index=index, first=index, last=index + 1, parameter_bytes=1, share=1 / len(replicas))
-        for index in range(len(replicas))
-    )
-    numerics = Numerics(dtype="float32", attention="sdpa", threads=1, torch="", transformers="", tokenizers="")
-    return Plan(
-        stages=stages,
-        replicas=replicas,
-        edges=tuple(() for _ in replicas[1:]),
-        transports=tuple("direct" for _ in replicas[1:]),
-        microbatch_tokens=64,
-        max_length=64,
-        window=window,
-        numerics=numerics,
-    )
 
 
 def make_machine(

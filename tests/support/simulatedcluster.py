@@ -52,8 +52,9 @@ from daskinfer.runtime.protocol.events import (
 )
 from daskinfer.runtime.protocol.keys import PartitionKey
 from daskinfer.runtime.state_machine.machine import StateMachine
+from daskinfer.testing.fixtures.plans import make_worker
 from tests.support.chooser import Chooser
-from tests.support.factories import acknowledge, make_record, make_worker
+from tests.support.factories import acknowledge, make_record
 from tests.support.simulatedtasks import MicrobatchKey, Pass, RowsLost, Troubles, place_of, worker_of
 
 MOST_STEPS = 5000

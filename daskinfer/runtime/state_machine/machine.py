@@ -76,6 +76,17 @@ class StateMachine:
         The candidate that is compared, if any.
     claims
         Where it is one of several that run the job: what it claims.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.plans import make_rules, make_worker
+    >>> rules = make_rules(replicas=(1, 1))
+    >>> tracker = AliasTracker(SnapshotPin(snapshot="sha256:1"), rules.consistency)
+    >>> machine = StateMachine(rules, EarlierWork(partitions=3, committed={}), tracker)
+    >>> machine.start([make_worker("a"), make_worker("b")])
+    [LoadShard(stage=0, worker='a', generation=0), LoadShard(stage=1, worker='b', generation=0)]
+    >>> machine.handle(CancelAsked(number=0, by="ada@host", at="noon"), now=1.0)[0]
+    Answer(number=0, detail='the run stops')
     """
 
     def __init__(
@@ -156,7 +167,18 @@ class StateMachine:
 def make_handlers(
     parts: Parts, partitions: PartitionEvents, workers: WorkerEvents
 ) -> Mapping[type[Any], tuple[Handler, ...]]:
-    """Return who hears of each event, in this order: the one place that says so."""
+    """Return who hears of each event, in this order: the one place that says so.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.plans import make_rules
+    >>> rules = make_rules()
+    >>> tracker = AliasTracker(SnapshotPin(snapshot="sha256:1"), rules.consistency)
+    >>> parts = make_parts(rules, EarlierWork(partitions=3, committed={}), tracker)
+    >>> handlers = make_handlers(parts, PartitionEvents(parts, rules), WorkerEvents(parts, rules))
+    >>> [handler.__qualname__ for handler in handlers[WorkerLost]]
+    ['WorkerFailureHandler.lost']
+    """
     window, retries, rollout, poison, failures = (
         parts.window, parts.retries, parts.rollout, parts.poison, parts.failures,
     )  # fmt: skip

@@ -33,6 +33,19 @@ class PartitionEvents:
         Whose state follows.
     rules
         What the run goes by.
+
+    Examples
+    --------
+    >>> from daskinfer.runtime.state_machine.parts import make_parts
+    >>> from daskinfer.runtime.state_machine.rollout.alias_tracker import AliasTracker
+    >>> from daskinfer.runtime.state_machine.rules import EarlierWork
+    >>> from daskinfer.spec.job.generation import SnapshotPin
+    >>> from daskinfer.testing.fixtures.plans import make_rules
+    >>> rules = make_rules()
+    >>> tracker = AliasTracker(SnapshotPin(snapshot="sha256:1"), rules.consistency)
+    >>> parts = make_parts(rules, EarlierWork(partitions=3, committed={}, rejects=1), tracker)
+    >>> print(PartitionEvents(parts, rules).check_budget()[0].error.message)
+    1 row is quarantined; errors.max_rows allows 0
     """
 
     def __init__(self, parts: Parts, rules: RunRules) -> None:

@@ -60,6 +60,16 @@ def make_parts(
         The candidate that is compared, if any.
     claims
         Where the driver is one of several that run the job: what it claims.
+
+    Examples
+    --------
+    >>> from daskinfer.spec.job.generation import SnapshotPin
+    >>> from daskinfer.testing.fixtures.plans import make_rules
+    >>> rules = make_rules()
+    >>> tracker = AliasTracker(SnapshotPin(snapshot="sha256:1"), rules.consistency)
+    >>> parts = make_parts(rules, EarlierWork(partitions=3, committed={0: "sha256:1"}), tracker)
+    >>> parts.partitions.left, parts.claims is None
+    (2, True)
     """
     limits, committed = rules.limits, earlier.committed
     pins = [tracker.current, *([trial.pin] if trial else [])]

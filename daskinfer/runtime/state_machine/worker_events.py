@@ -20,6 +20,19 @@ class WorkerEvents:
         Whose state follows.
     rules
         What the run goes by.
+
+    Examples
+    --------
+    >>> from daskinfer.runtime.state_machine.parts import make_parts
+    >>> from daskinfer.runtime.state_machine.rollout.alias_tracker import AliasTracker
+    >>> from daskinfer.runtime.state_machine.rules import EarlierWork
+    >>> from daskinfer.spec.job.generation import SnapshotPin
+    >>> from daskinfer.testing.fixtures.plans import make_rules
+    >>> rules = make_rules()
+    >>> tracker = AliasTracker(SnapshotPin(snapshot="sha256:1"), rules.consistency)
+    >>> events = WorkerEvents(make_parts(rules, EarlierWork(partitions=3, committed={}), tracker), rules)
+    >>> events.on_load_failed(ShardFailed(stage=0, worker="a", error=MemoryError()), now=0.0)
+    []
     """
 
     def __init__(self, parts: Parts, rules: RunRules) -> None:

@@ -33,6 +33,16 @@ class TaskDurations:
     ----------
     limit
         Seconds that a microbatch may take in a stage; `auto` goes by what is usual, None sets no limit.
+
+    Examples
+    --------
+    >>> durations = TaskDurations("auto")
+    >>> durations.limit(0), durations.is_slow(StageTask(0, 0, 0, 0, stage=0, seconds=100.0))
+    (1800.0, False)
+    >>> for number in range(KNOWN):
+    ...     durations.note_done()
+    >>> durations.limit(0), durations.is_slow(StageTask(0, 0, 0, 0, stage=0, seconds=100.0))
+    (60.0, True)
     """
 
     def __init__(self, limit: float | Literal["auto"] | None) -> None:

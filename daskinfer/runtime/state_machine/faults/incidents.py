@@ -10,7 +10,15 @@ from daskinfer.runtime.protocol.actions import IncidentRecord, Recovered
 
 
 class IncidentLog:
-    """Open incidents by what they happened to: a stage that lost a worker, a task, a store."""
+    """Open incidents by what they happened to: a stage that lost a worker, a task, a store.
+
+    Examples
+    --------
+    >>> log = IncidentLog()
+    >>> _ = log.begin("store", "storage-refused", "503", now=10.0)
+    >>> log.is_open("store"), log.end("store", now=12.5), log.is_open("store")
+    (True, [Recovered(number=0, seconds=2.5)], False)
+    """
 
     def __init__(self) -> None:
         self._numbers = count()

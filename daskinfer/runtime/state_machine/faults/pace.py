@@ -16,7 +16,16 @@ LEAST = 5.0
 
 
 class Durations:
-    """Durations of one job's reads and commits, by kind."""
+    """Durations of one job's reads and commits, by kind.
+
+    Examples
+    --------
+    >>> durations = Durations()
+    >>> for _ in range(ENOUGH):
+    ...     _ = durations.judge("read", 1.0)
+    >>> durations.judge("read", 5.0), durations.judge("read", 60.0)
+    (None, 1.0)
+    """
 
     def __init__(self) -> None:
         self._last: dict[str, deque[float]] = {}

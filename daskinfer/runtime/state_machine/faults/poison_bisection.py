@@ -48,6 +48,16 @@ class Bisection:
         Positions of the microbatch's rows, in its order.
     fault
         How the whole is known to fail; None where that is not certain.
+
+    Examples
+    --------
+    >>> search = Bisection(rows=[4, 5, 6, 7], fault="raised")
+    >>> tries = 0
+    >>> while not search.is_decided:
+    ...     tries += 1
+    ...     _ = search.failed("raised", "it is row 6") if 6 in search.part else search.passed()
+    >>> list(search.convicted), tries
+    ([6], 5)
     """
 
     def __init__(self, rows: Sequence[int], fault: Fault | None) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
 
 from daskinfer.errors import DaskinferError, JobFailed
 from daskinfer.graphs.blame import find_place
@@ -28,6 +27,7 @@ from daskinfer.runtime.protocol.actions import (
 from daskinfer.runtime.protocol.events import Convicted, Inspected, ProbeDone, ProbeFailed
 from daskinfer.runtime.protocol.keys import PartitionKey
 from daskinfer.runtime.state_machine.faults.poison_bisection import Bisection
+from daskinfer.runtime.state_machine.faults.suspects import Failure, MicrobatchHistory, Suspect
 from daskinfer.runtime.state_machine.partitions.tracker import PartitionTracker
 from daskinfer.spec.job.poison import FailedAttempt, PoisonRecord, PoisonRow
 from daskinfer.spec.rows import Fault
@@ -50,42 +50,14 @@ MicrobatchKey = tuple[PartitionKey, int]
 
 
 def blames_rows(error: BaseException) -> bool:
-    """Whether an error of a microbatch may be the fault of its rows: not the store's, Dask's or daskinfer's own."""
+    """Whether an error of a microbatch may be the fault of its rows: not the store's, Dask's or daskinfer's own.
+
+    Examples
+    --------
+    >>> blames_rows(ValueError("bad token")), blames_rows(MemoryError()), blames_rows(OSError("disk"))
+    (True, True, False)
+    """
     return not isinstance(error, DaskinferError | OSError) and type(error).__name__ not in _NOT_OF_ROWS
-
-
-@dataclass(slots=True)
-class _Failure:
-    attempt: int
-    stage: int | None
-    worker: str
-    what: Fault
-    detail: str
-    at: float
-    rows: int = 0
-
-
-@dataclass(slots=True)
-class _Suspect:
-    """A microbatch out of the flow."""
-
-    fault: Fault | None
-    """What it was seen to do as a whole."""
-    alone: bool
-    """Whether nothing else may be in flight while it is probed."""
-    search: Bisection | None = None
-    attempt: int | None = None
-    """Of the probe that is under way."""
-    mishaps: int = 0
-    """Probes that failed for reasons of their own."""
-
-
-@dataclass(slots=True)
-class _Record:
-    """What a microbatch has done so far."""
-
-    marks: Counter[Fault] = field(default_factory=Counter)
-    failures: list[_Failure] = field(default_factory=list)
 
 
 class PoisonDetector:
@@ -101,6 +73,13 @@ class PoisonDetector:
         Whether a model that breaks on every row that it is given first ends the job.
     attempts
         Probes of a microbatch that may fail through no fault of its rows.
+
+    Examples
+    --------
+    >>> partitions = PartitionTracker(window=2, waiting=iter([(None, 0)]), left=1)
+    >>> detector = PoisonDetector(partitions)
+    >>> detector.go_on(), detector.convicted_in({0})
+    ([], 0)
     """
 
     def __init__(
@@ -112,8 +91,8 @@ class PoisonDetector:
         self._known = {
             ((found.generation, found.partition), found.microbatch): frozenset(found.positions) for found in known
         }
-        self._records: defaultdict[MicrobatchKey, _Record] = defaultdict(_Record)
-        self._suspects: dict[MicrobatchKey, _Suspect] = {}
+        self._records: defaultdict[MicrobatchKey, MicrobatchHistory] = defaultdict(MicrobatchHistory)
+        self._suspects: dict[MicrobatchKey, Suspect] = {}
         self._convicted: Counter[PartitionKey] = Counter()
         self._has_passed = False
         self._barren_rows = 0
@@ -133,7 +112,7 @@ class PoisonDetector:
     def raised(self, place: PartitionKey, number: int, error: BaseException, now: float) -> list[Action]:
         """Take in that a microbatch in the normal flow raised; nothing is returned where it may be tried again."""
         stage, worker = find_place(error)
-        failure = _Failure(self._partitions[place].starts[number], stage, worker, "raised", describe(error), now)
+        failure = Failure(self._partitions[place].starts[number], stage, worker, "raised", describe(error), now)
         return self._mark((place, number), failure)
 
     def lost(self, worker: str, tasks: Iterable[StageTask], now: float) -> list[Action] | None:
@@ -152,7 +131,7 @@ class PoisonDetector:
         actions: list[Action] = []
         for case, task in blamed.items():
             detail = f"{worker} died in stage {task.stage}, with {len(blamed)} microbatches assigned to it"
-            failure = _Failure(task.attempt, task.stage, worker, "killed", detail, now)
+            failure = Failure(task.attempt, task.stage, worker, "killed", detail, now)
             if case not in tried:
                 actions += self._mark(case, failure)
                 continue
@@ -168,7 +147,7 @@ class PoisonDetector:
         """Take in that a task ran out of time."""
         place, number = (task.generation, task.partition), task.number
         detail = f"it ran for {task.seconds or 0:.0f} s in stage {task.stage} on {task.worker}"
-        failure = _Failure(task.attempt, task.stage, task.worker, "hung", detail, now)
+        failure = Failure(task.attempt, task.stage, task.worker, "hung", detail, now)
         suspect = self._suspects.get((place, number))
         if suspect is not None:
             if suspect.attempt != task.attempt:
@@ -202,7 +181,7 @@ class PoisonDetector:
             return []
         if blames_rows(error) and suspect.attempt is not None:
             stage, worker = find_place(error)
-            failure = _Failure(suspect.attempt, stage, worker, "raised", describe(error), now)
+            failure = Failure(suspect.attempt, stage, worker, "raised", describe(error), now)
             return self._probe_failed(case, failure, "the model raised " + _PASSING.sub("...", describe(error)))
         suspect.attempt = None
         suspect.mishaps += 1
@@ -273,7 +252,7 @@ class PoisonDetector:
 
     # What follows
 
-    def _mark(self, case: MicrobatchKey, failure: _Failure) -> list[Action]:
+    def _mark(self, case: MicrobatchKey, failure: Failure) -> list[Action]:
         record = self._records[case]
         record.marks[failure.what] += 1
         record.failures.append(failure)
@@ -288,17 +267,17 @@ class PoisonDetector:
             return [Fail(error)]
         is_killer = failure.what == "killed"
         self._partitions.withhold(*case)
-        self._suspects[case] = _Suspect(None if is_killer else failure.what, alone=is_killer)
+        self._suspects[case] = Suspect(None if is_killer else failure.what, alone=is_killer)
         (generation, partition), number = case
         note = IncidentRecord("suspect", f"{_name(case)} {failure.what}: {failure.detail}; its rows are looked into")
         return [note, self._withdraw(case), Inspect(partition, number, generation)]
 
-    def _probe(self, case: MicrobatchKey, suspect: _Suspect, search: Bisection) -> Probe:
+    def _probe(self, case: MicrobatchKey, suspect: Suspect, search: Bisection) -> Probe:
         (generation, partition), number = case
         suspect.attempt = self._partitions.next_attempt(*case)
         return Probe(partition, number, search.without, suspect.attempt, generation)
 
-    def _probe_failed(self, case: MicrobatchKey, failure: _Failure, error: str) -> list[Action]:
+    def _probe_failed(self, case: MicrobatchKey, failure: Failure, error: str) -> list[Action]:
         suspect = self._suspects[case]
         assert suspect.search is not None
         failure.rows, suspect.attempt = len(suspect.search.part), None
@@ -313,7 +292,7 @@ class PoisonDetector:
             actions += self._decide(case, failure.at)
         return actions
 
-    def _convict(self, case: MicrobatchKey, verdict: PoisonRow, failure: _Failure) -> list[Action]:
+    def _convict(self, case: MicrobatchKey, verdict: PoisonRow, failure: Failure) -> list[Action]:
         self._convicted[case[0]] += 1
         self._barren_rows += 1
         actions: list[Action] = [
@@ -378,14 +357,14 @@ def _name(case: MicrobatchKey) -> str:
     return f"partition {case[0][1]}, microbatch {case[1]}"
 
 
-def _hopeless(what: str, failure: _Failure) -> JobFailed:
+def _hopeless(what: str, failure: Failure) -> JobFailed:
     return JobFailed(
         f"{what} {failure.what}, at last with: {failure.detail}",
         hint="It is the model or its workers that fail, not the rows; fix that and run the same command again.",
     )
 
 
-def _not_of_rows(case: MicrobatchKey, failure: _Failure) -> JobFailed:
+def _not_of_rows(case: MicrobatchKey, failure: Failure) -> JobFailed:
     return JobFailed(
         f"{_name(case)} {failure.what} as a whole, although all of its rows went through in parts: {failure.detail}",
         hint="It may be too large for a worker's memory or time: lower pipeline.microbatch_tokens, or raise "

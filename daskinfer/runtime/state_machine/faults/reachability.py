@@ -9,7 +9,17 @@ from daskinfer.spec.plan import WorkerShape
 
 
 class Reachability:
-    """The links that are cut, and the workers that get nothing to do because of them, as plain state."""
+    """The links that are cut, and the workers that get nothing to do because of them, as plain state.
+
+    Examples
+    --------
+    >>> links = Reachability()
+    >>> links.note([("tcp://10.0.0.1:1", "tcp://10.0.0.2:1")])
+    >>> links.bars("tcp://10.0.0.2:9", ["tcp://10.0.0.1:9", "tcp://10.0.0.3:9"])
+    'tcp://10.0.0.1:9'
+    >>> links.choose([("a", "c"), ("b", "c")], {"a": {0}, "b": {1}, "c": {2}})
+    {'c': 'cannot be reached by a and b'}
+    """
 
     def __init__(self) -> None:
         self._cut: set[frozenset[str]] = set()

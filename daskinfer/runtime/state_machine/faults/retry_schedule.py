@@ -60,6 +60,17 @@ class RetrySchedule:
         Seconds that a worker may be paused.
     storage
         Seconds that a store may refuse.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.plans import make_rules
+    >>> partitions = PartitionTracker(window=2, waiting=iter([(None, 0)]), left=1)
+    >>> _ = partitions.pump(generation=0, may_start=True)
+    >>> schedule = RetrySchedule(WorkerAssignment(make_rules().requirements), partitions, paused=60.0, storage=300.0)
+    >>> schedule.refuse("prepare", Prepare(0, attempt=1), StorageRefused("the store is away"), now=0.0)[0].kind
+    'storage-refused'
+    >>> schedule.due(now=0.5), schedule.due(now=1.0)
+    ([], [Prepare(partition=0, attempt=1, generation=0)])
     """
 
     def __init__(self, workers: WorkerAssignment, partitions: PartitionTracker, paused: float, storage: float) -> None:
@@ -206,7 +217,14 @@ class RetrySchedule:
 
 
 def repeat(event: TaskFailed, attempt: int, partitions: PartitionTracker) -> Action:
-    """Return what submits a failed task again."""
+    """Return what submits a failed task again.
+
+    Examples
+    --------
+    >>> partitions = PartitionTracker(window=2, waiting=iter([]), left=0)
+    >>> repeat(TaskFailed("prepare", partition=3, number=0, error=OSError()), attempt=1, partitions=partitions)
+    Prepare(partition=3, attempt=1, generation=0)
+    """
     match event.step:
         case "prepare":
             return Prepare(event.partition, attempt, event.generation)
@@ -217,12 +235,24 @@ def repeat(event: TaskFailed, attempt: int, partitions: PartitionTracker) -> Act
 
 
 def task_of(event: TaskFailed) -> Hashable:
-    """Return the name of a task among incidents: step, generation, partition, number."""
+    """Return the name of a task among incidents: step, generation, partition, number.
+
+    Examples
+    --------
+    >>> task_of(TaskFailed("microbatch", partition=3, number=7, error=OSError()))
+    ('microbatch', 0, 3, 7)
+    """
     return (event.step, event.generation, event.partition, event.number)
 
 
 def probe_of(event: ProbeDone | ProbeFailed) -> Hashable:
-    """Return the name of a suspect's probes among incidents."""
+    """Return the name of a suspect's probes among incidents.
+
+    Examples
+    --------
+    >>> probe_of(ProbeFailed(partition=3, number=7, error=OSError()))
+    ('probe', 0, 3, 7)
+    """
     return ("probe", event.generation, event.partition, event.number)
 
 

@@ -25,6 +25,15 @@ class Stragglers:
         The driver's workers, partitions and suspects.
     durations
         What is usual.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.plans import make_rules, make_worker
+    >>> workers, partitions = WorkerAssignment(make_rules().requirements), PartitionTracker(2, iter([]), 0)
+    >>> _ = workers.enlist([make_worker("a"), make_worker("b")])
+    >>> stragglers = Stragglers(workers, partitions, PoisonDetector(partitions), TaskDurations(limit=60.0))
+    >>> stragglers.look([StageTask(0, 0, 0, 0, stage=0, worker="a", seconds=30.0)], now=0.0)
+    ({}, [])
     """
 
     def __init__(

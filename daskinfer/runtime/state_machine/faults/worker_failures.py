@@ -28,6 +28,17 @@ class WorkerFailureHandler:
         The driver's workers, partitions, suspects and incidents.
     limits
         When to give up.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.plans import make_rules, make_worker
+    >>> rules, partitions = make_rules(), PartitionTracker(2, iter([]), 0)
+    >>> workers = WorkerAssignment(rules.requirements)
+    >>> _ = workers.enlist([make_worker("a"), make_worker("b")])
+    >>> retries = RetrySchedule(workers, partitions, paused=60.0, storage=300.0)
+    >>> handler = WorkerFailureHandler(workers, partitions, PoisonDetector(partitions), retries, rules.limits)
+    >>> [type(action).__name__ for action in handler.lost(WorkerLost("a"), now=1.0)], handler.workers_lost
+    (['IncidentRecord'], 1)
     """
 
     def __init__(

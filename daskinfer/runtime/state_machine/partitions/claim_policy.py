@@ -33,6 +33,12 @@ class CommittedSet:
         How many there are.
     numbers
         Those that are committed to begin with.
+
+    Examples
+    --------
+    >>> committed = CommittedSet(5, [1, 3])
+    >>> 3 in committed, committed.missing(range(5))
+    (True, [0, 2, 4])
     """
 
     def __init__(self, partitions: int, numbers: Iterable[int] = ()) -> None:
@@ -59,6 +65,12 @@ class UncommittedView:
     ----------
     done
         Those that are.
+
+    Examples
+    --------
+    >>> left = UncommittedView(CommittedSet(5, [1, 3]))
+    >>> 3 in left, 4 in left
+    (False, True)
     """
 
     def __init__(self, done: CommittedSet) -> None:
@@ -79,6 +91,12 @@ class ClaimPolicy:
         How many the input has.
     committed
         Those that are committed when it begins.
+
+    Examples
+    --------
+    >>> policy = ClaimPolicy("m1", partitions=5, committed=[1])
+    >>> list(policy), policy.member
+    ([], 'm1')
     """
 
     def __init__(self, member: str, partitions: int, committed: Iterable[int]) -> None:
@@ -191,6 +209,15 @@ def choose_block(
         Members that are gone.
     idle
         Seconds for which the one who asks had nothing to do.
+
+    Examples
+    --------
+    >>> choose_block({0: ("m2",), 4: ()}, {0: 4, 4: 4}, "m1", gone=[], idle=0.0)
+    (4, ('m1',))
+    >>> choose_block({0: ("m2",)}, {0: 4}, "m1", gone=["m2"], idle=0.0)
+    (0, ('m1',))
+    >>> choose_block({0: ("m2",)}, {0: 4}, "m1", gone=[], idle=HELP_SECONDS)
+    (0, ('m2', 'm1'))
     """
     # Whoever is idle has lost what a claim of its own was for: the answer to it may not have come through.
     absent = {*gone, *([member] if idle else [])}

@@ -15,6 +15,13 @@ class RejectBudget:
         How many may be.
     spent
         How many are, in what earlier runs have committed.
+
+    Examples
+    --------
+    >>> budget = RejectBudget(limit=2, spent=1)
+    >>> budget.spend(1)
+    >>> budget.check(poisonous=0), len(budget.check(poisonous=1))
+    ([], 1)
     """
 
     def __init__(self, limit: int, spent: int) -> None:

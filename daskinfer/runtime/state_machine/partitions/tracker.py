@@ -50,6 +50,16 @@ class PartitionTracker:
         may follow its end.
     left
         How much that is.
+
+    Examples
+    --------
+    >>> partitions = PartitionTracker(window=2, waiting=iter([(None, 0), (None, 1)]), left=2)
+    >>> partitions.pump(generation=0, may_start=True)[0]
+    Prepare(partition=0, attempt=0, generation=0)
+    >>> partitions.on_prepared(Prepared(partition=0, microbatches=1), now=0.0)
+    []
+    >>> partitions.pump(generation=0, may_start=True)
+    [Submit(partition=0, numbers=(0,), attempt=0, generation=0)]
     """
 
     def __init__(self, window: int, waiting: Iterator[tuple[int | None, int]], left: int) -> None:

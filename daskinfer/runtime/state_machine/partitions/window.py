@@ -40,6 +40,15 @@ class WindowController:
         Its window to begin with, the bytes that it may grow to, and the workers of every stage.
     partitions
         What the window is set for.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.plans import make_plan
+    >>> plan = make_plan(window=4).model_copy(update={"window_bytes": 1_000_000})
+    >>> controller = WindowController(plan, PartitionTracker(4, iter([]), 0))
+    >>> controller.weigh(nbytes=500_000, microbatches=1)
+    >>> controller.window, controller.most
+    (4, 4)
     """
 
     def __init__(self, plan: Plan, partitions: PartitionTracker) -> None:

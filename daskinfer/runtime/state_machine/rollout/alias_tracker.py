@@ -22,6 +22,15 @@ class AliasTracker:
         The recipe's consistency.
     generations
         How many generations the job has had.
+
+    Examples
+    --------
+    >>> tracker = AliasTracker(SnapshotPin(snapshot="sha256:1"), Consistency(mode="eventual", refresh=10.0))
+    >>> tracker.wants_look(now=0.0)
+    True
+    >>> tracker.ask(now=0.0)
+    >>> tracker.see(AliasHead("sha256:2", sequence=1)), tracker.wants_look(now=4.0), tracker.wants_look(now=5.0)
+    (True, False, True)
     """
 
     def __init__(self, current: SnapshotPin, rules: Consistency, generations: int = 1) -> None:

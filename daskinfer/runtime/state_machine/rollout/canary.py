@@ -31,6 +31,14 @@ class CanaryTrial:
         Generation -> partition -> record, of what earlier runs have committed of the sample.
     current
         Generation that the candidate is compared with.
+
+    Examples
+    --------
+    >>> pin = SnapshotPin(generation=1, snapshot="sha256:2")
+    >>> trial = CanaryTrial(pin, sample=[0, 2], decides=True, committed={}, current=0)
+    >>> places, count = trial.places(partitions=5, committed=[])
+    >>> list(places), count
+    ([(None, 0), (1, 0), (None, 2), (1, 2)], 4)
     """
 
     def __init__(

@@ -57,6 +57,16 @@ class SnapshotRollout:
         What earlier runs have committed, and how many partitions there are.
     trial
         The candidate that is compared, if any.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.plans import make_rules
+    >>> rules, earlier = make_rules(), EarlierWork(partitions=3, committed={})
+    >>> tracker = AliasTracker(SnapshotPin(snapshot="sha256:1"), rules.consistency)
+    >>> workers, work = WorkerAssignment(rules.requirements), PartitionTracker(4, iter([]), left=3)
+    >>> rollout = SnapshotRollout(tracker, rules.consistency, workers, work, earlier, trial=None)
+    >>> rollout.is_over, list(rollout.pins)
+    (False, [0])
     """
 
     def __init__(

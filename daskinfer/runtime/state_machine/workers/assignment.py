@@ -37,6 +37,13 @@ class WorkerAssignment:
         What is wanted.
     generations
         Those that must be in place before the first partition starts.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.plans import make_rules, make_worker
+    >>> workers = WorkerAssignment(make_rules(replicas=(1, 1)).requirements)
+    >>> workers.enlist([make_worker("a"), make_worker("b")])
+    [LoadShard(stage=0, worker='a', generation=0), LoadShard(stage=1, worker='b', generation=0)]
     """
 
     def __init__(self, requirements: WorkerRequirements, generations: Sequence[int] = (0,)) -> None:

@@ -70,6 +70,14 @@ class AssignmentTable:
     ----------
     stages
         How many there are.
+
+    Examples
+    --------
+    >>> table = AssignmentTable(stages=2)
+    >>> table.add(ShardAssignment(stage=0, worker="a", duty="own", since=0.0))
+    >>> table.add(ShardAssignment(stage=1, worker="b", duty="standby", since=0.0))
+    >>> table.counts(), table.warm_counts(), table.short([1, 1])
+    ([1, 0], [0, 1], [1])
     """
 
     def __init__(self, stages: int) -> None:

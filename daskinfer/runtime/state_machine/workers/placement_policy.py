@@ -26,6 +26,13 @@ def fits(stages: Sequence[StagePlan], worker: WorkerShape, copies: int) -> bool:
     """Whether a worker has memory for the shards of all these stages, `copies` snapshots of each.
 
     A stage that is offloaded takes all there is. A worker of unknown memory takes everything, as in a plan.
+
+    Examples
+    --------
+    >>> worker = WorkerShape(address="a", threads=1, memory=100, resources={})
+    >>> stages = [StagePlan(index=n, first=n, last=n + 1, parameter_bytes=30, share=0.5) for n in range(2)]
+    >>> fits(stages, worker, copies=1), fits(stages, worker, copies=2)
+    (True, False)
     """
     if not worker.shard_memory:
         return True
@@ -52,6 +59,13 @@ def choose_warm(
         For every stage, how many workers compute it and how many standbys keep it.
     copies
         Snapshots that a worker may have to hold.
+
+    Examples
+    --------
+    >>> worker = WorkerShape(address="a", threads=1, memory=100, resources={})
+    >>> stages = [StagePlan(index=n, first=n, last=n + 1, parameter_bytes=60, share=0.5) for n in range(2)]
+    >>> choose_warm(stages, worker, holders=[2, 1], warm=[0, 0], copies=1)
+    (1,)
     """
     chosen: list[int] = []
     for stage in sorted(stages, key=lambda stage: (warm[stage.index], holders[stage.index], -stage.parameter_bytes)):
@@ -84,6 +98,13 @@ def choose_double(
         How many workers compute every stage: they share its work.
     copies
         Snapshots that a worker may have to hold.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.plans import make_plan, make_worker
+    >>> workers = {name: make_worker(name) for name in "ab"}
+    >>> choose_double(make_plan((1, 1, 1)).stages, 2, {"a": [0, 1], "b": [1]}, workers, holders=[1, 2, 0], copies=1)
+    'b'
     """
     able = [
         worker
@@ -120,6 +141,13 @@ class StageUtilization:
     ----------
     stages
         How many there are.
+
+    Examples
+    --------
+    >>> meter = StageUtilization(stages=2)
+    >>> meter.restart(now=0.0)
+    >>> meter.choose_growth(holders=[1, 1], spares=1, left=100, load_seconds=1.0, now=60.0) is None
+    True
     """
 
     def __init__(self, stages: int) -> None:

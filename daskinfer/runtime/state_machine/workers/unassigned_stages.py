@@ -22,6 +22,14 @@ class UnassignedStagePolicy:
         Whether to `wait` without end, or to `stop`.
     seconds
         After how long it stops.
+
+    Examples
+    --------
+    >>> policy = UnassignedStagePolicy("stop", seconds=60.0)
+    >>> policy.look({1: 30.0}, lambda stage: f"stage {stage} has no worker", now=30.0)[0].detail
+    'stage 1 has no worker; the job stops after 1 min 00 s'
+    >>> policy.look({1: 60.0}, lambda stage: f"stage {stage} has no worker", now=60.0)[0].error.message
+    'stage 1 has no worker; waited 1 min 00 s'
     """
 
     def __init__(self, missing: Literal["wait", "stop"], seconds: float) -> None:
