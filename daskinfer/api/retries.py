@@ -10,9 +10,12 @@ from datetime import UTC, datetime
 from daskinfer.errors import RecipeError
 from daskinfer.reports.page import render_html
 from daskinfer.runtime.cluster.connection import find_workers
-from daskinfer.runtime.jobs.finish_session import FinishSession
+from daskinfer.runtime.jobs.input_correction import InputCorrection
+from daskinfer.runtime.jobs.job_resolution import reopen_job
 from daskinfer.runtime.jobs.retry_report import make_finish_report, make_retry_report, refresh_report
-from daskinfer.runtime.jobs.retry_session import RetrySession, reopen_job
+from daskinfer.runtime.jobs.retry_round import RetryRound
+from daskinfer.runtime.jobs.run_session import RunSession
+from daskinfer.runtime.jobs.whole_job import WholeJob
 from daskinfer.spec.job.record import JobRecord, Progress, Report
 from daskinfer.spec.recipe.loader import override_recipe
 from daskinfer.spec.recipe.schema import Recipe
@@ -79,9 +82,11 @@ def retry(
     check_record(store, record)
     if state != "done":
         workers = find_workers(recipe.cluster, lambda line: tell(Progress(phase="preparing", message=line)))
-        rest = FinishSession(replace(reopen_job(store, recipe, workers), done=False), recipe, tell, began)
+        opened = replace(reopen_job(store, recipe, workers), done=False)
+        correction = InputCorrection(opened)
+        rest = RunSession(opened, recipe, WholeJob(opened, correction), tell, began)
         rest.run()
-        report = make_finish_report(rest, command, time.monotonic() - began, started)
+        report = make_finish_report(rest, correction, command, time.monotonic() - began, started)
         (share,) = report.retries
         kept = report if share.rows_retried else report.model_copy(update={"retries": ()})
         store.save_report(kept, render_html(kept))
@@ -95,10 +100,12 @@ def retry(
         clear_supplements(open_fence(record, workspace), round.number - 1)
         return None
     workers = find_workers(recipe.cluster, lambda line: tell(Progress(phase="preparing", message=line)))
-    session = RetrySession(reopen_job(store, recipe, workers), recipe, tell, began, round)
+    opened = reopen_job(store, recipe, workers)
+    work = RetryRound(opened, round)
+    session = RunSession(opened, recipe, work, tell, began)
     session.run()
-    report = make_retry_report(session, command, time.monotonic() - began, started)
-    store.save_retry_report(session.round.number, report, render_html(report))
+    report = make_retry_report(session, work, command, time.monotonic() - began, started)
+    store.save_retry_report(work.round.number, report, render_html(report))
     _refresh(store)
     if session.error is not None:
         raise session.error

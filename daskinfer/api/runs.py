@@ -13,6 +13,7 @@ from daskinfer.runtime.jobs.job_resolution import check_places, draft_job, find_
 from daskinfer.runtime.jobs.multi_driver import refuse_changes
 from daskinfer.runtime.jobs.run_report import make_report
 from daskinfer.runtime.jobs.run_session import RunSession
+from daskinfer.runtime.jobs.whole_job import WholeJob
 from daskinfer.runtime.snapshots.gate_verdict import read_gate
 from daskinfer.spec.job.record import Progress, Report
 from daskinfer.spec.recipe.schema import Recipe
@@ -79,7 +80,7 @@ def run(
     job = open_job(recipe, workers, fresh)
     if job.done and (report := job.store.report()) is not None:
         return report
-    session = RunSession(job, recipe, tell, began, join)
+    session = RunSession(job, recipe, WholeJob(job), tell, began, join)
     session.run()
     report = make_report(session, command, time.monotonic() - began, started)
     _save_report(job.store, session, report)

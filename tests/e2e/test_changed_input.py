@@ -14,7 +14,7 @@ import pytest
 
 from daskinfer import api
 from daskinfer.errors import Interrupted, OutputOwned
-from daskinfer.runtime.jobs.finish_session import FinishSession
+from daskinfer.runtime.jobs.whole_job import WholeJob
 from daskinfer.spec.recipe.schema import Recipe
 from daskinfer.storage.jobs.store import JobStore
 from daskinfer.storage.outputs.reading import open_output
@@ -55,20 +55,20 @@ def open_killed(job: str, recipe: Recipe, scheduler: str, step: int | None) -> i
     killed = False
     with pytest.MonkeyPatch.context() as patch:
         made: list[str] = []
-        open_before = FinishSession._open_output
+        open_before = WholeJob._open_output
 
-        def begin(session: FinishSession, keeper: Any) -> Any:
+        def begin(work: WholeJob) -> Any:
             nonlocal killed
             with pytest.MonkeyPatch.context() as inner:
                 found = kill_at(inner, Path(recipe.workspace).parent, 10**6 if step is None else step)
                 try:
-                    open_before(session, keeper)
+                    open_before(work)
                 except Killed:
                     killed = True
                 made.extend(found)
             raise Killed
 
-        patch.setattr(FinishSession, "_open_output", begin)
+        patch.setattr(WholeJob, "_open_output", begin)
         with pytest.raises(Killed):
             api.retry(job, recipe.workspace, overrides=[f"cluster.address={scheduler}"])
     assert killed == (step is not None)

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from daskinfer import api
 from daskinfer.cli import main
 from daskinfer.errors import Interrupted
-from daskinfer.runtime.jobs import retry_session
+from daskinfer.runtime.jobs import retry_round
 from daskinfer.storage.jobs.control_log import ControlLog
 from daskinfer.storage.jobs.store import JobStore
 from daskinfer.storage.outputs.commit_index import tabulate, write_index
@@ -138,7 +138,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, schedu
     interrupt(recipe, scheduler, 32)
     done = run(bench.recipe("done.jsonl", **changes), scheduler)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(retry_session, "merge_round", _interrupt)
+        patch.setattr(retry_round, "merge_round", _interrupt)
         api.retry(done.job, recipe.workspace, overrides=[f"cluster.address={scheduler}"])
     (stopped,) = [job.job for job in api.jobs(recipe.workspace) if job.output.endswith("stopped.zarr")]
     store = JobStore(recipe.workspace, stopped)

@@ -131,6 +131,30 @@ def find_owner(recipe: Recipe, workers: Sequence[WorkerShape]) -> OpenedJob | No
     return OpenedJob(store, record, record.plan, resumed=True, done=True)
 
 
+def reopen_job(store: JobStore, recipe: Recipe, workers: Sequence[WorkerShape]) -> OpenedJob:
+    """Return a job that is done, to compute some of its rows again as it would have computed them.
+
+    Raises
+    ------
+    UsageError
+        With today's code, libraries or workers the rows would come out otherwise than those beside them.
+    """
+    record = store.record()
+    now, then = (
+        numerics.model_dump(mode="json", exclude={"threads"})
+        for numerics in (current_numerics(record, recipe, workers), record.plan.numerics)
+    )
+    changed = [f"{key} is {now[key]}, was {then[key]}" for key in then if now[key] != then[key]]
+    if record.code != digest_source():
+        changed.insert(0, "daskinfer's code is another one")
+    if changed:
+        raise UsageError(
+            f"job {record.job} was computed otherwise than its rows would be now: {'; '.join(changed)}",
+            hint="Make the output again: daskinfer run RECIPE --fresh",
+        )
+    return OpenedJob(store, record, place_plan(record.plan, recipe, workers), resumed=True, done=True)
+
+
 def _begin(recipe: Recipe, workers: Sequence[WorkerShape], owner: Owner | None, output: str) -> OpenedJob:
     """Plan a new job, write it down, and make the output its own."""
     draft, table = draft_job(recipe, workers)

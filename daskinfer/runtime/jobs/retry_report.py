@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from daskinfer.runtime.jobs.finish_session import FinishSession
-from daskinfer.runtime.jobs.retry_session import RetrySession
+from daskinfer.runtime.jobs.input_correction import InputCorrection
+from daskinfer.runtime.jobs.retry_round import RetryRound
 from daskinfer.runtime.jobs.run_report import SHOWN_REJECTS, make_report
+from daskinfer.runtime.jobs.run_session import RunSession
 from daskinfer.spec.job.record import Report
 from daskinfer.spec.job.retries import RetryShare
 from daskinfer.storage.jobs.store import JobStore
@@ -12,10 +13,10 @@ from daskinfer.storage.outputs.manifest import read_manifest
 from daskinfer.storage.outputs.quarantine import read_quarantine
 
 
-def make_retry_report(session: RetrySession, command: str, seconds: float, started: str) -> Report:
+def make_retry_report(session: RunSession, work: RetryRound, command: str, seconds: float, started: str) -> Report:
     """Return what a retry did; parameters are those of `make_report`."""
-    record, round = session.job.record, session.round
-    left = session.ledger.rows_left
+    record, round = session.job.record, work.round
+    left = work.progress.rows_left
     recovered = round.rows - left
     report = make_report(session, command, seconds, started)
     page = session.job.store.retry_page(round.number)
@@ -39,15 +40,21 @@ def make_retry_report(session: RetrySession, command: str, seconds: float, start
     return report.model_copy(update=changes)
 
 
-def make_finish_report(session: FinishSession, command: str, seconds: float, started: str) -> Report:
+def make_finish_report(
+    session: RunSession, correction: InputCorrection, command: str, seconds: float, started: str
+) -> Report:
     """Return what finishing a job that stopped did; parameters are those of `make_report`."""
     report = make_report(session, command, seconds, started)
-    before = {commit.partition: commit.rows_quarantined for commit in session.retried}
-    now = {commit.partition: commit.rows_quarantined for commit in session.standing()} if before else {}
+    before = {commit.partition: commit.rows_quarantined for commit in correction.retried}
+    now = (
+        {commit.partition: commit.rows_quarantined for commit in correction.standing(session.recipe.workspace)}
+        if before
+        else {}
+    )
     retried = sum(before.values())
     left = sum(now.get(partition, rows) for partition, rows in before.items())
     share = RetryShare(
-        round=0, rows_retried=retried, rows_recovered=retried - left, inputs=session.inputs, seconds=seconds
+        round=0, rows_retried=retried, rows_recovered=retried - left, inputs=correction.inputs, seconds=seconds
     )
     return report.model_copy(update={"retries": (share,)})
 

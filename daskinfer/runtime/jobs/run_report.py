@@ -37,11 +37,11 @@ def make_report(session: RunSession, command: str, seconds: float, started: str)
     started
         ISO 8601, UTC.
     """
-    record, ledger = session.job.record, session.ledger
+    record, progress = session.job.record, session.progress
     running = session.reporter.running_seconds
     shares = _list_shares(session)
     gate = read_gate(session.job.store.url)
-    rejects = read_quarantine(record.output, SHOWN_REJECTS) if ledger.rows_quarantined else []
+    rejects = read_quarantine(record.output, SHOWN_REJECTS) if progress.rows_quarantined else []
     return Report(
         job=record.job,
         name=record.recipe.name,
@@ -56,18 +56,18 @@ def make_report(session: RunSession, command: str, seconds: float, started: str)
         recipe=record.recipe.digest,
         key=record.key,
         rows_in=record.rows,
-        rows_out=ledger.rows_out,
-        rows_quarantined=ledger.rows_quarantined,
-        rows_truncated=ledger.rows_truncated,
-        rows_not_finite=ledger.rows_not_finite,
+        rows_out=progress.rows_out,
+        rows_quarantined=progress.rows_quarantined,
+        rows_truncated=progress.rows_truncated,
+        rows_not_finite=progress.rows_not_finite,
         max_tokens=record.plan.max_length if record.plan.is_text else 0,
-        rows_this_run=ledger.rows_this_run,
+        rows_this_run=progress.rows_this_run,
         partitions=record.partitions,
-        partitions_resumed=ledger.partitions_resumed,
+        partitions_resumed=progress.partitions_resumed,
         epoch=session.epoch,
         members=_list_members(session),
-        tokens=ledger.tokens,
-        padded_tokens=ledger.padded_tokens,
+        tokens=progress.tokens,
+        padded_tokens=progress.padded_tokens,
         seconds=seconds,
         startup_seconds=session.reporter.startup_seconds,
         running_seconds=running,
@@ -75,9 +75,9 @@ def make_report(session: RunSession, command: str, seconds: float, started: str)
         length=record.length,
         sharing="" if record.plan.sharing.is_free else record.plan.sharing.describe(),
         left_out=record.left_out,
-        stages=ledger.stages(running),
+        stages=progress.stages(running),
         counters=session.counters,
-        incidents=tuple(ledger.incidents),
+        incidents=tuple(progress.incidents),
         rejects=tuple(f"{row.source}:{row.line}: {row.error}" for row in rejects),
         versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
         output=record.output,
@@ -89,9 +89,9 @@ def make_report(session: RunSession, command: str, seconds: float, started: str)
 
 def _list_shares(session: RunSession) -> tuple[SnapshotShare, ...]:
     """Return what each snapshot computed; the one that the job began with where nothing is committed yet."""
-    committed = session.ledger.shares()
-    pins = {pin.snapshot: pin for pin in session.pins}
-    used = [pin for pin in pins.values() if pin.snapshot in committed] or [session.pins[0]]
+    committed = session.progress.shares()
+    pins = {pin.snapshot: pin for pin in session.work.pins}
+    used = [pin for pin in pins.values() if pin.snapshot in committed] or [session.work.pins[0]]
     empty = (0, 0)
     return tuple(
         SnapshotShare(
@@ -108,7 +108,7 @@ def _list_members(session: RunSession) -> tuple[MemberShare, ...]:
     """Return what each of those who ran the job together committed, in the order in which they came."""
     if not session.member:
         return ()
-    committed = session.ledger.members()
+    committed = session.progress.members()
     return tuple(
         MemberShare(member=member.member, driver=str(member.driver), partitions=partitions, rows=rows)
         for member in list_members(session.job.store.url)
@@ -129,13 +129,11 @@ def _verdict(error: DaskinferError | None) -> Verdict:
 
 
 def _message(session: RunSession) -> str:
-    ledger = session.ledger
+    progress = session.progress
     if session.error is not None:
         return str(session.error).splitlines()[0]
-    if ledger.rows_quarantined:
-        return (
-            f"{format_amount(ledger.rows_out, 'row')} are in the output, {ledger.rows_quarantined:,} in the quarantine."
-        )
-    count = len(ledger.shares())
+    if progress.rows_quarantined:
+        return f"{format_amount(progress.rows_out, 'row')} are in the output, {progress.rows_quarantined:,} in the quarantine."
+    count = len(progress.shares())
     on = "one snapshot" if count == 1 else f"{count} snapshots, each partition on one"
-    return f"All {format_amount(ledger.rows_out, 'row')} are in the output, computed on {on}."
+    return f"All {format_amount(progress.rows_out, 'row')} are in the output, computed on {on}."

@@ -1,34 +1,33 @@
-"""A retry: the quarantined rows of a job that is done, computed again and merged into its output."""
+"""A retry as work: the quarantined rows of a job that is done, computed again and merged into its output."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from daskinfer.errors import InputError, UsageError
-from daskinfer.planning.plan import place_plan
+from daskinfer.errors import InputError
 from daskinfer.runtime.driver.run_progress import RunProgress
 from daskinfer.runtime.jobs.changed_input import describe_rows, find_touched, has_changed, read_input, read_refused
 from daskinfer.runtime.jobs.job_resolution import OpenedJob
-from daskinfer.runtime.jobs.request_resolution import current_numerics
-from daskinfer.runtime.jobs.run_session import RunSession
+from daskinfer.runtime.jobs.work import HeldJob, Share
 from daskinfer.runtime.snapshots.snapshot_manager import SnapshotManager
 from daskinfer.runtime.state_machine.limits import Limits
-from daskinfer.source import digest_source
 from daskinfer.spec.job.commit import CommitRecord
-from daskinfer.spec.job.record import Progress, digest_files
-from daskinfer.spec.plan import Plan, WorkerShape
+from daskinfer.spec.job.generation import SnapshotPin
+from daskinfer.spec.job.record import digest_files
+from daskinfer.spec.plan import Plan
 from daskinfer.spec.recipe.schema import Consistency, Recipe
 from daskinfer.spec.rows import PartitionTable
-from daskinfer.storage.jobs.store import JobStore
 from daskinfer.storage.objects.filesystem import delete
 from daskinfer.storage.objects.urls import absolute_url, join_url
 from daskinfer.storage.outputs.commit_index import CommitDigest
+from daskinfer.storage.outputs.fence import Fence
 from daskinfer.storage.outputs.job_output import merge_round, open_fence, open_supplement, take_back
 from daskinfer.storage.outputs.owner import confirm
 from daskinfer.storage.outputs.retry_rounds import (
     Round,
+    SupplementSink,
     has_begun_merging,
     next_round,
     note_inputs,
@@ -38,10 +37,8 @@ from daskinfer.storage.outputs.retry_rounds import (
 
 _log = logging.getLogger(__name__)
 
-_FRESH = "Make the output again: daskinfer run RECIPE --fresh"
 
-
-class RoundLedger(RunProgress):
+class RoundProgress(RunProgress):
     """Sums of a retry: of a merged part, only the rows that were retried count.
 
     Parameters
@@ -89,94 +86,106 @@ class RoundLedger(RunProgress):
         return replace(record, rows_in=wanted, rows_out=wanted - record.rows_quarantined)
 
 
-class RetrySession(RunSession):
-    """One driver's part in a retry: usually all of it.
+class RetryRound:
+    """What one retry computes again.
 
     Parameters
     ----------
-    job, recipe, watch, began
-        See `RunSession`.
+    job
+        The job.
     round
         What there was to retry when it was looked at; it is looked at again once the job is ours.
     """
 
-    ledger: RoundLedger
+    needs_retry = True
+    # Every part stays on the snapshot that it was computed on.
+    rules = Consistency()
+    snapshots: SnapshotManager
+    _held: HeldJob
+    _fence: Fence
+    _sink: SupplementSink
 
-    def __init__(
-        self, job: OpenedJob, recipe: Recipe, watch: Callable[[Progress], None], began: float, round: Round
-    ) -> None:
-        super().__init__(job, recipe, watch, began)
-        # Every part stays on the snapshot that it was computed on.
-        self.rules = Consistency()
+    def __init__(self, job: OpenedJob, round: Round) -> None:
+        self._job = job
         self._now: PartitionTable | None = None
+        self._compared: set[int] = set()
+        """Partitions that were committed and compared with the input as it is now."""
         self._take_up(round)
 
     @property
-    def _is_corrected(self) -> bool:
-        return True
+    def pins(self) -> tuple[SnapshotPin, ...]:
+        """The snapshots of the job."""
+        return self.snapshots.log.known.pins if hasattr(self, "snapshots") else (self._job.record.first_pin,)
 
-    def _table(self) -> PartitionTable:
+    def limits(self, recipe: Recipe) -> Limits:
+        """Return how much may go wrong: all that is left may be rows that break the model, and they stay where they are."""
+        return replace(Limits.of(recipe, self._job.record.rows), hopeless=False)
+
+    def table(self) -> PartitionTable:
+        """Return the input as it is now."""
         if self._now is None:
             raise RuntimeError("the input of a retry is read before anything is computed")
         return self._now
 
-    def _limits(self) -> Limits:
-        # All that is left to a retry may be rows that break the model: they stay where they are.
-        return replace(super()._limits(), hopeless=False)
-
-    def _take_up(self, round: Round) -> None:
-        self.round = round
-        self.ledger = RoundLedger(self.job.plan, round)
-
-    def _run(self) -> None:
-        record = self.job.record
-        self.reporter.enter("starting")
+    def begin(self, held: HeldJob) -> None:
+        """Write down what is retried, and compare the input with what was computed."""
+        self._held = held
+        record, workspace = held.record, held.recipe.workspace
         confirm(record.output, record.job)
-        self._fence = open_fence(record, self.recipe.workspace, self.epoch)
+        self._fence = open_fence(record, workspace, held.epoch)
         self._fence.sweep()
         self._take_up(next_round(absolute_url(record.output), record.job))
         number = self.round.number
         if self.round.parts:
             save_round(self._fence, self.round)
-            self.reporter.note("retry", f"retry {number} of {self.round.rows} quarantined rows, epoch {self.epoch}")
-        keeper = SnapshotManager(record, self.recipe, self.epoch, number)
-        sink = open_supplement(record, record.first_pin, number, self.recipe.workspace, self.epoch)
-        done = list(sink.committed())
+            held.reporter.note("retry", f"retry {number} of {self.round.rows} quarantined rows, epoch {held.epoch}")
+        self.snapshots = SnapshotManager(record, held.recipe, held.epoch, number)
+        self._sink = open_supplement(record, record.first_pin, number, workspace, held.epoch)
+        done = list(self._sink.committed())
         # Once merging has begun the round has its outcome, whatever becomes of the input.
         if not has_begun_merging(self._fence.url, self.round):
-            self._now = self._read_input(keeper, done)
-        for commit in sink.committed():
-            self.ledger.add_earlier(CommitDigest.of(commit))
-        compared = {commit.partition for commit in done}
+            self._now = self._read_input(done)
+        for commit in self._sink.committed():
+            self.progress.add_earlier(CommitDigest.of(commit))
+        self._compared = {commit.partition for commit in done}
 
-        def compute(connection: int) -> bool:
-            done = {commit.partition: commit for commit in sink.committed()}
-            # A worker of an earlier driver may have committed since, from the input as it was.
-            late = [each for each in done.values() if each.epoch < self.epoch and each.partition not in compared]
-            for partition in self._take_back_changed(late):
-                del done[partition]
-            compared.update(commit.partition for commit in late)
-            if connection:
-                self.ledger.find_more(map(CommitDigest.of, done.values()))
-            left = {part.partition: part.snapshot for part in self.round.parts if part.partition not in done}
-            if left:
-                snapshot = min(left.values())
-                chosen = {partition for partition, other in left.items() if other == snapshot}
-                others = {partition: snapshot for partition in range(record.partitions) if partition not in chosen}
-                self._compute(keeper, keeper.retake(snapshot), others, None, connection)
-            return not left
+    def next_share(self, connection: int) -> Share | None:
+        """Return what is left of the parts that were computed on one snapshot."""
+        record = self._held.record
+        done = {commit.partition: commit for commit in self._sink.committed()}
+        # A worker of an earlier driver may have committed since, from the input as it was.
+        late = [
+            each for each in done.values() if each.epoch < self._held.epoch and each.partition not in self._compared
+        ]
+        for partition in self._take_back_changed(late):
+            del done[partition]
+        self._compared.update(commit.partition for commit in late)
+        if connection:
+            self.progress.find_more(map(CommitDigest.of, done.values()))
+        left = {part.partition: part.snapshot for part in self.round.parts if part.partition not in done}
+        if not left:
+            return None
+        snapshot = min(left.values())
+        chosen = {partition for partition, other in left.items() if other == snapshot}
+        others = {partition: snapshot for partition in range(record.partitions) if partition not in chosen}
+        return Share(self.snapshots.retake(snapshot), others, is_last=False)
 
-        self._over_connections(compute)
-        self.reporter.enter("sealing")
-        self._lease.check()
+    def finish(self) -> None:
+        """Merge the round into the output."""
+        record = self._held.record
+        self._held.lease.check()
         if self.round.parts:
-            merge_round(record, keeper.log.known, self.round, self._fence)
+            merge_round(record, self.snapshots.log.known, self.round, self._fence)
             _log.info("retry merged", extra={"output": record.output})
-        self.ledger.merge()
-        delete(join_url(absolute_url(self.recipe.workspace), "activations", record.job), recursive=True)
-        keeper.release()
+        self.progress.merge()
+        delete(join_url(absolute_url(self._held.recipe.workspace), "activations", record.job), recursive=True)
+        self.snapshots.release()
 
-    def _read_input(self, keeper: SnapshotManager, done: Sequence[CommitRecord]) -> PartitionTable:
+    def _take_up(self, round: Round) -> None:
+        self.round = round
+        self.progress = RoundProgress(self._job.plan, round)
+
+    def _read_input(self, done: Sequence[CommitRecord]) -> PartitionTable:
         """Return the input as it is now, and take back what an earlier driver recovered of rows that are others now.
 
         Raises
@@ -184,15 +193,15 @@ class RetrySession(RunSession):
         InputError
             Rows whose results stay in the output are others now.
         """
-        record, url = self.job.record, absolute_url(self.job.record.output)
+        record, url = self._held.record, absolute_url(self._held.record.output)
         refused = {
             part.partition: read_refused(url, record, part.partition, part.rows_quarantined)
             for part in self.round.parts
         }
-        table = read_input(self.job.store, record, refused)
-        self.reporter.tell("comparing the input with what was computed")
-        compared = {*refused, *find_touched(self.job.store.table(), table)}
-        for commit in keeper.output().committed(compared):
+        table = read_input(self._job.store, record, refused)
+        self._held.reporter.tell("comparing the input with what was computed")
+        compared = {*refused, *find_touched(self._job.store.table(), table)}
+        for commit in self.snapshots.output().committed(compared):
             if has_changed(table, commit, without=refused.get(commit.partition, frozenset())):
                 raise InputError(
                     f"rows that have results in {record.output} are others in the input now, among them some of "
@@ -207,37 +216,14 @@ class RetrySession(RunSession):
 
     def _take_back_changed(self, commits: Sequence[CommitRecord]) -> list[int]:
         """Take back parts of the round with recovered rows that are others in the input now; return their partitions."""
-        record, url, number = self.job.record, absolute_url(self.job.record.output), self.round.number
+        record, url, number = self._held.record, absolute_url(self._held.record.output), self.round.number
         counts = {part.partition: part.rows_quarantined for part in self.round.parts}
         changed = []
         for commit in commits:
             refused = read_refused(url, record, commit.partition, counts[commit.partition])
             place = supplement_url(url, record.job, number, commit.epoch)
             left = read_refused(place, record, commit.partition, commit.rows_quarantined)
-            if has_changed(self._table(), commit, only=refused - left):
+            if has_changed(self.table(), commit, only=refused - left):
                 changed.append(commit.partition)
         take_back(record, changed, self._fence, number)
         return changed
-
-
-def reopen_job(store: JobStore, recipe: Recipe, workers: Sequence[WorkerShape]) -> OpenedJob:
-    """Return a job that is done, to compute some of its rows again as it would have computed them.
-
-    Raises
-    ------
-    UsageError
-        With today's code, libraries or workers the rows would come out otherwise than those beside them.
-    """
-    record = store.record()
-    now, then = (
-        numerics.model_dump(mode="json", exclude={"threads"})
-        for numerics in (current_numerics(record, recipe, workers), record.plan.numerics)
-    )
-    changed = [f"{key} is {now[key]}, was {then[key]}" for key in then if now[key] != then[key]]
-    if record.code != digest_source():
-        changed.insert(0, "daskinfer's code is another one")
-    if changed:
-        raise UsageError(
-            f"job {record.job} was computed otherwise than its rows would be now: {'; '.join(changed)}", hint=_FRESH
-        )
-    return OpenedJob(store, record, place_plan(record.plan, recipe, workers), resumed=True, done=True)
