@@ -23,7 +23,7 @@ _HINT = "Install the package that it is in, or put its folder on PYTHONPATH, on 
 
 
 def find_entry(function: str) -> EntryPoint:
-    """Return the entry point that `package.module:function` names, with the digest of its source file.
+    r"""Return the entry point that `package.module:function` names, with the digest of its source file.
 
     The code is not run, and torch is not imported.
 
@@ -31,6 +31,18 @@ def find_entry(function: str) -> EntryPoint:
     ------
     CheckpointError
         Where there is no such module, or it is not a Python file.
+
+    Examples
+    --------
+    >>> _ = Path("mymodel.py").write_text("def build():\n    ...\n")
+    >>> entry = find_entry("mymodel:build")
+    >>> entry.function, entry.source == digest_code(b"def build(): ...")
+    ('mymodel:build', True)
+    >>> find_entry("mymodel.build")
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.CheckpointError: model.entry 'mymodel.build' is not of the form package.module:function
+    E.g. mymodels.unet:build.
     """
     module, _, name = function.partition(":")
     if not all(part.isidentifier() for part in [*module.split("."), name]):
@@ -44,6 +56,11 @@ def digest_code(source: bytes) -> str:
     """Return the digest of what Python code says: of its syntax tree, without comments, layout and line numbers.
 
     Docstrings count, for a program can read them. Code that is none has the digest of its bytes.
+
+    Examples
+    --------
+    >>> digest_code(b"x = 1") == digest_code(b"x = 1  # one"), digest_code(b"x = 1") == digest_code(b"x = 2")
+    (True, False)
     """
     try:
         tree = ast.parse(source)
@@ -69,6 +86,15 @@ def confirm_entry(entry: EntryPoint) -> None:
     ------
     CheckpointError
         Where it is absent or has changed.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.models import ownmodels
+    >>> confirm_entry(find_entry("daskinfer.testing.models.ownmodels:make_own"))
+    >>> confirm_entry(EntryPoint(function="daskinfer.testing.models.ownmodels:make_own", source="sha256:0"))
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.CheckpointError: model.entry daskinfer.testing.models.ownmodels:make_own: its source has changed since ...
     """
     found = find_entry(entry.function)
     module, _, _ = entry.function.partition(":")
@@ -95,6 +121,12 @@ def load_entry(entry: EntryPoint, *, weights: bool = False) -> nn.Module:
     ------
     CheckpointError
         Where the code is absent, has changed, fails, or returns something else than a module.
+
+    Examples
+    --------
+    >>> model = load_entry(find_entry("daskinfer.testing.models.ownmodels:make_own"))
+    >>> model.training, {parameter.device.type for parameter in model.parameters()}
+    (False, {'meta'})
     """
     confirm_entry(entry)
     return _call(entry, _import_function(entry.function), weights)
@@ -117,6 +149,10 @@ def check_builds(entry: EntryPoint, model: nn.Module | None = None) -> None:
     ------
     CheckpointError
         Where a value differs, with its name.
+
+    Examples
+    --------
+    >>> check_builds(find_entry("daskinfer.testing.models.ownmodels:make_own"))
     """
     from daskinfer.models.unsaved import collect_unsaved, refuse_unsaved, seeded
 
@@ -137,7 +173,14 @@ def check_builds(entry: EntryPoint, model: nn.Module | None = None) -> None:
 
 
 def call_with_weights(entry: EntryPoint) -> nn.Module:
-    """Return the module that an entry point builds, with weights of its own; its source is taken as it is."""
+    """Return the module that an entry point builds, with weights of its own; its source is taken as it is.
+
+    Examples
+    --------
+    >>> model = call_with_weights(find_entry("daskinfer.testing.models.ownmodels:make_own"))
+    >>> {parameter.device.type for parameter in model.parameters()}
+    {'cpu'}
+    """
     return _call(entry, _import_function(entry.function), weights=True)
 
 

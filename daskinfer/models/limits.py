@@ -32,6 +32,13 @@ def memory_limit(groups: Path = GROUPS, membership: Path = MEMBERSHIP) -> int:
         Where cgroups are mounted.
     membership
         File that says which of them this process is in.
+
+    Examples
+    --------
+    >>> 0 < memory_limit() <= psutil.virtual_memory().total
+    True
+    >>> Path("memory.max").write_text("1000000") and memory_limit(Path("."), Path("nowhere"))
+    1000000
     """
     limits = [psutil.virtual_memory().total]
     for folder in _find_groups("memory", groups, membership):
@@ -41,7 +48,15 @@ def memory_limit(groups: Path = GROUPS, membership: Path = MEMBERSHIP) -> int:
 
 
 def core_limit(groups: Path = GROUPS, membership: Path = MEMBERSHIP) -> int:
-    """Return the cores that this process and those it starts may use together; parameters as of `memory_limit`."""
+    """Return the cores that this process and those it starts may use together; parameters as of `memory_limit`.
+
+    Examples
+    --------
+    >>> core_limit() >= 1
+    True
+    >>> Path("cpu.max").write_text("50000 100000") and core_limit(Path("."), Path("nowhere"))
+    1
+    """
     limits: list[int] = [cpu_count()]  # which knows affinity
     for folder in _find_groups("cpu", groups, membership):
         quota, period = _read_number(folder / _QUOTA_FILE), _read_number(folder / _PERIOD_FILE)

@@ -20,6 +20,10 @@ def refuse_missing_kernels(model: nn.Module) -> None:
     ----------
     model
         The model as it was built, which is when kernels are loaded.
+
+    Examples
+    --------
+    >>> refuse_missing_kernels(nn.Linear(2, 2))
     """
     module = sys.modules[type(model).__module__]
     try:

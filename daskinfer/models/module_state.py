@@ -24,6 +24,15 @@ class ModuleState:
     """Parts, hooks, buffers and plain attributes of every part of a model, as they were when this was made.
 
     What cannot be copied stays as it is.
+
+    Examples
+    --------
+    >>> model = nn.BatchNorm1d(2)
+    >>> state = ModuleState(model)
+    >>> _ = model.running_mean.fill_(7.0)
+    >>> state.restore()
+    >>> model.running_mean
+    tensor([0., 0.])
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -53,7 +62,20 @@ class ModuleState:
 
 
 def reset_before(forward: Callable[P, T], state: ModuleState) -> Callable[P, T]:
-    """Return a forward that begins in the state that its model was in when `state` was made."""
+    """Return a forward that begins in the state that its model was in when `state` was made.
+
+    Examples
+    --------
+    >>> class Counter(nn.Module):
+    ...     calls = 0
+    ...     def forward(self):
+    ...         self.calls += 1
+    ...         return self.calls
+    >>> model = Counter()
+    >>> forward = reset_before(model.forward, ModuleState(model))
+    >>> forward(), forward()
+    (1, 1)
+    """
 
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         state.restore()

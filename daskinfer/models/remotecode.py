@@ -47,6 +47,18 @@ def read_code(folder: Folder, names: list[str], config: Mapping[str, Any]) -> di
     ------
     CheckpointError
         Where `auto_map` names code of another repository, or a file that is not there.
+
+    Examples
+    --------
+    >>> from daskinfer.models.folder import LocalFolder
+    >>> _ = Path("modeling_tiny.py").write_text("class TinyModel: ...")
+    >>> here, names = LocalFolder(Path(".")), ["modeling_tiny.py"]
+    >>> read_code(here, names, {"auto_map": {"AutoModel": "modeling_tiny.TinyModel"}})
+    {'modeling_tiny.py': b'class TinyModel: ...'}
+    >>> read_code(here, names, {"auto_map": {"AutoModel": "other/repository--a.Model"}})
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.CheckpointError: .../config.json: auto_map takes AutoModel from another repository: ...
     """
     where = f"{folder.url}/config.json"
     for name, reference in _read_map(config, where).items():
@@ -72,6 +84,17 @@ def check_trust(manifest: Manifest, trusted: bool) -> None:
     ------
     CheckpointError
         Where its code may not be run.
+
+    Examples
+    --------
+    >>> from daskinfer.spec.snapshot import PlainFile
+    >>> code = PlainFile(path="modeling_tiny.py", size=1, sha256="0" * 64, blob="blobs/0")
+    >>> manifest = Manifest(model="tiny", architecture="TinyModel", dtype="float32", files=[code], groups=[])
+    >>> check_trust(manifest, trusted=True)
+    >>> check_trust(manifest, trusted=False)
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.CheckpointError: tiny (...) holds code of its own, which is not run unasked: ...
     """
     if manifest.code and not trusted:
         raise CheckpointError(
@@ -97,6 +120,14 @@ def find_class(config: Mapping[str, Any], files: Mapping[str, bytes], name: str)
     ------
     CheckpointError
         Where the code cannot be imported, or has models but not this one.
+
+    Examples
+    --------
+    >>> config = {"auto_map": {"AutoModel": "modeling_tiny.TinyModel"}}
+    >>> find_class(config, {"modeling_tiny.py": b"class TinyModel: ..."}, "AutoModel").__name__
+    'TinyModel'
+    >>> find_class({}, {"config.json": b"{}"}, "AutoModel") is None
+    True
     """
     code = {path: data for path, data in files.items() if path.endswith(".py")}
     if not code:

@@ -51,6 +51,13 @@ def make_request(
     ------
     CheckpointError
         Where the snapshot holds code that the recipe does not trust.
+
+    Examples
+    --------
+    >>> manifest = Manifest(model="tiny", architecture="BertModel", dtype="float32", files=[], groups=[])
+    >>> request = make_request(Model(checkpoint="tiny@prod"), manifest, {"config.json": b'{"hidden_size": 32}'}, [])
+    >>> request.task, request.architecture, request.config
+    ('embed', 'BertModel', {'hidden_size': 32})
     """
     check_trust(manifest, model.trust_code)
     request = TaskRequest(model.task, model.options, manifest.architecture, files, manifest.entry)

@@ -35,6 +35,12 @@ def tensor_frames(tensor: Tensor) -> tuple[dict[str, Any], list[memoryview]]:
     ------
     TypeError
         For tensors without plain elements: sparse, quantised, nested or meta ones.
+
+    Examples
+    --------
+    >>> header, frames = tensor_frames(torch.zeros(2, 3, dtype=torch.bfloat16))
+    >>> header, [frame.nbytes for frame in frames]
+    ({'dtype': 'bfloat16', 'shape': (2, 3), 'requires_grad': False}, [12])
     """
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_nested:
         raise TypeError(f"only dense tensors with data can be sent, not {tensor.layout} on {tensor.device}")
@@ -48,7 +54,14 @@ def tensor_frames(tensor: Tensor) -> tuple[dict[str, Any], list[memoryview]]:
 
 
 def tensor_from_frames(header: dict[str, Any], frames: Sequence[bytes | bytearray | memoryview]) -> Tensor:
-    """Return the CPU tensor of `tensor_frames`; the buffer itself where it is writable and aligned, else a copy."""
+    """Return the CPU tensor of `tensor_frames`; the buffer itself where it is writable and aligned, else a copy.
+
+    Examples
+    --------
+    >>> tensor = torch.tensor([[1.5, -2.0]])
+    >>> torch.equal(tensor_from_frames(*tensor_frames(tensor)), tensor)
+    True
+    """
     whole = frames[0] if len(frames) == 1 else b"".join(frames)
     data = _as_tensor(np.frombuffer(whole, dtype=np.uint8))
     tensor = data.view(getattr(torch, header["dtype"])).reshape(header["shape"])
@@ -56,19 +69,37 @@ def tensor_from_frames(header: dict[str, Any], frames: Sequence[bytes | bytearra
 
 
 def tensor_nbytes(tensor: Tensor) -> int:
-    """Return the bytes of a tensor's elements."""
+    """Return the bytes of a tensor's elements.
+
+    Examples
+    --------
+    >>> tensor_nbytes(torch.zeros(2, 3, dtype=torch.bfloat16))
+    12
+    """
     return tensor.nelement() * tensor.element_size()
 
 
 def array_to_tensor(array: Array) -> Tensor:
-    """Return a numpy array as a CPU tensor, bfloat16 included; a view where its memory is writable and aligned."""
+    """Return a numpy array as a CPU tensor, bfloat16 included; a view where its memory is writable and aligned.
+
+    Examples
+    --------
+    >>> array_to_tensor(np.array([1.5, -2.0], ml_dtypes.bfloat16))
+    tensor([ 1.5000, -2.0000], dtype=torch.bfloat16)
+    """
     if array.dtype == ml_dtypes.bfloat16:
         return _as_tensor(array.view(np.int16)).view(torch.bfloat16)
     return _as_tensor(array)
 
 
 def tensor_to_array(tensor: Tensor) -> Array:
-    """Return a tensor as a contiguous numpy array, bfloat16 as `ml_dtypes.bfloat16`; a view where it can be."""
+    """Return a tensor as a contiguous numpy array, bfloat16 as `ml_dtypes.bfloat16`; a view where it can be.
+
+    Examples
+    --------
+    >>> tensor_to_array(torch.tensor([1.5, -2.0], dtype=torch.bfloat16)).dtype.name
+    'bfloat16'
+    """
     tensor = tensor.detach().cpu().contiguous()
     array: Array
     if tensor.dtype == torch.bfloat16:

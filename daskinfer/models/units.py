@@ -25,6 +25,12 @@ def find_units(model: nn.Module) -> tuple[Unit, ...]:
 
     Layers are the children with parameters of every outermost ModuleList or Sequential that has at least two of one
     class. Parameters that belong to no unit sit directly in a module that holds layers.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.ReLU())
+    >>> [(unit.path, unit.is_block) for unit in find_units(model)]
+    [('0', True), ('1', True), ('2', True), ('3', False)]
     """
     lists = _find_lists(model)
     blocks = {
@@ -50,7 +56,14 @@ def find_units(model: nn.Module) -> tuple[Unit, ...]:
 
 
 def unit_of(name: str, units: tuple[Unit, ...]) -> str:
-    """Return the unit that a tensor belongs to; the module that holds it, where it is in none (`""` for the model)."""
+    """Return the unit that a tensor belongs to; the module that holds it, where it is in none (`""` for the model).
+
+    Examples
+    --------
+    >>> units = (Unit("embeddings", False), Unit("layers.0", True), Unit("layers.1", True))
+    >>> unit_of("layers.1.weight", units), unit_of("norm.weight", units), unit_of("scale", units)
+    ('layers.1', 'norm', '')
+    """
     owners = [unit.path for unit in units if name.startswith(f"{unit.path}.")]
     return max(owners, key=len) if owners else name.rpartition(".")[0]
 

@@ -42,7 +42,16 @@ Values = dict[str, Any]
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Give the global random generators a seed inside, and back their state afterwards."""
+    """Give the global random generators a seed inside, and back their state afterwards.
+
+    Examples
+    --------
+    >>> with seeded(1):
+    ...     first = torch.rand(1)
+    >>> with seeded(1):
+    ...     torch.equal(torch.rand(1), first)
+    True
+    """
     before = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -60,6 +69,13 @@ def collect_unsaved(model: nn.Module) -> Values:
 
     Tensors, arrays, numbers, texts and random generators: in attributes, in buffers that are not persistent, in
     lists, dictionaries, closures and objects that attributes hold, and in modules that only a plain list knows.
+
+    Examples
+    --------
+    >>> model = nn.Linear(2, 2)
+    >>> model.scale, model.names = 0.5, ["a"]
+    >>> collect_unsaved(model)
+    {'in_features': 2, 'out_features': 2, 'scale': 0.5, 'names[0]': 'a'}
     """
     collector = _Collector(model)
     for path, module in model.named_modules():
@@ -73,7 +89,15 @@ def collect_unsaved(model: nn.Module) -> Values:
 
 
 def find_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> str | None:
-    """Return the path of the first value in which two builds differ; None where they are the same."""
+    """Return the path of the first value in which two builds differ; None where they are the same.
+
+    Examples
+    --------
+    >>> find_difference({"scale": 0.5, "seed": 1}, {"scale": 0.5, "seed": 2})
+    'seed'
+    >>> find_difference({"scale": float("nan")}, {"scale": float("nan")}) is None
+    True
+    """
     for path in dict.fromkeys([*first, *second]):
         if path not in first or path not in second or not _are_same(first[path], second[path]):
             return path
@@ -81,7 +105,13 @@ def find_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> str 
 
 
 def digest_values(values: Mapping[str, Any]) -> dict[str, str]:
-    """Return a digest of every value, by path: equal ones have equal digests in every process."""
+    """Return a digest of every value, by path: equal ones have equal digests in every process.
+
+    Examples
+    --------
+    >>> digest_values({"scale": 0.5}) == digest_values({"scale": 0.5}), list(digest_values({"scale": 0.5}))
+    (True, ['scale'])
+    """
     return {path: sha256_of(repr(_describe(value)).encode(errors="surrogatepass")) for path, value in values.items()}
 
 
@@ -94,6 +124,13 @@ def refuse_unsaved(function: str, builds: Mapping[str, Values]) -> None:
         The entry point, for messages.
     builds
         How each was made -> its values.
+
+    Examples
+    --------
+    >>> refuse_unsaved("mymodel:build", {"": {"seed": 1}, "from build to build": {"seed": 2}})
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.CheckpointError: model.entry mymodel:build: seed is no saved state of the module, and differs from ...
     """
     (_, first), *others = builds.items()
     for how, values in others:

@@ -9,6 +9,12 @@ ATTENTION = "sdpa"
 
 
 def versions(images: bool = False) -> dict[str, str]:
-    """Return the installed versions of torch, transformers and tokenizers, and of Pillow where images are read."""
+    """Return the installed versions of torch, transformers and tokenizers, and of Pillow where images are read.
+
+    Examples
+    --------
+    >>> list(versions(images=True))
+    ['torch', 'transformers', 'tokenizers', 'pillow']
+    """
     names = ("torch", "transformers", "tokenizers", *(("pillow",) if images else ()))
     return {name: version(name) for name in names}

@@ -27,6 +27,16 @@ class ArrayEncoder:
     ----------
     request
         A `forward` request; its arrays say what is taken.
+
+    Examples
+    --------
+    >>> from daskinfer.spec.recipe.schema import ModelOptions
+    >>> ids = InputArray(name="input_ids", dtype="int64", shape=(2,))
+    >>> files = {"config.json": b'{"vocab_size": 10}'}
+    >>> encoder = ArrayEncoder(TaskRequest("forward", ModelOptions(), "BertModel", files, arrays=(ids,)))
+    >>> rows, refused = encoder.encode({"input_ids": np.array([[1, 9], [1, 10]])})
+    >>> len(rows.lengths), refused
+    (1, {1: 'input_ids: 10 is not between 0 and 9'})
     """
 
     def __init__(self, request: TaskRequest) -> None:
@@ -63,12 +73,27 @@ class ArrayEncoder:
 
 
 def count_row_tokens(inputs: Sequence[InputArray]) -> int:
-    """Return what a row of such inputs counts as, in tokens."""
+    """Return what a row of such inputs counts as, in tokens.
+
+    Examples
+    --------
+    >>> count_row_tokens([InputArray(name="pixel_values", dtype="float32", shape=(3, 224, 224))])
+    196
+    """
     return _count_tokens(array.shape for array in inputs)
 
 
 def bound_ids(request: TaskRequest) -> tuple[InputArray, ...]:
-    """Return the arrays of a `forward` request, token ids bounded by the model's vocabulary."""
+    """Return the arrays of a `forward` request, token ids bounded by the model's vocabulary.
+
+    Examples
+    --------
+    >>> from daskinfer.spec.recipe.schema import ModelOptions
+    >>> ids = InputArray(name="input_ids", dtype="int64", shape=(8,))
+    >>> files = {"config.json": b'{"vocab_size": 30522}'}
+    >>> bound_ids(TaskRequest("forward", ModelOptions(), "BertModel", files, arrays=(ids,)))[0].bound
+    30522
+    """
     size = vocab_size(request.config)
     return tuple(
         array.model_copy(update={"bound": size}) if array.bound is None and array.name.endswith("input_ids") else array
@@ -77,7 +102,13 @@ def bound_ids(request: TaskRequest) -> tuple[InputArray, ...]:
 
 
 def make_rows(arrays: Mapping[str, Array]) -> EncodedRows:
-    """Return arrays (rows, ...) as encoded rows; a row's length stands for its number of values."""
+    """Return arrays (rows, ...) as encoded rows; a row's length stands for its number of values.
+
+    Examples
+    --------
+    >>> make_rows({"pixel_values": np.zeros((2, 3, 32, 32), np.float32)}).lengths
+    array([4, 4])
+    """
     rows = len(next(iter(arrays.values())))
     starts = np.arange(rows + 1, dtype=np.int64) * _count_tokens(array.shape[1:] for array in arrays.values())
     return EncodedRows(ids=np.empty(0, dtype=np.int32), starts=starts, arrays=arrays)

@@ -47,6 +47,15 @@ class ImageEncoder:
     ------
     CheckpointError
         Where there is no usable processor, or its images differ in shape.
+
+    Examples
+    --------
+    >>> settings = b'{"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}}'
+    >>> files = {"config.json": b'{"model_type": "vit"}', "preprocessor_config.json": settings}
+    >>> encoder = ImageEncoder(files)
+    >>> rows, refused = encoder.encode({"image": np.zeros((2, 32, 16, 3), np.uint8)})
+    >>> encoder.shape, rows.arrays["pixel_values"].shape, refused
+    ((3, 8, 8), (2, 3, 8, 8), {})
     """
 
     def __init__(self, files: Mapping[str, bytes], max_pixels: int = ModelOptions().max_pixels) -> None:
@@ -138,6 +147,18 @@ def decode(data: bytes, max_pixels: int = ModelOptions().max_pixels) -> Image:
     ------
     ValueError
         Where it cannot be decoded, is truncated, or is too large.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> stream = BytesIO()
+    >>> Image.new("L", (3, 2)).save(stream, "PNG")
+    >>> decode(stream.getvalue()).mode, decode(stream.getvalue()).size
+    ('RGB', (3, 2))
+    >>> decode(b"no image")
+    Traceback (most recent call last):
+        ...
+    ValueError: not an image of a known format
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 

@@ -52,13 +52,29 @@ _UNLIMITED = frozenset(
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the part of config.json that describes the text model."""
+    """Return the part of config.json that describes the text model.
+
+    Examples
+    --------
+    >>> text_config({"model_type": "clip", "text_config": {"hidden_size": 512}})
+    {'hidden_size': 512}
+    """
     part = config.get("text_config")
     return part if isinstance(part, Mapping) else config
 
 
 def max_positions(config: Mapping[str, Any]) -> int | None:
-    """Return the longest row in tokens that the model has positions for; None where there is no limit."""
+    """Return the longest row in tokens that the model has positions for; None where there is no limit.
+
+    Examples
+    --------
+    >>> max_positions({"model_type": "bert", "max_position_embeddings": 512})
+    512
+    >>> max_positions({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1})
+    512
+    >>> max_positions({"model_type": "t5", "n_positions": 512}) is None
+    True
+    """
     config = text_config(config)
     model_type = config.get("model_type")
     if model_type in _UNLIMITED or config.get("position_biased_input") is False:  # DeBERTa, by distances alone
@@ -70,7 +86,15 @@ def max_positions(config: Mapping[str, Any]) -> int | None:
 
 
 def pad_id(config: Mapping[str, Any]) -> int:
-    """Return the id that short rows are filled with: the model's own, 0 where any will do."""
+    """Return the id that short rows are filled with: the model's own, 0 where any will do.
+
+    Examples
+    --------
+    >>> pad_id({"model_type": "bert", "pad_token_id": 3})
+    3
+    >>> pad_id({"model_type": "roberta"}), pad_id({"model_type": "gpt2"})
+    (1, 0)
+    """
     config = text_config(config)
     pad = config.get("pad_token_id")
     if isinstance(pad, int) and pad >= 0:
@@ -79,7 +103,13 @@ def pad_id(config: Mapping[str, Any]) -> int:
 
 
 def vocab_size(config: Mapping[str, Any]) -> int | None:
-    """Return how many token ids the model knows; None where config.json does not say."""
+    """Return how many token ids the model knows; None where config.json does not say.
+
+    Examples
+    --------
+    >>> vocab_size({"vocab_size": 30522}), vocab_size({}) is None
+    (30522, True)
+    """
     size = text_config(config).get("vocab_size")
     return size if isinstance(size, int) else None
 
@@ -91,6 +121,15 @@ def hidden_width(config: Mapping[str, Any]) -> int:
     ------
     CheckpointError
         Where config.json does not say.
+
+    Examples
+    --------
+    >>> hidden_width({"d_model": 768})
+    768
+    >>> hidden_width({})
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.CheckpointError: config.json names no width: none of word_embed_proj_dim, hidden_size, ...
     """
     config = text_config(config)
     width = next((config[key] for key in _WIDTH_KEYS if isinstance(config.get(key), int)), 0)

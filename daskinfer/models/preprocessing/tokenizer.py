@@ -63,7 +63,7 @@ class TokenizedRow(NamedTuple):
 
 
 class Tokenizer:
-    """A checkpoint's tokenizer: special tokens added, long texts truncated, nothing padded.
+    r"""A checkpoint's tokenizer: special tokens added, long texts truncated, nothing padded.
 
     Parameters
     ----------
@@ -75,6 +75,15 @@ class Tokenizer:
         Id that microbatches are padded with.
     settings
         What tokenizer.json does not say.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.tasks import ask_tiny
+    >>> tokenizer = Tokenizer(read_backend(ask_tiny("embed").files["tokenizer.json"]), max_length=4)
+    >>> [row.is_truncated for row in tokenizer.encode_rows(["cat", "a small cat"])]
+    [False, True]
+    >>> tokenizer.encode(["cat"])[0].dtype.name, tokenizer.find_unusable(["cat", "\ud800"])
+    ('int32', {1: 'not valid Unicode: lone surrogate U+D800'})
     """
 
     def __init__(
@@ -172,6 +181,12 @@ def read_backend(tokenizer_json: bytes) -> tokenizers.Tokenizer:
     ------
     CheckpointError
         If it cannot be read.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.tasks import ask_tiny
+    >>> read_backend(ask_tiny("embed").files["tokenizer.json"]).encode("cat").tokens
+    ['[CLS]', 'cat', '[SEP]']
     """
     try:
         # The library raises the bare Exception class for a file that it cannot parse.
@@ -196,6 +211,12 @@ def make_tokenizer(files: Mapping[str, bytes], max_length: int) -> Tokenizer:
     ------
     CheckpointError
         If there is no tokenizer.json, it cannot be read, or it does not do what the checkpoint's own tokenizer does.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.tasks import ask_tiny
+    >>> make_tokenizer(ask_tiny("embed").files, max_length=256).max_length
+    64
     """
     if "tokenizer.json" not in files:
         raise CheckpointError(
@@ -222,6 +243,11 @@ def read_settings(files: Mapping[str, bytes]) -> TokenizerSettings:
     ------
     CheckpointError
         If a file cannot be read.
+
+    Examples
+    --------
+    >>> read_settings({"tokenizer_config.json": b'{"model_max_length": 512, "mask_token": "[MASK]"}'}).model_max_length
+    512
     """
     name = SETTINGS if SETTINGS in files else _CONFIG
     try:
@@ -246,6 +272,13 @@ def mask_id(files: Mapping[str, bytes], tokenizer: Tokenizer) -> int:
     ------
     CheckpointError
         If the tokenizer has none.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.tasks import ask_tiny
+    >>> files = ask_tiny("score", "BertForMaskedLM").files
+    >>> mask_id(files, make_tokenizer(files, max_length=16))
+    4
     """
     named = read_settings(files).mask_token
     names = _MASK_TOKENS if named is None else (named,)

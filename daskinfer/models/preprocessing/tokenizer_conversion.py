@@ -81,6 +81,14 @@ def convert_tokenizer(folder: Folder, names: Sequence[str], config: Mapping[str,
     ------
     CheckpointError
         Where there is no tokenizer.json and none can be made of the vocabulary, or it does not fit the model.
+
+    Examples
+    --------
+    >>> from daskinfer.models.folder import LocalFolder
+    >>> from daskinfer.testing.models.tinymodels import make_tiny_bert
+    >>> folder = LocalFolder(make_tiny_bert(Path("tiny"), layers=1))
+    >>> list(convert_tokenizer(folder, folder.names(), {})), convert_tokenizer(folder, [], {})
+    (['tokenizer.json', 'tokenizer_settings.json'], {})
     """
     own = folder.read("tokenizer.json") if "tokenizer.json" in names else b""
     # Without a vocabulary transformers would build a tokenizer of its special tokens alone, and say nothing.

@@ -27,6 +27,13 @@ def build_task(request: TaskRequest, dtype: str) -> TaskModule:
     ------
     CheckpointError
         If the checkpoint cannot do the task.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.tasks import ask_tiny
+    >>> module = build_task(ask_tiny("embed"), "bfloat16")
+    >>> [array.name for array in module.inputs], {parameter.dtype for parameter in module.parameters()}
+    (['input_ids', 'attention_mask'], {torch.bfloat16})
     """
     module = _make_task(request, dtype)
     keep_float32(module.model, getattr(torch, dtype))

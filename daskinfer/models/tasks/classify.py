@@ -24,7 +24,17 @@ from daskinfer.models.tasks.textmodel import (
 
 
 class TextClassification(TaskModule):
-    """`scores` (rows, classes) float32 from what a tokenizer returns, (rows, tokens) each."""
+    """`scores` (rows, classes) float32 from what a tokenizer returns, (rows, tokens) each.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.tasks import ask_tiny
+    >>> request = ask_tiny("classify", "BertForSequenceClassification")
+    >>> model, prefixes = build_text_model(request, "AutoModelForSequenceClassification", "float32")
+    >>> module = TextClassification(model, prefixes, text_inputs(model, request), request.config)
+    >>> module.stored_name("model.bert.pooler.dense.weight")
+    'pooler.dense.weight'
+    """
 
     def __init__(self, model: nn.Module, prefixes: Prefixes, inputs: TextInputs, config: Mapping[str, Any]) -> None:
         super().__init__(model, prefixes, inputs.arrays)
@@ -45,6 +55,14 @@ def score_classes(output: Any, config: Mapping[str, Any]) -> Tensor:
     ------
     CheckpointError
         Where there is not one value for each class that config.json names.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> logits = SimpleNamespace(logits=torch.tensor([[0.0, 0.0], [0.0, 100.0]]))
+    >>> score_classes(logits, {"num_labels": 2})
+    tensor([[5.0000e-01, 5.0000e-01],
+            [3.7835e-44, 1.0000e+00]])
     """
     logits = getattr(output, "logits", None)
     names = label_names(config)
@@ -71,6 +89,12 @@ def make_classify(request: TaskRequest, dtype: str) -> TextClassification:
     ------
     CheckpointError
         If the checkpoint has none, or the classifier finds a row's end by a padding id that config.json lacks.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.tasks import ask_tiny
+    >>> make_classify(ask_tiny("classify", "BertForSequenceClassification"), "float32").training
+    False
     """
     model, prefixes = build_text_model(request, "AutoModelForSequenceClassification", dtype)
     refuse_sound_model(model, request.architecture)

@@ -26,7 +26,14 @@ from daskinfer.models.tasks.textmodel import (
 
 
 class DenseLayer(nn.Module):
-    """A linear layer with an activation, as sentence-transformers puts them after the pooling."""
+    """A linear layer with an activation, as sentence-transformers puts them after the pooling.
+
+    Examples
+    --------
+    >>> layer = DenseLayer(Dense("2_Dense", 4, 2, bias=True, activation="Tanh"), torch.float32)
+    >>> layer.linear.weight.shape, layer.linear.weight.is_meta
+    (torch.Size([2, 4]), True)
+    """
 
     def __init__(self, dense: Dense, dtype: torch.dtype) -> None:
         super().__init__()
@@ -61,6 +68,15 @@ class TextEmbedding(TaskModule):
         Pooling, and what follows it.
     skip
         Tokens at the beginning of every row that are not pooled.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.tasks import ask_tiny
+    >>> request = ask_tiny("embed")
+    >>> model, prefixes = build_text_model(request, "AutoModel", "float32")
+    >>> module = TextEmbedding(model, prefixes, text_inputs(model, request), read_sentence(request), 0, "float32")
+    >>> [array.name for array in module.inputs]
+    ['input_ids', 'attention_mask']
     """
 
     def __init__(
@@ -99,6 +115,12 @@ def make_embed(request: TaskRequest, dtype: str) -> TaskModule:
     ------
     CheckpointError
         If the model does not take texts, or makes no vector of one.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.tasks import ask_tiny
+    >>> type(make_embed(ask_tiny("embed", "T5EncoderModel"), "float32").model).__name__
+    'T5Stack'
     """
     sentence = read_sentence(request)
     projected = find_projection(request, sentence, dtype)

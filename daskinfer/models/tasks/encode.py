@@ -60,6 +60,14 @@ class TextEncoder:
         Id of the mask token, where every token of a text is to be masked in turn.
     max_characters
         Longer texts are refused.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.tasks import ask_tiny
+    >>> encoder = TextEncoder(make_tokenizer(ask_tiny("embed").files, 16), prompt="the ", max_characters=100)
+    >>> rows, refused = encoder.encode({"text": ["cat", "a" * 101]})
+    >>> rows.lengths, refused
+    (array([4]), {1: 'the text has 101 characters, more than model.options.max_characters, 100'})
     """
 
     def __init__(
@@ -146,6 +154,14 @@ def make_encoder(request: TaskRequest, max_length: int) -> Encoder:
     ------
     CheckpointError
         If the checkpoint lacks the files that it takes.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.tasks import ask_tiny
+    >>> request = ask_tiny("embed", prompt="the ")
+    >>> rows, refused = make_encoder(request, row_length(request)).encode({"text": ["cat", "a small cat"]})
+    >>> rows.lengths, rows.batch([0], length=4)["attention_mask"]
+    (array([4, 6]), array([[1, 1, 1, 1]]))
     """
     if request.task == "forward":
         from daskinfer.models.preprocessing.arrays import ArrayEncoder
@@ -180,6 +196,14 @@ def encode_rows(encoder: Encoder, columns: Columns) -> tuple[EncodedRows, dict[i
     ------
     Exception
         What every row raises is no fault of the rows.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.tasks import ask_tiny
+    >>> encoder = make_encoder(ask_tiny("embed"), max_length=16)
+    >>> rows, refused = encode_rows(encoder, {"text": ["cat", None, "dog"]})
+    >>> len(rows.lengths), refused
+    (2, {1: "preparing it raised TypeError: object of type 'NoneType' has no len()"})
     """
     try:
         return encoder.encode(columns)
@@ -207,12 +231,26 @@ def _choose(values: Any, numbers: list[int]) -> Any:
 
 
 def row_length(request: TaskRequest) -> int:
-    """Return the longest row in tokens: as the recipe says, or less where model or checkpoint have less."""
+    """Return the longest row in tokens: as the recipe says, or less where model or checkpoint have less.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.tasks import ask_tiny
+    >>> row_length(ask_tiny("embed", max_length=16)), row_length(ask_tiny("embed", max_length=256))
+    (16, 64)
+    """
     return min(_limits(request).values())
 
 
 def explain_length(request: TaskRequest) -> str:
-    """Return what makes rows shorter than the recipe asks for, in a sentence; empty where nothing does."""
+    """Return what makes rows shorter than the recipe asks for, in a sentence; empty where nothing does.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.tasks import ask_tiny
+    >>> explain_length(ask_tiny("embed", max_length=256)), explain_length(ask_tiny("embed", max_length=16))
+    ('texts have at most 64 tokens by model_max_length of tokenizer_config.json, not 256', '')
+    """
     limits = _limits(request)
     where = min(limits, key=lambda name: limits[name])
     asked = request.options.max_length
@@ -234,7 +272,14 @@ def _limits(request: TaskRequest) -> dict[str, int]:
 
 
 def count_prompt(request: TaskRequest) -> int:
-    """Return how many tokens at the beginning of every row are the prompt's, so that pooling may leave them out."""
+    """Return how many tokens at the beginning of every row are the prompt's, so that pooling may leave them out.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.tasks import ask_tiny
+    >>> count_prompt(ask_tiny("embed", prompt="the small ")), count_prompt(ask_tiny("embed"))
+    (3, 0)
+    """
     sentence = read_sentence(request)
     if not sentence.prompt:
         return 0

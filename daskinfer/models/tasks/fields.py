@@ -23,12 +23,27 @@ _USUAL_TASKS = {"Classification": "classify", "ForMaskedLM": "score", "ForCausal
 
 
 def usual_task(architecture: str) -> str:
-    """Return what a checkpoint is most likely asked for, by the end of its class's name."""
+    """Return what a checkpoint is most likely asked for, by the end of its class's name.
+
+    Examples
+    --------
+    >>> usual_task("BertForSequenceClassification"), usual_task("LlamaForCausalLM"), usual_task("BertModel")
+    ('classify', 'score', 'embed')
+    """
     return next((task for suffix, task in _USUAL_TASKS.items() if architecture.endswith(suffix)), "embed")
 
 
 def takes_text(request: TaskRequest) -> bool:
-    """Whether the task is done on texts, not on images or arrays."""
+    """Whether the task is done on texts, not on images or arrays.
+
+    Examples
+    --------
+    >>> from daskinfer.spec.recipe.schema import ModelOptions
+    >>> takes_text(TaskRequest("embed", ModelOptions(), "BertModel", {"config.json": b"{}"}))
+    True
+    >>> takes_text(TaskRequest("embed", ModelOptions(), "ViTModel", {"config.json": b'{"num_channels": 3}'}))
+    False
+    """
     if request.task == "forward":
         return False
     return request.task == "score" or not is_image_model(request.config, request.files)
@@ -41,6 +56,12 @@ def task_wants(request: TaskRequest) -> dict[str, Literal["text", "image", "arra
     ------
     CheckpointError
         If the model is a user's own, and the task another than `forward`.
+
+    Examples
+    --------
+    >>> from daskinfer.spec.recipe.schema import ModelOptions
+    >>> task_wants(TaskRequest("embed", ModelOptions(), "ViTModel", {"config.json": b'{"num_channels": 3}'}))
+    {'image': 'image'}
     """
     if request.task == "forward":
         return {array.name: "array" for array in request.arrays}
@@ -70,6 +91,13 @@ def task_fields(
     ------
     CheckpointError
         If the checkpoint cannot do the task.
+
+    Examples
+    --------
+    >>> from daskinfer.spec.recipe.schema import ModelOptions
+    >>> request = TaskRequest("embed", ModelOptions(), "BertModel", {"config.json": b'{"hidden_size": 384}'})
+    >>> [(field.name, field.kind, field.shape) for field in task_fields(request, max_length=256)]
+    [('embedding', 'float32', (384,))]
     """
     if takes_text(request):
         fields = text_fields(request, max_length)
@@ -85,6 +113,13 @@ def text_fields(request: TaskRequest, max_length: int) -> tuple[OutputField, ...
     ------
     CheckpointError
         If the checkpoint cannot do the task.
+
+    Examples
+    --------
+    >>> from daskinfer.spec.recipe.schema import ModelOptions
+    >>> request = TaskRequest("score", ModelOptions(per_token=True), "GPT2LMHeadModel", {"config.json": b"{}"})
+    >>> [field.name for field in text_fields(request, max_length=256)]
+    ['logprob', 'num_tokens', 'perplexity', 'token_logprobs', 'token_ids']
     """
     options = request.options
     if request.task != "embed" and (options.prompt is not None or options.prompt_name is not None):
@@ -113,6 +148,11 @@ def class_fields(config: Mapping[str, Any]) -> tuple[OutputField, ...]:
     """Return the columns of every classifier: the best class, its score, and all scores in `label_names`' order.
 
     Of a regression they are its largest value, the name of that, and all values.
+
+    Examples
+    --------
+    >>> [(field.name, field.kind, field.shape) for field in class_fields({"num_labels": 5})]
+    [('label', 'string', ()), ('score', 'float32', ()), ('scores', 'float32', (5,))]
     """
     find_activation(config)
     return (
@@ -131,6 +171,17 @@ def score_kind(request: TaskRequest) -> Literal["causal", "masked"]:
     ------
     CheckpointError
         If the checkpoint has no trained head that predicts tokens.
+
+    Examples
+    --------
+    >>> from daskinfer.spec.recipe.schema import ModelOptions
+    >>> score_kind(TaskRequest("score", ModelOptions(), "BertForMaskedLM", {}))
+    'masked'
+    >>> score_kind(TaskRequest("score", ModelOptions(), "BertModel", {}))
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.CheckpointError: BertModel cannot score a text: it predicts no tokens
+    Use a checkpoint whose architecture ends in ForCausalLM, LMHeadModel or ForMaskedLM.
     """
     name, config = request.architecture, request.config
     if name.endswith(_MASKED):
@@ -153,6 +204,11 @@ def label_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     ------
     CheckpointError
         Where config.json names other classes than one for every output.
+
+    Examples
+    --------
+    >>> label_names({"id2label": {"1": "dog", "0": "cat"}}), label_names({})
+    (('cat', 'dog'), ('LABEL_0', 'LABEL_1'))
     """
     names: Mapping[Any, Any] = config.get("id2label") or {}
     if not names:
@@ -179,6 +235,13 @@ def find_activation(config: Mapping[str, Any]) -> Activation:
     ------
     CheckpointError
         For CrossEncoders with another activation.
+
+    Examples
+    --------
+    >>> find_activation({"num_labels": 2}), find_activation({"num_labels": 1})
+    ('softmax', 'sigmoid')
+    >>> find_activation({"problem_type": "regression"})
+    'identity'
     """
     problem = config.get("problem_type")
     found: Activation = "softmax"
@@ -222,7 +285,13 @@ def _check_classifier(request: TaskRequest) -> None:
 
 
 def refuse_sound(architecture: str) -> CheckpointError:
-    """Return the error for a model of sound, which `embed` and `classify` do not take."""
+    """Return the error for a model of sound, which `embed` and `classify` do not take.
+
+    Examples
+    --------
+    >>> print(refuse_sound("WhisperModel").message)
+    WhisperModel takes sound, and the tasks embed and classify take texts and images
+    """
     return CheckpointError(
         f"{architecture} takes sound, and the tasks embed and classify take texts and images",
         hint="Make arrays of one shape with the checkpoint's own feature extractor, and use the task forward on them.",

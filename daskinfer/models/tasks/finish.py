@@ -24,6 +24,15 @@ def finish_rows(request: TaskRequest, encoded: EncodedRows, arrays: Mapping[str,
         The rows.
     arrays
         What the model returned, (items, ...) each.
+
+    Examples
+    --------
+    >>> from daskinfer.spec.recipe.schema import ModelOptions
+    >>> files = {"config.json": b'{"id2label": {"0": "cat", "1": "dog"}}'}
+    >>> rows = EncodedRows(ids=np.array([1, 2]), starts=np.array([0, 1, 2]))
+    >>> request = TaskRequest("classify", ModelOptions(), "BertForSequenceClassification", files)
+    >>> finish_rows(request, rows, {"scores": np.array([[0.9, 0.1], [0.2, 0.8]])})["label"]
+    array(['cat', 'dog'], dtype='<U3')
     """
     if request.task == "classify":
         return name_classes(label_names(request.config), arrays["scores"])
@@ -41,6 +50,12 @@ def find_not_finite(encoded: EncodedRows, arrays: Mapping[str, Array]) -> dict[i
         The rows.
     arrays
         What the model returned, (items, ...) each.
+
+    Examples
+    --------
+    >>> rows = EncodedRows(ids=np.array([1, 2]), starts=np.array([0, 1, 2]))
+    >>> find_not_finite(rows, {"embedding": np.array([[1.0, 2.0], [np.nan, 3.0]])})
+    {1: 'the model returned NaN in 1 of 2 numbers of embedding'}
     """
     found: dict[int, str] = {}
     for name, values in arrays.items():
@@ -61,7 +76,13 @@ def find_not_finite(encoded: EncodedRows, arrays: Mapping[str, Array]) -> dict[i
 
 
 def name_classes(names: tuple[str, ...], scores: Array) -> dict[str, Array]:
-    """Return the best class as `label` (rows,), its `score` (rows,), and all `scores` (rows, classes)."""
+    """Return the best class as `label` (rows,), its `score` (rows,), and all `scores` (rows, classes).
+
+    Examples
+    --------
+    >>> name_classes(("cat", "dog"), np.array([[0.9, 0.1], [0.2, 0.8]]))["score"]
+    array([0.9, 0.8])
+    """
     best = scores.argmax(axis=1)
     return {"label": np.array(names)[best], "score": scores[np.arange(len(scores)), best], "scores": scores}
 

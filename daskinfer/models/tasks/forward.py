@@ -28,7 +28,14 @@ _WIDER = {
 
 
 class Forward(TaskModule):
-    """A model as it is; `left_out` tells of outputs that are not returned why, by name."""
+    """A model as it is; `left_out` tells of outputs that are not returned why, by name.
+
+    Examples
+    --------
+    >>> x = InputArray(name="x", dtype="float32", shape=(2,))
+    >>> Forward(nn.Sequential(nn.Identity()), (), (x,))(x=torch.zeros(3, 2, dtype=torch.float16))["output"].dtype
+    torch.float32
+    """
 
     def __init__(self, model: nn.Module, prefixes: tuple[tuple[str, str], ...], inputs: tuple[InputArray, ...]) -> None:
         super().__init__(model, prefixes, inputs)
@@ -59,6 +66,17 @@ def make_forward(request: TaskRequest, dtype: str) -> TaskModule:
     ------
     CheckpointError
         Where its forward does not take the arrays that the request names, or wants others.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.tasks import ask_tiny
+    >>> ids = InputArray(name="input_ids", dtype="int64", shape=(8,))
+    >>> make_forward(ask_tiny("forward").with_arrays([ids]), "float32").inputs[0].bound
+    97
+    >>> make_forward(ask_tiny("forward").with_arrays([ids.model_copy(update={"name": "text"})]), "float32")
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.CheckpointError: BertModel: its forward does not take text; it takes input_ids, attention_mask, ...
     """
     if request.entry is None:
         refuse_unknown_class(request.config, request.files, request.architecture)

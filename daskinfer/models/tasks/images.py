@@ -24,7 +24,18 @@ Prefixes = tuple[tuple[str, str], ...]
 
 
 class ImageClassifier(TaskModule):
-    """`pixel_values` (rows, channels, height, width) in, `scores` (rows, classes) out."""
+    """`pixel_values` (rows, channels, height, width) in, `scores` (rows, classes) out.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> class Model(nn.Module):
+    ...     def forward(self, pixel_values):
+    ...         return SimpleNamespace(logits=torch.zeros(len(pixel_values), 2))
+    >>> image = InputArray(name="pixel_values", dtype="float32", shape=(3, 8, 8))
+    >>> ImageClassifier(Model(), (), image, {"num_labels": 2})(pixel_values=torch.zeros(1, 3, 8, 8))["scores"]
+    tensor([[0.5000, 0.5000]])
+    """
 
     def __init__(self, model: nn.Module, prefixes: Prefixes, image: InputArray, config: Mapping[str, Any]) -> None:
         super().__init__(model, prefixes, (image,))
@@ -36,7 +47,18 @@ class ImageClassifier(TaskModule):
 
 
 class ImageEmbedder(TaskModule):
-    """`pixel_values` (rows, channels, height, width) in, `embedding` (rows, width) out."""
+    """`pixel_values` (rows, channels, height, width) in, `embedding` (rows, width) out.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> class Model(nn.Module):
+    ...     def forward(self, pixel_values):
+    ...         return SimpleNamespace(pooler_output=torch.tensor([[3.0, 4.0]]))
+    >>> image = InputArray(name="pixel_values", dtype="float32", shape=(3, 8, 8))
+    >>> ImageEmbedder(Model(), (), image, ModelOptions())(pixel_values=torch.zeros(1, 3, 8, 8))["embedding"]
+    tensor([[0.6000, 0.8000]])
+    """
 
     def __init__(self, model: nn.Module, prefixes: Prefixes, image: InputArray, options: ModelOptions) -> None:
         super().__init__(model, prefixes, (image,))
@@ -52,7 +74,18 @@ class ImageEmbedder(TaskModule):
 
 
 class VisionTower(nn.Module):
-    """The image half of a model of images and texts, under the names that it has in the whole."""
+    """The image half of a model of images and texts, under the names that it has in the whole.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> class Vision(nn.Module):
+    ...     def forward(self, pixel_values):
+    ...         return SimpleNamespace(pooler_output=torch.zeros(1, 4))
+    >>> tower = VisionTower(Vision(), nn.Linear(4, 2))
+    >>> tower(torch.zeros(1, 3, 8, 8)).pooler_output.shape
+    torch.Size([1, 2])
+    """
 
     def __init__(self, vision_model: nn.Module, visual_projection: nn.Module | None) -> None:
         super().__init__()
@@ -74,6 +107,17 @@ def make_image_classify(request: TaskRequest, dtype: str) -> TaskModule:
     ------
     CheckpointError
         Where it has no trained image classifier.
+
+    Examples
+    --------
+    >>> import json
+    >>> size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+    >>> config = {"model_type": "vit", "num_labels": 5, **size}
+    >>> settings = {"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}}
+    >>> files = {"config.json": json.dumps(config).encode(), "preprocessor_config.json": json.dumps(settings).encode()}
+    >>> request = TaskRequest("classify", ModelOptions(), "ViTForImageClassification", files)
+    >>> make_image_classify(request, "float32").inputs[0].shape
+    (3, 8, 8)
     """
     if "ForImageClassification" not in request.architecture:
         raise CheckpointError(
@@ -91,6 +135,16 @@ def make_image_embed(request: TaskRequest, dtype: str) -> TaskModule:
     That is the base model of the checkpoint's own class, so that nothing untrained takes part; of a model of images
     and texts, its vision tower with the projection. `auto` pooling takes the model's own pooled output where it has
     one, else the mean over tokens.
+
+    Examples
+    --------
+    >>> import json
+    >>> size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+    >>> settings = {"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}}
+    >>> files = {"config.json": json.dumps({"model_type": "vit", **size}).encode()}
+    >>> files["preprocessor_config.json"] = json.dumps(settings).encode()
+    >>> type(make_image_embed(TaskRequest("embed", ModelOptions(), "ViTModel", files), "float32").model).__name__
+    'ViTModel'
     """
     if request.options.pooling not in ("auto", "cls", "mean"):
         raise CheckpointError(

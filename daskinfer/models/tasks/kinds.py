@@ -33,6 +33,11 @@ def is_image_model(config: Mapping[str, Any], files: Mapping[str, bytes]) -> boo
     ------
     CheckpointError
         Where a processor's file is not JSON.
+
+    Examples
+    --------
+    >>> is_image_model({"architectures": ["ViTForImageClassification"]}, {}), is_image_model({"vocab_size": 9}, {})
+    (True, False)
     """
     architecture = str((config.get("architectures") or [""])[0])
     if "ForImageClassification" in architecture:
@@ -52,6 +57,12 @@ def fields_of_outputs(outputs: Mapping[str, TensorSpec]) -> tuple[OutputField, .
     ------
     CheckpointError
         Where outputs do not have rows first, or differ in shape from batch to batch.
+
+    Examples
+    --------
+    >>> vectors = TensorSpec(dtype="bfloat16", dims=((0, 1, 0, 0), (384, 0, 0, 0)))
+    >>> [(field.kind, field.shape) for field in fields_of_outputs({"embedding": vectors})]
+    [('float32', (384,))]
     """
     problems = [f"{name} {problem}" for name, spec in outputs.items() if (problem := find_problem(spec))]
     if problems or not outputs:
@@ -78,7 +89,13 @@ def _kind(spec: TensorSpec) -> str:
 
 
 def find_problem(spec: TensorSpec) -> str | None:
-    """Return why an output makes no column, if it makes none."""
+    """Return why an output makes no column, if it makes none.
+
+    Examples
+    --------
+    >>> find_problem(TensorSpec(dtype="float32", dims=((0, 1, 0, 0), (0, 0, 1, 0), (384, 0, 0, 0))))
+    'grows with the padded length in its dimension 1'
+    """
     if not spec.dims or spec.dims[0] != (0, 1, 0, 0):
         return "does not have one value for every row"
     for number, (_, per_row, per_token, both) in enumerate(spec.dims[1:], 1):

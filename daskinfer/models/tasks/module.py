@@ -19,6 +19,12 @@ class TaskModule(nn.Module):
         (prefix inside `model`, prefix in the snapshot), the longest first: what names its tensors have there.
     inputs
         Arrays that the forward takes.
+
+    Examples
+    --------
+    >>> module = TaskModule(nn.Linear(2, 2), prefixes=(("bert.", ""),), inputs=())
+    >>> module.stored_name("model.bert.embeddings.weight"), module.stored_name("model.classifier.weight")
+    ('embeddings.weight', 'classifier.weight')
     """
 
     def __init__(self, model: nn.Module, prefixes: tuple[tuple[str, str], ...], inputs: tuple[InputArray, ...]) -> None:

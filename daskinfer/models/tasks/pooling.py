@@ -24,6 +24,12 @@ def pool(hidden: Tensor, mask: Tensor, modes: tuple[str, ...]) -> Tensor:
     -------
     Tensor
         (rows, modes * width) float32.
+
+    Examples
+    --------
+    >>> hidden = torch.tensor([[[1.0], [3.0], [9.0]]])
+    >>> pool(hidden, torch.tensor([[1, 1, 0]]), ("mean", "max", "lasttoken"))
+    tensor([[2., 3., 3.]])
     """
     return torch.cat([_MODES[mode](hidden, mask) for mode in modes], -1)
 

@@ -30,6 +30,14 @@ class TextProjection(TaskModule):
         What the model is given of a text.
     normalize
         Whether vectors are scaled to length 1.
+
+    Examples
+    --------
+    >>> from daskinfer.spec.outline import InputArray
+    >>> ids = InputArray(name="input_ids", dtype="int64", shape=(None,))
+    >>> module = TextProjection(nn.Identity(), (), TextInputs((ids,), ("input_ids",)), normalize=True)
+    >>> module.training, [array.name for array in module.inputs]
+    (False, ['input_ids'])
     """
 
     def __init__(self, model: nn.Module, prefixes: Prefixes, inputs: TextInputs, normalize: bool) -> None:
@@ -56,6 +64,14 @@ def find_projection(request: TaskRequest, sentence: Sentence, dtype: str) -> Tex
     ------
     CheckpointError
         Where the class makes vectors that `embed` does not write: one for every token.
+
+    Examples
+    --------
+    >>> from daskinfer.models.tasks.sentence import read_sentence
+    >>> from daskinfer.testing.fixtures.tasks import ask_tiny
+    >>> request = ask_tiny("embed")
+    >>> find_projection(request, read_sentence(request), "float32") is None
+    True
     """
     names = [request.architecture, *map(str, request.config.get("architectures") or ())]
     model_class: Any = getattr(transformers, request.architecture, None)
@@ -87,6 +103,19 @@ def take_hidden(output: Any, mask: Tensor, model: nn.Module) -> Tensor:
     ------
     CheckpointError
         Where the model returns none, or one that is not of the tokens.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from types import SimpleNamespace
+    >>> output = SimpleNamespace(last_hidden_state=torch.zeros(2, 3, 4))
+    >>> take_hidden(output, torch.ones(2, 3), nn.Identity()).shape
+    torch.Size([2, 3, 4])
+    >>> take_hidden(SimpleNamespace(), torch.ones(2, 3), nn.Identity())
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.CheckpointError: Identity cannot embed texts: it returns no last hidden state
+    Use the task forward with arrays, or leave model.options.pooling on auto.
     """
     hidden = getattr(output, _HIDDEN, None)
     name = type(model).__name__

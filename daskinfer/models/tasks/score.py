@@ -20,7 +20,15 @@ from daskinfer.spec.outline import InputArray
 
 
 class ScoreModule(TaskModule):
-    """A model with a head that predicts tokens."""
+    """A model with a head that predicts tokens.
+
+    Examples
+    --------
+    >>> ids = InputArray(name="input_ids", dtype="int64", shape=(None,))
+    >>> module = ScoreModule(nn.Identity(), (), TextInputs((ids,), ("input_ids",)))
+    >>> [array.name for array in module.inputs]
+    ['input_ids']
+    """
 
     is_causal: bool
     """Whether a token is predicted from those before it; else from all others."""
@@ -63,6 +71,14 @@ class CausalScore(ScoreModule):
         What the model is given of a text.
     width
         Also return `token_logprobs` (rows, width) float32, 0 where nothing was predicted; None leaves them out.
+
+    Examples
+    --------
+    >>> ids = InputArray(name="input_ids", dtype="int64", shape=(None,))
+    >>> module = CausalScore(nn.Identity(), (), TextInputs((ids,), ("input_ids",)), width=None)
+    >>> inputs = {"input_ids": torch.tensor([[0, 1]]), "attention_mask": torch.tensor([[1, 1]])}
+    >>> module.score(torch.zeros(1, 2, 4), inputs)["logprob"]
+    tensor([-1.3863])
     """
 
     is_causal = True
@@ -85,7 +101,16 @@ class CausalScore(ScoreModule):
 
 
 class MaskedScore(ScoreModule):
-    """`token_logprob` (items,) float32: of the token `target` at `position`, which is masked in `input_ids`."""
+    """`token_logprob` (items,) float32: of the token `target` at `position`, which is masked in `input_ids`.
+
+    Examples
+    --------
+    >>> ids = InputArray(name="input_ids", dtype="int64", shape=(None,), bound=4)
+    >>> module = MaskedScore(nn.Identity(), (), TextInputs((ids,), ("input_ids",)))
+    >>> inputs = {"position": torch.tensor([1]), "target": torch.tensor([3])}
+    >>> module.score(torch.zeros(1, 2, 4), inputs)["token_logprob"]
+    tensor([-1.3863])
+    """
 
     is_causal = False
 
@@ -102,7 +127,13 @@ class MaskedScore(ScoreModule):
 
 
 def log_probability(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the log-probability of each target, (n,) float32, from logits (n, vocabulary)."""
+    """Return the log-probability of each target, (n,) float32, from logits (n, vocabulary).
+
+    Examples
+    --------
+    >>> log_probability(torch.zeros(1, 4), torch.tensor([2]))
+    tensor([-1.3863])
+    """
     return torch.log_softmax(logits, dim=-1, dtype=torch.float32).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
 
@@ -113,6 +144,12 @@ def make_score(request: TaskRequest, dtype: str) -> TaskModule:
     ------
     CheckpointError
         If the checkpoint has no head that predicts tokens.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.tasks import ask_tiny
+    >>> [array.name for array in make_score(ask_tiny("score", "BertForMaskedLM"), "float32").inputs]
+    ['input_ids', 'attention_mask', 'position', 'target']
     """
     if score_kind(request) == "masked":
         model, prefixes = build_text_model(request, "AutoModelForMaskedLM", dtype)

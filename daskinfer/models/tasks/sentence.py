@@ -108,6 +108,13 @@ def read_sentence(request: TaskRequest) -> Sentence:
         For modules that are not supported.
     RecipeError
         For prompts that do not exist, and options that do not fit the checkpoint.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.tasks import ask_tiny
+    >>> sentence = read_sentence(ask_tiny("embed", pooling="cls", normalize=False))
+    >>> sentence.pooling, sentence.steps, sentence.width
+    (('cls',), (), 32)
     """
     options = request.options
     modules = read_json(request, "modules.json") or []
@@ -141,7 +148,14 @@ def read_sentence(request: TaskRequest) -> Sentence:
 
 
 def read_json(request: TaskRequest, path: str, needed: bool = False) -> Any:
-    """Return the content of a snapshot's JSON file; None where it is not there and not needed."""
+    """Return the content of a snapshot's JSON file; None where it is not there and not needed.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.tasks import ask_tiny
+    >>> read_json(ask_tiny("embed"), "config.json")["model_type"], read_json(ask_tiny("embed"), "modules.json")
+    ('bert', None)
+    """
     if path not in request.files:
         if needed:
             raise CheckpointError(f"modules.json names {path}, which is missing", hint="Fetch the checkpoint again.")

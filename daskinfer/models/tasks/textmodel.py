@@ -26,6 +26,13 @@ def build_text_model(request: TaskRequest, class_name: str, dtype: str) -> tuple
     """Return a model of an Auto class and what its tensors' names begin with; refuse what the checkpoint cannot do.
 
     A class of transformers that its Auto class does not list, such as Emu3ForCausalLM, is taken itself.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.tasks import ask_tiny
+    >>> model, prefixes = build_text_model(ask_tiny("score", "BertForMaskedLM"), "AutoModelForMaskedLM", "float32")
+    >>> type(model).__name__, prefixes
+    ('BertForMaskedLM', (('bert.', ''),))
     """
     text_fields(request, request.options.max_length)
     is_listed = has_class(request.config, class_name, request.files)
@@ -36,7 +43,18 @@ def build_text_model(request: TaskRequest, class_name: str, dtype: str) -> tuple
 
 
 def refuse_sound_model(model: Any, architecture: str) -> None:
-    """Raise `CheckpointError` where a model, or its class, takes sound."""
+    """Raise `CheckpointError` where a model, or its class, takes sound.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> refuse_sound_model(SimpleNamespace(main_input_name="input_ids"), "BertModel")
+    >>> refuse_sound_model(SimpleNamespace(main_input_name="input_features"), "WhisperModel")
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.CheckpointError: WhisperModel takes sound, and the tasks embed and classify take texts and images
+    Make arrays of one shape with the checkpoint's own feature extractor, and use the task forward on them.
+    """
     if getattr(model, "main_input_name", None) in _SOUND:
         raise refuse_sound(architecture)
 
@@ -62,6 +80,14 @@ def text_inputs(model: nn.Module, request: TaskRequest) -> TextInputs:
     """Return what the tokenizer returns of a text and the model's forward takes.
 
     Without a mask a model sees the padding, and which rows may share a microbatch is found by trying.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.tasks import ask_tiny
+    >>> request = ask_tiny("embed")
+    >>> found = text_inputs(build_text_model(request, "AutoModel", "float32")[0], request)
+    >>> [(array.name, array.bound) for array in found.arrays], found.given
+    ([('input_ids', 97), ('attention_mask', 2)], ('input_ids', 'attention_mask'))
     """
     settings = read_settings(request.files)
     ids = InputArray(name="input_ids", dtype="int64", shape=(None,), bound=count_ids(model))
@@ -82,6 +108,11 @@ def count_ids(model: nn.Module) -> int | None:
     """Return how many token ids a model knows; None if it does not say.
 
     That is the fewer of its vocabulary and the rows of its input embeddings: some have more rows, for other uses.
+
+    Examples
+    --------
+    >>> count_ids(nn.Linear(2, 2)) is None
+    True
     """
     settings: Any = getattr(model, "config", None)
     told = getattr(settings and settings.get_text_config(), "vocab_size", None)
