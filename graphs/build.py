@@ -10,10 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from uuid import uuid4
 
-from dask._expr import LLGExpr
-from dask._task_spec import List, Task, TaskRef
+from dask.task_spec import List, Task, TaskRef
 
 from daskinfer.graphs.context import forget_job, forget_shards
 from daskinfer.graphs.handoff import JobHandle
@@ -48,10 +46,6 @@ class TaskGraph:
     """Keys whose results are held until they are released."""
     resources: dict[Key, dict[str, float]]
     """What each task must find on its worker."""
-
-    def as_expression(self) -> LLGExpr:
-        """Return the tasks as Dask sends them; else it would hash every argument of every task for a name."""
-        return LLGExpr(self.tasks, _determ_token=uuid4().hex)
 
 
 @dataclass(frozen=True, slots=True)

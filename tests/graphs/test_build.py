@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import pickle
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from dask._task_spec import Task
+from dask.task_spec import Task
 
 from daskinfer.graphs.build import (
     StageTask,
@@ -56,14 +55,6 @@ def test_a_microbatch_goes_through_all_stages_on_the_workers_that_hold_them() ->
         before = {("job", f"stage-{stage - 1}", "3.0", 0, 5, 7, 0)} if stage else set()
         assert dependencies(graph.tasks[key]) == {encoded, *before}
         assert graph.resources[key] == {"GPU": 1, stage_tag(HANDLE, stage): 1}
-
-
-def test_dask_is_given_the_tasks_and_a_name_of_their_own() -> None:
-    encoded = ("job", "encode", "3.0", 0, 5, 0)
-    graph = microbatch_graph(HANDLE, 2, {}, partition=5, numbers=(0, 7), encoded=encoded, attempt=0)
-    one, other = (pickle.loads(pickle.dumps(graph.as_expression())) for _ in range(2))
-    assert one.__dask_graph__().keys() == graph.tasks.keys()
-    assert one._name != other._name
 
 
 def test_a_commit_needs_every_microbatch() -> None:

@@ -18,8 +18,9 @@ from daskinfer.graphs.handoff import JobHandle
 from daskinfer.knobs import ANSWER_SECONDS
 from daskinfer.runtime.cluster import process_setup, resource_tags
 from daskinfer.runtime.cluster.restarts import restart_worker
-from daskinfer.runtime.monitoring.heartbeats import ClusterSnapshot, HeartbeatMonitor, WorkerSnapshot
-from daskinfer.runtime.monitoring.monitor import ClusterMonitor, _look
+from daskinfer.runtime.cluster.scheduler_state import ClusterSnapshot, WorkerSnapshot, look_at_workers
+from daskinfer.runtime.monitoring.heartbeats import HeartbeatMonitor
+from daskinfer.runtime.monitoring.monitor import ClusterMonitor
 from daskinfer.runtime.protocol.events import Event, MemoryPressure, Running, WorkerFrozen, WorkerPaused, WorkerResumed
 from daskinfer.spec.job.generation import SnapshotPin
 
@@ -101,13 +102,13 @@ def test_a_worker_that_went_and_came_begins_anew() -> None:
 
 
 def test_the_scheduler_knows_who_is_there(client: Client, addresses: list[str]) -> None:
-    look = client.run_on_scheduler(_look, {})
+    look = look_at_workers(client, {})
     assert sorted(sighting.worker for sighting in look.sightings) == addresses
     for sighting in look.sightings:
         assert abs(look.at - sighting.last_seen) < 60
         assert not sighting.paused
         assert sighting.limit == 0 and sighting.used > 10**6
-    assert client.run_on_scheduler(_look, {"GPU": 1}).sightings == []
+    assert look_at_workers(client, {"GPU": 1}).sightings == []
 
 
 def test_a_stopped_worker_is_found_and_replaced(client: Client, addresses: list[str]) -> None:
@@ -168,7 +169,7 @@ def test_a_stopped_worker_keeps_nobody_waiting(
 
 def test_a_scheduler_remembers_few_keys(client: Client) -> None:
     client.run_on_scheduler(_remember_keys)
-    assert len(client.run_on_scheduler(_look, {}).sightings) == 2
+    assert len(look_at_workers(client, {}).sightings) == 2
     assert client.run_on_scheduler(lambda: key_split.cache_info().currsize) < 10_000
 
 

@@ -22,6 +22,7 @@ from daskinfer.runtime.cluster.cleanup import take_leave
 from daskinfer.runtime.cluster.local_cluster import memory_of_worker, start_fork_server, start_workers
 from daskinfer.runtime.cluster.process_setup import set_up_processes
 from daskinfer.runtime.cluster.scheduler_check import confirm_scheduler
+from daskinfer.runtime.cluster.scheduler_state import identify_workers
 from daskinfer.spec.plan import DeviceShape, WorkerShape
 from daskinfer.spec.recipe import schema as recipes
 
@@ -119,12 +120,19 @@ def measure_workers(client: Client, workers: list[str]) -> list[WorkerShape]:
     ]
 
 
+def current_connection(client: Client) -> object:
+    """Return a client's connection to its scheduler; a client that finds its scheduler again has another one."""
+    return client.scheduler_comm
+
+
+def is_connected(client: Client, connection: object) -> bool:
+    """Whether a client still has a connection; if not, all its futures are lost."""
+    return client.status == "running" and client.scheduler_comm is connection
+
+
 def worker_shapes(client: Client) -> list[WorkerShape]:
     """Return the workers that are connected now."""
-    # Not `Client.scheduler_info`: it returns what the client last heard, and that is without workers whenever the client
-    # has asked for itself in this moment, which it does every two seconds.
-    found = client.sync(client.scheduler.identity, n_workers=-1)
-    return [shape_worker(address, worker) for address, worker in found["workers"].items()]
+    return [shape_worker(address, worker) for address, worker in identify_workers(client).items()]
 
 
 def shape_worker(address: str, identity: dict[str, Any]) -> WorkerShape:

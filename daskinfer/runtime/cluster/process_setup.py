@@ -15,7 +15,9 @@ from daskinfer.knobs import ANSWER_SECONDS
 from daskinfer.logs import LogSettings, set_up_logging
 from daskinfer.runtime.cluster import admission, cleanup
 from daskinfer.runtime.cluster.admission import Admission
+from daskinfer.runtime.cluster.scheduler_state import identify_workers
 from daskinfer.runtime.cluster.serialization import register_serializers
+from daskinfer.runtime.cluster.worker_calls import call_workers
 
 # Every death of a worker is counted against all tasks assigned to it, innocent ones included; the driver counts
 # attempts itself.
@@ -56,7 +58,7 @@ def set_up_processes(
         cleanup.arrive(client)
     client.run_on_scheduler(_set_up_scheduler)
     found = Admission(client, partial(_set_up_workers, client, logs), say)
-    found.require(client.sync(client.scheduler.identity, n_workers=-1)["workers"])
+    found.require(identify_workers(client))
     return found
 
 
@@ -64,7 +66,7 @@ def _set_up_workers(client: Client, logs: LogSettings | None, workers: list[str]
     cleanup.bring(client, workers)
     # One that is gone by now, or frozen, is found out later; one that is slow is set up before it hears of a task.
     with suppress(TimeoutError):
-        client.run(_set_up_worker, logs, workers=workers, on_error="ignore", callback_timeout=ANSWER_SECONDS.get())
+        call_workers(client, workers, ANSWER_SECONDS.get(), _set_up_worker, logs, on_error="ignore")
 
 
 def _set_up_worker(logs: LogSettings | None, dask_worker: Worker) -> None:

@@ -1,8 +1,7 @@
-"""Everything that reaches into the scheduler: resource tags, the kick after granting one, and reading restrictions.
+"""Resource tags that are set at run time, the kick after granting one, and what tasks ask for, as the scheduler has it.
 
-Tokens are resources set at run time. They are named after the job and the stage, not after an address, because a
-restarted worker has a new address. `Scheduler.add_resources` does not look at tasks that wait for a resource, so a
-tag must be followed by a kick; that is internal API of distributed, used here only and tested against its version.
+They are named after the job and the stage, not after an address, because a restarted worker has a new address.
+`Scheduler.add_resources` does not look at tasks that wait for a resource, so a tag must be followed by a kick.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from distributed import Client, Scheduler, Worker
 
 from daskinfer.errors import JobFailed
 from daskinfer.graphs.build import Key
+from daskinfer.runtime.cluster.worker_calls import call_workers
 
 _INTAKE_SECONDS = 30.0
 ANSWER_SECONDS = 2.0
@@ -32,7 +32,7 @@ def grant_tags(client: Client, worker: str, tags: Mapping[str, float]) -> None:
     OSError
         The worker cannot be reached.
     """
-    client.run(_set_resources, dict(tags), workers=[worker], on_error="raise", callback_timeout=ANSWER_SECONDS)
+    call_workers(client, [worker], ANSWER_SECONDS, _set_resources, dict(tags))
     client.run_on_scheduler(_kick)
 
 

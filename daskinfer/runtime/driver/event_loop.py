@@ -9,13 +9,12 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from distributed import Client
-from distributed.comm import CommClosedError
+from distributed import Client, CommClosedError
 
 from daskinfer.errors import ClusterLost, DaskinferError, Interrupted
 from daskinfer.graphs.build import tag_prefix
 from daskinfer.runtime.cluster.cleanup import bring
-from daskinfer.runtime.cluster.connection import measure_workers, worker_shapes
+from daskinfer.runtime.cluster.connection import current_connection, is_connected, measure_workers, worker_shapes
 from daskinfer.runtime.driver.claim_store import ClaimStore
 from daskinfer.runtime.driver.observer import RunObserver
 from daskinfer.runtime.driver.performers import Performers
@@ -67,7 +66,7 @@ class Driver:
         claim_store: ClaimStore | None = None,
     ) -> None:
         self._context = context
-        self._connection = context.client.scheduler_comm
+        self._connection = current_connection(context.client)
         self._machine = machine
         self._observers = observers
         self._happened: queue.SimpleQueue[Callable[[], Event | None]] = queue.SimpleQueue()
@@ -158,9 +157,7 @@ class Driver:
             self.running_since = time.monotonic()
 
     def _check_connection(self, cause: Exception | None = None) -> None:
-        # A client that finds its scheduler again has a new connection, and has lost all futures.
-        client = self._context.client
-        if client.status != "running" or client.scheduler_comm is not self._connection:
+        if not is_connected(self._context.client, self._connection):
             raise ClusterLost(_LOST) from cause
 
     def _measure(self, client: Client, workers: list[str] | None = None) -> list[WorkerShape]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from distributed import Client
 from daskinfer.graphs.build import find_stage_task
 from daskinfer.graphs.handoff import JobHandle
 from daskinfer.graphs.reporting import LOADING_TOPIC
+from daskinfer.runtime.cluster.scheduler_topics import hear_topic, hear_workers
 from daskinfer.runtime.driver.shard_loading import ShardLoading
 from daskinfer.runtime.protocol.events import Event, WorkerJoined, WorkerLost
 from daskinfer.spec.plan import WorkerShape
@@ -53,27 +54,16 @@ def listen(
             return None  # it is gone again
         return WorkerJoined(shapes[address]) if address in shapes else None
 
-    def hear(event: tuple[float, Any]) -> None:
-        _, message = event
-        if not isinstance(message, dict):
-            return
-        address = str(message.get("worker"))
-        if message.get("action") == "remove-worker":
-            keys = message.get("processing-tasks", ())
-            tasks = tuple(filter(None, (find_stage_task(handle, key, address) for key in keys)))
-            tell(lambda: WorkerLost(address, tasks=tasks))
-        elif message.get("action") == "add-worker":
-            tell(partial(look_at, address))
+    def lose(address: str, keys: Sequence[object]) -> None:
+        tasks = tuple(filter(None, (find_stage_task(handle, key, address) for key in keys)))
+        tell(lambda: WorkerLost(address, tasks=tasks))
 
-    def hear_loading(event: tuple[float, Any]) -> None:
-        _, message = event
+    def hear_loading(message: dict[str, Any]) -> None:
         if (message["job"], message["epoch"]) == (handle.job, handle.epoch):
             tell(partial(loads.tell, message["stage"], message["worker"], message["bytes"]))
 
-    client.subscribe_topic("all", hear)
-    client.subscribe_topic(LOADING_TOPIC, hear_loading)
-    try:
+    with (
+        hear_workers(client, lambda address: tell(partial(look_at, address)), lose),
+        hear_topic(client, LOADING_TOPIC, hear_loading),
+    ):
         yield look_at
-    finally:
-        client.unsubscribe_topic("all")
-        client.unsubscribe_topic(LOADING_TOPIC)

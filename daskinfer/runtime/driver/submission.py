@@ -6,16 +6,13 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
-import dask
 from distributed import Client, Future
 
 from daskinfer.errors import DaskinferError, JobFailed
 from daskinfer.graphs.build import (
     Key,
     StageTask,
-    TaskGraph,
     commit_graph,
     compare_graph,
     forget_graph,
@@ -28,6 +25,7 @@ from daskinfer.graphs.build import (
 from daskinfer.graphs.handoff import JobHandle
 from daskinfer.runtime.cluster.connection import worker_shapes
 from daskinfer.runtime.cluster.resource_tags import verify_restrictions
+from daskinfer.runtime.cluster.task_submission import submit_tasks
 from daskinfer.runtime.driver.partition_futures import RESULT_SECONDS, Look, PartitionFutures, error_of, release
 from daskinfer.runtime.protocol.actions import describe
 from daskinfer.runtime.protocol.events import (
@@ -104,7 +102,7 @@ class Submissions:
         """Load a stage's shard on a worker: `ShardLoaded` or `ShardFailed`."""
         generation = handle.pin.generation
         graph = load_graph(handle, stage, worker, next(self._attempts))
-        (future,) = self._submit(graph, priority=_PRIORITY_FIRST, workers=[worker])
+        (future,) = submit_tasks(self._client, graph, priority=_PRIORITY_FIRST, workers=[worker])
         self._loads.append(future)
 
         def settle(future: Future) -> Event:
@@ -120,12 +118,14 @@ class Submissions:
 
     def forget(self, handle: JobHandle, worker: str) -> None:
         """Free a generation's shard on a worker; as a task, because it waits for whatever the worker is loading."""
-        self._loads += self._submit(forget_graph(handle, worker), priority=_PRIORITY_FIRST, workers=[worker])
+        self._loads += submit_tasks(
+            self._client, forget_graph(handle, worker), priority=_PRIORITY_FIRST, workers=[worker]
+        )
 
     def free(self, handles: Sequence[JobHandle], stage: int | None, worker: str) -> None:
         """Free a stage's shards on a worker, or all it has of the job: `ShardReleased`."""
         graph = free_graph(handles, stage, worker, next(self._attempts))
-        (future,) = self._submit(graph, priority=_PRIORITY_FIRST, workers=[worker])
+        (future,) = submit_tasks(self._client, graph, priority=_PRIORITY_FIRST, workers=[worker])
         self._loads.append(future)
         self._watch(future, lambda _: ShardReleased(worker, stage))
 
@@ -133,7 +133,7 @@ class Submissions:
         """Read and tokenise a partition: `Prepared` or `TaskFailed`."""
         number, generation = source.partition.number, handle.pin.generation
         graph = prepare_graph(handle, source, attempt)
-        rows, encoded, counted = self._submit(graph, priority=_PRIORITY_FIRST - number)
+        rows, encoded, counted = submit_tasks(self._client, graph, priority=_PRIORITY_FIRST - number)
         held = self._held.setdefault((generation, number), PartitionFutures())
         held.prepare(rows, encoded, counted)
 
@@ -177,7 +177,7 @@ class Submissions:
         assert held.encoded is not None
         self._serial += 1
         graph = inspect_graph(handle, partition, number, held.encoded.key, self._serial)
-        (future,) = self._submit(graph, priority=_PRIORITY_FIRST)
+        (future,) = submit_tasks(self._client, graph, priority=_PRIORITY_FIRST)
 
         def settle(future: Future) -> Event | None:
             newest = held.inspections.get(number)
@@ -239,7 +239,7 @@ class Submissions:
         poison = list(self._poison.get(place, {}).values())
         graph = commit_graph(handle, partition, held.rows.key, held.encoded.key, handoffs, attempt, poison)
         release(held.commit)
-        (held.commit,) = self._submit(graph, priority=2 * _PRIORITY_FIRST - partition)
+        (held.commit,) = submit_tasks(self._client, graph, priority=2 * _PRIORITY_FIRST - partition)
 
         def succeed(future: Future) -> Event:
             return Committed(future.result(RESULT_SECONDS), place[0])
@@ -250,7 +250,7 @@ class Submissions:
         self, handles: tuple[JobHandle, JobHandle], records: tuple[CommitRecord, CommitRecord], tolerance: float
     ) -> None:
         """Compare a partition's results on two snapshots: `Compared`, or the end of the run."""
-        (future,) = self._submit(compare_graph(*handles, records, tolerance), priority=_PRIORITY_FIRST)
+        (future,) = submit_tasks(self._client, compare_graph(*handles, records, tolerance), priority=_PRIORITY_FIRST)
         self._loads.append(future)
         partition = records[0].partition
 
@@ -305,7 +305,7 @@ class Submissions:
         graph = microbatch_graph(
             handle, self._stages, self._requires, partition, numbers, encoded.key, attempt, without
         )
-        futures = self._submit(graph, priority=-partition, workers=workers)
+        futures = submit_tasks(self._client, graph, priority=-partition, workers=workers)
         if place[0] not in self._verified:
             verify_restrictions(self._client, graph.resources, graph.wanted)
             self._verified.add(place[0])
@@ -335,14 +335,6 @@ class Submissions:
             return MicrobatchDone(place[1], number, place[0])
 
         self._watch(future, settle)
-
-    def _submit(self, graph: TaskGraph, priority: int, workers: list[str] | None = None) -> list[Future]:
-        pins: dict[str, Any] = {"resources": partial(_look_up, graph.resources), "priority": priority}
-        if workers is not None:
-            pins |= {"workers": workers, "allow_other_workers": False}
-        with dask.annotate(**pins):
-            futures: list[Future] = self._client.get(graph.as_expression(), list(graph.wanted), sync=False)
-        return futures
 
     def _watch(self, future: Future, settle: Callable[[Future], Event | None]) -> None:
         look = Look(future, settle, self._lost)
@@ -382,7 +374,3 @@ class Submissions:
             return TaskFailed("prepare", place[1], 0, error, place[0])
         microbatches, is_commit = held.strand()
         return Stranded(place[1], microbatches, is_commit, place[0]) if microbatches or is_commit else None
-
-
-def _look_up(resources: dict[Key, dict[str, float]], key: Key) -> dict[str, float]:
-    return resources[key]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+from daskinfer.runtime.cluster.scheduler_state import ClusterSnapshot, WorkerSnapshot
 from daskinfer.runtime.protocol.events import Event, MemoryPressure, WorkerFrozen, WorkerPaused, WorkerResumed
 
 LOOK_SECONDS = 1.0
@@ -20,33 +20,6 @@ _LONGEST_STEP = 2 * LOOK_SECONDS
 
 
 _HEARTBEATS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerSnapshot:
-    """What the scheduler knows of a worker."""
-
-    worker: str
-    last_seen: float
-    """When it was last heard of, by the scheduler's clock."""
-    paused: bool
-    """Whether it takes no new tasks."""
-    used: int
-    """Bytes that its process holds."""
-    limit: int
-    """Bytes that it may; 0 for any number."""
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterSnapshot:
-    """What the scheduler knew at one moment."""
-
-    at: float
-    """When that was, by the scheduler's clock."""
-    interval: float
-    """Seconds between two heartbeats of a worker that is well."""
-    sightings: Sequence[WorkerSnapshot]
-    """All workers that may hold a stage."""
 
 
 @dataclass(slots=True)

@@ -12,20 +12,17 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Self
 
-from dask.utils import key_split
-from distributed import Client, Scheduler
-from distributed.scheduler import heartbeat_interval
+from distributed import Client
 
 from daskinfer.graphs.handoff import JobHandle
+from daskinfer.runtime.cluster.scheduler_state import look_at_workers
 from daskinfer.runtime.monitoring.connectivity import try_links
-from daskinfer.runtime.monitoring.heartbeats import LOOK_SECONDS, ClusterSnapshot, HeartbeatMonitor, WorkerSnapshot
+from daskinfer.runtime.monitoring.heartbeats import LOOK_SECONDS, HeartbeatMonitor
 from daskinfer.runtime.monitoring.stall_detector import Stalls
 from daskinfer.runtime.monitoring.task_snapshot import look_at_tasks
 from daskinfer.runtime.protocol.events import Event
 
 _log = logging.getLogger(__name__)
-
-_REMEMBERED_KEYS = 10_000
 
 
 class ClusterMonitor:
@@ -81,7 +78,7 @@ class ClusterMonitor:
         while not self._stopping.wait(LOOK_SECONDS):
             # Without a connection there is nothing to see; the driver finds that out by itself.
             try:
-                look = self._client.run_on_scheduler(_look, self._requires)
+                look = look_at_workers(self._client, self._requires)
                 with self._guard:
                     self._looked = time.monotonic()
                     events = self._watch.take(look)
@@ -100,25 +97,3 @@ class ClusterMonitor:
 
 def _give(event: Event) -> Callable[[], Event]:
     return lambda: event
-
-
-def _look(requires: Mapping[str, float], dask_scheduler: Scheduler) -> ClusterSnapshot:
-    # Dask remembers what the last 100,000 keys are called in short: memory that grows with the rows for hours.
-    if key_split.cache_info().currsize > _REMEMBERED_KEYS:
-        key_split.cache_clear()
-    workers = dask_scheduler.workers
-    return ClusterSnapshot(
-        time.time(),
-        heartbeat_interval(len(workers)),
-        [
-            WorkerSnapshot(
-                address,
-                state.last_seen,
-                state.status.name == "paused",
-                int(state.metrics.get("memory", 0)),
-                state.memory_limit or 0,
-            )
-            for address, state in workers.items()
-            if all(state.resources.get(tag, 0) >= amount for tag, amount in requires.items())
-        ],
-    )

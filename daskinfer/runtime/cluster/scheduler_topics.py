@@ -1,0 +1,40 @@
+"""What the scheduler and the workers tell a client unasked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from distributed import Client
+
+
+@contextmanager
+def hear_topic(client: Client, topic: str, hear: Callable[[Any], None]) -> Iterator[None]:
+    """Hear the messages of a topic, in a thread of the client's."""
+
+    def take(event: tuple[float, Any]) -> None:
+        hear(event[1])
+
+    client.subscribe_topic(topic, take)
+    try:
+        yield
+    finally:
+        client.unsubscribe_topic(topic)
+
+
+def hear_workers(
+    client: Client, added: Callable[[str], None], removed: Callable[[str, Sequence[object]], None]
+) -> AbstractContextManager[None]:
+    """Hear of workers that come, and of those that go with the keys of their tasks, in a thread of the client's."""
+
+    def hear(message: Any) -> None:
+        if not isinstance(message, dict):
+            return
+        address = str(message.get("worker"))
+        if message.get("action") == "remove-worker":
+            removed(address, list(message.get("processing-tasks", ())))
+        elif message.get("action") == "add-worker":
+            added(address)
+
+    return hear_topic(client, "all", hear)
