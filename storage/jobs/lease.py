@@ -22,6 +22,7 @@ from daskinfer.storage.jobs.driver_identity import BEAT, TTL, DriverIdentity, Mo
 from daskinfer.storage.jobs.heartbeat import Beating
 from daskinfer.storage.jobs.membership import Membership, find_living, list_members, seems_alive
 from daskinfer.storage.objects.filesystem import read_record, replace_bytes
+from daskinfer.storage.objects.silence import SilenceTimer
 from daskinfer.storage.objects.slotlog import Slot, SlotLog
 from daskinfer.storage.objects.urls import join_url
 
@@ -239,12 +240,16 @@ def _is_alive(url: str, head: Slot, ttl: float) -> bool:
     found = look_for(driver)
     if found != "unknown":
         return found == "alive"
-    deadline = time.monotonic() + ttl
-    while (left := deadline - time.monotonic()) > 0:
-        time.sleep(min(left, ttl / 10))
+    timer, silent = SilenceTimer(), 0.0
+    timer.observe(url, first, time.monotonic(), time.monotonic())
+    while silent < ttl:
+        time.sleep(min(ttl / 10, ttl - silent))
+        asked = time.monotonic()
         latest = _heartbeat_of(url, head)
-        if latest is not None and latest != first:
+        silence = timer.observe(url, latest, asked, time.monotonic())
+        if silence is None and latest is not None:
             return not latest.released
+        silent = silence or 0.0
     return False
 
 

@@ -20,6 +20,7 @@ from daskinfer.spec.section import Section
 from daskinfer.storage.jobs.driver_identity import BEAT, TTL, DriverIdentity, describe_driver, look_for, refuse
 from daskinfer.storage.jobs.heartbeat import Beating
 from daskinfer.storage.objects.filesystem import delete, list_names, read_record, replace_bytes
+from daskinfer.storage.objects.silence import SilenceTimer
 from daskinfer.storage.objects.slotlog import SlotLog
 from daskinfer.storage.objects.urls import join_url
 
@@ -115,27 +116,24 @@ class Watch:
         self._url = url
         self._ttl = ttl
         self._clock = clock
-        self._seen: dict[str, tuple[int, float]] = {}
+        self._timer = SilenceTimer()
 
     def look(self, members: Collection[str]) -> set[str]:
         """Look at these members once more; return those that are gone. One that was silent may wake up."""
         return {name for name in members if self._is_gone(name)}
 
     def _is_gone(self, name: str) -> bool:
+        asked = self._clock()
         found = read_member(self._url, name)
+        answered = self._clock()
         if found is not None:
             if found.released:
                 return True
             verdict = look_for(found.driver)
             if verdict != "unknown":
                 return verdict == "dead"
-        counter = -1 if found is None else found.counter
-        before, since = self._seen.get(name, (None, 0.0))
-        # Time counts from after the reading: silence is taken for too short rather than for too long.
-        if counter != before:
-            self._seen[name] = (counter, self._clock())
-            return False
-        return self._clock() - since >= self._ttl
+        silent = self._timer.observe(name, None if found is None else found.counter, asked, answered)
+        return silent is not None and silent >= self._ttl
 
 
 def read_member(url: str, name: str) -> Member | None:

@@ -19,7 +19,7 @@ from daskinfer.storage.outputs.fence import Fence
 from daskinfer.storage.outputs.formats import choose_output_format, make_sink
 from daskinfer.storage.outputs.owner import current_owner
 from daskinfer.storage.outputs.reading import SealedPart, read_part
-from daskinfer.storage.outputs.retry_rounds import Round, SupplementSink, close_round, supplement_url
+from daskinfer.storage.outputs.retry_rounds import Round, close_round, supplement_url
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, PartSink, WholeOutput
 from daskinfer.storage.outputs.staging import StagedOutput, StagedPartSink, staged_url
 
@@ -179,7 +179,7 @@ def open_stage(record: JobRecord, pin: SnapshotPin, workspace: str = "", epoch: 
     return StagedPartSink(records, make_sink(place, _format_of(record), layout, fence, records))
 
 
-def open_supplement(record: JobRecord, pin: SnapshotPin, round: int, workspace: str, epoch: int) -> SupplementSink:
+def open_supplement(record: JobRecord, pin: SnapshotPin, round: int, workspace: str, epoch: int) -> StagedPartSink:
     """Return where a driver's merged parts of a retry wait; `pin` is what their rows are computed on.
 
     Examples
@@ -192,7 +192,7 @@ def open_supplement(record: JobRecord, pin: SnapshotPin, round: int, workspace: 
     layout, fence = _make_layout(record, pin), open_fence(record, workspace, epoch)
     records = CommitLog(fence.url, layout, round=round, fence=fence)
     place = supplement_url(fence.url, record.job, round, epoch)
-    return SupplementSink(records, make_sink(place, _format_of(record), layout, fence, records))
+    return StagedPartSink(records, make_sink(place, _format_of(record), layout, fence, records))
 
 
 def read_sealed(record: JobRecord, part: SealedPart) -> OutputPart:

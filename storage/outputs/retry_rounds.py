@@ -15,7 +15,7 @@ the way leaves everything that the next one needs to do the same again. The mani
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -33,7 +33,7 @@ from daskinfer.storage.outputs.manifest import create_same, name_rejects, read_m
 from daskinfer.storage.outputs.merging import merge_manifest, merge_records
 from daskinfer.storage.outputs.places import MANIFEST, QUARANTINE
 from daskinfer.storage.outputs.reading import SealedPart
-from daskinfer.storage.outputs.sink import OutputPart, Sink, Written
+from daskinfer.storage.outputs.sink import Sink
 
 _COPIES = 8
 
@@ -165,49 +165,6 @@ def supplement_url(url: str, job: str, round: int, epoch: int) -> str:
     return join_url(round_url(url, job, round), f"e{epoch:04d}")
 
 
-class SupplementSink:
-    """Where the merged parts of a round go.
-
-    Parameters
-    ----------
-    records
-        Where the round's commits are recorded.
-    inner
-        The sink of the driver's own folder.
-
-    Examples
-    --------
-    >>> from daskinfer.storage.outputs.reading import open_output
-    >>> from daskinfer.storage.outputs.tables import TableSink
-    >>> from daskinfer.testing.fixtures.jobs import finish_job, make_results
-    >>> record = finish_job("work", "labels.jsonl", refused=[1])
-    >>> layout = open_output(record.output).layout
-    >>> sink = SupplementSink(CommitLog(record.output, layout, round=1), TableSink("beside", layout, "jsonl"))
-    >>> sink.write(make_results(record, 0)).path, list(sink.committed())
-    ('part-00000000.jsonl', [])
-    """
-
-    def __init__(self, records: CommitLog, inner: Sink) -> None:
-        self._inner = inner
-        self._ledger = records
-
-    def create(self) -> None:
-        """Prepare the folder; idempotent."""
-        self._inner.create()
-
-    def write(self, part: OutputPart) -> Written:
-        """Write a merged part and its quarantine beside the output."""
-        return self._inner.write(part)
-
-    def commit(self, record: CommitRecord) -> CommitRecord:
-        """Create the part's commit record in the round; return the one that is there."""
-        return self._ledger.commit(record)
-
-    def committed(self) -> Iterator[CommitRecord]:
-        """Return the records of the round."""
-        return self._ledger.committed()
-
-
 def close_round(
     fence: Fence, sink: Sink, round: Round, records: Sequence[CommitRecord], ledgers: Mapping[int, CommitLog]
 ) -> dict[str, Any]:
@@ -262,7 +219,7 @@ def close_round(
         ledger.drop_index()
 
     def adopt(record: CommitRecord) -> None:
-        _adopt(fence, sink, round, record, ledgers[record.partition])
+        _merge_part(fence, sink, round, record, ledgers[record.partition])
 
     with ThreadPoolExecutor(_COPIES, thread_name_prefix="merge") as pool:
         for _ in pool.map(adopt, records):
@@ -298,7 +255,7 @@ def clear_supplements(fence: Fence, round: int) -> None:
     fence.leave()
 
 
-def _adopt(fence: Fence, sink: Sink, round: Round, record: CommitRecord, ledger: CommitLog) -> None:
+def _merge_part(fence: Fence, sink: Sink, round: Round, record: CommitRecord, ledger: CommitLog) -> None:
     """Put a merged part in its place: the data first, then what is left of its quarantine, then its record."""
     url = fence.url
     source = supplement_url(url, round.job, round.number, record.epoch)

@@ -18,7 +18,7 @@ from daskinfer.spec.job.generation import Generations
 from daskinfer.storage.objects.filesystem import exists, read_bytes
 from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.outputs.commit_index import CommitDigest
-from daskinfer.storage.outputs.commit_log import CommitLog
+from daskinfer.storage.outputs.commit_log import CommitLog, name_rejects
 from daskinfer.storage.outputs.committed import CommittedPartitions
 from daskinfer.storage.outputs.fence import Fence
 from daskinfer.storage.outputs.places import QUARANTINE, RECORDS, STAGED
@@ -39,14 +39,14 @@ def staged_url(url: str, job: str, generation: int) -> str:
 
 
 class StagedPartSink:
-    """Where the parts of one generation go.
+    """Where parts go that are to be brought to the output later: those of a generation, or those that a retry merged.
 
     Parameters
     ----------
     records
-        Where the generation's commits are recorded.
+        Where their commits are recorded.
     inner
-        The sink of the generation's folder.
+        The sink of their folder.
 
     Examples
     --------
@@ -66,7 +66,7 @@ class StagedPartSink:
         self._ledger = records
 
     def create(self) -> None:
-        """Prepare the generation's folder; idempotent."""
+        """Prepare the folder; idempotent."""
         self._inner.create()
 
     def write(self, part: OutputPart) -> Written:
@@ -74,11 +74,11 @@ class StagedPartSink:
         return self._inner.write(part)
 
     def commit(self, record: CommitRecord) -> CommitRecord:
-        """Create the part's commit record in the generation's scope."""
+        """Create the part's commit record; return the one that is there."""
         return self._ledger.commit(record)
 
     def committed(self) -> Iterator[CommitRecord]:
-        """Return the records of the generation's scope."""
+        """Return the records."""
         return self._ledger.committed()
 
 
@@ -143,7 +143,7 @@ class StagedOutput:
         standing = CommittedPartitions(self._url, self._layout, self._generations)
         records = sorted(standing.digests(), key=lambda record: record.partition)
         with ThreadPoolExecutor(_COPIES, thread_name_prefix="seal") as pool:
-            for _ in pool.map(self._adopt, records):
+            for _ in pool.map(self._copy_part, records):
                 pass
         layout = standing.layout()
         data = CommitLog(self._url, layout, fence=self._fence).seal(manifest, self._objects, records)
@@ -160,11 +160,11 @@ class StagedOutput:
     def _objects(self, partition: int) -> dict[str, int | None]:
         return dict.fromkeys(self._sink.objects(partition))
 
-    def _adopt(self, record: CommitDigest) -> None:
+    def _copy_part(self, record: CommitDigest) -> None:
         source = staged_url(self._url, self._layout.job, record.generation)
         paths = self._sink.objects(record.partition)
         if record.rows_quarantined:
-            paths.append(f"{QUARANTINE}/part-{record.partition:08d}.jsonl")
+            paths.append(f"{QUARANTINE}/{name_rejects(record.partition)}")
         for path in paths:
             try:
                 data = read_bytes(join_url(source, path))

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from daskinfer.errors import DaskinferError
 from daskinfer.ids import make_nonce
 from daskinfer.storage.objects.filesystem import modified_at, read_record, replace_bytes
+from daskinfer.storage.objects.silence import SilenceTimer
 
 TTL_SECONDS = 900
 """How long a heartbeat may stay unchanged before a collector may take its writer for dead."""
@@ -90,16 +91,23 @@ class Watcher:
     def watch(self, pulses: Iterable[Pulse]) -> None:
         """Watch heartbeats, all at once, until each has changed or was silent for its time to live."""
         waiting = {pulse.url: pulse for pulse in pulses}
-        first = {url: read_beat(url) for url in waiting}
-        since = self._clock()  # after the last read: silence is counted too short rather than too long
+        timer = SilenceTimer()
+
+        def look(url: str) -> tuple[str | None, float | None]:
+            asked = self._clock()
+            value = read_beat(url)
+            return value, timer.observe(url, value, asked, self._clock())
+
+        for url in waiting:
+            look(url)
+        since = self._clock()
         while waiting:
-            looked = self._clock()
             for url, pulse in list(waiting.items()):
-                found = read_beat(url)
-                if found != first[url]:
+                value, silent = look(url)
+                if silent is None:
                     del waiting[url]
-                elif looked - since >= pulse.ttl_seconds:
-                    self._dead[url] = found
+                elif silent >= pulse.ttl_seconds:
+                    self._dead[url] = value
                     del waiting[url]
             if waiting:
                 times = [pulse.ttl_seconds for pulse in waiting.values()]

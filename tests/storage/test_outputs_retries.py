@@ -24,7 +24,6 @@ from daskinfer.storage.outputs.merging import merge_part, merge_records
 from daskinfer.storage.outputs.quarantine import read_rejects
 from daskinfer.storage.outputs.reading import open_output
 from daskinfer.storage.outputs.retry_rounds import (
-    SupplementSink,
     close_round,
     next_round,
     note_inputs,
@@ -32,6 +31,7 @@ from daskinfer.storage.outputs.retry_rounds import (
     supplement_url,
 )
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, Sink
+from daskinfer.storage.outputs.staging import StagedPartSink
 from daskinfer.testing.contracts.sinks import FIELDS, JOB, KEEP, METADATA, PARTITION_ROWS, ROWS, make_part, make_record
 from daskinfer.testing.stress.campaigns import campaign_size
 
@@ -78,7 +78,7 @@ def compute(url: Path, format: str, recovered: dict[int, tuple[int, ...]], epoch
     save_round(fence, round)
     note_inputs(fence, round, "sha256:new")
     inner = open_format(Path(supplement_url(str(url), JOB, round.number, epoch)), format)
-    sink = SupplementSink(CommitLog(str(url), LAYOUT, round=round.number), inner)
+    sink = StagedPartSink(CommitLog(str(url), LAYOUT, round=round.number), inner)
     sink.create()
     output = open_output(str(url))
     for part in round.parts:

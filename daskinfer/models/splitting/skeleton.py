@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from daskinfer.models.splitting.standins import state_names
+from daskinfer.models.splitting.standins import fill_blank, state_names
 from daskinfer.models.splitting.structure import flatten, unflatten
 from daskinfer.models.splitting.tracing import Interception, Leaf
 from daskinfer.spec.outline import Dim, InputArray, Outline
@@ -134,7 +134,7 @@ class Skeleton:
         for position, spec in enumerate(event.leaves):
             value = self._values.get((number, position))
             if value is None:
-                value = _blank(spec.shape(*self._size), getattr(torch, spec.dtype), self._device)
+                value = fill_blank(spec.shape(*self._size), getattr(torch, spec.dtype), self._device)
             if position in event.written:
                 # Every element needs a place of its own, in memory that nobody else reads.
                 value = value.clone(memory_format=torch.contiguous_format)
@@ -159,12 +159,6 @@ def name_in_snapshot(model: nn.Module, name: str) -> str:
     """Return what a tensor of a model is called in a snapshot."""
     rename: Callable[[str], str] | None = getattr(model, "stored_name", None)
     return name if rename is None else rename(name)
-
-
-def _blank(shape: Iterable[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    shape = tuple(shape)
-    value = torch.nan if dtype.is_floating_point or dtype.is_complex else 0
-    return torch.full([1] * len(shape), value, dtype=dtype, device=device).expand(shape)
 
 
 def padded_length(inputs: Mapping[str, Any], arrays: Iterable[InputArray]) -> int:

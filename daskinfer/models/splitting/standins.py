@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -53,7 +53,13 @@ def make_blank(name: str, tensor: Tensor) -> Tensor:
     """Return NaN of a tensor's shape that takes no memory; zeros for integers."""
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return torch.zeros(tensor.shape, dtype=tensor.dtype)
-    return torch.full([1] * tensor.ndim, torch.nan, dtype=tensor.dtype).expand(tensor.shape)
+    return fill_blank(tensor.shape, tensor.dtype)
+
+
+def fill_blank(shape: Sequence[int], dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+    """Return NaN, or zeros for integers, in a shape that shares the memory of one element."""
+    value = torch.nan if dtype.is_floating_point or dtype.is_complex else 0
+    return torch.full([1] * len(shape), value, dtype=dtype, device=device).expand(shape)
 
 
 def make_random(name: str, tensor: Tensor) -> Tensor:
