@@ -4,7 +4,16 @@ from __future__ import annotations
 
 
 class SilenceTimer:
-    """Counts for how long records have not changed, on one clock of this process. Pure: whoever reads also tells the time."""
+    """Counts for how long records have not changed, on one clock of this process. Pure: whoever reads also tells the time.
+
+    Examples
+    --------
+    >>> timer = SilenceTimer()
+    >>> timer.observe("lease", 7, asked=10.0, answered=10.5) is None
+    True
+    >>> timer.observe("lease", 7, asked=15.0, answered=15.5)
+    4.5
+    """
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[object, float]] = {}
@@ -20,14 +29,6 @@ class SilenceTimer:
             What was read.
         asked, answered
             When the reading began and ended: silence is counted too short rather than too long.
-
-        Examples
-        --------
-        >>> timer = SilenceTimer()
-        >>> timer.observe("lease", 7, asked=10.0, answered=10.5) is None
-        True
-        >>> timer.observe("lease", 7, asked=15.0, answered=15.5)
-        4.5
         """
         before = self._seen.get(name)
         if before is None or before[0] != value:

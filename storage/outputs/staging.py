@@ -18,9 +18,10 @@ from daskinfer.spec.job.generation import Generations
 from daskinfer.storage.objects.filesystem import exists, read_bytes
 from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.outputs.commit_index import CommitDigest
-from daskinfer.storage.outputs.commit_log import CommitLog, name_rejects
+from daskinfer.storage.outputs.commit_log import CommitLog
 from daskinfer.storage.outputs.committed import CommittedPartitions
 from daskinfer.storage.outputs.fence import Fence
+from daskinfer.storage.outputs.manifest import name_rejects
 from daskinfer.storage.outputs.places import QUARANTINE, RECORDS, STAGED
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, Sink, Written
 
