@@ -27,13 +27,13 @@ from daskinfer.storage.outputs.job_output import merge_round, open_fence, open_s
 from daskinfer.storage.outputs.owner import confirm
 from daskinfer.storage.outputs.retry_rounds import (
     Round,
-    SupplementSink,
     has_begun_merging,
     next_round,
     note_inputs,
     save_round,
     supplement_url,
 )
+from daskinfer.storage.outputs.staging import StagedPartSink
 
 _log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class RetryRound:
     snapshots: SnapshotManager
     _held: HeldJob
     _fence: Fence
-    _sink: SupplementSink
+    _sink: StagedPartSink
 
     def __init__(self, job: OpenedJob, round: Round) -> None:
         self._job = job
