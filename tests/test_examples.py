@@ -23,6 +23,7 @@ FINISHED = (
     "daskinfer.errors",
     "daskinfer.hidden",
     "daskinfer.ids",
+    "daskinfer.knobs",
     "daskinfer.logs",
     "daskinfer.models.entry",
     "daskinfer.models.folder",

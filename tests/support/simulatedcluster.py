@@ -55,9 +55,10 @@ from daskinfer.runtime.state_machine.machine import StateMachine
 from daskinfer.testing.fixtures.plans import make_worker
 from tests.support.chooser import Chooser
 from tests.support.factories import acknowledge, make_record
-from tests.support.simulatedtasks import MicrobatchKey, Pass, RowsLost, Troubles, place_of, worker_of
+from tests.support.simulatedtasks import MicrobatchKey, Pass, RowsLost, Told, Troubles, place_of, worker_of
 
 MOST_STEPS = 5000
+MOST_IDLE = 10
 
 
 class SimulatedCluster:
@@ -129,10 +130,13 @@ class SimulatedCluster:
 
     def run(self, steps: int = MOST_STEPS) -> None:
         """Let things happen until the output is sealed."""
+        idle = 0
         for _ in range(steps):
+            self.step()
             if self.is_sealed:
                 return
-            self.step()
+            idle = 0 if self.todo else idle + 1
+            assert idle < MOST_IDLE, "the job does not end: nothing is under way"
         raise AssertionError("the job does not end")
 
     def step(self) -> None:
@@ -189,7 +193,7 @@ class SimulatedCluster:
 
     def tell(self, event: Event) -> None:
         """Tell the state machine, and do what it asks."""
-        note(event)
+        note(Told(event))
         self.now += self.chooser.pick(self.troubles.pace)
         self.obey(self.machine.handle(event, self.now))
 

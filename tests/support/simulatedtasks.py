@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from daskinfer.runtime.protocol.events import Inspected, Prepared, ShardLoaded, ShardReleased
+from daskinfer.runtime.protocol.events import Committed, Event, Inspected, Prepared, ShardLoaded, ShardReleased
 from daskinfer.runtime.protocol.keys import PartitionKey
 from daskinfer.spec.rows import Fault
 
@@ -28,6 +28,21 @@ class RowsLost:
     """The rows of a partition that was prepared again: whatever waited for the old ones never ends."""
 
     place: PartitionKey
+
+
+class Told:
+    """An event, as one line of the story that a failing example tells; no dataclass, for Hypothesis spreads those out."""
+
+    def __init__(self, event: Event) -> None:
+        self._event = event
+
+    def __repr__(self) -> str:
+        match self._event:
+            case ShardLoaded(ack):
+                return f"ShardLoaded(stage={ack.stage}, worker={ack.worker})"
+            case Committed(record):
+                return f"Committed(partition={record.partition})"
+        return repr(self._event)
 
 
 @dataclass(frozen=True)
