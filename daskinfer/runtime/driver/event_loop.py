@@ -9,7 +9,8 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from distributed import Client, CommClosedError
+from distributed import Client
+from distributed.comm import CommClosedError
 
 from daskinfer.errors import ClusterLost, DaskinferError, Interrupted
 from daskinfer.graphs.build import tag_prefix
