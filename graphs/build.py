@@ -13,7 +13,7 @@ from typing import Any
 
 from dask.task_spec import List, Task, TaskRef
 
-from daskinfer.graphs.context import forget_job, forget_shards
+from daskinfer.graphs.context import forget_shards
 from daskinfer.graphs.handoff import JobHandle
 from daskinfer.graphs.tasks import (
     commit_partition,
@@ -85,12 +85,6 @@ def load_graph(handle: JobHandle, stage: int, worker: str, attempt: int = 0) -> 
     """Load one shard; the caller pins it to the worker, which has no tag yet."""
     key: Key = (handle.job, f"load-{stage}", worker, handle.driver, handle.pin.generation, attempt)
     return TaskGraph({key: _task(handle, key, load_shard, handle, stage)}, (key,), {key: {}})
-
-
-def forget_graph(handle: JobHandle, worker: str) -> TaskGraph:
-    """Let a worker forget a generation; the caller pins it to the worker."""
-    key: Key = (handle.job, "forget", worker, handle.driver, handle.pin.generation)
-    return TaskGraph({key: _task(handle, key, forget_job, handle)}, (key,), {key: {}})
 
 
 def free_graph(handles: Sequence[JobHandle], stage: int | None, worker: str, attempt: int) -> TaskGraph:
@@ -193,7 +187,7 @@ def find_stage_task(handle: JobHandle, key: object, worker: str, seconds: float 
 def _task(handle: JobHandle, key: Key, function: Callable[..., Any], *arguments: Any) -> Task:
     """Return a task whose log records say what it is about: what its key says, and the snapshot."""
     step, _, stage = str(key[1]).partition("-")
-    place = () if step in ("load", "forget") else key[4:]
+    place = () if step == "load" else key[4:]
     names = ("partition", "microbatch", "attempt") if len(place) == 3 else ("partition", "attempt")
     about = {"job": handle.job, "epoch": handle.epoch, "snapshot": handle.pin.snapshot} | dict(
         zip(names, place, strict=False)

@@ -13,7 +13,9 @@ ROOT = Path(__file__).resolve().parent.parent
 HOMES = {"daskinfer": ROOT / "daskinfer", "daskinfer.graphs": ROOT / "graphs", "daskinfer.storage": ROOT / "storage"}
 RUNTIME = ROOT / "daskinfer" / "runtime"
 MOST_PARAMETERS = 6
-MOST_METHODS = 20
+MOST_METHODS = 15
+WIDE = {"PartitionTracker": 20, "WorkerAssignment": 18}
+"""Classes that have more: the state that all of their methods share would have to be shared by their parts."""
 MOST_MODULES = 20
 
 
@@ -56,7 +58,7 @@ def test_classes_of_the_runtime_have_few_public_methods() -> None:
             and not each.name.startswith("_")
             and not any(isinstance(mark, ast.Name) and mark.id == "property" for mark in each.decorator_list)
         ]
-        wide |= {where: len(methods)} if len(methods) > MOST_METHODS else {}
+        wide |= {where: len(methods)} if len(methods) > WIDE.get(node.name, MOST_METHODS) else {}
     assert wide == {}
 
 

@@ -76,8 +76,6 @@ _OPENERS: dict[str, Callable[[Any], Any]] = {
     ".xz": lambda stream: _Members(stream, lzma.LZMADecompressor, padding=b"\0"),
     ".zst": _open_zstd,
 }
-COMPRESSIONS = frozenset(_OPENERS)
-"""Suffixes of the files that can be read."""
 
 
 def compression_of(url: str) -> str:

@@ -171,12 +171,22 @@ def link(temporary: Path, target: Path, holds: Callable[[Path], bool]) -> bool:
                     hint="Use another directory, s3:// or gs://.",
                 ) from error
             raise
-    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(target.parent)
     return True
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a local folder to the disk.
+
+    Examples
+    --------
+    >>> sync_folder(Path())
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def holds(target: Path, data: bytes) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,12 +21,13 @@ from daskinfer.spec.job.commit import CommitRecord
 from daskinfer.spec.rows import Partition
 from daskinfer.storage.columns.numpy import Elements, elements_of, to_numpy
 from daskinfer.storage.columns.types import decode_type
+from daskinfer.storage.objects.create_if_absent import sync_folder
 from daskinfer.storage.objects.plain_store import open_store
 from daskinfer.storage.objects.store_errors import explain_errors
 from daskinfer.storage.objects.urls import absolute_url, is_local, join_url
 from daskinfer.storage.outputs.commit_index import CommitDigest
 from daskinfer.storage.outputs.commit_log import CommitLog, write_rejects
-from daskinfer.storage.outputs.fence import Fence, create
+from daskinfer.storage.outputs.fence import Fence
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, Written
 
 VALID = "valid"
@@ -89,7 +89,7 @@ class ZarrSink:
             zarr.consolidate_metadata(store)
         for path, value in sorted(made.items()):
             url, data = join_url(self._url, path), value.to_bytes()
-            if not create(url, data, self._fence):
+            if not self._fence.create(url, data):
                 self._fence.replace(url, data)
 
     def write(self, part: OutputPart) -> Written:
@@ -105,7 +105,7 @@ class ZarrSink:
             url = join_url(self._url, *path)
             chunk = self._make_chunk(column, values)
             # Other bytes are of an attempt that ended before its commit, or that was made elsewhere: the record decides.
-            if not create(url, chunk, self._fence) and not self._records.has(part.partition.number):
+            if not self._fence.create(url, chunk) and not self._records.has(part.partition.number):
                 self._fence.replace(url, chunk)
             if is_local(url):
                 try:
@@ -265,8 +265,4 @@ def _make_durable(output: Path, path: list[str]) -> None:
     """Bring the folders that name a chunk to the disk, so that no commit record outlives its data."""
     place = output.joinpath(*path)
     for folder in place.parents[: len(path) - 1]:
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(folder)

@@ -29,7 +29,7 @@ from daskinfer.storage.objects.local_files import clear_halves
 from daskinfer.storage.objects.store_errors import explain_errors
 from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.outputs.commit_index import CommitDigest, CommitIndex, tabulate, walk, write_index
-from daskinfer.storage.outputs.fence import Fence, create
+from daskinfer.storage.outputs.fence import Fence
 from daskinfer.storage.outputs.manifest import create_same, name_rejects, parse_manifest, round_url
 from daskinfer.storage.outputs.places import COMMITS, MANIFEST, QUARANTINE, RECORDS, RETRIES, STAGED
 from daskinfer.storage.outputs.sink import OutputLayout
@@ -85,7 +85,7 @@ class CommitLog:
         """Create the record of a part; return the one that is there."""
         url = self._record_url(record.partition)
         self._check(record, url)
-        if create(url, canonical_json(record.model_dump(mode="json")), self._fence):
+        if self._fence.create(url, canonical_json(record.model_dump(mode="json"))):
             return record
         winner = _parse(url, read_record(url))
         # Where snapshots may change, the attempt that commits first decides which one the partition is of. And the rows
@@ -225,7 +225,7 @@ class CommitLog:
 
     def _create_manifest(self, whole: Mapping[str, Any]) -> bytes:
         url, data = join_url(self._url, MANIFEST), canonical_json(whole)
-        if create(url, data, self._fence):
+        if self._fence.create(url, data):
             return data
         there = read_record(url, 4 * LARGEST_MANIFEST)
         first = parse_manifest(url, there)

@@ -43,18 +43,6 @@ from daskinfer.storage.outputs.places import RECORDS, WORK
 _DELETES = 16
 
 
-def create(url: str, data: bytes, fence: Fence) -> bool:
-    """Create an object of an output unless one is there; see `Fence.create`.
-
-    Examples
-    --------
-    >>> fence = Fence("labels.jsonl", "demo")
-    >>> create("labels.jsonl/part", b"mine", fence), create("labels.jsonl/part", b"others'", fence)
-    (True, False)
-    """
-    return fence.create(url, data)
-
-
 class Fence:
     """What one job may change in an output, while that is its own.
 
@@ -224,7 +212,7 @@ class Fence:
                 self._confirm_turn()
                 _make_folder(target.parent, place)
                 os.replace(temporary, target)  # noqa: PTH105 - by its plain name, for whoever makes it fail
-                _sync(target.parent)
+                create_if_absent.sync_folder(target.parent)
                 return
             self._confirm_turn()
             with suppress(FileNotFoundError):  # a network filesystem may lose the answer and do it again
@@ -338,15 +326,7 @@ def _make_folder(folder: Path, place: Path) -> None:
                 raise StorageError(
                     f"cannot write {folder}: {top} is a file, not a folder", hint="Choose another place."
                 ) from None
-        _sync(top.parent)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        create_if_absent.sync_folder(top.parent)
 
 
 def _destroy(folder: Path) -> None:

@@ -9,7 +9,7 @@ from daskinfer.errors import IntegrityError
 from daskinfer.ids import parse_json
 from daskinfer.storage.objects.filesystem import LARGEST_MANIFEST, read_record
 from daskinfer.storage.objects.urls import join_url
-from daskinfer.storage.outputs.fence import Fence, create
+from daskinfer.storage.outputs.fence import Fence
 from daskinfer.storage.outputs.places import MANIFEST, RECORDS, RETRIES
 
 
@@ -109,7 +109,7 @@ def create_same(url: str, data: bytes, fence: Fence, is_committed: Callable[[], 
     daskinfer.errors.IntegrityError: labels.jsonl/part exists with other bytes than this attempt computed
     Workers of one job must have equal hardware and libraries; start over with --fresh.
     """
-    if create(url, data, fence):
+    if fence.create(url, data):
         return
     fence.confirm()
     if is_committed():

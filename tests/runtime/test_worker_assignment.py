@@ -176,7 +176,6 @@ def test_a_worker_that_cannot_load_a_double_is_not_asked_again() -> None:
     begin(assigned, *"ab")
     assigned.lose("b", 0)
     assert orders(assigned.look(9, LATER)) == [LoadShard(1, "a")]
-    assert not assigned.is_needed(1, "a") and assigned.is_needed(0, "a")
     assert assigned.give_up(1, "a", 8) == [ReleaseShard("a", 1)]
     assert assigned.look(9, 20) == []
     assert assigned.missing(20) == {1: 20}

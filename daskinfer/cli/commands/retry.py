@@ -51,7 +51,7 @@ def retry(ctx: click.Context, job: str, workspace: str, overrides: tuple[str, ..
     told.resume = command = _command(ctx, job, workspace, overrides, as_json)
     told.allow = _command(ctx, job, workspace, allow_more(overrides), as_json)
     latest: list[Progress] = []
-    told.facts = lambda: _describe_failure(job, workspace, latest)
+    told.facts = lambda: _describe_failure(latest)
     with interrupting(), ProgressDisplay(f"retry {job}") as display:
 
         def watch(progress: Progress) -> None:
@@ -81,7 +81,7 @@ def _facts_of(report: Report) -> dict[str, Any]:
     return facts | {"verdict": report.verdict}
 
 
-def _describe_failure(job: str, workspace: str, latest: list[Progress]) -> dict[str, Any]:
+def _describe_failure(latest: list[Progress]) -> dict[str, Any]:
     """Return the promised fields of a retry that failed, as far as they are known."""
     facts: dict[str, Any] = dict.fromkeys(_FIELDS) | {"verdict": "failed"}
     if not latest or not latest[0].job:

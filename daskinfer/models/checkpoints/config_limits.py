@@ -51,10 +51,10 @@ def refuse_absurd(config: Mapping[str, Any]) -> None:
     experts = max((value for name, value in numbers.items() if "experts" in name and "tok" not in name), default=1)
     if layers * experts > _MOST_EXPERTS:
         raise _refuse(f"{layers:,} layers of {experts:,} experts are more than {_MOST_EXPERTS:,} modules")
-    _refuse_positions(config, numbers)
+    _refuse_positions(numbers)
 
 
-def _refuse_positions(config: Mapping[str, Any], numbers: Mapping[str, int]) -> None:
+def _refuse_positions(numbers: Mapping[str, int]) -> None:
     """Refuse tables of positions that a model fills as it is made: they are real memory."""
     # What rotary models say beside that decides no table, and may be any number.
     for name in ("max_position_embeddings", "n_positions", "max_source_positions", "max_target_positions"):

@@ -199,7 +199,7 @@ class Performers:
         for worker in self._used & {worker.address for worker in worker_shapes(client)}:
             with suppress(OSError):  # it died meanwhile
                 grant_tags(client, worker, dict.fromkeys(self._tags_of(handle), 0))
-                self.submissions.forget(handle, worker)
+                self.submissions.free([handle], None, worker, is_told=False)
         self._storage.retire(handle.pin, action.given_up)
 
     def _prepare(self, action: Prepare) -> None:

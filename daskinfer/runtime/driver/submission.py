@@ -13,9 +13,9 @@ from daskinfer.errors import DaskinferError, JobFailed
 from daskinfer.graphs.build import (
     Key,
     StageTask,
+    TaskGraph,
     commit_graph,
     compare_graph,
-    forget_graph,
     free_graph,
     inspect_graph,
     load_graph,
@@ -102,8 +102,7 @@ class Submissions:
         """Load a stage's shard on a worker: `ShardLoaded` or `ShardFailed`."""
         generation = handle.pin.generation
         graph = load_graph(handle, stage, worker, next(self._attempts))
-        (future,) = submit_tasks(self._client, graph, priority=_PRIORITY_FIRST, workers=[worker])
-        self._loads.append(future)
+        future = self._submit_to(worker, graph)
 
         def settle(future: Future) -> Event:
             if future.status != "finished":
@@ -116,18 +115,14 @@ class Submissions:
 
         self._watch(future, settle)
 
-    def forget(self, handle: JobHandle, worker: str) -> None:
-        """Free a generation's shard on a worker; as a task, because it waits for whatever the worker is loading."""
-        self._loads += submit_tasks(
-            self._client, forget_graph(handle, worker), priority=_PRIORITY_FIRST, workers=[worker]
-        )
+    def free(self, handles: Sequence[JobHandle], stage: int | None, worker: str, is_told: bool = True) -> None:
+        """Free a stage's shards on a worker, or all it has of some generations: `ShardReleased`, if that is to be told.
 
-    def free(self, handles: Sequence[JobHandle], stage: int | None, worker: str) -> None:
-        """Free a stage's shards on a worker, or all it has of the job: `ShardReleased`."""
-        graph = free_graph(handles, stage, worker, next(self._attempts))
-        (future,) = submit_tasks(self._client, graph, priority=_PRIORITY_FIRST, workers=[worker])
-        self._loads.append(future)
-        self._watch(future, lambda _: ShardReleased(worker, stage))
+        As a task, because it waits for whatever the worker is loading.
+        """
+        future = self._submit_to(worker, free_graph(handles, stage, worker, next(self._attempts)))
+        if is_told:
+            self._watch(future, lambda _: ShardReleased(worker, stage))
 
     def prepare(self, handle: JobHandle, source: PartitionSource, attempt: int) -> None:
         """Read and tokenise a partition: `Prepared` or `TaskFailed`."""
@@ -289,6 +284,11 @@ class Submissions:
         for place in list(self._held):
             if (event := self._examine(place)) is not None:
                 yield event
+
+    def _submit_to(self, worker: str, graph: TaskGraph) -> Future:
+        (future,) = submit_tasks(self._client, graph, priority=_PRIORITY_FIRST, workers=[worker])
+        self._loads.append(future)
+        return future
 
     def _start(
         self,

@@ -356,6 +356,3 @@ Event = (
     | DrainAsked
     | Tick
 )
-
-SuspectEvent = Inspected | ProbeDone | ProbeFailed | Convicted
-"""What is told of microbatches under suspicion."""

@@ -19,7 +19,6 @@ from daskinfer.runtime.snapshots.gate_verdict import judge_candidate, read_gate,
 from daskinfer.runtime.snapshots.outline_cache import find_outline
 from daskinfer.runtime.state_machine.rollout.canary import CanaryTrial
 from daskinfer.spec.comparison import GateReport, PartComparison
-from daskinfer.spec.job.commit import CommitRecord
 from daskinfer.spec.job.generation import SnapshotPin
 from daskinfer.spec.job.record import JobRecord
 from daskinfer.spec.recipe.schema import Recipe
@@ -76,7 +75,7 @@ class SnapshotManager:
         candidate = next((pin for pin in self.log.known.pins if pin.is_trial), None)
         verdict = read_gate(self._folder)
         if candidate is not None and verdict is not None and self._record.recipe.consistency.canary is not None:
-            self.settle(candidate, verdict)
+            self._settle(candidate, verdict)
         current = self.log.known.current
         self._lock(current)
         # Its driver ended between the verdict and giving the candidate back: nothing is ever computed on it again.
@@ -103,7 +102,7 @@ class SnapshotManager:
         self._lock(pin)
         return pin
 
-    def begin_trial(self) -> SnapshotPin | None:
+    def _begin_trial(self) -> SnapshotPin | None:
         """Take up the candidate that the recipe wants compared, or go on with it; None where the verdict is given.
 
         Raises
@@ -139,30 +138,29 @@ class SnapshotManager:
             The job's output.
         """
         record, rules = self._record, self._record.recipe.consistency
-        pin = self.begin_trial()
+        pin = self._begin_trial()
         if pin is None or rules.trial is None:
             return None
         sample = choose_sample(record.job, record.partitions, rules.trial.salt, rules.trial.fraction)
         current = self.log.known.current.generation
         committed = {
             generation: {commit.partition: commit for commit in commits if commit.partition in sample}
-            for generation, commits in ((current, sink.committed(sample)), (pin.generation, self.committed_on(pin)))
+            for generation, commits in (
+                (current, sink.committed(sample)),
+                (pin.generation, open_stage(record, pin).committed()),
+            )
         }
         return CanaryTrial(pin, sample, rules.canary is not None, committed, current)
-
-    def committed_on(self, pin: SnapshotPin) -> Iterator[CommitRecord]:
-        """Return what is committed in the scope of a generation."""
-        return open_stage(self._record, pin).committed()
 
     def judge(self, pin: SnapshotPin, comparison: PartComparison) -> GateReport:
         """Give the verdict on a candidate and let it take over everything, or give it up, accordingly."""
         known = self.log.known
         report = judge_candidate(self._folder, self._record, known.current, pin, comparison)
         if self._record.recipe.consistency.canary is not None:
-            self.settle(pin, report)
+            self._settle(pin, report)
         return report
 
-    def settle(self, pin: SnapshotPin, report: GateReport) -> None:
+    def _settle(self, pin: SnapshotPin, report: GateReport) -> None:
         """Write down what a canary's verdict means; a second call changes nothing."""
         known = self.log.known
         if pin.generation in known.dropped or pin.generation in known.owned:

@@ -95,13 +95,6 @@ class WorkerAssignment:
         """Whether a worker was asked for any shard that it has not acknowledged."""
         return any(not set(self.generations) <= post.ready for post in self._posts.of(worker))
 
-    def is_needed(self, stage: int, worker: str) -> bool:
-        """Whether the job cannot do without a post; it can where nothing is computed there yet, and nothing need be."""
-        post = self._posts.get(stage, worker)
-        assert post is not None
-        is_planned = post.duty == "own" and self._replicas[stage] <= self.wants.replicas[stage]
-        return is_planned or (post.computes and bool(post.ready))
-
     def acknowledged(self, generation: int, stage: int) -> set[str]:
         """Return every worker that ever acknowledged this stage's shard of a generation."""
         return self._acknowledged[generation, stage]
