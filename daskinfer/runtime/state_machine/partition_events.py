@@ -72,7 +72,7 @@ class PartitionEvents:
             parts.claims.note(record.partition)
         actions = [parts.partitions.committed((event.generation, record.partition))]
         parts.poison.forget((event.generation, record.partition))
-        parts.partitions.count_committed()
+        parts.partitions.waiting.count_committed()
         parts.failures.note_commit()
         parts.workers.meter.note(record)
         # What only a trial refuses is the gate's affair.
@@ -124,9 +124,10 @@ class PartitionEvents:
             return [action for failure in failures for action in self.on_failed(failure, now)]
         if isinstance(error, ClaimLost):  # another member computes it, for it took us for dead
             return [IncidentRecord("claim-lost", describe(error)), self._abandon(place)]
-        attempt = parts.partitions.count_attempt(event)
+        partition = parts.partitions[place]
+        attempt = partition.count_attempt(event.step, event.number)
         if isinstance(error, StorageRefused):
-            parts.partitions.excuse_attempt(event)
+            partition.excuse_attempt(event.step, event.number)
             return parts.retries.refuse(task_of(event), repeat(event, attempt, parts.partitions), error, now)
         damaged = isinstance(error, CorruptActivation)
         self.counters["corrupt_activations" if damaged else "task_failures"] += 1
@@ -139,7 +140,7 @@ class PartitionEvents:
             actions = [parts.retries.book.begin(task_of(event), kind, detail, now)]
         if isinstance(error, DaskinferError) and not isinstance(error, CorruptActivation | DeviceFailed):
             return [*actions, Fail(error)]
-        excused = parts.partitions[place].excused[event.step, event.number]
+        excused = partition.excused[event.step, event.number]
         if event.step == "microbatch" and blames_rows(error):
             if taken_out := parts.poison.raised(place, event.number, error, now):
                 return [*actions, *taken_out]

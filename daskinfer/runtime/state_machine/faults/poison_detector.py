@@ -274,7 +274,7 @@ class PoisonDetector:
 
     def _probe(self, case: MicrobatchKey, suspect: Suspect, search: Bisection) -> Probe:
         (generation, partition), number = case
-        suspect.attempt = self._partitions.next_attempt(*case)
+        suspect.attempt = self._partitions[case[0]].next_attempt(case[1])
         return Probe(partition, number, search.without, suspect.attempt, generation)
 
     def _probe_failed(self, case: MicrobatchKey, failure: Failure, error: str) -> list[Action]:

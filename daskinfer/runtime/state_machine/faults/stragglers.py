@@ -94,7 +94,7 @@ class Stragglers:
                 "straggler", f"{where} {why} far beyond what is usual; it is started a second time elsewhere"
             ),
             SpeculativeAttempt(
-                partition, number, self._partitions.next_attempt(place, number), task.worker, generation
+                partition, number, self._partitions[place].next_attempt(number), task.worker, generation
             ),
         ]
 

@@ -152,7 +152,7 @@ class ClaimPolicy:
         actions, rejects = [], 0
         for record in self.find_new(event):
             self._done.add(record.partition)
-            work.count_committed()
+            work.waiting.count_committed()
             rejects += record.rows_quarantined
             if (place := (record.generation, record.partition)) in work.open:
                 actions.append(abandon(place))

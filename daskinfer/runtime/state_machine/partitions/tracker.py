@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from daskinfer.runtime.protocol.actions import Action, Commit, Prepare, Release, Submit
-from daskinfer.runtime.protocol.events import Prepared, TaskFailed
-from daskinfer.runtime.protocol.keys import PartitionKey
+from daskinfer.runtime.protocol.events import Prepared
+from daskinfer.runtime.protocol.keys import PartitionKey, Step
 
 _SHARES = 3
 """The window is filled up when this part of it is free."""
@@ -37,6 +37,60 @@ class OpenPartition:
         """Microbatches that are known and not in flight yet."""
         return (self.microbatches or 0) - self.submitted
 
+    def count_attempt(self, step: Step, number: int) -> int:
+        """Take in that a task failed; return how often it has by now, at least."""
+        self.attempts[step, number] += 1
+        return self.attempts[step, number]
+
+    def excuse_attempt(self, step: Step, number: int) -> None:
+        """Take in that a task failed through no fault of its own."""
+        self.excused[step, number] += 1
+
+    def next_attempt(self, microbatch: int) -> int:
+        """Return a number that no attempt at a microbatch has had."""
+        self.starts[microbatch] += 1
+        return self.starts[microbatch]
+
+
+class WaitingPartitions:
+    """Partitions that nothing has started on, and how many are left to do.
+
+    Parameters
+    ----------
+    numbers
+        (generation, partition), in order; None for whatever generation is current by then. More may follow its end.
+    left
+        How much is left to do.
+
+    Examples
+    --------
+    >>> waiting = WaitingPartitions(iter([(None, 0), (None, 1)]), left=2)
+    >>> waiting.take(), waiting.take_all(), waiting.left
+    ((None, 0), (1,), 2)
+    """
+
+    def __init__(self, numbers: Iterator[tuple[int | None, int]], left: int) -> None:
+        self._numbers = numbers
+        self.left = left
+
+    def take(self) -> tuple[int | None, int] | None:
+        """Return the next one; None where none waits now."""
+        return next(self._numbers, None)
+
+    def take_all(self) -> tuple[int, ...]:
+        """Return all of them, and leave none."""
+        return tuple(number for _, number in self._numbers)
+
+    def refill(self, partitions: Iterable[int]) -> None:
+        """Let these partitions wait for their start, and nothing else be left."""
+        numbers = tuple(partitions)
+        self._numbers = ((None, number) for number in numbers)
+        self.left = len(numbers)
+
+    def count_committed(self) -> None:
+        """Take in that one partition less is left to do."""
+        self.left -= 1
+
 
 class PartitionTracker:
     """What is left to do, and what is in work.
@@ -64,13 +118,12 @@ class PartitionTracker:
 
     def __init__(self, window: int, waiting: Iterator[tuple[int | None, int]], left: int) -> None:
         self.window = window
-        self._waiting = waiting
+        self.waiting = WaitingPartitions(waiting, left)
         self._open: dict[PartitionKey, OpenPartition] = {}
         self._in_flight = 0
         self._typical: int | None = None
         self.is_held = False
         """Whether nothing new may be in flight."""
-        self.left = left
 
     def __getitem__(self, place: PartitionKey) -> OpenPartition:
         return self._open[place]
@@ -83,34 +136,15 @@ class PartitionTracker:
         """Let nothing new be in flight, or let it again."""
         self.is_held = is_held
 
-    def count_committed(self) -> None:
-        """Take in that one partition less is left to do."""
-        self.left -= 1
-
-    def count_attempt(self, event: TaskFailed) -> int:
-        """Take in that a task failed; return how often it has by now, at least."""
-        attempts = self._open[event.generation, event.partition].attempts
-        attempts[event.step, event.number] += 1
-        return attempts[event.step, event.number]
-
-    def excuse_attempt(self, event: TaskFailed) -> None:
-        """Take in that a task failed through no fault of its own."""
-        self._open[event.generation, event.partition].excused[event.step, event.number] += 1
+    @property
+    def left(self) -> int:
+        """Partitions that are left to do."""
+        return self.waiting.left
 
     @property
     def open(self) -> Collection[PartitionKey]:
         """Attempts in work."""
         return self._open.keys()
-
-    def take_waiting(self) -> tuple[int, ...]:
-        """Return the partitions that nothing has started on, and leave none."""
-        return tuple(number for _, number in self._waiting)
-
-    def refill(self, partitions: Iterable[int]) -> None:
-        """Let these partitions wait for their start, and nothing else be left."""
-        numbers = tuple(partitions)
-        self._waiting = ((None, number) for number in numbers)
-        self.left = len(numbers)
 
     def on_prepared(self, event: Prepared, now: float) -> list[Action]:
         """Take in how many microbatches a partition has."""
@@ -158,19 +192,13 @@ class PartitionTracker:
         self._open[place].withheld.add(microbatch)
         self._in_flight -= 1
 
-    def next_attempt(self, place: PartitionKey, microbatch: int) -> int:
-        """Return a number that no attempt at a microbatch has had."""
-        starts = self._open[place].starts
-        starts[microbatch] += 1
-        return starts[microbatch]
-
     def again(self, place: PartitionKey, microbatch: int) -> Action:
         """Start a microbatch again in the normal flow, one that was withheld or one that is still in it."""
         partition = self._open[place]
         if microbatch in partition.withheld:
             partition.withheld.remove(microbatch)
             self._in_flight += 1
-        return Submit(place[1], (microbatch,), self.next_attempt(place, microbatch), place[0])
+        return Submit(place[1], (microbatch,), partition.next_attempt(microbatch), place[0])
 
     def commit(self, place: PartitionKey) -> Action:
         """Commit a partition all of whose microbatches are done, for the first time or again."""
@@ -221,7 +249,7 @@ class PartitionTracker:
             and preparing < self.window
             and committing <= self.window
         ):
-            following = next(self._waiting, None)
+            following = self.waiting.take()
             if following is None:
                 break
             chosen, number = following

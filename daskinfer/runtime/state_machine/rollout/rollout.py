@@ -133,9 +133,9 @@ class SnapshotRollout:
         if not trial.decides:
             return [note]
         if not event.passed:
-            self._work.refill(number for number in range(self._partitions) if number not in self._done)
+            self._work.waiting.refill(number for number in range(self._partitions) if number not in self._done)
             return [note]
-        self._work.refill(number for number in range(self._partitions) if not trial.is_done(number))
+        self._work.waiting.refill(number for number in range(self._partitions) if not trial.is_done(number))
         self._tracker.choose(trial.pin)
         return [note, *self._advance()]
 
@@ -177,7 +177,7 @@ class SnapshotRollout:
     def on_switched(self, event: Switched, now: float) -> list[Action]:
         """Start on the generation that has taken over these partitions."""
         self._switching, self._takes_over, self._closing_since = False, None, None
-        self._work.refill(event.partitions)
+        self._work.waiting.refill(event.partitions)
         return self._advance()
 
     def go_on(self, now: float) -> list[Action]:
@@ -214,7 +214,7 @@ class SnapshotRollout:
         return [note, *adopt, *self._follow()]
 
     def _switch(self, candidate: SnapshotPin) -> list[Action]:
-        partitions = self._work.take_waiting() if self._takes_over is None else self._takes_over
+        partitions = self._work.waiting.take_all() if self._takes_over is None else self._takes_over
         if not partitions:
             return []
         self._switching = True
