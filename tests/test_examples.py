@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import doctest
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -97,6 +98,7 @@ def list_modules() -> list[ParameterSet]:
 def test_examples_are_true(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redaction, "_known", {})
     monkeypatch.setattr(sys, "path", sys.path.copy())
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # which takes most of the time
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     said: list[str] = []
     ran: set[str] = set()
