@@ -87,6 +87,13 @@ def inspect_checkpoint(source: Path | Folder, *, dtype: str | None = None, trust
     ------
     CheckpointError
         If it is not a whole safetensors checkpoint of an architecture that transformers knows.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.models.tinymodels import make_tiny_bert
+    >>> found = inspect_checkpoint(make_tiny_bert(Path("tiny"), layers=2), dtype="bfloat16")
+    >>> [group.name for group in found.groups], found.dtype
+    (['embeddings', 'encoder.layer.0', 'encoder.layer.1', 'pooler'], 'bfloat16')
     """
     folder = _open_folder(source)
     names = folder.names()
@@ -147,6 +154,12 @@ def inspect_entry(function: str, source: Path | Folder | None = None, *, dtype: 
     ------
     CheckpointError
         Where the function does not give a module, or the weights are not the module's.
+
+    Examples
+    --------
+    >>> found = inspect_entry("daskinfer.testing.models.ownmodels:make_own")
+    >>> found.architecture, found.entry.function
+    ('OwnModel', 'daskinfer.testing.models.ownmodels:make_own')
     """
     entry = find_entry(function)
     # With real weights: modules that share one lose that on the meta device.
@@ -200,6 +213,12 @@ def inspect_snapshot(
         Reads its blobs, and the files that it was published from by reference, by their paths in the manifest.
     dtype
         Convert floating-point tensors.
+
+    Examples
+    --------
+    >>> manifest = Manifest(model="tiny", architecture="BertModel", dtype="float32", files=[], groups=[])
+    >>> inspect_snapshot(manifest, {}, LocalFolder(Path("."))).provenance["source"] == f"tiny {manifest.digest}"
+    True
     """
     groups = []
     for group in manifest.groups:

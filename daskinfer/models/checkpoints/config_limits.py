@@ -34,6 +34,15 @@ def refuse_absurd(config: Mapping[str, Any]) -> None:
     ----------
     config
         Its content.
+
+    Examples
+    --------
+    >>> refuse_absurd({"num_hidden_layers": 126, "hidden_size": 16384})
+    >>> refuse_absurd({"num_hidden_layers": 2_000_000})
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.CheckpointError: config.json: num_hidden_layers is 2,000,000, and at most 5,000 is built
+    Fetch the checkpoint again; no model is that large.
     """
     numbers: dict[str, int] = {}
     for count, (key, value, depth) in enumerate(_walk(config)):

@@ -53,6 +53,19 @@ def map_tensors(model: PreTrainedModel, stored: Mapping[str, StoredTensor]) -> M
     ------
     CheckpointError
         Where two tensors of the checkpoint are the same tensor of the model, or cannot be merged.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from daskinfer.models.architecture import build_model
+    >>> from daskinfer.models.checkpoints.plainfiles import read_config
+    >>> from daskinfer.models.checkpoints.tensorfiles import read_weights
+    >>> from daskinfer.models.folder import LocalFolder
+    >>> from daskinfer.testing.models.tinymodels import make_tiny_bert
+    >>> folder = LocalFolder(make_tiny_bert(Path("tiny"), layers=1))
+    >>> mapped = map_tensors(build_model(read_config(folder, folder.names()), "BertModel"), read_weights(folder))
+    >>> mapped.tensors["pooler.dense.bias"].shape, mapped.unexpected
+    ((32,), {})
     """
     wanted: dict[str, torch.Tensor] = model.state_dict()
     mapping = get_model_conversion_mapping(model)
@@ -99,14 +112,27 @@ def map_tensors(model: PreTrainedModel, stored: Mapping[str, StoredTensor]) -> M
 
 
 def cast(tensor: Tensor, dtype: str) -> Tensor:
-    """Return a floating-point tensor in another precision (F32, BF16, F16); others as they are."""
+    """Return a floating-point tensor in another precision (F32, BF16, F16); others as they are.
+
+    Examples
+    --------
+    >>> tensor = as_tensor(torch.tensor([1.0, 2.0]), "weight")
+    >>> cast(tensor, "BF16").dtype, cast(tensor, "BF16").nbytes
+    ('BF16', 4)
+    """
     if tensor.dtype not in FLOATS or tensor.dtype == dtype:
         return tensor
     return Tensor(dtype, tensor.shape, partial(_cast_pieces, tensor, dtype), tensor.origin)
 
 
 def precision_of(model: PreTrainedModel | None, dtype: str) -> Callable[[str], str]:
-    """Return what precision each tensor, by its name in the model, has in a model of `dtype` (F32, BF16, F16)."""
+    """Return what precision each tensor, by its name in the model, has in a model of `dtype` (F32, BF16, F16).
+
+    Examples
+    --------
+    >>> precision_of(None, "BF16")("encoder.layer.0.weight")
+    'BF16'
+    """
     plan = {} if model is None else model._get_dtype_plan(FLOATS[dtype])
     if not plan:
         return lambda name: dtype
@@ -126,6 +152,12 @@ def as_tensor(value: torch.Tensor, origin: str) -> Tensor:
     ------
     CheckpointError
         Where its type is not one that a safetensors file can hold.
+
+    Examples
+    --------
+    >>> tensor = as_tensor(torch.zeros(2, 3), "weight")
+    >>> tensor.dtype, tensor.shape, tensor.nbytes
+    ('F32', (2, 3), 24)
     """
     if value.dtype not in _NAMES:
         raise CheckpointError(f"{origin}: tensors of {value.dtype} cannot be published", hint="Convert it first.")
@@ -189,7 +221,18 @@ def _without_data(part: StoredTensor) -> torch.Tensor:
 
 
 def read_tensor(part: StoredTensor) -> torch.Tensor:
-    """Return a stored tensor's values."""
+    """Return a stored tensor's values.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from safetensors.torch import save_file
+    >>> from daskinfer.models.checkpoints.tensorfiles import read_weights
+    >>> from daskinfer.models.folder import LocalFolder
+    >>> save_file({"w": torch.tensor([1.0, 2.0])}, "model.safetensors")
+    >>> read_tensor(read_weights(LocalFolder(Path(".")))["w"])
+    tensor([1., 2.])
+    """
     return _tensor_of(b"".join(part.pieces()), part.dtype).reshape(part.shape)
 
 

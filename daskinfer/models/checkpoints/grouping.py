@@ -49,6 +49,15 @@ def group_tensors(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -
     ------
     CheckpointError
         Where a tensor has another shape than the model's, or one is missing of a part of which others are there.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from daskinfer.models.checkpoints.conversion import as_tensor
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    >>> tensors = {name: as_tensor(value, name) for name, value in model.state_dict().items()}
+    >>> [group.name for group in group_tensors(model, tensors, "here").groups]
+    ['0', '1']
     """
     prefix = stored_prefix(model)
     units = find_units(model)
@@ -88,6 +97,16 @@ def refuse_odd_layers(model: nn.Module, unexpected: Iterable[str], where: str) -
     """Raise `CheckpointError` where one of these names is inside a layer, or in a layer that the model lacks.
 
     What is outside the layers is some other class's head; inside, the layer would compute something else.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    >>> refuse_odd_layers(nn.ModuleDict({"layers": model}), ["head.weight"], "here")
+    >>> refuse_odd_layers(nn.ModuleDict({"layers": model}), ["layers.2.weight"], "here")
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.CheckpointError: here: by config.json there are 2 layers in layers, but the weights have layers.2
+    Take config.json and weights from the same checkpoint.
     """
     prefix = stored_prefix(model)
     layers = {unit.path.removeprefix(prefix) for unit in find_units(model) if unit.is_block}
@@ -107,7 +126,16 @@ def refuse_odd_layers(model: nn.Module, unexpected: Iterable[str], where: str) -
 
 
 def refuse_missing(missing: Sequence[str], where: str, kind: str) -> None:
-    """Raise `CheckpointError` where any tensor is missing."""
+    """Raise `CheckpointError` where any tensor is missing.
+
+    Examples
+    --------
+    >>> refuse_missing(["pooler.weight", "pooler.bias"], "here", "BertModel")
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.CheckpointError: here: missing tensor pooler.weight and 1 more
+    The weights are not those of a BertModel of this configuration.
+    """
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise CheckpointError(

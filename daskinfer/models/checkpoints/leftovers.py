@@ -54,6 +54,15 @@ def refuse_changes(model: nn.Module, mapped: Mapped, stored: Mapping[str, Stored
         The checkpoint's tensors.
     where
         The checkpoint, for messages.
+
+    Examples
+    --------
+    >>> name = "layer.lora_A.weight"
+    >>> stored = StoredTensor(None, "model.safetensors", name, "F32", (2, 2), 0, 16)
+    >>> refuse_changes(nn.Linear(2, 2), Mapped({}, {}, {name: name}), {name: stored}, "here")
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.CheckpointError: here: layer.lora_A.weight belongs to an adapter that was not merged ...
     """
     computed = {key: name for key, name in mapped.ignored.items() if _differs(model, name, stored[key])}
     odd = computed | {

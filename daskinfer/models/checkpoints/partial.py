@@ -31,6 +31,15 @@ def find_possible_task(architecture: str, files: Mapping[str, bytes], missing: C
         Its plain files.
     missing
         Names in the snapshot of the tensors that it lacks.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.tasks import ask_tiny
+    >>> files = ask_tiny("embed").files
+    >>> find_possible_task("BertModel", files, ["pooler.dense.weight"])
+    'embed'
+    >>> find_possible_task("BertModel", files, ["embeddings.word_embeddings.weight"]) is None
+    True
     """
     lacking = frozenset(missing)
     for task, options in _TASKS:

@@ -55,7 +55,15 @@ _QUANTISED = ("quantize_config.json", "quant_config.json", "hf_quant_config.json
 
 
 def list_files(folder: Folder) -> list[str]:
-    """Return the names of a folder's files; refuse one that has none."""
+    """Return the names of a folder's files; refuse one that has none.
+
+    Examples
+    --------
+    >>> from daskinfer.models.folder import LocalFolder
+    >>> _ = Path("config.json").write_text("{}")
+    >>> list_files(LocalFolder(Path(".")))
+    ['config.json']
+    """
     names = folder.names()
     if not names:
         raise CheckpointError(
@@ -67,7 +75,15 @@ def list_files(folder: Folder) -> list[str]:
 
 
 def read_bounded(folder: Folder, name: str, most: int = _LARGEST_FILE) -> bytes:
-    """Return the content of a plain file; refuse one that is longer than any has."""
+    """Return the content of a plain file; refuse one that is longer than any has.
+
+    Examples
+    --------
+    >>> from daskinfer.models.folder import LocalFolder
+    >>> _ = Path("config.json").write_text("{}")
+    >>> read_bounded(LocalFolder(Path(".")), "config.json")
+    b'{}'
+    """
     size = folder.size(name)
     if size is not None and size > most:
         raise CheckpointError(
@@ -82,6 +98,15 @@ def refuse_special_files(url: str) -> None:
 
     A link may lead to another place in the folder, or where the cache of a hub has its files: `../../blobs`. Weights may
     lie anywhere: of what is no tensor in them, nothing is stored.
+
+    Examples
+    --------
+    >>> Path("README.md").symlink_to("/etc/hostname")
+    >>> refuse_special_files(".")
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.CheckpointError: README.md: it is a link to /etc/hostname, which is not in the checkpoint's folder
+    Put the file itself there, or take it away.
     """
     root = Path(url)
     if "://" in url or not root.is_dir():
@@ -112,6 +137,13 @@ def read_config(folder: Folder, names: list[str]) -> dict[str, Any]:
     ------
     CheckpointError
         Where there is none, or it is not a JSON object.
+
+    Examples
+    --------
+    >>> from daskinfer.models.folder import LocalFolder
+    >>> _ = Path("config.json").write_text('{"model_type": "bert"}')
+    >>> read_config(LocalFolder(Path(".")), ["config.json"])
+    {'model_type': 'bert'}
     """
     if "config.json" not in names:
         adapter = "adapter_config.json" in names
@@ -149,6 +181,14 @@ def refuse_beside(where: str, names: Sequence[str], config: Mapping[str, Any]) -
         Its files.
     config
         Content of config.json; empty for a user's own model.
+
+    Examples
+    --------
+    >>> refuse_beside("here", ["model.safetensors"], {"model_type": "bert"})
+    >>> refuse_beside("here", ["adapter_config.json"], {})
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.CheckpointError: here: adapter_config.json is beside the model: an adapter, ...
     """
     adapters = [name for name in names if name.startswith(_ADAPTERS)]
     if adapters:
@@ -175,7 +215,15 @@ def _find_quantised(config: Mapping[str, Any], path: str = "") -> Iterator[str]:
 
 
 def read_plain_files(folder: Folder, names: list[str]) -> dict[str, bytes]:
-    """Return the files of a checkpoint that a snapshot keeps; empty ones say nothing and are left out."""
+    """Return the files of a checkpoint that a snapshot keeps; empty ones say nothing and are left out.
+
+    Examples
+    --------
+    >>> from daskinfer.models.folder import LocalFolder
+    >>> _ = Path("config.json").write_text("{}"), Path("training_args.bin").write_text("x")
+    >>> read_plain_files(LocalFolder(Path(".")), ["config.json", "training_args.bin"])
+    {'config.json': b'{}'}
+    """
     files = {name: read_bounded(folder, name) for name in _KEPT if name in names}
     for _, path in _sentence_modules(folder, files):
         if path and folder.size(f"{path}/config.json") is not None:
@@ -190,6 +238,12 @@ def read_sentence_weights(folder: Folder, files: Mapping[str, bytes]) -> tuple[G
     ------
     CheckpointError
         Where `embed` has no such module, or its weights are absent, pickled or of another shape.
+
+    Examples
+    --------
+    >>> from daskinfer.models.folder import LocalFolder
+    >>> read_sentence_weights(LocalFolder(Path(".")), {"config.json": b"{}"})
+    ()
     """
     groups = []
     for kind, path in _sentence_modules(folder, files):

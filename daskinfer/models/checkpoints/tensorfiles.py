@@ -109,7 +109,16 @@ class Tensor:
 
 
 def as_stored(tensor: StoredTensor) -> Tensor:
-    """Return a tensor that is taken as it is."""
+    """Return a tensor that is taken as it is.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from daskinfer.models.folder import LocalFolder
+    >>> stored = StoredTensor(LocalFolder(Path(".")), "model.safetensors", "w", "F32", (2, 3), 0, 24)
+    >>> as_stored(stored).nbytes, as_stored(stored).stored is stored
+    (24, True)
+    """
     return Tensor(tensor.dtype, tensor.shape, tensor.pieces, tensor.where, tensor)
 
 
@@ -127,6 +136,16 @@ def read_weights(folder: Folder, chosen: Any = None) -> dict[str, StoredTensor]:
     ------
     CheckpointError
         Where there is none, where it is pickled, or where a file is absent, truncated or damaged.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pathlib import Path
+    >>> from safetensors.numpy import save_file
+    >>> from daskinfer.models.folder import LocalFolder
+    >>> save_file({"w": np.zeros((2, 3), np.float32)}, "model.safetensors")
+    >>> [(name, tensor.dtype, tensor.shape) for name, tensor in read_weights(LocalFolder(Path("."))).items()]
+    [('w', 'F32', (2, 3))]
     """
     names = folder.names()
     if chosen is not None:
@@ -156,7 +175,16 @@ def read_weights(folder: Folder, chosen: Any = None) -> dict[str, StoredTensor]:
 
 
 def refuse_pickles(url: str, names: Sequence[str]) -> None:
-    """Raise `CheckpointError` where any of the files is pickled; none is ever opened."""
+    """Raise `CheckpointError` where any of the files is pickled; none is ever opened.
+
+    Examples
+    --------
+    >>> refuse_pickles("here", ["config.json"])
+    >>> refuse_pickles("here", ["pytorch_model.bin"])
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.CheckpointError: here: only pickled weights (pytorch_model.bin), which can run code when they are read...
+    """
     shards = [name for name in names if name == ".metadata" or name.endswith(".distcp")]
     if shards:
         raise CheckpointError(
@@ -180,6 +208,17 @@ def read_header(folder: Folder, file: str) -> dict[str, StoredTensor]:
     ------
     CheckpointError
         If the file is truncated or its header does not describe its bytes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pathlib import Path
+    >>> from safetensors.numpy import save_file
+    >>> from daskinfer.models.folder import LocalFolder
+    >>> save_file({"w": np.zeros((2, 3), np.float32)}, "model.safetensors")
+    >>> stored = read_header(LocalFolder(Path(".")), "model.safetensors")["w"]
+    >>> stored.dtype, stored.shape, stored.begin, stored.end
+    ('F32', (2, 3), 72, 96)
     """
     where = f"{folder.url}/{file}"
     size = folder.size(file)
@@ -257,7 +296,15 @@ class GroupFile:
 
 
 def serialize(tensors: Sequence[tuple[str, Tensor]]) -> bytes:
-    """Return a safetensors file of the given (name, tensor) pairs; equal input gives equal bytes."""
+    r"""Return a safetensors file of the given (name, tensor) pairs; equal input gives equal bytes.
+
+    Examples
+    --------
+    >>> from safetensors.numpy import load
+    >>> tensor = Tensor("U8", (2,), lambda: [b"\x01\x02"], "here")
+    >>> load(serialize([("w", tensor)]))["w"]
+    array([1, 2], dtype=uint8)
+    """
     # Wide types first keeps every tensor aligned to its own type, as safetensors itself does.
     ordered = sorted(tensors, key=lambda pair: (-ITEM_SIZES[pair[1].dtype], pair[0]))
     header: dict[str, Any] = {}

@@ -39,6 +39,18 @@ class DeviceCheck:
         The model's inputs.
     received, returned
         What a stage gets from the one before, and what it returns.
+
+    Examples
+    --------
+    >>> x = InputArray(name="x", dtype="float32", shape=(2,))
+    >>> rows = TensorSpec(dtype="float32", dims=((0, 1, 0, 0), (2, 0, 0, 0)))
+    >>> check, batch = DeviceCheck((x,), (), (rows,)), {"x": np.float32([[1, 2], [3, 4]])}
+    >>> check.compare(lambda inputs, received: (inputs["x"] * 2,), batch, (), (batch["x"] * 2,), "cpu")
+    True
+    >>> check.compare(lambda inputs, received: (inputs["x"] * 3,), batch, (), (batch["x"] * 2,), "cpu")
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.JobFailed: cpu computes rows otherwise alone than among others: 2 of 2 rows ...
     """
 
     def __init__(
@@ -154,5 +166,11 @@ def _largest_by_place(apart: Tensor) -> Tensor:
 
 
 def in_order(results: Sequence[Array] | Mapping[str, Array]) -> Sequence[Array]:
-    """Return a stage's results without their names."""
+    """Return a stage's results without their names.
+
+    Examples
+    --------
+    >>> in_order({"scores": np.zeros(2), "labels": np.ones(2)})
+    (array([0., 0.]), array([1., 1.]))
+    """
     return tuple(results.values()) if isinstance(results, Mapping) else results

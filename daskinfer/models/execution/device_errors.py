@@ -22,12 +22,26 @@ _FAILED = (
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether the device is full, so that less at a time may fit."""
+    """Whether the device is full, so that less at a time may fit.
+
+    Examples
+    --------
+    >>> is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory")), is_out_of_memory(RuntimeError("shapes differ"))
+    (True, False)
+    """
     return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 
 def is_device_failure(error: RuntimeError) -> bool:
-    """Whether the device has failed, so that this process can no longer compute with it."""
+    """Whether the device has failed, so that this process can no longer compute with it.
+
+    Examples
+    --------
+    >>> is_device_failure(RuntimeError("CUDA error: device-side assert triggered"))
+    True
+    >>> is_device_failure(torch.OutOfMemoryError("CUDA out of memory"))
+    False
+    """
     if is_out_of_memory(error):
         return False
     return isinstance(error, torch.AcceleratorError) or any(sign in str(error) for sign in _FAILED)
@@ -35,7 +49,18 @@ def is_device_failure(error: RuntimeError) -> bool:
 
 @contextmanager
 def explain_failures(device: DeviceShape) -> Iterator[None]:
-    """Raise `DeviceFailed` where the device fails."""
+    """Raise `DeviceFailed` where the device fails.
+
+    Examples
+    --------
+    >>> from daskinfer.models.execution.devices import describe_cpu
+    >>> with explain_failures(describe_cpu("model name: H200")):
+    ...     raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.DeviceFailed: H200 failed: CUDA error: an illegal memory access was encountered
+    Look at the device (nvidia-smi, dmesg); a row that makes the model read out of bounds does this too.
+    """
     try:
         yield
     except RuntimeError as error:

@@ -25,6 +25,11 @@ def find_device() -> DeviceShape:
     """Return the best device that this process may use: the first visible GPU, else the CPU.
 
     `CUDA_VISIBLE_DEVICES` is honoured. Where nothing hints at an accelerator, torch is not even imported.
+
+    Examples
+    --------
+    >>> find_device().kind in ("cpu", "cuda", "mps")
+    True
     """
     cpu = find_cpu()
     if not _may_have_accelerator():
@@ -50,12 +55,26 @@ def find_device() -> DeviceShape:
 
 
 def find_cpu() -> DeviceShape:
-    """Return this machine's CPU."""
+    """Return this machine's CPU.
+
+    Examples
+    --------
+    >>> cpu = find_cpu()
+    >>> cpu.kind, cpu.threads >= 1, cpu.memory > 0
+    ('cpu', True, True)
+    """
     return describe_cpu(_read(Path("/proc/cpuinfo")))
 
 
 def describe_cpu(cpuinfo: str) -> DeviceShape:
-    """Return this machine's CPU, given the text of /proc/cpuinfo, which is empty where there is none."""
+    r"""Return this machine's CPU, given the text of /proc/cpuinfo, which is empty where there is none.
+
+    Examples
+    --------
+    >>> cpu = describe_cpu("model name : Xeon\nflags : sse avx512_bf16")
+    >>> cpu.name, cpu.bf16, cpu.fp16
+    ('Xeon', True, False)
+    """
     fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in cpuinfo.splitlines())}
     flags = set(fields.get("flags", "").split())
     return DeviceShape(
@@ -79,6 +98,14 @@ def choose_dtype(wanted: Precision | Literal["auto"], stored: str, device: Devic
         Precision of the checkpoint's weights.
     device
         What will compute.
+
+    Examples
+    --------
+    >>> cpu = describe_cpu("model name: Xeon")
+    >>> choose_dtype("auto", "bfloat16", cpu)[0]
+    'float32'
+    >>> choose_dtype("bfloat16", "float32", cpu)
+    ('bfloat16', 'bfloat16 as the recipe says, though Xeon computes it more slowly than float32')
     """
     does_well: dict[Precision, bool] = {"float32": True, "bfloat16": device.bf16, "float16": device.fp16}
     if wanted != "auto":

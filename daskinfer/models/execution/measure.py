@@ -98,6 +98,13 @@ def fit_times(timings: Sequence[Timing]) -> tuple[float, float | None]:
     """Return the fixed seconds and the operations a second that fit times best, by their relative errors.
 
     The rate is None where the times do not grow with the operations.
+
+    Examples
+    --------
+    >>> timings = [Timing(rows=1, length=1, flops=flops, seconds=0.1 + flops / 1000) for flops in (100, 200, 300)]
+    >>> fixed, rate = fit_times(timings)
+    >>> round(fixed, 3), round(rate)
+    (0.1, 1000)
     """
     flops = np.array([timing.flops for timing in timings], float)
     seconds = np.array([timing.seconds for timing in timings], float)

@@ -53,6 +53,16 @@ class Runner:
         What a ceiling is remembered for.
     threads
         Cores that a call computes with.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from daskinfer.models.execution.devices import find_cpu
+    >>> rows = TensorSpec(dtype="float32", dims=((0, 1, 0, 0), (2, 0, 0, 0)))
+    >>> about = {"dtype": "float32", "snapshot": "sha256:0", "device": find_cpu(), "threads": 1}
+    >>> runner = Runner(lambda inputs, received: {"y": inputs["x"] * 2}, received=(), returned={"y": rows}, **about)
+    >>> runner.run({"x": np.float32([[1, 2], [3, 4]])})["y"].tolist(), runner.usage.out_of_memory
+    ([[2.0, 4.0], [6.0, 8.0]], 0)
     """
 
     def __init__(

@@ -31,6 +31,15 @@ def find_entries(manifest: Manifest, names: Mapping[str, str]) -> dict[str, tupl
     ------
     CheckpointError
         Where the snapshot has no such tensor.
+
+    Examples
+    --------
+    >>> weight = TensorEntry(name="w", blake3="0" * 64, dtype="F32", shape=(2,), begin=0, end=8)
+    >>> group = LayerGroup(name="layer.0", size=8, sha256="0" * 64, blob="blobs/0", tensors=[weight])
+    >>> about = {"model": "tiny", "architecture": "BertModel", "dtype": "float32", "files": []}
+    >>> found = find_entries(Manifest(groups=[group], tied={"head": "w"}, **about), {"model.head": "head"})
+    >>> found["model.head"][1].name
+    'w'
     """
     stored = {entry.name: (group, entry) for group in manifest.groups for entry in group.tensors}
     found = {}
@@ -74,6 +83,17 @@ def fill_module(
     ------
     CheckpointError
         Where the module has no such path, or a tensor has another shape or an unknown type.
+
+    Examples
+    --------
+    >>> module = nn.Linear(2, 1, bias=False, device="meta")
+    >>> weight = TensorEntry(name="w", blake3="0" * 64, dtype="F32", shape=(1, 2), begin=0, end=8)
+    >>> def read(fillings):
+    ...     fillings["w"].buffer(0, 8)[:] = memoryview(torch.tensor([1.0, 2.0]).numpy()).cast("B")
+    ...     fillings["w"].filled(0, 8)
+    ...     return 8
+    >>> fill_module(module, {"weight": weight}, read), module.weight.tolist()
+    (8, [[1.0, 2.0]])
     """
     places = _find_places(module)
     tensors: dict[str, Tensor] = {}

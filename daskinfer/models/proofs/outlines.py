@@ -36,7 +36,17 @@ _MOST_TRIED = 1024
 
 
 def outline_key(request: TaskRequest, dtype: str) -> str:
-    """Return the digest of everything that an outline follows from."""
+    """Return the digest of everything that an outline follows from.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.tasks import ask_tiny
+    >>> request = ask_tiny("embed")
+    >>> outline_key(request, "float32") == outline_key(request, "float32")
+    True
+    >>> outline_key(request, "float32") == outline_key(request, "bfloat16")
+    False
+    """
     deciding = {
         path: sha256_of(data)
         for path, data in sorted(request.files.items())
@@ -69,6 +79,13 @@ def trace_task(request: TaskRequest, dtype: str) -> Outline:
     ------
     CheckpointError
         Where the checkpoint cannot do the task, or the model cannot be run.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.tasks import ask_tiny
+    >>> outline = trace_task(ask_tiny("embed"), "float32")
+    >>> len(outline.layers), outline.sharing.is_free, outline.uncut is None
+    (4, True, True)
     """
     from daskinfer.models.proofs.row_proof import prove_sharing
     from daskinfer.models.proofs.score_proof import prove_sight
@@ -90,7 +107,15 @@ def trace_task(request: TaskRequest, dtype: str) -> Outline:
 
 
 def trace_apart(request: TaskRequest, dtype: str) -> Outline:
-    """Trace a task's model in another process, unless this one has torch already."""
+    """Trace a task's model in another process, unless this one has torch already.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from daskinfer.testing.fixtures.tasks import ask_tiny
+    >>> trace_apart(ask_tiny("embed"), "float32").outputs["embedding"].dims
+    ((0, 1, 0, 0), (32, 0, 0, 0))
+    """
     if "torch" in sys.modules:
         return trace_task(request, dtype)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

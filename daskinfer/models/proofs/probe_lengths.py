@@ -43,6 +43,11 @@ def choose_lengths(config: Mapping[str, Any], max_length: int) -> ProbeLengths:
         Content of config.json.
     max_length
         Longest row of the job in tokens.
+
+    Examples
+    --------
+    >>> choose_lengths({"sliding_window": 64}, max_length=512)
+    ProbeLengths(short=7, middle=12, long=25, beyond=72, limits=(), longest=None)
     """
     long = min(_LONG, max_length)
     passed: set[int] = set()

@@ -35,6 +35,13 @@ def make_row(inputs: Sequence[InputArray], length: int, seed: int, pad: int = 0)
         Another one gives another row.
     pad
         Id that no token of a row has.
+
+    Examples
+    --------
+    >>> ids = InputArray(name="input_ids", dtype="int64", shape=(None,), bound=100)
+    >>> row = make_row([ids], length=5, seed=1)
+    >>> row.arrays["input_ids"].shape, bool((row.arrays["input_ids"] == 0).any())
+    (torch.Size([5]), False)
     """
     generator = torch.Generator().manual_seed(seed)
     arrays = {}
@@ -56,7 +63,14 @@ def make_row(inputs: Sequence[InputArray], length: int, seed: int, pad: int = 0)
 
 
 def collate(rows: Sequence[Row], inputs: Sequence[InputArray], pad: int = 0) -> dict[str, Tensor]:
-    """Return a microbatch: rows padded to the longest one."""
+    """Return a microbatch: rows padded to the longest one.
+
+    Examples
+    --------
+    >>> mask = InputArray(name="attention_mask", dtype="int64", shape=(None,), bound=2)
+    >>> collate([make_row([mask], length, seed=0) for length in (2, 3)], [mask])["attention_mask"].tolist()
+    [[1, 1, 0], [1, 1, 1]]
+    """
     longest = max(row.length for row in rows)
     batch = {}
     for array in inputs:
@@ -85,6 +99,12 @@ def take_row(leaves: Sequence[Tensor], specs: Sequence[TensorSpec], place: int, 
         Which row of the microbatch.
     lengths
         Tokens of all its rows.
+
+    Examples
+    --------
+    >>> hidden = TensorSpec(dtype="float32", dims=((0, 1, 0, 0), (0, 0, 1, 0)))
+    >>> take_row([torch.tensor([[1.0, 2.0, 0.0], [3.0, 4.0, 5.0]])], [hidden], place=0, lengths=[2, 3])
+    [tensor([[1., 2.]])]
     """
     found = []
     for leaf, spec in zip(leaves, specs, strict=True):

@@ -56,6 +56,14 @@ def compare_with_transformers(found: CheckpointFiles, directory: Path) -> str:
     ------
     CheckpointError
         Where tokens or results differ from those of transformers for one of a few texts, one at a time.
+
+    Examples
+    --------
+    >>> from daskinfer.models.checkpoints.checkpoint import inspect_checkpoint
+    >>> from daskinfer.testing.models.tinymodels import make_tiny_bert
+    >>> folder = make_tiny_bert(Path("tiny"), layers=1)
+    >>> compare_with_transformers(inspect_checkpoint(folder), folder)
+    'embed of 7 texts equals plain transformers within 0.0001'
     """
     request = TaskRequest(usual_task(found.architecture), ModelOptions(), found.architecture, found.files)
     needed = 2 * sum(group.size for group in found.groups)

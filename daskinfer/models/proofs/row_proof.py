@@ -57,6 +57,18 @@ def prove_sharing(model: nn.Module, outline: Outline, lengths: ProbeLengths, pad
     ------
     CheckpointError
         Where a row's result hangs on more than its row in whatever way it is computed, or cannot be computed.
+
+    Examples
+    --------
+    >>> from daskinfer.models.proofs.probe_lengths import choose_lengths
+    >>> from daskinfer.models.splitting.outlining import make_outline
+    >>> from daskinfer.models.tasks.build import build_task
+    >>> from daskinfer.testing.fixtures.tasks import ask_tiny
+    >>> request = ask_tiny("embed")
+    >>> module = build_task(request, "float32")
+    >>> outline = make_outline(module, module.inputs, task="embed", dtype="float32")
+    >>> prove_sharing(module, outline, choose_lengths(request.config, 64)).is_free
+    True
     """
     tried = {lengths.short, lengths.middle, lengths.long, lengths.beyond or 0, lengths.longest or 0}
     with explain_failure(outline, tried - {0}):
@@ -65,7 +77,18 @@ def prove_sharing(model: nn.Module, outline: Outline, lengths: ProbeLengths, pad
 
 @contextmanager
 def explain_failure(outline: Outline, tried: Collection[int]) -> Iterator[None]:
-    """Turn what a model raises on rows of these lengths into a `CheckpointError`."""
+    """Turn what a model raises on rows of these lengths into a `CheckpointError`.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> with explain_failure(SimpleNamespace(architecture="TestModel", inputs=()), {7}):
+    ...     raise RuntimeError("shapes differ")
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.CheckpointError: TestModel cannot compute rows one by one and together: RuntimeError: shapes differ
+    Lower model.options.max_length where only long rows fail, or wrap the model: model.entry.
+    """
     try:
         yield
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
@@ -109,7 +132,17 @@ def _prove(model: nn.Module, outline: Outline, lengths: ProbeLengths, pad: int) 
 
 @contextmanager
 def proof_settings() -> Iterator[None]:
-    """Compute on one core, which is fastest for small rows, and leave the process as it was, its random generators too."""
+    """Compute on one core, which is fastest for small rows, and leave the process as it was, its random generators too.
+
+    Examples
+    --------
+    >>> before = torch.get_num_threads()
+    >>> with proof_settings():
+    ...     torch.get_num_threads()
+    1
+    >>> torch.get_num_threads() == before
+    True
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     numbers, arrays = random.getstate(), np.random.get_state()
@@ -124,7 +157,19 @@ def proof_settings() -> Iterator[None]:
 
 @contextmanager
 def with_random_weights(model: nn.Module, outline: Outline) -> Iterator[Callable[[int], Run]]:
-    """Yield what returns, for a number of layers, the function that runs them on random weights."""
+    """Yield what returns, for a number of layers, the function that runs them on random weights.
+
+    Examples
+    --------
+    >>> from daskinfer.models.splitting.outlining import make_inputs, make_outline
+    >>> from daskinfer.models.tasks.build import build_task
+    >>> from daskinfer.testing.fixtures.tasks import ask_tiny
+    >>> module = build_task(ask_tiny("embed"), "float32")
+    >>> outline = make_outline(module, module.inputs, task="embed", dtype="float32")
+    >>> with with_random_weights(module, outline) as prepare, torch.inference_mode():
+    ...     prepare(len(outline.layers))(make_inputs(outline.inputs, rows=2, length=5))[0].shape
+    torch.Size([2, 32])
+    """
     shared = [name for name in state_names(model) if name_in_snapshot(model, name) in set(outline.shared)]
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict(keep_vars=True).values())
     with whole_random_weights(model) if size <= _WHOLE_BYTES else random_weights(model, shared) as found:
@@ -258,7 +303,13 @@ def _name_cause(sharing: Sharing) -> str:
 
 
 def find_difference(some: Sequence[Tensor], others: Sequence[Tensor]) -> float:
-    """Return the largest difference of any number, as a part of the largest number of its tensor."""
+    """Return the largest difference of any number, as a part of the largest number of its tensor.
+
+    Examples
+    --------
+    >>> find_difference([torch.tensor([1.0, 4.0])], [torch.tensor([1.0, 2.0])])
+    1.0
+    """
     worst = 0.0
     for left, right in zip(some, others, strict=True):
         if left.shape != right.shape:

@@ -38,6 +38,14 @@ def prove_sight(module: ScoreModule, outline: Outline, max_length: int, pad: int
     ------
     CheckpointError
         Where a causal model sees what it is to predict, or a masked one nothing of what follows, or it cannot be run.
+
+    Examples
+    --------
+    >>> from daskinfer.models.splitting.outlining import make_outline
+    >>> from daskinfer.models.tasks.build import build_task
+    >>> from daskinfer.testing.fixtures.tasks import ask_tiny
+    >>> module = build_task(ask_tiny("score", "GPT2LMHeadModel"), "float32")
+    >>> prove_sight(module, make_outline(module, module.inputs, task="score", dtype="float32"), max_length=64)
     """
     length = min(_LENGTH, max_length)
     if length < 2:

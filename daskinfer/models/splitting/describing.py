@@ -51,6 +51,21 @@ def describe_traces(
     ------
     Unsupported
         Where no output can be written.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from contextlib import nullcontext
+    >>> from daskinfer.models.splitting.fitting import FIXED_SHAPES
+    >>> from daskinfer.models.splitting.tracing import trace_forward
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 3))
+    >>> units = {path: Unit(path, is_block=True) for path in ("0", "1")}
+    >>> batches = [{"input": torch.zeros(rows, 2)} for rows, _ in FIXED_SHAPES]
+    >>> traces = [trace_forward(model, units, batch, nullcontext) for batch in batches]
+    >>> takes = (InputArray(name="input", dtype="float32", shape=(2,)),)
+    >>> outline = describe_traces(model, units, takes, FIXED_SHAPES, traces, "forward", "float32")
+    >>> [layer.units for layer in outline.layers], outline.outputs
+    ([('0',), ('1',)], {'output': TensorSpec(dtype='float32', dims=((0, 1, 0, 0), (3, 0, 0, 0)))})
     """
     shared = {name_in_snapshot(model, name) for trace in traces for name in trace.shared}
     outputs, left_out = _fit_outputs(traces, shapes)
@@ -72,7 +87,19 @@ def describe_traces(
 
 
 def read_by(model: nn.Module, units: Mapping[str, Unit], traces: Sequence[Trace]) -> frozenset[str]:
-    """Return the names in the snapshot of all tensors that traces of a model read."""
+    """Return the names in the snapshot of all tensors that traces of a model read.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from contextlib import nullcontext
+    >>> from daskinfer.models.splitting.tracing import trace_forward
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 3))
+    >>> units = {path: Unit(path, is_block=True) for path in ("0", "1")}
+    >>> trace = trace_forward(model, units, {"input": torch.zeros(4, 2)}, nullcontext)
+    >>> sorted(read_by(model, units, [trace]))
+    ['0.bias', '0.weight', '1.bias', '1.weight']
+    """
     shared = {name_in_snapshot(model, name) for trace in traces for name in trace.shared}
     return frozenset({*shared, *_tensors_of(model, _units_of(traces, units))})
 

@@ -27,6 +27,13 @@ def fit_tensors(seen: Sequence[Call | Trace], shapes: Shapes) -> tuple[TensorSpe
     ------
     Unsupported
         Where their sizes do not follow from rows and length, or their number or type depends on the input.
+
+    Examples
+    --------
+    >>> from daskinfer.models.splitting.tracing import Call
+    >>> calls = [Call("layer.0", frozenset(), 0, [(rows, 4)], ["float32"]) for rows, _ in FIXED_SHAPES]
+    >>> fit_tensors(calls, FIXED_SHAPES)[0].dims
+    ((0, 1, 0, 0), (4, 0, 0, 0))
     """
     if any(len(each.dtypes) != len(seen[0].dtypes) for each in seen):
         raise Unsupported("the number of its outputs depends on the input")
@@ -37,7 +44,14 @@ def fit_tensors(seen: Sequence[Call | Trace], shapes: Shapes) -> tuple[TensorSpe
 
 
 def fit_tensor(dtypes: Sequence[str], sizes: Sequence[tuple[int, ...]], shapes: Shapes) -> TensorSpec:
-    """Return what one tensor looks like in any microbatch; see `fit_tensors`."""
+    """Return what one tensor looks like in any microbatch; see `fit_tensors`.
+
+    Examples
+    --------
+    >>> shapes = SHAPES[:4]
+    >>> fit_tensor(["float32"] * 4, [(rows, length, 384) for rows, length in shapes], shapes).dims
+    ((0, 1, 0, 0), (0, 0, 1, 0), (384, 0, 0, 0))
+    """
     if any(dtype != dtypes[0] for dtype in dtypes) or any(len(size) != len(sizes[0]) for size in sizes):
         raise Unsupported("the type or the number of dimensions of an output depends on the input")
     return TensorSpec(dtype=dtypes[0], dims=tuple(_fit(size, shapes) for size in zip(*sizes, strict=True)))
@@ -50,6 +64,11 @@ def fit_structure(structures: Sequence[Any], shapes: Shapes) -> Any:
     ------
     Unsupported
         Where it depends on the input.
+
+    Examples
+    --------
+    >>> fit_structure([["tuple", 0, ["number", rows]] for rows, _ in FIXED_SHAPES], FIXED_SHAPES)
+    ['tuple', 0, ['number', (0, 1, 0, 0)]]
     """
     first = structures[0]
     if any(type(structure) is not type(first) for structure in structures):
@@ -73,6 +92,13 @@ def fit_flops(traces: Sequence[Trace], shapes: Shapes, begin: int, end: int | No
     """Return the operations of calls [begin, end) for a row of L tokens, first * L + second * L**2.
 
     Where lengths are fixed it is `first` alone. `end` is None for all calls that follow.
+
+    Examples
+    --------
+    >>> from daskinfer.models.splitting.tracing import Call, Trace
+    >>> traces = [Trace([Call("layer.0", frozenset(), 0, [], [], flops=10 * rows)]) for rows, _ in FIXED_SHAPES]
+    >>> fit_flops(traces, FIXED_SHAPES, 0, None)
+    (10, 0)
     """
 
     def measure(number: int) -> float:

@@ -35,6 +35,12 @@ def make_inputs(inputs: Sequence[InputArray], rows: int, length: int, dtype: str
     """Return inputs to try a model with: the same at every call; masks end early in every row but the first.
 
     Floating-point ones are in the model's precision, `dtype`.
+
+    Examples
+    --------
+    >>> mask = InputArray(name="attention_mask", dtype="int64", shape=(None,), bound=2)
+    >>> make_inputs([mask], rows=2, length=4)["attention_mask"].tolist()
+    [[1, 1, 1, 1], [1, 1, 1, 0]]
     """
     generator = torch.Generator().manual_seed(rows * 1000 + length)
     made = {}
@@ -69,6 +75,21 @@ def make_outline(model: nn.Module, inputs: Sequence[InputArray], *, task: str, d
     ------
     CheckpointError
         Where the model cannot run even whole on such inputs.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> model = nn.Sequential(*(nn.Linear(4, 4, device="meta") for _ in range(2)))
+    >>> class Model(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.layers = model
+    ...     def forward(self, x):
+    ...         return self.layers(x)
+    >>> x = InputArray(name="x", dtype="float32", shape=(4,))
+    >>> outline = make_outline(Model(), [x], task="forward", dtype="float32")
+    >>> [layer.name for layer in outline.layers], outline.layers[1].cut[0].tensor.dims
+    (['layers.0', 'layers.1'], ((0, 1, 0, 0), (4, 0, 0, 0)))
     """
     units = _units_with_state(model)
     # What a forward leaves behind in the model decides the path of the next one, and tracing leaves fake tensors.
@@ -112,6 +133,15 @@ def tensors_read(model: nn.Module, inputs: Sequence[InputArray], dtype: str) -> 
     ------
     CheckpointError
         Where it cannot run on such inputs.
+
+    Examples
+    --------
+    >>> from daskinfer.models.tasks.build import build_task
+    >>> from daskinfer.testing.fixtures.tasks import ask_tiny
+    >>> module = build_task(ask_tiny("embed"), "float32")
+    >>> names = tensors_read(module, module.inputs, "float32")
+    >>> "embeddings.word_embeddings.weight" in names, "pooler.dense.weight" in names
+    (True, False)
     """
     units = _units_with_state(model)
     state = ModuleState(model)
@@ -130,6 +160,14 @@ def prove(model: nn.Module, outline: Outline) -> str | None:
     """Cut the model at every layer and compare with the whole, bit for bit; return what is wrong, if anything is.
 
     Both run with the same random weights, which are in memory one unit at a time.
+
+    Examples
+    --------
+    >>> from daskinfer.models.tasks.build import build_task
+    >>> from daskinfer.testing.fixtures.tasks import ask_tiny
+    >>> module = build_task(ask_tiny("embed"), "float32")
+    >>> prove(module, make_outline(module, module.inputs, task="embed", dtype="float32")) is None
+    True
     """
     shared = [name for name in state_names(model) if name_in_snapshot(model, name) in set(outline.shared)]
     with random_weights(model, shared) as around, torch.inference_mode():

@@ -36,6 +36,18 @@ class Skeleton:
         Layers of the stage.
     around
         Context manager around every unit that runs, given its path.
+
+    Examples
+    --------
+    >>> from daskinfer.models.splitting.outlining import make_outline
+    >>> from daskinfer.models.tasks.build import build_task
+    >>> from daskinfer.testing.fixtures.tasks import ask_tiny
+    >>> module = build_task(ask_tiny("embed"), "float32")
+    >>> outline = make_outline(module, module.inputs, task="embed", dtype="float32")
+    >>> Skeleton(module, outline, first=0, last=9)
+    Traceback (most recent call last):
+        ...
+    ValueError: layers 0 to 9 of a model with 4
     """
 
     def __init__(
@@ -149,14 +161,31 @@ class Skeleton:
 
 
 def owned_names(model: nn.Module, outline: Outline, first: int, last: int) -> list[str]:
-    """Return the names, in the model's `state_dict`, of all tensors that a stage needs."""
+    """Return the names, in the model's `state_dict`, of all tensors that a stage needs.
+
+    Examples
+    --------
+    >>> from daskinfer.models.splitting.outlining import make_outline
+    >>> from daskinfer.models.tasks.build import build_task
+    >>> from daskinfer.testing.fixtures.tasks import ask_tiny
+    >>> module = build_task(ask_tiny("embed"), "float32")
+    >>> outline = make_outline(module, module.inputs, task="embed", dtype="float32")
+    >>> owned_names(module, outline, first=3, last=4)[0]
+    'model.encoder.layer.3.attention.self.query.weight'
+    """
     units = tuple(f"{unit}." for layer in outline.layers[first:last] for unit in layer.units)
     shared = frozenset(outline.shared)
     return [name for name in state_names(model) if name.startswith(units) or name_in_snapshot(model, name) in shared]
 
 
 def name_in_snapshot(model: nn.Module, name: str) -> str:
-    """Return what a tensor of a model is called in a snapshot."""
+    """Return what a tensor of a model is called in a snapshot.
+
+    Examples
+    --------
+    >>> name_in_snapshot(nn.Linear(2, 2), "weight")
+    'weight'
+    """
     rename: Callable[[str], str] | None = getattr(model, "stored_name", None)
     return name if rename is None else rename(name)
 
@@ -170,6 +199,12 @@ def padded_length(inputs: Mapping[str, Any], arrays: Iterable[InputArray]) -> in
         The model's inputs, (rows, ...) each.
     arrays
         What is known of them.
+
+    Examples
+    --------
+    >>> ids = InputArray(name="input_ids", dtype="int64", shape=(None,))
+    >>> padded_length({"input_ids": torch.zeros(3, 17)}, [ids]), padded_length({}, [])
+    (17, 1)
     """
     for array in arrays:
         if None in array.shape:

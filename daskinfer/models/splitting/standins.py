@@ -31,6 +31,13 @@ def replace_state(model: nn.Module, names: Iterable[str], make: Make) -> None:
         Names in the model's `state_dict`.
     make
         Called once for every tensor, with the first of its names.
+
+    Examples
+    --------
+    >>> model = nn.Linear(2, 2)
+    >>> replace_state(model, ["weight"], make_blank)
+    >>> model.weight.isnan().all().item(), model.bias.isnan().any().item()
+    (True, False)
     """
     made: dict[int, Tensor] = {}
     for name in names:
@@ -45,12 +52,25 @@ def replace_state(model: nn.Module, names: Iterable[str], make: Make) -> None:
 
 
 def state_names(model: nn.Module) -> list[str]:
-    """Return the names of everything that a snapshot stores of a model."""
+    """Return the names of everything that a snapshot stores of a model.
+
+    Examples
+    --------
+    >>> state_names(nn.Linear(2, 2))
+    ['weight', 'bias']
+    """
     return list(model.state_dict(keep_vars=True))
 
 
 def make_blank(name: str, tensor: Tensor) -> Tensor:
-    """Return NaN of a tensor's shape that takes no memory; zeros for integers."""
+    """Return NaN of a tensor's shape that takes no memory; zeros for integers.
+
+    Examples
+    --------
+    >>> blank = make_blank("weight", torch.empty(1000, 1000, device="meta"))
+    >>> blank.shape, blank.untyped_storage().nbytes()
+    (torch.Size([1000, 1000]), 4)
+    """
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return torch.zeros(tensor.shape, dtype=tensor.dtype)
     return fill_blank(tensor.shape, tensor.dtype)
@@ -63,7 +83,14 @@ def fill_blank(shape: Sequence[int], dtype: torch.dtype, device: torch.device | 
 
 
 def make_random(name: str, tensor: Tensor) -> Tensor:
-    """Return numbers that follow from the name alone, of a size that keeps activations near 1."""
+    """Return numbers that follow from the name alone, of a size that keeps activations near 1.
+
+    Examples
+    --------
+    >>> one, other = (make_random("weight", torch.empty(4, 4, device="meta")) for _ in range(2))
+    >>> torch.equal(one, other), torch.equal(one, make_random("other", one))
+    (True, False)
+    """
     if not tensor.is_floating_point():
         return torch.zeros(tensor.shape, dtype=tensor.dtype)
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
@@ -80,7 +107,14 @@ def make_random(name: str, tensor: Tensor) -> Tensor:
 
 
 def make_filling(name: str, tensor: Tensor) -> Tensor:
-    """Return a tensor's own values where its class computes them, such as decays and masks that are saved; else random ones."""
+    """Return a tensor's own values where its class computes them, such as decays and masks that are saved; else random ones.
+
+    Examples
+    --------
+    >>> mask = torch.tensor([0.0, 1.0])
+    >>> make_filling("mask", mask) is mask, make_filling("weight", torch.empty(2, device="meta")).shape
+    (True, torch.Size([2]))
+    """
     is_computed = (
         not tensor.is_meta and bool((tensor != tensor.reshape(-1)[:1]).any()) and bool(tensor.isfinite().all())
     )
@@ -92,6 +126,15 @@ def random_weights(model: nn.Module, always: Iterable[str]) -> Iterator[Callable
     """Yield a context manager that gives a unit random weights while it runs; only `always` keep theirs.
 
     So a model of any size can run in the memory of its largest unit.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(2, 2, device="meta"))
+    >>> with random_weights(model, always=()) as around, around("0"):
+    ...     model[0].weight.isfinite().all().item()
+    True
+    >>> model[0].weight.is_meta
+    True
     """
     names = state_names(model)
     before = dict(model.state_dict(keep_vars=True))
@@ -123,7 +166,15 @@ def random_weights(model: nn.Module, always: Iterable[str]) -> Iterator[Callable
 
 @contextmanager
 def whole_random_weights(model: nn.Module) -> Iterator[None]:
-    """Give a whole model random weights at once; integers that have values, such as positions, keep them."""
+    """Give a whole model random weights at once; integers that have values, such as positions, keep them.
+
+    Examples
+    --------
+    >>> model = nn.Linear(2, 2, device="meta")
+    >>> with whole_random_weights(model):
+    ...     model.weight.is_meta
+    False
+    """
     before = dict(model.state_dict(keep_vars=True))
 
     def make(name: str, tensor: Tensor) -> Tensor:
@@ -139,7 +190,15 @@ def whole_random_weights(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def fake_weights(model: nn.Module) -> Iterator[FakeTensorMode]:
-    """Give everything in a model a shape and a device but no values, and yield the mode that computes with it."""
+    """Give everything in a model a shape and a device but no values, and yield the mode that computes with it.
+
+    Examples
+    --------
+    >>> model = nn.Linear(2, 3, device="meta")
+    >>> with fake_weights(model) as mode, mode:
+    ...     model(mode.from_tensor(torch.zeros(5, 2))).shape
+    torch.Size([5, 3])
+    """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     logger = logging.getLogger("torch._subclasses.fake_tensor")  # it prints what the caller handles
     level = logger.level

@@ -25,6 +25,13 @@ def flatten(value: Any) -> tuple[list[Tensor], Any]:
     ------
     Unsupported
         For objects that are neither tensors, numbers, strings, sequences, mappings nor transformers' outputs.
+
+    Examples
+    --------
+    >>> import torch
+    >>> leaves, structure = flatten({"scores": torch.zeros(2), "more": (torch.ones(1), None, 7)})
+    >>> len(leaves), structure
+    (2, ['dict', {'scores': 0, 'more': ['tuple', 1, None, ['number', 7]]}])
     """
     leaves: list[Tensor] = []
 
@@ -63,6 +70,13 @@ def unflatten(structure: Any, leaves: Sequence[Tensor], number: Callable[[Any], 
         A tensor for every number in it.
     number
         Turns what stands for an integer into the integer.
+
+    Examples
+    --------
+    >>> import torch
+    >>> leaves, structure = flatten((torch.zeros(2), ["a", 7]))
+    >>> unflatten(structure, leaves)
+    (tensor([0., 0.]), ['a', 7])
     """
 
     def make(item: Any) -> Any:

@@ -98,6 +98,18 @@ class Interception:
     """Sends every call of some units through `handle(path, forward, args, kwargs)` while it is entered.
 
     Their `forward` is replaced and not the modules themselves: models read attributes of their layers.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> model, calls = nn.Sequential(nn.ReLU(), nn.Tanh()), []
+    >>> def handle(path, forward, args, kwargs):
+    ...     calls.append(path)
+    ...     return forward(*args, **kwargs)
+    >>> with Interception(model, ["1"], handle):
+    ...     _ = model(torch.zeros(1))
+    >>> calls
+    ['1']
     """
 
     def __init__(self, model: nn.Module, paths: Iterable[str], handle: Callable[..., Any]) -> None:
@@ -145,6 +157,15 @@ def trace_forward(
     ------
     Unsupported
         Where the model returns what is no tensor.
+
+    Examples
+    --------
+    >>> from contextlib import nullcontext
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 3))
+    >>> trace = trace_forward(model, ["0", "1"], {"input": torch.zeros(4, 2)}, nullcontext)
+    >>> [(call.unit, call.shapes, sorted(call.uses)) for call in trace.calls]
+    [('0', [(4, 2)], []), ('1', [(4, 3)], [(0, 0)])]
     """
     observer = _Observer(model, around)
     with Interception(model, paths, observer.call), observer, torch.no_grad():
