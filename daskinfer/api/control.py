@@ -51,7 +51,7 @@ def cancel(
     >>> cancel("demo", "work")
     Traceback (most recent call last):
         ...
-    daskinfer.errors.UsageError: nobody runs job demo: it is stopped
+    daskinfer.errors.UsageError: job demo is not running: it is stopped
     Look: daskinfer status demo
     """
     store = _find_running(job, workspace)
@@ -92,7 +92,7 @@ def drain(
     >>> drain("demo", "10.0.0.2", "work")
     Traceback (most recent call last):
         ...
-    daskinfer.errors.UsageError: nobody runs job demo: it is done
+    daskinfer.errors.UsageError: job demo is not running: it is done
     Look: daskinfer status demo
     """
     store = _find_running(job, workspace)
@@ -140,7 +140,9 @@ def _find_running(job: str, workspace: str) -> JobStore:
     store = find_job(workspace, job)
     state = store.state()
     if state != "running":
-        raise UsageError(f"nobody runs job {store.job}: it is {state}", hint=f"Look: daskinfer status {store.job}")
+        raise UsageError(
+            f"job {store.job} is not running: it is {state}", hint=f"See how it stands: daskinfer status {store.job}"
+        )
     return store
 
 

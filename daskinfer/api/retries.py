@@ -123,8 +123,8 @@ def _change_recipe(record: JobRecord, workspace: str, overrides: Sequence[str]) 
     recipe = override_recipe(record.recipe, overrides).model_copy(update={"workspace": absolute_url(workspace)})
     if recipe.digest != record.recipe.digest:
         raise RecipeError(
-            f"--set {' '.join(overrides)}: the rows of job {record.job} can only be computed as those beside them were",
+            f"--set {' '.join(overrides)}: a retry cannot change what decides the rows of job {record.job}",
             hint="A retry takes keys of cluster, placement and recovery, errors.max_rows, errors.microbatch_seconds and "
-            "pipeline.window. For others run a job of its own.",
+            "pipeline.window. To change other keys, start another job.",
         )
     return recipe

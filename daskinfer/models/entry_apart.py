@@ -44,7 +44,7 @@ def refuse_process_values(entry: EntryPoint, values: Values) -> None:
         if here.get(path) != found.get(path):
             raise CheckpointError(
                 f"model.entry {entry.function}: {path} is no saved state of the module, and differs in another process",
-                hint="Processes have other ids, working directories, hash seeds (so orders of sets) and environments: make "
+                hint="Process id, folder, hash seed (so the order of sets) and environment differ between processes: make "
                 f"it from constants alone, or keep {path.partition('[')[0]} with register_buffer, persistent.",
             )
 

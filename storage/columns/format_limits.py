@@ -52,7 +52,7 @@ def advise(format: str) -> str:
 def find_misfits(table: pa.Table, format: str) -> dict[int, str]:
     """Return the rows with a value that an output format cannot hold, and why.
 
-    Zarr has no nulls and not the lowest count of a time, which says that there is none; JSON has no numbers that are not
+    Zarr has no nulls, and its lowest time means that there is none; JSON has no numbers that are not
     finite, and what is JSON text must be JSON. Parquet counts no whole seconds.
 
     Examples

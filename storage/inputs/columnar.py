@@ -297,7 +297,7 @@ def _refuse_unknown(parquet: pq.ParquetFile, column: str, file: InputFile) -> No
         raise InputError(
             f"output.keep: column '{column}' of {file.url} has the type {unknown}, which is not known here, and would come "
             "out as plain values without this meaning",
-            hint="Import in every process what registers it, declare a plain type under input.types, or leave the column "
+            hint="Import the module that registers it in every process, declare a plain type under input.types, or leave the column "
             f"out of output.keep. In this file it is {describe_type(schema.field(column).type)}.",
         )
 

@@ -85,7 +85,7 @@ def find_input(section: Input) -> FoundInput:
     if section.format == "zarr" or (section.format == "auto" and any(map(is_zarr, places))):
         if len(places) > 1:
             raise InputError(
-                f"input.url: {places[0]} is one of {len(places)}, and a Zarr group or array is read alone",
+                f"input.url: {places[0]} is one of {len(places)} urls, and Zarr must be the only one",
                 hint="Give one url.",
             )
         return FoundInput("zarr", _find_objects(places[0]))
@@ -97,7 +97,7 @@ def find_input(section: Input) -> FoundInput:
         files = [file for file in files if _suffix_of(file) in IMAGE_SUFFIXES]
         if not files:
             raise InputError(
-                f"input.url: {', '.join(places)} names no image: no file ends in {', '.join(IMAGE_SUFFIXES)}",
+                f"input.url: {', '.join(places)} contains no images: no file ends in {', '.join(IMAGE_SUFFIXES)}",
                 hint="Point input.url to image files, or set input.format to what the files are.",
             )
     return FoundInput(name, tuple(files))
@@ -209,7 +209,7 @@ def _find_files(place: str) -> list[InputFile]:
             files = list(_describe(filesystem, found))
         except FileNotFoundError as error:
             raise InputError(
-                f"input.url: {error.filename} was listed and is not there", hint="Is it a link to a deleted file?"
+                f"input.url: {error.filename} was listed but does not exist", hint="Is it a link to a deleted file?"
             ) from error
         is_folder = not files and filesystem.isdir(path)
     if is_folder:
@@ -377,7 +377,7 @@ def _check_name(path: str) -> None:
         path.encode()
     except UnicodeEncodeError as error:
         raise InputError(
-            f"input.url: a file's name is no UTF-8, and could not be written down: {path!r}", hint="Rename the file."
+            f"input.url: a file's name is not valid UTF-8, and cannot be recorded: {path!r}", hint="Rename the file."
         ) from error
 
 

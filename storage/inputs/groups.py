@@ -169,7 +169,7 @@ def _refuse_absurd(array: zarr.Array[Any], where: str) -> None:
     if row > _LARGEST_ROW or chunk > _LARGEST_CHUNK:
         what, size, most = ("row", row, _LARGEST_ROW) if row > _LARGEST_ROW else ("chunk", chunk, _LARGEST_CHUNK)
         raise InputError(
-            f"{where}: its metadata claim {size:,} bytes a {what}, and at most {most:,} are read",
+            f"{where}: its metadata claim {size:,} bytes for a {what}; the limit is {most:,}",
             hint="Correct the metadata, or write the array in smaller chunks.",
         )
     if len(_codecs_of(array)) > _MOST_CODECS or len(_compressors_of(array)) > 1:

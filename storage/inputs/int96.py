@@ -1,4 +1,4 @@
-"""Times of 96 bits in Parquet, as Spark and Impala write them, of which Arrow gives some other values without a word."""
+"""Times of 96 bits in Parquet, as Spark and Impala write them, some of which Arrow changes silently."""
 
 from __future__ import annotations
 

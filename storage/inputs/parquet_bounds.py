@@ -181,6 +181,6 @@ def _sizes(group: pq.RowGroupMetaData, columns: Collection[str], file: InputFile
 def _refuse_expansion(size: int, stored: int, rows: int, file: InputFile) -> None:
     if size > max(_DECODED, _EXPANSION * stored):
         raise InputError(
-            f"{file.url} makes {size:,} bytes of {format_amount(rows, 'row')} out of {stored:,}, which nothing that was written as rows does",
+            f"{file.url}: {format_amount(rows, 'row')} expand from {stored:,} to {size:,} bytes, which no file of rows does",
             hint="Lower input.partition_rows, the rows that are read at once, or look at what is in it.",
         )

@@ -95,7 +95,7 @@ def index_input(
             raise InputError(
                 f"input.url: {', '.join(section.urls)} has no rows in {len(found.files)} file{'s' * (len(found.files) > 1)}, "
                 f"{sum(file.size for file in found.files):,} bytes in all",
-                hint="Point it to files that have some.",
+                hint="Point input.url to files that have rows.",
             )
         columns = form.infer(found.files, partitions, header, request)
     except MissingColumn as missing:
@@ -125,7 +125,7 @@ def _tell(section: Input, found: FoundInput) -> FoundInput:
     ):
         if is_given and found.format not in formats:
             raise RecipeError(
-                f"input.{key} means nothing to {found.format}, which the files of {section.urls[0]} are",
+                f"input.{key} does not apply: {section.urls[0]} is {found.format}",
                 hint=f"Leave it out, or set input.format to {' or '.join(sorted(formats))}.",
             )
     if found.format not in LINE_FORMATS:
@@ -177,7 +177,7 @@ def _explain_missing(missing: MissingColumn, section: Input, request: Request) -
         return InputError(
             f"{key}: {missing.file} has no column '{missing.column}' ({missing.column!a}); it has one that looks the "
             f"same, in another Unicode form: {other[0]!a}",
-            hint=f"Write it so: {json.dumps(other[0])}",
+            hint=f"Write the name in the recipe as {json.dumps(other[0])}",
         )
     close = same or difflib.get_close_matches(missing.column, missing.there, n=1)
     guess = f"did you mean '{close[0]}'? " if close else ""

@@ -65,7 +65,7 @@ def absolute_url(url: str, base: Path | None = None) -> str:
     whole = str((base or Path.cwd()).absolute() / os.path.expanduser(path))  # noqa: PTH111 - leaves unknown users alone
     if not _is_text(whole):
         raise UsageError(
-            f"{url}: the folder that it starts from has a name that is no UTF-8: {whole!r}",
+            f"{url}: the folder that it starts from has a name that is not valid UTF-8: {whole!r}",
             hint="Rename the folder, or start from another one.",
         )
     return _normalise(whole)

@@ -169,8 +169,8 @@ class CommitLog:
                 found = f"has {there[path]} bytes, not {size}" if there.get(path) else "is gone or empty"
                 raise IntegrityError(
                     f"{join_url(self._url, path)} {found}, though partition {record.partition} is committed",
-                    hint=f"Put it back; or delete {self._record_url(record.partition)} and what is beside it by the name of "
-                    "index-*, and run the same command again, which computes the partition anew.",
+                    hint=f"Put it back; or delete {self._record_url(record.partition)} and the files "
+                    "index-* beside it, and run the same command again, which computes the partition anew.",
                 )
 
     def seal(
@@ -358,6 +358,6 @@ def _parse(url: str, data: bytes) -> CommitRecord:
     except ValidationError as error:
         raise IntegrityError(
             f"{url} is not a commit record",
-            hint="It was damaged or changed by hand: put it back; or delete it and what is beside it by the name of index-*, and run "
+            hint="It was damaged or changed by hand: put it back; or delete it and the files index-* beside it, and run "
             "the same command again, which computes the partition anew.",
         ) from error

@@ -161,7 +161,7 @@ def test_a_cancelled_job_stops_as_if_interrupted_and_is_resumed(bench: Bench, sc
     (job,) = api.jobs(workspace)
     assert job.state == "cancelled" and "cancelled it at 20" in job.message
     assert 0 < len(commits(bench.folder / "out.zarr")) < ROWS // 8
-    with pytest.raises(UsageError, match=f"nobody runs job {job.job}: it is cancelled"):
+    with pytest.raises(UsageError, match=f"job {job.job} is not running: it is cancelled"):
         api.cancel(job.job, workspace)
 
     report = run(recipe, scheduler)
@@ -189,7 +189,7 @@ def test_who_asks_for_what_is_not_there_is_told(bench: Bench, scheduler: str) ->
     assert f"job {report.job} has no worker nobody:1" in found[0] and "127.0.0.1:" in found[0]
     assert "tcp:// may mean tcp://127.0.0.1:" in found[1]
     ended = call("drain", report.job, "nobody:1", cwd=bench.folder)
-    assert ended.code == 2 and "nobody runs job" in ended.err and "it is done" in ended.err
+    assert ended.code == 2 and "is not running" in ended.err and "it is done" in ended.err
 
 
 def test_a_driver_that_ends_before_it_answers_is_told_of(

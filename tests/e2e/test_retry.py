@@ -154,7 +154,7 @@ def test_what_cannot_be_retried_is_said(bench: Bench, scheduler: str) -> None:
     with pytest.raises(InputError, match="the columns of"):
         retry(report, recipe, scheduler)
     spoil(bench, {200: json.dumps({"id": "row-200", "text": "another text"})})
-    with pytest.raises(InputError, match="are others in the input now, among them some of rows 192 to 255"):
+    with pytest.raises(InputError, match="have changed in the input, among them some of rows 192 to 255"):
         retry(report, recipe, scheduler)
     store = JobStore(recipe.workspace, report.job)
     held = store.acquire()

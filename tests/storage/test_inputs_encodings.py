@@ -232,9 +232,9 @@ def test_a_changed_file_is_still_told(tmp_path: Path) -> None:
 
 def test_options_that_mean_nothing_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
-    with pytest.raises(Exception, match=r"input\.csv means nothing to jsonl"):
+    with pytest.raises(Exception, match=r"input\.csv does not apply"):
         index(tmp_path / "a.jsonl", csv={"delimiter": ";"})
-    with pytest.raises(Exception, match=r"input\.encoding means nothing to parquet"):
+    with pytest.raises(Exception, match=r"input\.encoding does not apply"):
         index(tmp_path / "a.jsonl", format="parquet", encoding="cp1252")
 
 

@@ -86,7 +86,7 @@ def test_suffixes_may_be_mixed_and_other_files_are_left_out_on_request(tmp_path:
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "c.png").write_bytes(encode(3))
     assert [Path(file.url).name for file in index(f"{tmp_path}/**/*.[pw]*").files] == ["b.webp", "c.png"]
-    with pytest.raises(InputError, match=r"names no image: no file ends in \.jpg"):
+    with pytest.raises(InputError, match=r"contains no images: no file ends in \.jpg"):
         index(tmp_path / "labels.csv", format="images")
 
 
@@ -112,7 +112,7 @@ def test_a_refused_image_is_named_and_not_shown(tmp_path: Path) -> None:
 
 def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.png").symlink_to(tmp_path / "b.png")
-    with pytest.raises(InputError, match=r"a\.png was listed and is not there"):
+    with pytest.raises(InputError, match=r"a\.png was listed but does not exist"):
         index(tmp_path)
 
 

@@ -69,7 +69,7 @@ def gc(
 
     A version is kept by any alias that points at it, by being among the newest or young, and by every job that holds
     it. A job counts as alive unless you say that it is dead, or --wait finds that it is silent. Deleted versions cannot
-    be had back.
+    be restored.
 
     \b
     Examples:

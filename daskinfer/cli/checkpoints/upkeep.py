@@ -94,8 +94,8 @@ def sync(
 
     Snapshots keep their digests, version numbers may differ. NAME takes all versions and aliases of a model, NAME@ALIAS
     one version and the alias, NAME@v3 one version. An alias that was moved in both registries is left alone until
-    --resolve says whose target to keep; the command then exits with 1. An interrupted sync has changed nothing that can
-    be seen by halves: run it again.
+    --resolve says whose target to keep; the command then exits with 1. An interrupted sync leaves nothing
+    half-copied in sight: run it again.
 
     \b
     Examples:

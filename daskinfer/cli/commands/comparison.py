@@ -52,7 +52,7 @@ def compare(
 
     \b
     Thresholds (and their defaults):
-      tolerance=0.001         floats are close up to it, times the current value where that is beyond 1
+      tolerance=0.001         floats are close up to T * max(1, |current|)
       max_changed=none        share of rows of a column that are not close
       max_label_changes=0.05  share of rows with another label
       max_label_drift=0.1     population stability index of the labels

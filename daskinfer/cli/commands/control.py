@@ -47,7 +47,7 @@ def cancel(job: str, workspace: str, no_wait: bool, as_json: bool) -> None:
 @no_wait_option
 @json_option
 def drain(job: str, worker: str, workspace: str, no_wait: bool, as_json: bool) -> None:
-    """Let JOB do without WORKER, and lose nothing by it.
+    """Take WORKER off JOB without losing work.
 
     WORKER gets nothing new of the job and finishes what it has in work. Where it is the last one of its stage, another
     worker takes the stage over first. `daskinfer status JOB` shows the workers; an address, a name, or the beginning of

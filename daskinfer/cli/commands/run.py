@@ -40,7 +40,9 @@ _FIELDS = (
 @set_option
 @click.option("--fresh", is_flag=True, help="Start over: discard what an earlier run of this job committed.")
 @log_options
-@click.option("--join", is_flag=True, help="Run it together with whoever else does, each on a cluster of its own.")
+@click.option(
+    "--join", is_flag=True, help="Share the job with other drivers started with --join, each on a cluster of its own."
+)
 @json_option
 @click.pass_context
 def run(ctx: click.Context, recipe: str, overrides: tuple[str, ...], fresh: bool, join: bool, as_json: bool) -> None:

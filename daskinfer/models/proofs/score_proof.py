@@ -73,7 +73,7 @@ def prove_sight(module: ScoreModule, outline: Outline, max_length: int, pad: int
         raise CheckpointError(
             f"{outline.architecture} cannot score a text: its logits change by {difference:.1g} of their size when a "
             "later token changes, so it sees the tokens that it is to predict",
-            hint="Use a decoder: some models are one where config.json has is_decoder. Or its ForMaskedLM checkpoint, where "
+            hint="Use a decoder: some models become one when config.json sets is_decoder to true. Or its ForMaskedLM checkpoint, where "
             "there is one.",
         )
     if not module.is_causal and difference <= TOLERANCE:

@@ -1,4 +1,4 @@
-"""Worker processes on this machine, with what Dask's defaults break set right, and closed to everybody else."""
+"""Worker processes on this machine, with safe settings where Dask's defaults are not, and closed to other users."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a process imports in order to fork workers that need not; see `forking.py`."""
+"""Imports that are made once, so that forked workers need not repeat them; see `forking.py`."""
 
 import gc
 

@@ -31,7 +31,7 @@ def confirm_scheduler(address: str) -> None:
         identity = _ask_in_time(address)
     except (TypeError, ValueError, RuntimeError) as error:
         raise RecipeError(
-            f"cluster.address: {address} is no address that can be used: {error}",
+            f"cluster.address: {address} is not a usable address: {error}",
             hint="Write it as tcp://HOST:PORT or tls://HOST:PORT; for tls Dask's configuration (distributed.comm.tls) must "
             "name the files of the certificate.",
         ) from error

@@ -140,7 +140,7 @@ class Driver:
             observer.on_step(self)
 
     def _complete(self, event: Event | None) -> Event | None:
-        """Return an event with what only the driver knows of it; None where it is none of the job's."""
+        """Return an event with what only the driver knows of it; None where it does not concern this job."""
         match event:
             case WorkerFrozen() | WorkerPaused() | WorkerResumed() | MemoryPressure():
                 return event if self._context.admission.is_usable(event.worker) else None

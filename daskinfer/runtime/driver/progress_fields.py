@@ -1,4 +1,4 @@
-"""What a ledger says of how far a run is."""
+"""The fields of `Progress` that are counted."""
 
 from __future__ import annotations
 

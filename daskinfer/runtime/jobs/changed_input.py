@@ -1,4 +1,4 @@
-"""The input of a job whose rows were corrected in place: as it is now, and which results are of rows that are others now."""
+"""The input of a job whose rows were corrected in place: as it is now, and which results belong to rows that have changed."""
 
 from __future__ import annotations
 

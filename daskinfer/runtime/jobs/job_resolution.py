@@ -149,7 +149,7 @@ def reopen_job(store: JobStore, recipe: Recipe, workers: Sequence[WorkerShape]) 
         changed.insert(0, "daskinfer's code is another one")
     if changed:
         raise UsageError(
-            f"job {record.job} was computed otherwise than its rows would be now: {'; '.join(changed)}",
+            f"job {record.job} was computed with other settings than its rows would be now: {'; '.join(changed)}",
             hint="Make the output again: daskinfer run RECIPE --fresh",
         )
     return OpenedJob(store, record, place_plan(record.plan, recipe, workers), resumed=True, done=True)

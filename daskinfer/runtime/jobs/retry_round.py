@@ -204,7 +204,7 @@ class RetryRound:
         for commit in self.snapshots.output().committed(compared):
             if has_changed(table, commit, without=refused.get(commit.partition, frozenset())):
                 raise InputError(
-                    f"rows that have results in {record.output} are others in the input now, among them some of "
+                    f"rows that have results in {record.output} have changed in the input, among them some of "
                     f"{describe_rows(record, commit.partition)}",
                     hint="A retry computes quarantined rows alone. Put the others back as they were, or make the output "
                     "again with --fresh.",

@@ -1,4 +1,4 @@
-"""What a run computes and where it puts it, as its session sees it; a whole job and a retry differ in nothing else."""
+"""What a run computes and where it puts it, as its session sees it: all that tells a whole job from a retry."""
 
 from __future__ import annotations
 

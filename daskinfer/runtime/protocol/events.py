@@ -66,7 +66,7 @@ class WorkerPaused:
     used: int
     """Bytes that its process holds."""
     limit: int
-    """Bytes that it may."""
+    """Its memory limit in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class MemoryPressure:
     used: int
     """Bytes that its process holds."""
     limit: int
-    """Bytes that it may."""
+    """Its memory limit in bytes."""
     paused: bool
     """Whether Dask gives it no new tasks."""
 
@@ -189,7 +189,7 @@ class Stranded:
     partition: int
     microbatches: tuple[int, ...]
     committing: bool
-    """Whether its commit is among it."""
+    """Whether the task that commits is one of them."""
     generation: int = 0
 
 

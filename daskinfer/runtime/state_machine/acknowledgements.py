@@ -1,4 +1,4 @@
-"""What must not be: a worker with another snapshot or other code, rows of a worker that never acknowledged. Pure."""
+"""Checks that must never fail: the snapshot and the code of a worker, and its acknowledgement before it computes. Pure."""
 
 from __future__ import annotations
 

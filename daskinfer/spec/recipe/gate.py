@@ -22,7 +22,7 @@ class Gate(DescribedSection):
     """
 
     tolerance: Positive = 1e-3
-    """Floats are close up to this difference, times the current value where that is beyond 1."""
+    """Floats are close up to this difference times max(1, |current value|)."""
     max_changed: Share | None = None
     """Rows of a column that may be neither equal nor close, as a share of all; what is not a float must be equal."""
     max_label_changes: Share | None = 0.05

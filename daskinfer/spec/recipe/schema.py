@@ -30,7 +30,7 @@ class ModelOptions(DescribedSection):
     pooling: Literal["auto", "mean", "cls", "max", "mean_sqrt_len", "weightedmean", "lasttoken"] = "auto"
     """`embed`: how tokens make one vector; `auto` does as the checkpoint says, `mean` where it says nothing."""
     normalize: Auto | bool = "auto"
-    """`embed`: scale every embedding to length 1; `auto` does as the checkpoint says, and does where it says nothing."""
+    """`embed`: scale every embedding to length 1; `auto`: as the checkpoint says, and true where it says nothing."""
     prompt: str | None = None
     """Text put before every row's; without it the checkpoint's own default prompt, where it has one."""
     prompt_name: str | None = None
@@ -38,7 +38,7 @@ class ModelOptions(DescribedSection):
     max_length: Annotated[int, Field(ge=1)] = 256
     """Longest input in tokens, special tokens included; longer texts are truncated."""
     max_characters: Annotated[int, Field(ge=1)] = 2_000_000
-    """Longer texts are quarantined before they are put to tokens, which takes memory and time of their whole length."""
+    """Longer texts are quarantined before they are tokenised, which costs memory and time for their whole length."""
     max_pixels: Annotated[int, Field(ge=1)] = 50_000_000
     """Images of more pixels are quarantined before they are decoded."""
     per_token: bool = False
@@ -160,7 +160,7 @@ class Trial(DescribedSection):
     fraction: Annotated[float, Field(gt=0, le=1)] = 0.05
     """Share of the partitions; at least one is taken, always the same ones."""
     salt: str = ""
-    """Another one takes other partitions."""
+    """Change it to sample other partitions."""
     gate: Gate = Gate()
     """When the candidate passes."""
 
@@ -258,7 +258,7 @@ class Errors(DescribedSection):
 
 
 class Recovery(DescribedSection):
-    """What is done about what fails, and how long it may go on before that, in seconds."""
+    """What is done after a failure, and how many seconds it may last before that."""
 
     missing: Literal["wait", "stop"] = "wait"
     """Where a stage has no worker and no other can take it on: wait for one without end, or stop after `patience`."""

@@ -313,7 +313,7 @@ class _Reader:
 
 def _whole(text: str) -> int:
     if len(text) > _MOST_DIGITS:
-        raise ValueError("no number of a recipe has so many digits, and Python cannot even write it down")
+        raise ValueError("the number has too many digits")
     return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
 

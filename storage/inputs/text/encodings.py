@@ -90,7 +90,7 @@ def _refuse_binary(file: InputFile, head: bytes) -> None:
         if 2 * head.count(0) > len(head):  # three of four bytes, where texts are in Latin letters
             guess = "utf-32-be" if head[:1] == b"\0" else "utf-32-le"
         raise InputError(
-            f"{file.url} holds NUL bytes and no mark of its encoding: it is no text in UTF-8",
+            f"{file.url} holds NUL bytes and no byte order mark, so it is not text in UTF-8",
             hint=f"If it is text, declare its encoding, such as input.encoding: {guess}; with utf-8 only the rows with "
             "NUL bytes are quarantined.",
         )

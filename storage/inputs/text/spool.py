@@ -136,7 +136,7 @@ def _bounded(pieces: Iterator[bytes], limit: int, file: InputFile) -> Iterator[b
         if is_compressed and (line > longest or written > most):
             what = f"a line of more than {longest:,} bytes" if line > longest else f"more than {most:,} bytes"
             raise InputError(
-                f"{url} has {file.size:,} bytes, and holds {what}, which nothing that was written as rows does",
+                f"{url} has {file.size:,} bytes, and expands to {what}, which no file of rows does",
                 hint="Decompress it yourself and look at what is in it.",
             )
         if written > limit:

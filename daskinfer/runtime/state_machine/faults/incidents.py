@@ -53,7 +53,7 @@ class IncidentLog:
         return [what for what in self._open if isinstance(what, tuple) and what[: len(beginning)] == beginning]
 
     def move(self, what: Hashable, to: Hashable) -> None:
-        """Let the incidents of one thing be over when those of another are."""
+        """Close the incidents of one key together with those of another."""
         if what in self._open:
             self._open.setdefault(to, deque()).extend(self._open.pop(what))
 

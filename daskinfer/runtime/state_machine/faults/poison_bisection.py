@@ -11,7 +11,7 @@ from daskinfer.spec.job.poison import PoisonRow
 from daskinfer.spec.rows import Fault
 
 ALONE = 2
-"""Failures of a row all alone that convict it: a worker may be killed by chance once."""
+"""Failures of a row on its own before it is quarantined: one death may be chance."""
 ROUNDS = 3
 """Times that all rows together may fail although every part of them went through, before it is not the rows."""
 

@@ -1,4 +1,4 @@
-"""Microbatches that run too long: the part of the driver's logic that restarts their workers, or starts them twice."""
+"""Microbatches that run too long: their workers are restarted, or they are started a second time elsewhere. Pure."""
 
 from __future__ import annotations
 

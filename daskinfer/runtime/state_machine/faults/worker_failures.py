@@ -1,4 +1,4 @@
-"""Workers that are gone, or that live and are of no use: the part of the driver's logic that does without them. Pure."""
+"""What is decided when a worker is lost, or lives and cannot be used: its work goes to others. Pure."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class WorkerFailureHandler:
         self._since_commit = 0
 
     def note_commit(self) -> None:
-        """Take in that the job gets on."""
+        """Reset the count of losses: a partition was committed."""
         self._since_commit = 0
 
     def lost(self, event: WorkerLost, now: float, kind: str = "worker-lost", why: str = "is gone") -> list[Action]:

@@ -37,6 +37,6 @@ class RejectBudget:
         self._spent = rows
 
     def check(self, poisonous: int) -> list[Action]:
-        """Return what ends the run where too many are, with so many that are known and not committed yet."""
+        """Return `Fail` where too many rows are refused, counting those that are known and not committed yet."""
         rejects = self._spent + poisonous
         return [] if rejects <= self._limit else [Fail(refuse_rejects(rejects, self._limit))]

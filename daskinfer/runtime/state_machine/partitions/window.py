@@ -12,7 +12,7 @@ from daskinfer.spec.outline import largest_bundle
 from daskinfer.spec.plan import Plan
 
 _LOOK_SECONDS = 5.0
-"""Busy shares are told by commits, so they mean something only over a while."""
+"""Busy shares come from commits, so they are measured over at least this long."""
 _IDLE = 0.1
 """A pipeline is fast enough when its busiest stage idles no more than this."""
 _GROWTH = 1.25
@@ -28,7 +28,7 @@ _COVERED_SECONDS = 1.0
 """A window holds at least what is finished in this time: the more microbatches share a message between driver, scheduler
 and workers, the less each of them costs. A death costs no more than that either ..."""
 _MOST_COVERED = 64
-"""... and beyond this many there is little left to share, while each of them may be blamed for a death and looked into."""
+"""... and beyond this many there is little left to share, while a death of the worker makes every one of them a suspect."""
 
 
 class WindowController:
