@@ -14,6 +14,9 @@ from daskinfer.storage.columns.json_text import check_json, to_json_texts
 from daskinfer.storage.columns.numpy import elements_of
 from daskinfer.storage.columns.types import JSON, is_binary, is_fixed_binary, is_list
 
+TABLE_FORMATS = ("parquet", "jsonl")
+"""Formats of outputs whose parts are one file each, by their suffixes."""
+
 _OTHERS = {
     "jsonl": "Write Parquet, which can: end output.url with .parquet, or leave the column out of output.keep.",
     "zarr": "Write Parquet, which can: end output.url with .parquet, or leave the column out of output.keep.",
@@ -22,7 +25,12 @@ _OTHERS = {
 
 
 def holds(format: str, own: pa.DataType) -> bool:
-    """Whether an output format can hold values of a type; any other format than these three holds all.
+    """Whether an output format can hold values of a type.
+
+    Raises
+    ------
+    ValueError
+        There is no such format.
 
     Examples
     --------
@@ -35,7 +43,7 @@ def holds(format: str, own: pa.DataType) -> bool:
         return _has_json(own)
     if format == "parquet":
         return not (pa.types.is_interval(own) or pa.types.is_union(own) or pa.types.is_run_end_encoded(own))
-    return True
+    raise ValueError(f"no output has the format {format!r}")
 
 
 def advise(format: str) -> str:

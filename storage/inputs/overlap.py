@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 
 from daskinfer.errors import InputError
 from daskinfer.spec.recipe.schema import Input
+from daskinfer.storage.columns.format_limits import TABLE_FORMATS
 from daskinfer.storage.inputs.files import FORMATS, is_zarr
 from daskinfer.storage.inputs.patterns import Pattern, read_pattern
 from daskinfer.storage.objects.filesystem import open_filesystem
@@ -16,7 +17,7 @@ from daskinfer.storage.objects.store_errors import explain_errors
 from daskinfer.storage.objects.urls import absolute_url, is_local
 
 # Nothing that a job writes has such a name.
-_NEVER_WRITTEN = FORMATS.keys() - {".jsonl", ".parquet"}
+_NEVER_WRITTEN = FORMATS.keys() - {f".{name}" for name in TABLE_FORMATS}
 
 
 def refuse_overlap(section: Input, places: Mapping[str, str]) -> None:

@@ -70,8 +70,8 @@ class ZarrSink:
         self._url = url
         self._layout = layout
         self._fence = fence or Fence(url, layout.job)
-        self._ledger = CommitLog(url, layout, fence=self._fence)
-        self._records = records or self._ledger
+        self._commits = CommitLog(url, layout, fence=self._fence)
+        self._records = records or self._commits
 
     def create(self) -> None:
         """Make the group, its arrays and their consolidated metadata."""
@@ -130,23 +130,23 @@ class ZarrSink:
 
     def commit(self, record: CommitRecord) -> CommitRecord:
         """Create the commit record of a part."""
-        return self._ledger.commit(record)
+        return self._commits.commit(record)
 
     def committed(self, among: Container[int] | None = None) -> Iterator[CommitRecord]:
         """Return all commit records, or those of some partitions."""
-        return self._ledger.committed(among)
+        return self._commits.committed(among)
 
     def inspect(self, records: Iterable[CommitDigest]) -> None:
         """Make sure that the files of committed parts are there."""
-        self._ledger.inspect(records, self._sizes)
+        self._commits.inspect(records, self._sizes)
 
     def seal(self, manifest: Mapping[str, Any]) -> bytes:
         """Create the manifest."""
-        return self._ledger.seal(manifest, self._sizes)
+        return self._commits.seal(manifest, self._sizes)
 
     def discard(self) -> None:
         """Delete everything but the log of owners."""
-        self._ledger.discard()
+        self._commits.discard()
 
     def objects(self, partition: int) -> list[str]:
         """Return the paths of a partition's chunks; `valid` is the last, as it says which rows the others hold."""

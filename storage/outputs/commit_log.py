@@ -17,6 +17,7 @@ from daskinfer.hidden import escape_json
 from daskinfer.ids import canonical_json
 from daskinfer.spec.job.commit import CommitRecord
 from daskinfer.spec.rows import Partition, Reject
+from daskinfer.storage.columns.format_limits import TABLE_FORMATS
 from daskinfer.storage.objects.filesystem import (
     LARGEST_MANIFEST,
     exists,
@@ -34,8 +35,8 @@ from daskinfer.storage.outputs.manifest import create_same, name_rejects, parse_
 from daskinfer.storage.outputs.places import COMMITS, MANIFEST, QUARANTINE, RECORDS, RETRIES, STAGED
 from daskinfer.storage.outputs.sink import OutputLayout
 
-_PART = re.compile(r"part-\d{8}\.(parquet|jsonl)")
-_PATH = re.compile(r"(?:\*/c/|part-0*)(\d+)(?:\.parquet|\.jsonl)?")
+_PART = re.compile(rf"part-\d{{8}}\.({'|'.join(TABLE_FORMATS)})")
+_PATH = re.compile(rf"(?:\*/c/|part-0*)(\d+)(?:\.(?:{'|'.join(TABLE_FORMATS)}))?")
 _CHANGED = "It, or the job's job.json, was changed by hand or damaged: put it back, or start over with --fresh."
 _COMMIT = re.compile(r"\d{8}\.json")
 _READ_AT_ONCE = 1000

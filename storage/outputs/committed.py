@@ -46,7 +46,7 @@ class CommittedPartitions:
         """Return the partitions that are committed; no record is read."""
         generations = self._generations()
         for scope in generations.scopes:
-            for number in self._ledger(scope).numbers():
+            for number in self._open_log(scope).numbers():
                 if generations.owner(number) == scope:
                     yield number
 
@@ -60,7 +60,7 @@ class CommittedPartitions:
         """
         generations = self._generations()
         for scope in generations.scopes:
-            for digest in self._ledger(scope).digests(keep):
+            for digest in self._open_log(scope).digests(keep):
                 if generations.owner(digest.partition) == scope:
                     yield digest
 
@@ -74,12 +74,12 @@ class CommittedPartitions:
         if len(fresh) < INDEX_RECORDS:
             return None
         del self._fresh[scope]
-        return lambda: self._ledger(scope).keep(fresh)
+        return lambda: self._open_log(scope).keep(fresh)
 
     def layout(self) -> OutputLayout:
         """Return the layout with the snapshot that every generation's commits must be of."""
         snapshots = {pin.generation: pin.snapshot for pin in self._generations().pins}
         return replace(self._layout, snapshots=snapshots)
 
-    def _ledger(self, scope: int) -> CommitLog:
+    def _open_log(self, scope: int) -> CommitLog:
         return CommitLog(self._url, self.layout(), scope)

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from daskinfer.errors import RecipeError
 from daskinfer.spec.job.record import OutputField
-from daskinfer.storage.columns.format_limits import advise, holds
+from daskinfer.storage.columns.format_limits import TABLE_FORMATS, advise, holds
 from daskinfer.storage.columns.types import decode_type, describe_type
 from daskinfer.storage.objects.urls import absolute_url
 from daskinfer.storage.outputs.arrays import VALID, ZarrSink
@@ -16,7 +16,7 @@ from daskinfer.storage.outputs.fence import Fence
 from daskinfer.storage.outputs.sink import OutputLayout, Sink
 from daskinfer.storage.outputs.tables import ROW, TableSink
 
-_SUFFIXES = {".zarr": "zarr", ".parquet": "parquet", ".jsonl": "jsonl"}
+_SUFFIXES = {".zarr": "zarr", **{f".{name}": name for name in TABLE_FORMATS}}
 
 
 def choose_output_format(url: str, wanted: str = "auto") -> str:

@@ -230,9 +230,9 @@ def merge_round(record: JobRecord, generations: Generations, round: Round, fence
 
     scopes = {part.partition: generations.owner(part.partition) if record.is_staged else 0 for part in round.parts}
     opened = {scope: CommitLog(url, layout, scope, fence=fence) for scope in {*scopes.values()}}
-    ledgers = {partition: opened[scope] for partition, scope in scopes.items()}
+    logs = {partition: opened[scope] for partition, scope in scopes.items()}
     records = list(CommitLog(url, layout, round=round.number).committed())
-    return close_round(fence, make_sink(url, _format_of(record), layout, fence), round, records, ledgers)
+    return close_round(fence, make_sink(url, _format_of(record), layout, fence), round, records, logs)
 
 
 def take_back(record: JobRecord, partitions: Iterable[int], fence: Fence, round: int = 0) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +25,7 @@ from daskinfer.storage.outputs.manifest import read_manifest
 from daskinfer.storage.outputs.places import MANIFEST
 from daskinfer.storage.outputs.quarantine import read_rejects
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart
-from daskinfer.storage.outputs.tables import ROW, decode_jsonl, decode_parquet, find_values
+from daskinfer.storage.outputs.tables import DECODERS, ROW, find_values
 
 _LARGE = 256 << 20
 _PIECE = 8 << 20
@@ -180,6 +181,9 @@ def _read_zarr(url: str, layout: OutputLayout, rows: Partition, path: str, diges
 
 def _read_table(url: str, layout: OutputLayout, rows: Partition, path: str, digest: str) -> OutputPart:
     place = join_url(url, path)
+    decode = DECODERS.get(PurePosixPath(path).suffix)
+    if decode is None:
+        raise _make_damage(url, rows.number, f"is named {path}, a format that no output has")
     if (
         is_local(place) and (size := size_of(place)) > _LARGE
     ):  # whoever put it there instead may have made it of any size
@@ -189,7 +193,7 @@ def _read_table(url: str, layout: OutputLayout, rows: Partition, path: str, dige
         _verify(url, rows.number, whole.hexdigest(), digest)
     data = read_bytes(place)
     _verify(url, rows.number, xxhash.xxh3_128_hexdigest(data), digest)
-    table = decode_parquet(data, layout) if path.endswith(".parquet") else decode_jsonl(data, layout)
+    table = decode(data, layout)
     numbers: NDArray[np.int64] = table.column(ROW).to_numpy()
     positions = (numbers - rows.first_row).astype(np.int32)
     return OutputPart(

@@ -166,7 +166,7 @@ def supplement_url(url: str, job: str, round: int, epoch: int) -> str:
 
 
 def close_round(
-    fence: Fence, sink: Sink, round: Round, records: Sequence[CommitRecord], ledgers: Mapping[int, CommitLog]
+    fence: Fence, sink: Sink, round: Round, records: Sequence[CommitRecord], logs: Mapping[int, CommitLog]
 ) -> dict[str, Any]:
     """Put the merged parts of a round in their places and the manifest that names them in its; return the manifest.
 
@@ -180,7 +180,7 @@ def close_round(
         What was retried.
     records
         The round's commit record of every part.
-    ledgers
+    logs
         Partition -> the records among which its own counts.
 
     Raises
@@ -195,7 +195,7 @@ def close_round(
     >>> from daskinfer.testing.fixtures.jobs import finish_job
     >>> output = finish_job("work", "labels.jsonl", refused=[1]).output
     >>> sink = make_sink(output, "jsonl", open_output(output).layout)
-    >>> close_round(Fence(output, "demo"), sink, next_round(output, "demo"), records=[], ledgers={})
+    >>> close_round(Fence(output, "demo"), sink, next_round(output, "demo"), records=[], logs={})
     Traceback (most recent call last):
         ...
     daskinfer.errors.IntegrityError: .../0001 cannot be closed: partition 0 is not committed
@@ -215,11 +215,11 @@ def close_round(
     before = read_record(join_url(url, MANIFEST), LARGEST_MANIFEST)
     create_same(join_url(place, "before.json"), before, fence)
 
-    for ledger in {ledgers[record.partition] for record in records}:
-        ledger.drop_index()
+    for log in {logs[record.partition] for record in records}:
+        log.drop_index()
 
     def adopt(record: CommitRecord) -> None:
-        _merge_part(fence, sink, round, record, ledgers[record.partition])
+        _merge_part(fence, sink, round, record, logs[record.partition])
 
     with ThreadPoolExecutor(_COPIES, thread_name_prefix="merge") as pool:
         for _ in pool.map(adopt, records):
@@ -255,7 +255,7 @@ def clear_supplements(fence: Fence, round: int) -> None:
     fence.leave()
 
 
-def _merge_part(fence: Fence, sink: Sink, round: Round, record: CommitRecord, ledger: CommitLog) -> None:
+def _merge_part(fence: Fence, sink: Sink, round: Round, record: CommitRecord, log: CommitLog) -> None:
     """Put a merged part in its place: the data first, then what is left of its quarantine, then its record."""
     url = fence.url
     source = supplement_url(url, round.job, round.number, record.epoch)
@@ -274,11 +274,11 @@ def _merge_part(fence: Fence, sink: Sink, round: Round, record: CommitRecord, le
             hint="Something of _daskinfer/retries was deleted; make the output again with --fresh.",
         ) from error
     try:
-        before = ledger.read(record.partition)
+        before = log.read(record.partition)
     except FileNotFoundError as error:
         raise IntegrityError(
             f"the commit record of partition {record.partition} in {url} is gone",
             hint="Put it back, or make the output again with --fresh.",
         ) from error
     if before.digest != record.digest:
-        ledger.replace(merge_records(before, record))
+        log.replace(merge_records(before, record))

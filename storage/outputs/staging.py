@@ -64,7 +64,7 @@ class StagedPartSink:
 
     def __init__(self, records: CommitLog, inner: Sink) -> None:
         self._inner = inner
-        self._ledger = records
+        self._commits = records
 
     def create(self) -> None:
         """Prepare the folder; idempotent."""
@@ -76,11 +76,11 @@ class StagedPartSink:
 
     def commit(self, record: CommitRecord) -> CommitRecord:
         """Create the part's commit record; return the one that is there."""
-        return self._ledger.commit(record)
+        return self._commits.commit(record)
 
     def committed(self) -> Iterator[CommitRecord]:
         """Return the records."""
-        return self._ledger.committed()
+        return self._commits.committed()
 
 
 class StagedOutput:

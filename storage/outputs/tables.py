@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -76,8 +76,8 @@ class TableSink:
         self._layout = layout
         self._suffix = suffix
         self._fence = fence or Fence(url, layout.job)
-        self._ledger = CommitLog(url, layout, fence=self._fence)
-        self._records = records or self._ledger
+        self._commits = CommitLog(url, layout, fence=self._fence)
+        self._records = records or self._commits
 
     def create(self) -> None:
         """Do nothing: the first part makes the folder."""
@@ -85,7 +85,7 @@ class TableSink:
     def write(self, part: OutputPart) -> Written:
         """Write the file of a partition."""
         table = make_table(part, self._layout)
-        data = encode_parquet(table) if self._suffix == "parquet" else encode_jsonl(table, self._layout.keep)
+        data = _ENCODERS[self._suffix](table, self._layout.keep)
         number = part.partition.number
         (path,) = self.objects(number)
         write_rejects(self._url, part.partition, part.rejects, self._fence, self._records)
@@ -94,23 +94,23 @@ class TableSink:
 
     def commit(self, record: CommitRecord) -> CommitRecord:
         """Create the commit record of a part."""
-        return self._ledger.commit(record)
+        return self._commits.commit(record)
 
     def committed(self, among: Container[int] | None = None) -> Iterator[CommitRecord]:
         """Return all commit records, or those of some partitions."""
-        return self._ledger.committed(among)
+        return self._commits.committed(among)
 
     def inspect(self, records: Iterable[CommitDigest]) -> None:
         """Make sure that the files of committed parts are there."""
-        self._ledger.inspect(records, self._sizes)
+        self._commits.inspect(records, self._sizes)
 
     def seal(self, manifest: Mapping[str, Any]) -> bytes:
         """Create the manifest."""
-        return self._ledger.seal(manifest, self._sizes)
+        return self._commits.seal(manifest, self._sizes)
 
     def discard(self) -> None:
         """Delete everything but the log of owners."""
-        self._ledger.discard()
+        self._commits.discard()
 
     def objects(self, partition: int) -> list[str]:
         """Return the name of a partition's file."""
@@ -189,6 +189,12 @@ def encode_jsonl(table: pa.Table, keep: Collection[str] = ()) -> bytes:
     return "".join(lines or ["\n"]).encode()
 
 
+_ENCODERS: Mapping[str, Callable[[pa.Table, Collection[str]], bytes]] = {
+    "parquet": lambda table, keep: encode_parquet(table),
+    "jsonl": encode_jsonl,
+}
+
+
 def decode_parquet(data: bytes, layout: OutputLayout) -> pa.Table:
     """Return the table of `encode_parquet`, kept columns in the types of the layout.
 
@@ -234,6 +240,13 @@ def decode_jsonl(data: bytes, layout: OutputLayout) -> pa.Table:
         array = np.array([row[field.name] for row in rows], dtype).reshape(len(rows), *field.shape)
         columns[field.name] = _make_column(array, field)
     return pa.table(columns)
+
+
+DECODERS: Mapping[str, Callable[[bytes, OutputLayout], pa.Table]] = {
+    ".parquet": decode_parquet,
+    ".jsonl": decode_jsonl,
+}
+"""Suffix of a part -> what reads it back."""
 
 
 def _restore(texts: list[str | None], own: pa.DataType) -> pa.Array:

@@ -10,7 +10,7 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from daskinfer.runtime.state_machine.faults import durations
+from daskinfer.runtime.state_machine.faults import microbatch_durations
 from tests.e2e.conftest import Bench, data_bytes, run
 from tests.e2e.faults import commits, patched_workers
 
@@ -50,7 +50,7 @@ def test_what_a_slow_worker_sits_on_is_started_twice(
     bench: Bench, scheduler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(bench.recipe("whole.zarr", **RECIPE), scheduler)
-    monkeypatch.setattr(durations, "SLOW_SECONDS", 1.0)
+    monkeypatch.setattr(microbatch_durations, "SLOW_SECONDS", 1.0)
     began = time.monotonic()
     with patched_workers(scheduler, slow_down, str(bench.folder / "log"), 30.0, 1, only=0):
         report = run(bench.recipe(**RECIPE), scheduler)

@@ -31,7 +31,7 @@ from daskinfer.runtime.protocol.events import (
     WorkerResumed,
 )
 from daskinfer.runtime.state_machine.faults.incidents import IncidentLog
-from daskinfer.runtime.state_machine.faults.pace import ENOUGH, Durations
+from daskinfer.runtime.state_machine.faults.usual_durations import ENOUGH, UsualDurations
 from daskinfer.runtime.state_machine.limits import Limits
 from daskinfer.runtime.state_machine.machine import StateMachine
 from daskinfer.testing.fixtures.plans import make_worker
@@ -86,13 +86,13 @@ def test_an_incident_can_wait_for_another_thing() -> None:
 
 
 def test_what_is_slow_is_told_by_what_was_usual() -> None:
-    pace = Durations()
+    pace = UsualDurations()
     for _ in range(ENOUGH - 1):
         assert pace.judge("read", 100.0) is None
     assert pace.judge("read", 1000.0) is None, "too few to tell"
     assert pace.judge("read", 1001.0) == 100.0
     assert pace.judge("commit", 1001.0) is None, "another kind"
-    quick = Durations()
+    quick = UsualDurations()
     assert not any(quick.judge("read", seconds) for seconds in [0.01] * ENOUGH + [4.0])
     assert quick.judge("read", 6.0) == 0.01
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from daskinfer.graphs.build import StageTask
 from daskinfer.runtime.protocol.actions import Abandon, Action, Commit, Restart, SpeculativeAttempt, Submit
 from daskinfer.runtime.protocol.events import MicrobatchDone, Prepared, Running, TaskFailed
-from daskinfer.runtime.state_machine.faults.durations import KNOWN, UNKNOWN_SECONDS, TaskDurations
+from daskinfer.runtime.state_machine.faults.microbatch_durations import KNOWN, UNKNOWN_SECONDS, TaskDurations
 from daskinfer.runtime.state_machine.limits import Limits
 from daskinfer.runtime.state_machine.machine import StateMachine
 from daskinfer.testing.fixtures.plans import make_worker

@@ -34,36 +34,36 @@ class StorageRequests:
 
     Parameters
     ----------
-    keeper
+    snapshots
         Does them.
-    ledger
+    progress
         Counts anew after a switch.
     patience
         Seconds that a store may refuse.
     answer
         Takes a function that gives the event, or raises what ends the run.
-    claimer
+    claim_store
         Claims partitions, where several drivers run the job.
     """
 
     def __init__(
         self,
-        keeper: SnapshotManager,
-        ledger: RunProgress,
+        snapshots: SnapshotManager,
+        progress: RunProgress,
         patience: float,
         answer: Callable[[Callable[[], Event | None]], None],
-        claimer: ClaimStore | None = None,
+        claim_store: ClaimStore | None = None,
     ) -> None:
-        self._claim_store = claimer
-        self._snapshots = keeper
-        self._ledger = ledger
-        self._unassigned = patience
+        self._claim_store = claim_store
+        self._snapshots = snapshots
+        self._progress = progress
+        self._patience = patience
         self._closing = threading.Event()
         self._answer = answer
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="daskinfer-storage")
 
     def run(self, action: LookAtAlias | OpenGeneration | Adopt | Switch | RecordPoison | ClaimBlocks) -> None:
-        """Do what the core asks for."""
+        """Do what the state machine asks for."""
         match action:
             case LookAtAlias():
                 self._ask(self._look)
@@ -86,7 +86,7 @@ class StorageRequests:
         def call() -> Event:
             report = self._snapshots.judge(pin, comparison)
             if self._snapshots.log.known.current.generation == pin.generation:
-                self._ledger.recount(self._snapshots.standing.digests())
+                self._progress.recount(self._snapshots.standing.digests())
             return Judged(report.verdict == "passed", tell_verdict(report))
 
         self._ask(call)
@@ -106,7 +106,7 @@ class StorageRequests:
         self._thread.shutdown()
 
     def _ask(self, call: Callable[[], Event | None]) -> None:
-        done = self._thread.submit(outlast, call, self._unassigned, stopping=self._closing)
+        done = self._thread.submit(outlast, call, self._patience, stopping=self._closing)
         done.add_done_callback(lambda done: self._answer(done.result))
 
     def _look(self) -> Event:
@@ -125,5 +125,5 @@ class StorageRequests:
         return GenerationOpened(pin)
 
     def _switch(self, pin: SnapshotPin, partitions: tuple[int, ...]) -> Event:
-        self._ledger.recount(self._snapshots.switch(pin, partitions))
-        return Switched(pin, partitions, self._ledger.rows_quarantined)
+        self._progress.recount(self._snapshots.switch(pin, partitions))
+        return Switched(pin, partitions, self._progress.rows_quarantined)

@@ -96,7 +96,7 @@ def _retire(former: JobStore, successor: str, workspace: str) -> None:
         locks.remove(registry, snapshot, record.job)
 
 
-def make_claimer(membership: Membership, store: JobStore, record: JobRecord, sink: WholeOutput) -> ClaimStore:
+def make_claim_store(membership: Membership, store: JobStore, record: JobRecord, sink: WholeOutput) -> ClaimStore:
     """Return a member's hand in storage."""
     log = ClaimLog(store.url, membership.epoch)
     return ClaimStore(membership.member, log, cut_blocks(record), sink, Watch(store.url))

@@ -17,7 +17,7 @@ from daskinfer.runtime.driver.progress_counter import ProgressCounter
 from daskinfer.runtime.driver.run_context import RunContext
 from daskinfer.runtime.driver.run_progress import RunProgress
 from daskinfer.runtime.jobs.job_resolution import OpenedJob
-from daskinfer.runtime.jobs.multi_driver import join_job, make_claimer
+from daskinfer.runtime.jobs.multi_driver import join_job, make_claim_store
 from daskinfer.runtime.jobs.over_budget import explain_rejects
 from daskinfer.runtime.jobs.run_reporter import HoldingCheck, RunReporter
 from daskinfer.runtime.jobs.work import HeldJob, Share, Work
@@ -155,7 +155,9 @@ class RunSession:
         record, work, held, progress = self.job.record, self.work, self._held, self.progress
         snapshots, lease = work.snapshots, held.lease
         claim_store = (
-            make_claimer(lease, self.job.store, record, snapshots.output()) if isinstance(lease, Membership) else None
+            make_claim_store(lease, self.job.store, record, snapshots.output())
+            if isinstance(lease, Membership)
+            else None
         )
         held.outlast(lambda: snapshots.prepare_places(share.pin))
         poison = held.outlast(snapshots.convictions.all)

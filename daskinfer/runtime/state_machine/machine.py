@@ -49,7 +49,7 @@ from daskinfer.runtime.state_machine.parts import Parts, make_parts
 from daskinfer.runtime.state_machine.rollout.alias_tracker import AliasTracker
 from daskinfer.runtime.state_machine.rollout.canary import CanaryTrial
 from daskinfer.runtime.state_machine.rules import EarlierWork, RunRules
-from daskinfer.runtime.state_machine.worker_events import WorkerEvents
+from daskinfer.runtime.state_machine.shard_events import ShardEvents
 from daskinfer.runtime.state_machine.workers.assignment import WorkerAssignment
 from daskinfer.spec.job.commit import CommitRecord
 from daskinfer.spec.job.generation import SnapshotPin
@@ -99,7 +99,7 @@ class StateMachine:
     ) -> None:
         self._parts = make_parts(rules, earlier, tracker, trial, claims)
         self._partition_events = PartitionEvents(self._parts, rules)
-        worker_events = WorkerEvents(self._parts, rules)
+        worker_events = ShardEvents(self._parts, rules)
         self._handlers = make_handlers(self._parts, self._partition_events, worker_events)
         self._ended = False
         self._actions: Counter[str] = Counter()
@@ -165,7 +165,7 @@ class StateMachine:
 
 
 def make_handlers(
-    parts: Parts, partitions: PartitionEvents, workers: WorkerEvents
+    parts: Parts, partitions: PartitionEvents, workers: ShardEvents
 ) -> Mapping[type[Any], tuple[Handler, ...]]:
     """Return who hears of each event, in this order: the one place that says so.
 
@@ -175,7 +175,7 @@ def make_handlers(
     >>> rules = make_rules()
     >>> tracker = AliasTracker(SnapshotPin(snapshot="sha256:1"), rules.consistency)
     >>> parts = make_parts(rules, EarlierWork(partitions=3, committed={}), tracker)
-    >>> handlers = make_handlers(parts, PartitionEvents(parts, rules), WorkerEvents(parts, rules))
+    >>> handlers = make_handlers(parts, PartitionEvents(parts, rules), ShardEvents(parts, rules))
     >>> [handler.__qualname__ for handler in handlers[WorkerLost]]
     ['WorkerFailureHandler.lost']
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from daskinfer.runtime.state_machine.faults.durations import TaskDurations
+from daskinfer.runtime.state_machine.faults.microbatch_durations import TaskDurations
 from daskinfer.runtime.state_machine.faults.poison_detector import PoisonDetector
 from daskinfer.runtime.state_machine.faults.retry_schedule import RetrySchedule
 from daskinfer.runtime.state_machine.faults.stragglers import Stragglers

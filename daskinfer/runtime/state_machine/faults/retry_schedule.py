@@ -32,13 +32,13 @@ from daskinfer.runtime.protocol.events import (
     WorkerResumed,
 )
 from daskinfer.runtime.state_machine.faults.incidents import IncidentLog
-from daskinfer.runtime.state_machine.faults.pace import Durations
+from daskinfer.runtime.state_machine.faults.usual_durations import UsualDurations
 from daskinfer.runtime.state_machine.partitions.tracker import PartitionTracker
 from daskinfer.runtime.state_machine.workers.assignment import WorkerAssignment
 from daskinfer.spec.job.commit import CommitRecord
 from daskinfer.units import format_bytes, format_duration
 
-LONGEST_PAUSE = 30.0
+LONGEST_BACKOFF = 30.0
 _STORE = "store"
 
 
@@ -80,7 +80,7 @@ class RetrySchedule:
         self._longest_refusal = storage
         self._paused: dict[str, float] = {}
         self._refused: dict[Hashable, _Refused] = {}
-        self._durations = Durations()
+        self._durations = UsualDurations()
         self.book = IncidentLog()
 
     def on_paused(self, event: WorkerPaused, now: float) -> list[Action]:
@@ -150,7 +150,7 @@ class RetrySchedule:
         if now - refused.since >= self._longest_refusal:
             lasted = format_duration(now - refused.since)
             return [Fail(StorageRefused(f"{error.message} (and so for {lasted})", hint=error.hint))]
-        refused.again = (now + min(2.0**refused.tries, LONGEST_PAUSE), again)
+        refused.again = (now + min(2.0**refused.tries, LONGEST_BACKOFF), again)
         refused.tries += 1
         return [] if self.book.is_open(_STORE) else [self.book.begin(_STORE, "storage-refused", error.message, now)]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from daskinfer.graphs.build import StageTask
 from daskinfer.runtime.protocol.actions import Abandon, Action, IncidentRecord, SpeculativeAttempt
-from daskinfer.runtime.state_machine.faults.durations import TaskDurations
+from daskinfer.runtime.state_machine.faults.microbatch_durations import TaskDurations
 from daskinfer.runtime.state_machine.faults.poison_detector import PoisonDetector
 from daskinfer.runtime.state_machine.partitions.tracker import PartitionTracker
 from daskinfer.runtime.state_machine.workers.assignment import WorkerAssignment

@@ -127,7 +127,7 @@ class WorkerAssignment:
         return self.fill(now)
 
     def acknowledge(self, generation: int, stage: int, worker: str, now: float) -> list[Action]:
-        """Note that a worker holds a shard. The first tokens are granted together, once every post has its snapshots."""
+        """Note that a worker holds a shard. The first resource tags are granted together, once every post has its snapshots."""
         post = self._posts.get(stage, worker)
         if post is None or generation not in self.generations:
             return []  # lost or moved while it was loading, or the generation was given up
@@ -253,7 +253,7 @@ class WorkerAssignment:
         return [GrantTag(post.stage, post.worker, generation) for generation in generations if generation in post.ready]
 
     def _begin(self, now: float) -> list[Action]:
-        """Grant the first tokens once all posts are manned, or those that are not have been waited for."""
+        """Grant the first resource tags once every post has its worker, or was waited for long enough."""
         is_waiting = self._short_since is None or now - self._short_since < RESTART_SECONDS
         if (self._short() and is_waiting) or not all(map(self.is_loaded, self.generations)):
             return []

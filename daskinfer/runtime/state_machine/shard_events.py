@@ -1,4 +1,4 @@
-"""What happens to workers and shards, and what follows from it for every part."""
+"""Shards that are loaded or released, drains, and ticks. A lost worker is handled in `faults/worker_failures.py`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from daskinfer.runtime.state_machine.parts import Parts
 from daskinfer.runtime.state_machine.rules import RunRules
 
 
-class WorkerEvents:
-    """Handles the events of workers; it holds nothing.
+class ShardEvents:
+    """Handles the events of shards; it holds nothing.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ class WorkerEvents:
     >>> from daskinfer.testing.fixtures.plans import make_rules
     >>> rules = make_rules()
     >>> tracker = AliasTracker(SnapshotPin(snapshot="sha256:1"), rules.consistency)
-    >>> events = WorkerEvents(make_parts(rules, EarlierWork(partitions=3, committed={}), tracker), rules)
+    >>> events = ShardEvents(make_parts(rules, EarlierWork(partitions=3, committed={}), tracker), rules)
     >>> events.on_load_failed(ShardFailed(stage=0, worker="a", error=MemoryError()), now=0.0)
     []
     """

@@ -15,12 +15,12 @@ LEAST = 5.0
 """if it is so many seconds more."""
 
 
-class Durations:
-    """Durations of one job's reads and commits, by kind.
+class UsualDurations:
+    """UsualDurations of one job's reads and commits, by kind.
 
     Examples
     --------
-    >>> durations = Durations()
+    >>> durations = UsualDurations()
     >>> for _ in range(ENOUGH):
     ...     _ = durations.judge("read", 1.0)
     >>> durations.judge("read", 5.0), durations.judge("read", 60.0)
