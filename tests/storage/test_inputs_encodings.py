@@ -254,7 +254,7 @@ def test_what_expands_without_end_is_not_written_out(
     (tmp_path / f"a.{suffix}").write_bytes(pack(content))
     monkeypatch.setattr(spool, "_EXPANDED", 1000)
     monkeypatch.setattr(spool, "_EXPANSION", 2)
-    with pytest.raises(InputError, match=r"holds (a line of )?more than 1,000 bytes"):
+    with pytest.raises(InputError, match=r"expands to (a line of )?more than 1,000 bytes"):
         index(tmp_path / f"a.{suffix}")
 
 
