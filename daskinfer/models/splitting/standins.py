@@ -77,7 +77,14 @@ def make_blank(name: str, tensor: Tensor) -> Tensor:
 
 
 def fill_blank(shape: Sequence[int], dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
-    """Return NaN, or zeros for integers, in a shape that shares the memory of one element."""
+    """Return NaN, or zeros for integers, in a shape that shares the memory of one element.
+
+    Examples
+    --------
+    >>> blank = fill_blank((1000, 1000), torch.float32)
+    >>> blank.shape, blank.untyped_storage().nbytes(), bool(blank.isnan().all())
+    (torch.Size([1000, 1000]), 4, True)
+    """
     value = torch.nan if dtype.is_floating_point or dtype.is_complex else 0
     return torch.full([1] * len(shape), value, dtype=dtype, device=device).expand(shape)
 
