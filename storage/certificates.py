@@ -21,6 +21,12 @@ def make_certificate(name: str) -> tuple[str, str]:
     -------
     tuple of str
         The certificate and the private key, both PEM. Neither is written anywhere.
+
+    Examples
+    --------
+    >>> certificate, key = make_certificate("worker")
+    >>> certificate.splitlines()[0], key.splitlines()[0]
+    ('-----BEGIN CERTIFICATE-----', '-----BEGIN PRIVATE KEY-----')
     """
     # An elliptic curve: a hundredth of the time that an RSA key takes to make, and to greet each connection with.
     key = ec.generate_private_key(ec.SECP256R1())

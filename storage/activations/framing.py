@@ -29,6 +29,16 @@ def prepare(value: Bundle, tensors: tuple[TensorSpec, ...]) -> Bundle:
     ------
     ValueError
         They are not what the edge carries.
+
+    Examples
+    --------
+    >>> hidden = (TensorSpec(dtype="float32", dims=((0, 1, 0, 0), (4, 0, 0, 0))),)
+    >>> prepare((np.zeros((4, 2), np.float32).T,), hidden)[0].flags.c_contiguous
+    True
+    >>> prepare((np.zeros((2, 4)),), hidden)
+    Traceback (most recent call last):
+        ...
+    ValueError: float64 [2, 4] is not what the edge carries: float32 [any, 4]
     """
     found = tuple((array.shape, array.dtype.name) for array in value)
     if not _match(found, tensors) or any(array.dtype != DTYPES[array.dtype.name] for array in value):
@@ -37,7 +47,15 @@ def prepare(value: Bundle, tensors: tuple[TensorSpec, ...]) -> Bundle:
 
 
 def refer(edge: Edge, partition: int, microbatch: int, bundle: Bundle, chunk: int | None) -> Activation:
-    """Return the reference of arrays in C order."""
+    """Return the reference of arrays in C order.
+
+    Examples
+    --------
+    >>> edge = Edge(job="j1", snapshot="0" * 64, name="0-1")
+    >>> found = refer(edge, partition=3, microbatch=0, bundle=(np.zeros((2, 4), np.float32),), chunk=None)
+    >>> found.tensors, len(found.digest)
+    ((((2, 4), 'float32'),), 32)
+    """
     tensors = tuple((array.shape, array.dtype.name) for array in bundle)
     digest = _digest(edge, partition, microbatch, tensors, (bytes_of(array) for array in bundle))
     return Activation(edge, partition, microbatch, tensors, digest, chunk)
@@ -54,6 +72,17 @@ def check_reference(
         It was computed on another snapshot.
     CorruptActivation
         Anything else of it differs.
+
+    Examples
+    --------
+    >>> hidden = (TensorSpec(dtype="float32", dims=((0, 1, 0, 0), (4, 0, 0, 0))),)
+    >>> edge = Edge(job="j1", snapshot="0" * 64, name="0-1")
+    >>> found = refer(edge, 3, 0, (np.zeros((2, 4), np.float32),), None)
+    >>> check_reference(found, edge, 3, 0, hidden)
+    >>> check_reference(found, edge, 4, 0, hidden)
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.CorruptActivation: activation of edge 0-1, ...: its partition is 3 where 4 was expected
     """
     found = activation.edge
     if found.snapshot != edge.snapshot:
@@ -81,6 +110,14 @@ def take(activation: Activation, pieces: Iterable[Array]) -> Bundle:
     ------
     CorruptActivation
         The digest differs.
+
+    Examples
+    --------
+    >>> edge = Edge(job="j1", snapshot="0" * 64, name="0-1")
+    >>> bundle = (np.float32([[1, 2], [3, 4]]),)
+    >>> take(refer(edge, 3, 0, bundle, None), [bytes_of(array) for array in bundle])
+    (array([[1., 2.],
+           [3., 4.]], dtype=float32),)
     """
     # The copies are what gets used, so the copies are what gets checked.
     copies = [_copy_aligned(piece) for piece in pieces]
@@ -99,6 +136,12 @@ def pack(bundle: Bundle, nbytes: int) -> Array:
     ------
     ValueError
         They do not fit.
+
+    Examples
+    --------
+    >>> frame = pack((np.uint8([1, 2]), np.uint8([3])), 128)
+    >>> frame.size, frame.nonzero()[0]
+    (128, array([ 0,  1, 64]))
     """
     frame = np.zeros(nbytes, np.uint8)
     for offset, array in zip(bundle_offsets(array.nbytes for array in bundle), bundle, strict=False):
@@ -116,6 +159,13 @@ def unpack(activation: Activation, frame: Array) -> list[Array]:
     ------
     CorruptActivation
         The frame is too small for them.
+
+    Examples
+    --------
+    >>> bundle = (np.uint8([1, 2]), np.uint8([3]))
+    >>> activation = refer(Edge(job="j1", snapshot="0" * 64, name="0-1"), 3, 0, bundle, chunk=7)
+    >>> unpack(activation, pack(bundle, 128))
+    [array([1, 2], dtype=uint8), array([3], dtype=uint8)]
     """
     sizes = [prod(shape) * ITEM_BYTES[dtype] for shape, dtype in activation.tensors]
     offsets = bundle_offsets(sizes)
@@ -127,12 +177,25 @@ def unpack(activation: Activation, frame: Array) -> list[Array]:
 
 
 def bytes_of(array: Array) -> Array:
-    """Return an array in C order as bytes."""
+    """Return an array in C order as bytes.
+
+    Examples
+    --------
+    >>> bytes_of(np.float32([[1, 2]]))
+    array([  0,   0, 128,  63,   0,   0,   0,  64], dtype=uint8)
+    """
     return array.reshape(-1).view(np.uint8)
 
 
 def corrupt(activation: Activation, what: str) -> CorruptActivation:
-    """Return the error that says which activation is wrong in what way."""
+    """Return the error that says which activation is wrong in what way.
+
+    Examples
+    --------
+    >>> activation = Activation(Edge(job="j1", snapshot="0" * 64, name="0-1"), 3, 0, (), "0" * 32, chunk=7)
+    >>> print(corrupt(activation, "it is gone").message)
+    activation of edge 0-1, partition 3, microbatch 0, chunk 7: it is gone
+    """
     return CorruptActivation(f"{_describe(activation)}: {what}")
 
 

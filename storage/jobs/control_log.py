@@ -23,6 +23,14 @@ class ControlLog:
     ----------
     url
         Folder of the job.
+
+    Examples
+    --------
+    >>> log = ControlLog("jobs/j1")
+    >>> request = log.ask_drain(epoch=1, worker="tcp://10.0.0.7:8786")
+    >>> log.answer(1, request, "it left after partition 3")
+    >>> log.find_answer(request).detail, sorted(log.drained())
+    ('it left after partition 3', ['tcp://10.0.0.7:8786'])
     """
 
     def __init__(self, url: str) -> None:

@@ -44,7 +44,14 @@ class DriverIdentity(Section):
 
 
 def describe_driver(mode: Mode = "alone") -> DriverIdentity:
-    """Return this process as the driver that it becomes."""
+    """Return this process as the driver that it becomes.
+
+    Examples
+    --------
+    >>> driver = describe_driver()
+    >>> driver.pid == os.getpid(), driver.mode
+    (True, 'alone')
+    """
     return DriverIdentity(
         host=socket.gethostname(),
         machine=_machine(),
@@ -56,7 +63,14 @@ def describe_driver(mode: Mode = "alone") -> DriverIdentity:
 
 
 def look_for(driver: DriverIdentity) -> Literal["alive", "dead", "unknown"]:
-    """Look for a driver's process, where this machine is its own."""
+    """Look for a driver's process, where this machine is its own.
+
+    Examples
+    --------
+    >>> driver = describe_driver()
+    >>> look_for(driver), look_for(driver.model_copy(update={"machine": "another"}))
+    ('alive', 'unknown')
+    """
     if driver.machine != _machine():
         return "unknown"
     try:
@@ -71,7 +85,15 @@ def look_for(driver: DriverIdentity) -> Literal["alive", "dead", "unknown"]:
 
 
 def refuse(url: str, driver: DriverIdentity, how: str, hint: str = "Wait until it ends, or stop it there.") -> JobBusy:
-    """Return the error that says who has the job in the folder `url`."""
+    """Return the error that says who has the job in the folder `url`.
+
+    Examples
+    --------
+    >>> driver = describe_driver().model_copy(update={"host": "node7", "pid": 42, "since": "2026-01-02T03:04:05+00:00"})
+    >>> print(refuse("work/jobs/j1", driver, "is being run by"))
+    job j1 is being run by process 42 on node7, since 2026-01-02T03:04:05+00:00
+    Wait until it ends, or stop it there.
+    """
     job = url.rstrip("/").rpartition("/")[2]
     return JobBusy(f"job {job} {how} process {driver.pid} on {driver.host}, since {driver.since}", hint=hint)
 

@@ -27,6 +27,15 @@ class GenerationLog:
         Generation 0.
     epoch
         Life of the driver; 0 for a reader.
+
+    Examples
+    --------
+    >>> pins = [SnapshotPin(generation=number, snapshot=f"sha256:{number}") for number in range(2)]
+    >>> log = GenerationLog("jobs/j1", pins[0], epoch=1)
+    >>> log.prepare(pins[1])
+    >>> log.switch(1, range(10, 20))
+    >>> log.known.owner(9), log.known.owner(10), log.known.current.snapshot
+    (0, 1, 'sha256:1')
     """
 
     def __init__(self, url: str, first: SnapshotPin, epoch: int = 0) -> None:

@@ -10,7 +10,18 @@ from daskinfer.spec.job.record import Progress
 
 
 class Beating(ABC):
-    """A process that beats in a thread of its own from `_start` until `release`."""
+    """A process that beats in a thread of its own from `_start` until `release`.
+
+    Examples
+    --------
+    >>> class Told(Beating):
+    ...     def _write(self, released: bool) -> None:
+    ...         print("it left" if released else "it lives")
+    >>> told = Told()
+    >>> told._start("told", seconds=60)
+    >>> told.release()
+    it left
+    """
 
     def __init__(self) -> None:
         self._progress: Progress | None = None

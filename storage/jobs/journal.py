@@ -47,6 +47,16 @@ class Journal:
         How many events are held back at most.
     seconds
         For how long, in the time that the events carry.
+
+    Examples
+    --------
+    >>> journal = Journal("jobs/j1", epoch=1, seconds=5.0)
+    >>> journal.append(Event(0.5, "worker-lost", {"worker": "tcp://10.0.0.7:8786"}))
+    >>> list_names("jobs/j1/journal")
+    []
+    >>> journal.append(Event(5.5, "partition-committed", {"partition": 3}))
+    >>> list_names("jobs/j1/journal")
+    ['0001-000000.jsonl']
     """
 
     def __init__(self, url: str, epoch: int, member: str = "", events: int = 512, seconds: float = 5.0) -> None:
@@ -92,6 +102,14 @@ def read_journal(url: str) -> Iterator[Event]:
     ------
     IntegrityError
         Where a line is not an event.
+
+    Examples
+    --------
+    >>> journal = Journal("jobs/j1", epoch=1)
+    >>> journal.append(Event(0.5, "partition-committed", {"partition": 3}))
+    >>> journal.flush()
+    >>> list(read_journal("jobs/j1"))
+    [Event(at=0.5, kind='partition-committed', detail={'partition': 3}, epoch=1)]
     """
     folder = join_url(url, "journal")
     matches = [match for name in list_names(folder) if (match := _NAME.fullmatch(name))]

@@ -56,6 +56,15 @@ class Lease(Beating):
         Number of this life, from 1.
     beat
         Seconds between heartbeats.
+
+    Examples
+    --------
+    >>> ours = acquire("jobs/j1")
+    >>> ours.epoch, is_held("jobs/j1")
+    (1, True)
+    >>> ours.release()
+    >>> is_held("jobs/j1")
+    False
     """
 
     member = ""
@@ -114,6 +123,18 @@ def acquire(url: str, beat: float = BEAT, ttl: float = TTL, mode: Mode = "alone"
     ------
     JobBusy
         A live driver has it, or members have, or another newcomer was quicker.
+
+    Examples
+    --------
+    >>> acquire("jobs/j1").release()
+    >>> ours = acquire("jobs/j1")
+    >>> ours.epoch
+    2
+    >>> acquire("jobs/j1")
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.JobBusy: job j1 is being run by process ...
+    >>> ours.release()
     """
     epochs = SlotLog(join_url(url, "epochs"))
     head = epochs.head()
@@ -145,6 +166,14 @@ def join(url: str, beat: float = BEAT, ttl: float = TTL) -> Membership:
     ------
     JobBusy
         A live driver runs it alone.
+
+    Examples
+    --------
+    >>> members = [join("jobs/j1"), join("jobs/j1")]
+    >>> [member.epoch for member in members]
+    [1, 1]
+    >>> for member in members:
+    ...     member.release()
     """
     epochs = SlotLog(join_url(url, "epochs"))
     while True:
@@ -171,7 +200,17 @@ def join(url: str, beat: float = BEAT, ttl: float = TTL) -> Membership:
 
 
 def is_held(url: str) -> bool:
-    """Whether a driver seems to run the job, at once: of another machine's the heartbeat's age is believed."""
+    """Whether a driver seems to run the job, at once: of another machine's the heartbeat's age is believed.
+
+    Examples
+    --------
+    >>> is_held("jobs/j1")
+    False
+    >>> ours = acquire("jobs/j1")
+    >>> is_held("jobs/j1")
+    True
+    >>> ours.release()
+    """
     head = SlotLog(join_url(url, "epochs")).head()
     if head is None:
         return False
@@ -194,6 +233,16 @@ def refuse_held(url: str) -> None:
     ------
     JobBusy
         Somebody runs it.
+
+    Examples
+    --------
+    >>> refuse_held("jobs/j1")
+    >>> ours = acquire("jobs/j1")
+    >>> refuse_held("jobs/j1")
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.JobBusy: job j1 is being run by process ...
+    >>> ours.release()
     """
     head = SlotLog(join_url(url, "epochs")).head()
     if head is not None and is_held(url):
@@ -201,7 +250,17 @@ def refuse_held(url: str) -> None:
 
 
 def read_driver(url: str) -> tuple[int, DriverIdentity] | None:
-    """Return the newest epoch and its driver; None where the job never ran."""
+    """Return the newest epoch and its driver; None where the job never ran.
+
+    Examples
+    --------
+    >>> read_driver("jobs/j1") is None
+    True
+    >>> acquire("jobs/j1").release()
+    >>> epoch, driver = read_driver("jobs/j1")
+    >>> epoch, driver.mode
+    (1, 'alone')
+    """
     log = SlotLog(join_url(url, "epochs"))
     head = log.head()
     try:
@@ -214,7 +273,15 @@ def read_driver(url: str) -> tuple[int, DriverIdentity] | None:
 
 
 def read_heartbeat(url: str) -> Heartbeat | None:
-    """Return the last heartbeat written, if any."""
+    """Return the last heartbeat written, if any.
+
+    Examples
+    --------
+    >>> acquire("jobs/j1").release()
+    >>> found = read_heartbeat("jobs/j1")
+    >>> found.epoch, found.released
+    (1, True)
+    """
     place = join_url(url, "lease.json")
     with suppress(FileNotFoundError):
         try:
@@ -225,7 +292,14 @@ def read_heartbeat(url: str) -> Heartbeat | None:
 
 
 def write_heartbeat(url: str, heartbeat: Heartbeat) -> None:
-    """Replace the heartbeat."""
+    """Replace the heartbeat.
+
+    Examples
+    --------
+    >>> write_heartbeat("jobs/j1", Heartbeat(epoch=1, counter=7, released=False, at=0.0, progress=None))
+    >>> read_heartbeat("jobs/j1").counter
+    7
+    """
     replace_bytes(join_url(url, "lease.json"), heartbeat.model_dump_json().encode())
 
 

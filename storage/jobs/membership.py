@@ -57,6 +57,15 @@ class Membership(Beating):
         Life of the job.
     beat
         Seconds between heartbeats.
+
+    Examples
+    --------
+    >>> membership = Membership("jobs/j1", epoch=1)
+    >>> [member.released for member in list_members("jobs/j1")]
+    [False]
+    >>> membership.release()
+    >>> [member.released for member in list_members("jobs/j1")]
+    [True]
     """
 
     def __init__(self, url: str, epoch: int, beat: float = BEAT) -> None:
@@ -110,6 +119,14 @@ class Watch:
         Seconds without a heartbeat after which a member that cannot be looked at counts as gone.
     clock
         Seconds on any clock of this process that never goes back.
+
+    Examples
+    --------
+    >>> members = [Membership("jobs/j1", epoch=1) for _ in range(2)]
+    >>> members[0].release()
+    >>> Watch("jobs/j1").look([member.member for member in members]) == {members[0].member}
+    True
+    >>> members[1].release()
     """
 
     def __init__(self, url: str, ttl: float = TTL, clock: Callable[[], float] = time.monotonic) -> None:
@@ -143,6 +160,13 @@ def read_member(url: str, name: str) -> Member | None:
     ------
     IntegrityError
         It cannot be read.
+
+    Examples
+    --------
+    >>> membership = Membership("jobs/j1", epoch=1)
+    >>> membership.release()
+    >>> read_member("jobs/j1", membership.member).epoch, read_member("jobs/j1", "another")
+    (1, None)
     """
     place = join_url(url, "members", f"{name}.json")
     with suppress(FileNotFoundError):
@@ -156,7 +180,15 @@ def read_member(url: str, name: str) -> Member | None:
 
 
 def list_members(url: str, epoch: int | None = None) -> list[Member]:
-    """Return all members that a job has had, or those of one of its lives, in the order in which they came."""
+    """Return all members that a job has had, or those of one of its lives, in the order in which they came.
+
+    Examples
+    --------
+    >>> for epoch in (1, 2):
+    ...     Membership("jobs/j1", epoch).release()
+    >>> [member.epoch for member in list_members("jobs/j1")], len(list_members("jobs/j1", epoch=2))
+    ([1, 2], 1)
+    """
     names = [name.removesuffix(".json") for name in list_names(join_url(url, "members")) if name.endswith(".json")]
     found = [member for name in names if (member := read_member(url, name)) is not None]
     return sorted(
@@ -166,7 +198,17 @@ def list_members(url: str, epoch: int | None = None) -> list[Member]:
 
 
 def find_living(url: str, epoch: int, ttl: float = TTL) -> list[Member]:
-    """Return members of a life of a job that live, as soon as some do; none once all are sure to be gone."""
+    """Return members of a life of a job that live, as soon as some do; none once all are sure to be gone.
+
+    Examples
+    --------
+    >>> membership = Membership("jobs/j1", epoch=1)
+    >>> len(find_living("jobs/j1", epoch=1))
+    1
+    >>> membership.release()
+    >>> find_living("jobs/j1", epoch=1)
+    []
+    """
     watch = Watch(url, ttl)
     members = {member.member: member for member in list_members(url, epoch)}
     while left := [members[name] for name in members.keys() - watch.look(members)]:
@@ -185,7 +227,17 @@ def _is_moving(url: str, before: Member) -> bool:
 
 
 def seems_alive(member: Member) -> bool:
-    """Whether a member seems to live, at once: of another machine's the heartbeat's age is believed."""
+    """Whether a member seems to live, at once: of another machine's the heartbeat's age is believed.
+
+    Examples
+    --------
+    >>> membership = Membership("jobs/j1", epoch=1)
+    >>> seems_alive(read_member("jobs/j1", membership.member))
+    True
+    >>> membership.release()
+    >>> seems_alive(read_member("jobs/j1", membership.member))
+    False
+    """
     verdict = look_for(member.driver)
     if member.released or verdict == "dead":
         return False

@@ -33,6 +33,18 @@ class ClaimLog:
         Folder of the job.
     epoch
         The life, which its members share.
+
+    Examples
+    --------
+    >>> claims = ClaimLog("jobs/j1", epoch=1)
+    >>> claims.take(0, ("ann",), token=0), claims.take(0, ("bob",), token=0)
+    (True, False)
+    >>> claims.take(0, ("bob",), token=1), claims.head(0)
+    (True, Claim(members=('bob',), token=1))
+    >>> claims.confirm(0, "ann")
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.ClaimLost: the partitions from 0 on were taken over from member ann; bob has them
     """
 
     def __init__(self, url: str, epoch: int) -> None:

@@ -35,6 +35,13 @@ class PoisonRecords:
     round, epoch
         Number of a retry and life of its driver, which finds out anew: what was wrong may have been corrected since the
         last one. 0 for the job itself.
+
+    Examples
+    --------
+    >>> records = PoisonRecords("jobs/j1")
+    >>> found = PoisonRecord(generation=0, partition=3, microbatch=1, of=8, rows=(), attempts=())
+    >>> records.record(found) == found, records.all() == [found]
+    (True, True)
     """
 
     def __init__(self, job: str, round: int = 0, epoch: int = 0) -> None:
@@ -56,7 +63,16 @@ class PoisonRecords:
 
 
 def forget_poison_records(job: str) -> None:
-    """Delete what is stored of a job's poisonous rows: they may have been corrected."""
+    """Delete what is stored of a job's poisonous rows: they may have been corrected.
+
+    Examples
+    --------
+    >>> records = PoisonRecords("jobs/j1")
+    >>> _ = records.record(PoisonRecord(generation=0, partition=3, microbatch=1, of=8, rows=(), attempts=()))
+    >>> forget_poison_records("jobs/j1")
+    >>> records.all()
+    []
+    """
     delete(join_url(job, POISON), recursive=True)
 
 

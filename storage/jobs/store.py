@@ -68,6 +68,13 @@ class JobStore:
         URL of the workspace.
     job
         Job id.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> store = JobStore("work", finish_job("work", "labels.jsonl").job)
+    >>> store.record().rows, store.state(), store.current_epoch()
+    (3, 'done', 1)
     """
 
     def __init__(self, workspace: str, job: str) -> None:
@@ -256,6 +263,12 @@ def create_job(workspace: str, record_of: Callable[[str], JobRecord], stem: str)
         Makes the record for an id.
     stem
         `<name>-<first ten digits of the job key>`.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import make_job
+    >>> [create_job("work", lambda job: make_job("labels.jsonl", job=job), "demo").job for _ in range(2)]
+    ['demo', 'demo-r2']
     """
     for run in count(1):
         store = JobStore(workspace, stem if run == 1 else f"{stem}-r{run}")
@@ -267,7 +280,15 @@ def create_job(workspace: str, record_of: Callable[[str], JobRecord], stem: str)
 
 
 def list_jobs(workspace: str) -> list[str]:
-    """Return the ids of all jobs, whether their records can be read or not."""
+    """Return the ids of all jobs, whether their records can be read or not.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> _ = finish_job("work", "labels.jsonl", job="demo")
+    >>> list_jobs("work")
+    ['demo']
+    """
     return list_names(join_url(absolute_url(workspace), "jobs"))
 
 
@@ -278,6 +299,13 @@ def find_job(workspace: str, name: str) -> JobStore:
     ------
     UsageError
         There is none, or there are several.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> _ = finish_job("work", "labels.jsonl", job="demo-0123456789")
+    >>> find_job("work", "demo").job
+    'demo-0123456789'
     """
     jobs = list_jobs(workspace)
     matches = [name] if name in jobs else [job for job in jobs if job.startswith(name)]
@@ -303,6 +331,13 @@ def status(workspace: str, job: str, committed: Callable[[JobRecord], Collection
         Job id, or the beginning of one.
     committed
         Lists the numbers of the partitions that are committed at the job's output.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> found = status("work", finish_job("work", "labels.jsonl").job, lambda record: [0])
+    >>> found.state, found.rows_total, found.rows_done
+    ('done', 3, 2)
     """
     store = find_job(workspace, job)
     record, newest, heartbeat = store.record(), lease.read_driver(store.url), lease.read_heartbeat(store.url)

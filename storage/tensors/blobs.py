@@ -28,6 +28,18 @@ def read_header(data: bytes, group: str) -> tuple[TensorEntry, ...]:
     ------
     CheckpointError
         Where the bytes are not a whole safetensors file.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from safetensors.numpy import save
+    >>> data = save({"weight": np.ones((2, 2), np.float32), "bias": np.zeros(2, np.float32)})
+    >>> [(entry.name, entry.dtype, entry.shape, entry.end - entry.begin) for entry in read_header(data, "layer")]
+    [('bias', 'F32', (2,), 8), ('weight', 'F32', (2, 2), 16)]
+    >>> read_header(data[:-1], "layer")
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.CheckpointError: layer group layer is not a whole safetensors file: ...
     """
     try:
         start = 8 + int.from_bytes(data[:8], "little")
@@ -67,6 +79,20 @@ def read_group(registry_url: str, group: LayerGroup) -> bytes:
     ------
     CorruptBlob
         Where the blob is missing, has another length, or another digest.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from daskinfer.storage.objects.filesystem import replace_bytes
+    >>> from daskinfer.testing.fixtures.groups import store_group
+    >>> group = store_group(".", "layer.0", {"weight": np.ones((2, 2), np.float32)})
+    >>> len(read_group(".", group)) == group.size
+    True
+    >>> replace_bytes(group.blob, bytes(group.size))
+    >>> read_group(".", group)
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.CorruptBlob: the blob of layer group layer.0 is damaged: ./blobs/...
     """
     if group.blob is None:
         return _read_tensors(registry_url, group)
@@ -111,7 +137,16 @@ def _wrong_size(group: LayerGroup, size: int, url: str) -> CorruptBlob:
 
 
 def is_intact(url: str, size: int, sha256: str) -> bool:
-    """Whether a blob is there with all its bytes; they are read in pieces and not kept."""
+    """Whether a blob is there with all its bytes; they are read in pieces and not kept.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from daskinfer.testing.fixtures.groups import store_group
+    >>> group = store_group(".", "layer.0", {"weight": np.ones((2, 2), np.float32)})
+    >>> is_intact(group.blob, group.size, group.sha256), is_intact("absent", group.size, group.sha256)
+    (True, False)
+    """
     digest = hashlib.sha256()
     try:
         read = open_reader(url)

@@ -19,6 +19,13 @@ class Folder:
     ----------
     url
         A path, relative or not, or any fsspec URL.
+
+    Examples
+    --------
+    >>> _ = Path("config.json").write_text("{}")
+    >>> folder = Folder(".")
+    >>> folder.names(), folder.size("config.json"), folder.size("absent"), folder.read("config.json")
+    (['config.json'], 2, None, b'{}')
     """
 
     def __init__(self, url: str) -> None:

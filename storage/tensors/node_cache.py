@@ -46,6 +46,17 @@ def load_tensors(
     -------
     int
         Bytes read from the registry; what came out of the cache does not count.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from daskinfer.testing.fixtures.groups import Memory, store_group
+    >>> group = store_group(".", "layer.0", {"bias": np.zeros(2), "weight": np.float32([1, 2])})
+    >>> targets = {entry.name: Memory(entry.end - entry.begin) for entry in group.tensors}
+    >>> load_tensors(".", [(group, entry) for entry in group.tensors], targets)
+    24
+    >>> np.frombuffer(targets["weight"].data, np.float32)
+    array([1., 2.], dtype=float32)
     """
     local: list[Wanted] = []
     remote: list[Wanted] = []
@@ -83,6 +94,19 @@ def open_cache() -> NodeCache | None:
     ------
     StorageError
         Where DASKINFER_CACHE_BYTES is not a number.
+
+    Examples
+    --------
+    >>> from unittest.mock import patch
+    >>> with patch.dict(os.environ, {LIMIT_VARIABLE: "0"}):
+    ...     open_cache() is None
+    True
+    >>> with patch.dict(os.environ, {LIMIT_VARIABLE: "50 GB"}):
+    ...     open_cache()
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.StorageError: DASKINFER_CACHE_BYTES='50 GB' is not a number of bytes
+    Give one, or 0 for no cache, or unset it.
     """
     limit = os.environ.get(LIMIT_VARIABLE)
     if limit is not None and not limit.isdecimal():
@@ -98,7 +122,15 @@ def open_cache() -> NodeCache | None:
 
 
 def cache_folder() -> Path:
-    """Return where this machine keeps what can be had again; `RuntimeError` where there is no home folder."""
+    """Return where this machine keeps what can be had again; `RuntimeError` where there is no home folder.
+
+    Examples
+    --------
+    >>> from unittest.mock import patch
+    >>> with patch.dict(os.environ, {FOLDER_VARIABLE: "/scratch/daskinfer"}):
+    ...     print(cache_folder())
+    /scratch/daskinfer
+    """
     return Path(os.environ.get(FOLDER_VARIABLE) or "~/.cache/daskinfer").expanduser().absolute()
 
 
@@ -106,6 +138,13 @@ def private_folder(name: str) -> Path | None:
     """Return a folder of the cache, made if need be, that only this user can write in; None where there is none.
 
     What is kept there is used without another proof.
+
+    Examples
+    --------
+    >>> from unittest.mock import patch
+    >>> with patch.dict(os.environ, {FOLDER_VARIABLE: "cache"}):
+    ...     oct(private_folder("proofs").stat().st_mode & 0o777)
+    '0o700'
     """
     with suppress(RuntimeError, OSError):  # there may be no home folder, or no right to write
         folder = cache_folder() / name
@@ -128,6 +167,15 @@ class NodeCache:
         Where it is.
     limit
         Bytes that it may hold; by default 50 GB, or a fifth of the disk's free space where that is less.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from daskinfer.testing.fixtures.groups import store_group
+    >>> group = store_group(".", "layer.0", {"weight": np.ones((2, 2), np.float32)})
+    >>> cache, wanted = NodeCache(Path("cache")), [(group, entry) for entry in group.tensors]
+    >>> cache.fetch(".", wanted, lambda nbytes: None), cache.fetch(".", wanted, lambda nbytes: None)
+    (16, 0)
     """
 
     def __init__(self, folder: Path, limit: int | None = None) -> None:

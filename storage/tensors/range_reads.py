@@ -63,7 +63,19 @@ def _damaged(entry: TensorEntry, message: str, hint: str) -> DamagedTensor:
 
 
 def locate(registry_url: str, wanted: Wanted) -> str:
-    """Return the URL of the file that holds a tensor's bytes."""
+    """Return the URL of the file that holds a tensor's bytes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from daskinfer.testing.fixtures.groups import as_reference, store_group
+    >>> group = store_group(".", "layer.0", {"weight": np.ones((2, 2), np.float32)})
+    >>> locate("s3://bucket/registry", (group, group.tensors[0])) == f"s3://bucket/registry/{group.blob}"
+    True
+    >>> group = as_reference("s3://bucket/checkpoint", group)
+    >>> locate("s3://bucket/registry", (group, group.tensors[0])) == group.tensors[0].file
+    True
+    """
     group, entry = wanted
     if entry.file is not None:
         return entry.file
@@ -104,6 +116,18 @@ def stream_tensors(
         Where a file is missing, too short, or holds other bytes than were published.
     StorageError
         Where the store refuses.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from daskinfer.testing.fixtures.groups import Memory, store_group
+    >>> group = store_group(".", "layer.0", {"bias": np.zeros(2), "weight": np.float32([1, 2])})
+    >>> weight = next(entry for entry in group.tensors if entry.name == "weight")
+    >>> memory = Memory(8)
+    >>> stream_tensors(".", [(group, weight)], {"weight": memory})
+    8
+    >>> np.frombuffer(memory.data, np.float32)
+    array([1., 2.], dtype=float32)
     """
     named = {pair[1].name: pair for pair in wanted}
     tensors = [_Tensor(*pair, locate(registry_url, pair), targets[name]) for name, pair in named.items()]

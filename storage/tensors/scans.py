@@ -18,7 +18,20 @@ Count = Callable[[int], None]
 
 
 def scan_file(registry_url: str, piece: PlainFile, count: Count) -> list[str]:
-    """Return what is wrong with a configuration or tokenizer file's bytes."""
+    """Return what is wrong with a configuration or tokenizer file's bytes.
+
+    Examples
+    --------
+    >>> import hashlib
+    >>> from pathlib import Path
+    >>> _ = Path("config.json").write_bytes(b"{}")
+    >>> file = PlainFile(path="config.json", size=2, sha256=hashlib.sha256(b"{}").hexdigest(), blob="config.json")
+    >>> scan_file(".", file, lambda nbytes: None)
+    []
+    >>> Path("config.json").unlink()
+    >>> scan_file(".", file, lambda nbytes: None)
+    ['it is gone']
+    """
     digest = hashlib.sha256()
     try:
         for data in read_pieces(join_url(registry_url, piece.blob), 0, piece.size):
@@ -30,7 +43,20 @@ def scan_file(registry_url: str, piece: PlainFile, count: Count) -> list[str]:
 
 
 def scan_group(registry_url: str, group: LayerGroup, count: Count) -> list[str]:
-    """Return what is wrong with a layer group's bytes: the tensors that are damaged, or the blob around them."""
+    """Return what is wrong with a layer group's bytes: the tensors that are damaged, or the blob around them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from daskinfer.storage.objects.filesystem import read_bytes, replace_bytes
+    >>> from daskinfer.testing.fixtures.groups import store_group
+    >>> group = store_group(".", "layer.0", {"weight": np.ones((2, 2), np.float32)})
+    >>> scan_group(".", group, lambda nbytes: None)
+    []
+    >>> replace_bytes(group.blob, read_bytes(group.blob)[:-1] + b"x")
+    >>> scan_group(".", group, lambda nbytes: None)
+    ['tensor weight is damaged']
+    """
     if group.blob is None:
         return list(_scan_references(registry_url, group, count))
     digest = hashlib.sha256()
