@@ -58,14 +58,28 @@ class _EmptyOnMeta(TorchFunctionMode):
 
 @contextmanager
 def without_weights() -> Any:
-    """Modules made inside have all parameters on the meta device and all buffers with their values."""
+    """Modules made inside have all parameters on the meta device and all buffers with their values.
+
+    Examples
+    --------
+    >>> with without_weights():
+    ...     print(nn.Linear(10**6, 10**6).weight.device)
+    meta
+    """
     with _EmptyOnMeta(), init_empty_weights(include_buffers=False):
         yield
 
 
 @contextmanager
 def without_network() -> Iterator[None]:
-    """Let transformers ask no hub: a checkpoint's configuration may name another one, for its backbone."""
+    """Let transformers ask no hub: a checkpoint's configuration may name another one, for its backbone.
+
+    Examples
+    --------
+    >>> with without_network():
+    ...     print(huggingface_hub.constants.HF_HUB_OFFLINE)
+    True
+    """
     constants = huggingface_hub.constants
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = True
@@ -95,6 +109,12 @@ def build_model(
     ------
     CheckpointError
         Where neither the checkpoint's code nor transformers has such a model, or it lacks a kernel.
+
+    Examples
+    --------
+    >>> model = build_model({"model_type": "bert"}, "BertForMaskedLM")
+    >>> model.training, next(model.parameters()).device.type
+    (False, 'meta')
     """
     settings = make_config(config, files)
     model_class: Any = find_class(config, files, class_name) or getattr(transformers, class_name, None)
@@ -116,7 +136,13 @@ def build_model(
 
 
 def has_class(config: Mapping[str, Any], class_name: str, files: Mapping[str, bytes] = NO_FILES) -> bool:
-    """Whether an Auto class of transformers lists a model for a configuration, or the checkpoint's code brings it."""
+    """Whether an Auto class of transformers lists a model for a configuration, or the checkpoint's code brings it.
+
+    Examples
+    --------
+    >>> [has_class({"model_type": "gpt2"}, name) for name in ("AutoModelForCausalLM", "AutoModelForMaskedLM")]
+    [True, False]
+    """
     mapping: Any = getattr(transformers, class_name)._model_mapping
     return type(make_config(config, files)) in mapping or find_class(config, files, class_name) is not None
 
@@ -131,6 +157,11 @@ def choose_class(config: Mapping[str, Any], files: Mapping[str, bytes] = NO_FILE
     ------
     CheckpointError
         Where `architectures` is no list of names, or transformers has no base model for the model type either.
+
+    Examples
+    --------
+    >>> choose_class({"model_type": "bert", "architectures": ["MyBert"]})
+    ('AutoModel', 'the base model: transformers has no class MyBert')
     """
     names = class_names(config)
     if not names:
@@ -157,6 +188,11 @@ def class_names(config: Mapping[str, Any]) -> list[str]:
     ------
     CheckpointError
         Where they are no list of names.
+
+    Examples
+    --------
+    >>> class_names({"architectures": ["BertModel"]}), class_names({})
+    (['BertModel'], [])
     """
     names = config.get("architectures") or []
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
@@ -168,7 +204,15 @@ def class_names(config: Mapping[str, Any]) -> list[str]:
 
 
 def refuse_unknown_class(config: Mapping[str, Any], files: Mapping[str, bytes], architecture: str) -> None:
-    """Raise `CheckpointError` where a checkpoint's own class, whose forward is asked for, is not known."""
+    """Raise `CheckpointError` where a checkpoint's own class, whose forward is asked for, is not known.
+
+    Examples
+    --------
+    >>> refuse_unknown_class({"architectures": ["MyBert"]}, {}, "BertModel")
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.CheckpointError: config.json: transformers has no class MyBert, ...
+    """
     names = class_names(config)
     if (
         names
@@ -183,7 +227,14 @@ def refuse_unknown_class(config: Mapping[str, Any], files: Mapping[str, bytes], 
 
 
 def instantiate(model_class: Any, settings: Any, dtype: torch.dtype) -> nn.Module:
-    """Return a model with torch's own attention kernels, in every part that has them."""
+    """Return a model with torch's own attention kernels, in every part that has them.
+
+    Examples
+    --------
+    >>> with without_weights():
+    ...     print(instantiate(transformers.BertModel, make_config({"model_type": "bert"}), torch.float16).dtype)
+    torch.float16
+    """
     settings._attn_implementation = ATTENTION if getattr(model_class, "_supports_sdpa", False) else "eager"
     try:
         model: nn.Module = model_class._from_config(settings, dtype=dtype)
@@ -203,6 +254,11 @@ def make_config(config: Mapping[str, Any], files: Mapping[str, bytes] = NO_FILES
     ------
     CheckpointError
         Where transformers does not know the model type.
+
+    Examples
+    --------
+    >>> make_config({"model_type": "gpt2"}).use_cache
+    False
     """
     settings = read_settings(config, files)
     # A checkpoint's configuration may ask for outputs that no task reads, or for tuples.
@@ -220,6 +276,11 @@ def read_settings(config: Mapping[str, Any], files: Mapping[str, bytes] = NO_FIL
     ------
     CheckpointError
         Where transformers does not know the model type.
+
+    Examples
+    --------
+    >>> read_settings({"model_type": "bert", "hidden_size": 128}).hidden_size
+    128
     """
     config_class = find_class(config, files, "AutoConfig")
     if config_class is not None:
@@ -250,7 +311,13 @@ def read_settings(config: Mapping[str, Any], files: Mapping[str, bytes] = NO_FIL
 
 
 def stored_prefix(model: nn.Module) -> str:
-    """Return what a snapshot leaves out of a model's tensor names: the base model's attribute, `bert.`, or nothing."""
+    """Return what a snapshot leaves out of a model's tensor names: the base model's attribute, `bert.`, or nothing.
+
+    Examples
+    --------
+    >>> stored_prefix(build_model({"model_type": "bert"}, "BertForMaskedLM"))
+    'bert.'
+    """
     prefix = getattr(model, "base_model_prefix", "")
     return f"{prefix}." if prefix and isinstance(getattr(model, prefix, None), nn.Module) else ""
 
@@ -264,6 +331,11 @@ def stored_name(name: str, prefixes: Iterable[tuple[str, str]]) -> str:
         Name in the module, as in its `state_dict`.
     prefixes
         (prefix in the module, prefix in the snapshot), the longest first.
+
+    Examples
+    --------
+    >>> stored_name("model.bert.pooler.weight", [("model.bert.", "")])
+    'pooler.weight'
     """
     for prefix, stored in prefixes:
         if name.startswith(prefix):
@@ -309,7 +381,15 @@ def _refuse_other(found: Any, wanted: type) -> None:
 
 
 def keep_float32(model: nn.Module, dtype: torch.dtype) -> None:
-    """Put back in float32 what a transformers model says keeps it when it is loaded in a precision."""
+    """Put back in float32 what a transformers model says keeps it when it is loaded in a precision.
+
+    Examples
+    --------
+    >>> model = build_model({"model_type": "t5"}, "AutoModel", "float16")
+    >>> keep_float32(model, torch.float16)
+    >>> {tensor.dtype for name, tensor in model.state_dict().items() if ".wo." in name}
+    {torch.float32}
+    """
     plan: Mapping[str, torch.dtype] = getattr(model, "_get_dtype_plan", lambda dtype: {})(dtype)
     if not plan:
         return

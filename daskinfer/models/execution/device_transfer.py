@@ -47,12 +47,26 @@ class DeviceTransfer(Protocol):
 
 
 def make_ferry(device: DeviceShape) -> DeviceTransfer:
-    """Return the ferry to a device."""
+    """Return the ferry to a device.
+
+    Examples
+    --------
+    >>> from daskinfer.models.execution.devices import find_cpu
+    >>> type(make_ferry(find_cpu())).__name__
+    'PlainFerry'
+    """
     return StreamFerry() if device.kind == "cuda" else PlainFerry(device.kind)
 
 
 class PlainFerry:
-    """One copy after the other, in the calling thread."""
+    """One copy after the other, in the calling thread.
+
+    Examples
+    --------
+    >>> ferry = PlainFerry("cpu")
+    >>> ferry.land(ferry.load([np.float32([1, 2])]))
+    [tensor([1., 2.])]
+    """
 
     def __init__(self, kind: str) -> None:
         self._kind = kind

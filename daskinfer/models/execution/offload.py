@@ -43,6 +43,19 @@ def fill_offloaded(
     -------
     int
         Bytes read.
+
+    Examples
+    --------
+    >>> with torch.device("meta"):
+    ...     module = nn.Sequential(nn.Linear(2, 2, bias=False))
+    >>> def fill(paths, device):
+    ...     for path in paths:
+    ...         module[0].weight = nn.Parameter(torch.eye(2), requires_grad=False)
+    ...     return 16
+    >>> fill_offloaded(module, {"0": {"0.weight": "weight"}}, fill, "cpu", None)
+    16
+    >>> module(torch.tensor([1.0, 2.0])), module[0].weight.device.type
+    (tensor([1., 2.]), 'meta')
     """
     names = {path: name for parameters in units.values() for path, name in parameters.items()}
     read = 0
