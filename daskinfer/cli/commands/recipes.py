@@ -29,7 +29,8 @@ def validate(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     from daskinfer import api
     from daskinfer.spec.recipe.loader import load_recipe
 
-    lines = api.validate(load_recipe(recipe, overrides))
+    parsed = load_recipe(recipe, overrides)  # before `api.validate` loads what a job needs: a mistake is told at once
+    lines = api.validate(parsed)
     if as_json:
         click.echo(json.dumps({"recipe": recipe, "valid": True, "checks": lines}))
         return
