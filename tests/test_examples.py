@@ -22,6 +22,8 @@ from daskinfer.testing.architecture import read_modules
 FINISHED = (
     "daskinfer.api",
     "daskinfer.errors",
+    "daskinfer.graphs.blame",
+    "daskinfer.graphs.build",
     "daskinfer.hidden",
     "daskinfer.ids",
     "daskinfer.knobs",
