@@ -30,7 +30,7 @@ def test_sync_copies_and_says_what(registry: Registry, folder: Path) -> None:
     found = json.loads(call("sync", "work/registry", "there", "--json").stdout)
     assert [row["outcome"] for row in found["versions"]] == ["there"] * 3
     assert (
-        "0 versions (0 B) copied, 3 were there, no news of 1 of 1 aliases"
+        "0 versions (0 B) copied, 3 were there, 1 of 1 alias did not move"
         in call("sync", "there", "work/registry").stdout
     )
 

@@ -142,7 +142,7 @@ def test_asking_twice_is_answered_twice() -> None:
     answers = [action.number for action in assigned.stood_down("b", None, 12) if isinstance(action, Answer)]
     assert answers == [3, 4]
     (answer,) = assigned.drain(5, "b", 13)
-    assert isinstance(answer, Answer) and "none of the job's workers" in answer.detail
+    assert isinstance(answer, Answer) and "does not work for the job any more" in answer.detail
 
 
 def test_a_worker_that_dies_while_it_leaves_is_answered_for() -> None:
