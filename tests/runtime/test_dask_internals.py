@@ -13,6 +13,7 @@ import re
 import threading
 import tomllib
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -248,6 +249,15 @@ def test_a_client_shows_its_connection(client: Client) -> None:
     assert not connection.is_connected(other, before)
 
 
+@relies_on("what is sent over a connection that is closed raises CommClosedError", "connection")
+def test_a_closed_connection_says_so(client: Client) -> None:
+    with Client(client.scheduler.address, set_as_default=False) as other:
+        kept: Any = connection.current_connection(other)
+    with pytest.raises(OSError) as caught:
+        kept.send({"op": "heartbeat-client"})
+    assert connection.says_closed(caught.value)
+
+
 @relies_on(
     "Client.run(..., callback_timeout=SECONDS), with a thread that waits and from within its event loop", "worker_calls"
 )
@@ -283,7 +293,7 @@ PUBLIC = {
     "dask.sizeof": {"sizeof"},
     "dask.system": {"cpu_count"},
     "dask.task_spec": {"List", "Task", "TaskRef"},
-    "distributed": {"Client", "CommClosedError", "Future"},
+    "distributed": {"Client", "Future"},
 }
 """What may be imported outside of `runtime/cluster`: Dask's documented interface."""
 INTERNAL = {
@@ -324,6 +334,11 @@ def find_internals(path: Path) -> Iterator[str]:
                 owner = str(getattr(node.value, "attr", getattr(node.value, "id", "")))
                 found += [name] if owner.endswith("client") else []
         yield from (f"{path.relative_to(ROOT)}:{line}: {each}" for each in found)
+
+
+def test_what_others_import_is_there() -> None:
+    for module, names in PUBLIC.items():
+        assert [name for name in names if not hasattr(import_module(module), name)] == [], module
 
 
 def test_nobody_else_reaches_into_dask() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import dask
 from distributed import Client
+from distributed.comm import CommClosedError
 from distributed.utils import silence_logging_cmgr
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
@@ -128,6 +129,11 @@ def current_connection(client: Client) -> object:
 def is_connected(client: Client, connection: object) -> bool:
     """Whether a client still has a connection; if not, all its futures are lost."""
     return client.status == "running" and client.scheduler_comm is connection
+
+
+def says_closed(error: BaseException) -> bool:
+    """Whether an error says that a connection is closed; the client itself may find out later."""
+    return isinstance(error, CommClosedError)
 
 
 def worker_shapes(client: Client) -> list[WorkerShape]:

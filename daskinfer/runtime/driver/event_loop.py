@@ -10,12 +10,17 @@ from dataclasses import replace
 from functools import partial
 
 from distributed import Client
-from distributed.comm import CommClosedError
 
 from daskinfer.errors import ClusterLost, DaskinferError, Interrupted
 from daskinfer.graphs.build import tag_prefix
 from daskinfer.runtime.cluster.cleanup import bring
-from daskinfer.runtime.cluster.connection import current_connection, is_connected, measure_workers, worker_shapes
+from daskinfer.runtime.cluster.connection import (
+    current_connection,
+    is_connected,
+    measure_workers,
+    says_closed,
+    worker_shapes,
+)
 from daskinfer.runtime.driver.claim_store import ClaimStore
 from daskinfer.runtime.driver.observer import RunObserver
 from daskinfer.runtime.driver.performers import Performers
@@ -105,7 +110,7 @@ class Driver:
         except Exception as error:
             # Whatever a client says in its last moments, what it means is that the scheduler is gone.
             self._check_connection(error)
-            if isinstance(error, CommClosedError):  # the client has yet to find out
+            if says_closed(error):  # the client has yet to find out
                 raise ClusterLost(_LOST) from error
             raise
         finally:
