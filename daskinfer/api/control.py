@@ -52,7 +52,7 @@ def cancel(
     Traceback (most recent call last):
         ...
     daskinfer.errors.UsageError: job demo is not running: it is stopped
-    Look: daskinfer status demo
+    See how it stands: daskinfer status demo
     """
     store = _find_running(job, workspace)
     number = ControlLog(store.url).ask_cancel(store.current_epoch())
@@ -93,7 +93,7 @@ def drain(
     Traceback (most recent call last):
         ...
     daskinfer.errors.UsageError: job demo is not running: it is done
-    Look: daskinfer status demo
+    See how it stands: daskinfer status demo
     """
     store = _find_running(job, workspace)
     address = find_worker(_roster(store), worker, store.job)
