@@ -63,6 +63,7 @@ FINISHED = (
     "daskinfer.storage.jobs",
     "daskinfer.storage.objects",
     "daskinfer.storage.outputs",
+    "daskinfer.storage.registry",
     "daskinfer.storage.tensors",
     "daskinfer.testing.contracts",
     "daskinfer.testing.fixtures",

@@ -54,6 +54,15 @@ def set_alias(
         Where there is no such target, it was yanked, or the alias's name is not allowed.
     SnapshotGone
         Where the target is being deleted.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> registry = make_registry("registry", versions=2)
+    >>> set_alias(registry, "mini", "prod", "v1", reason="v2 is slower").sequence
+    2
+    >>> registry.resolve("mini@prod").version
+    1
     """
     check_alias(alias)
     snapshot = registry.resolve(f"{name}@{target}").snapshot
@@ -76,6 +85,13 @@ def unset_alias(
         Where someone else moved the alias first.
     CheckpointError
         Where it points nowhere already.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> registry = make_registry("registry", versions=1)
+    >>> unset_alias(registry, "mini", "prod").operation, registry.aliases("mini")
+    ('unset', {})
     """
     registry.resolve(f"{name}@{alias}", yanked=True)
     record = {"op": "unset", "snapshot": None, "publish": None, "reason": reason, **make_signature()}
@@ -115,6 +131,13 @@ def roll_back(
         Where there is no such move, or its target was yanked.
     SnapshotGone
         Where its target was deleted.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> move = roll_back(make_registry("registry", versions=2), "mini", "prod")
+    >>> move.version, move.rollback_of, move.restores
+    (1, 1, 0)
     """
     history = read_history(registry, name, alias)
     head = history[-1]
@@ -158,6 +181,14 @@ def append_move(
         Where the target was yanked: nobody could take it by the alias.
     SnapshotGone
         Where the target was deleted, or is about to be.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> registry = make_registry("registry", versions=1)
+    >>> record = {"op": "set", "snapshot": registry.resolve("mini").snapshot, "publish": None, **make_signature()}
+    >>> append_move(registry, "mini", "canary", record, expect=0).alias
+    'canary'
     """
     log = registry.alias_log(name, alias)
     version = find_version(registry.versions(name), record["snapshot"])
@@ -178,7 +209,14 @@ def append_move(
 
 
 def explain_conflict(registry: Registry, name: str, alias: str, expect: int | None) -> Conflict:
-    """Return what to say where a move did not get the number that it had to have: who came first."""
+    """Return what to say where a move did not get the number that it had to have: who came first.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> explain_conflict(make_registry("registry", versions=1), "mini", "canary", 3).message
+    'mini@canary was never moved, so the next move is 0, not 3'
+    """
     history = registry.alias_history(name, alias)
     hint = f"Look at what changed, then try again: daskinfer checkpoint history {name} {alias}"
     if not history:
@@ -198,6 +236,12 @@ def read_history(registry: Registry, name: str, alias: str) -> list[AliasMove]:
     ------
     CheckpointError
         Where it never was.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> [move.version for move in read_history(make_registry("registry", versions=2), "mini", "prod")]
+    [1, 2]
     """
     history = registry.alias_history(name, alias)
     if not history:

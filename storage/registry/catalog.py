@@ -62,6 +62,13 @@ class Registry:
     ------
     CheckpointError
         Where the folder holds something else.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> registry = make_registry("registry", versions=2)
+    >>> registry.names(), registry.resolve("mini@prod").version
+    (['mini'], 2)
     """
 
     def __init__(self, url: str) -> None:
@@ -334,7 +341,18 @@ _PUBLISH_AGAIN = "Publish the checkpoint again, or choose another version: daski
 
 @contextmanager
 def explain_loss(registry: Registry, snapshot: str) -> Iterator[None]:
-    """Say `SnapshotGone` where bytes of a snapshot are missing because it was deleted, not because of damage."""
+    """Say `SnapshotGone` where bytes of a snapshot are missing because it was deleted, not because of damage.
+
+    Examples
+    --------
+    >>> registry = Registry("registry")
+    >>> _ = registry.life_log("sha256:ab").append({"op": "sweep"})
+    >>> with explain_loss(registry, "sha256:ab"):
+    ...     raise CorruptBlob("the blob is gone")
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.SnapshotGone: snapshot ab was deleted from registry ... while it was read: the blob is gone...
+    """
     try:
         yield
     except CorruptBlob as error:

@@ -67,6 +67,13 @@ def compare(registry: Registry, before: str, after: str, watch: Watch | None = N
         There is no such checkpoint.
     CorruptBlob
         A tensor that had to be read is damaged.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> difference = compare(make_registry("registry", versions=2), "mini@v1", "mini@v2")
+    >>> difference.files.changed, difference.groups.changed
+    (('vocab.txt',), ('embeddings', 'layer.0', 'layer.1'))
     """
     first, second = (registry.resolve(reference, yanked=True) for reference in (before, after))
     left, right = registry.manifest(first.snapshot), registry.manifest(second.snapshot)

@@ -24,12 +24,29 @@ _LONGEST_PAUSE = 5.0
 
 
 def beat(url: str) -> None:
-    """Change a heartbeat; its writer does so at least every quarter of `TTL_SECONDS`."""
+    """Change a heartbeat; its writer does so at least every quarter of `TTL_SECONDS`.
+
+    Examples
+    --------
+    >>> beat("demo.hb")
+    >>> before = read_beat("demo.hb")
+    >>> beat("demo.hb")
+    >>> read_beat("demo.hb") == before
+    False
+    """
     replace_bytes(url, make_nonce().encode())
 
 
 def try_beat(url: str) -> bool:
-    """Change a heartbeat if the store lets us: a store that is away for a moment must not end hours of work."""
+    """Change a heartbeat if the store lets us: a store that is away for a moment must not end hours of work.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> _ = Path("file").write_text("no folder")
+    >>> try_beat("demo.hb"), try_beat("file/demo.hb")
+    (True, False)
+    """
     try:
         beat(url)
     except (DaskinferError, OSError):
@@ -38,7 +55,14 @@ def try_beat(url: str) -> bool:
 
 
 def read_beat(url: str) -> str | None:
-    """Return a heartbeat's value, to be compared with an earlier one; None before the first."""
+    """Return a heartbeat's value, to be compared with an earlier one; None before the first.
+
+    Examples
+    --------
+    >>> beat("demo.hb")
+    >>> len(read_beat("demo.hb")), read_beat("other.hb")
+    (16, None)
+    """
     try:
         return read_record(url).decode()
     except FileNotFoundError:
@@ -49,6 +73,12 @@ def tell_age(url: str) -> float | None:
     """Return the seconds since a heartbeat changed as the store's clock and ours tell; for people only.
 
     None where the store does not tell, or nothing was written.
+
+    Examples
+    --------
+    >>> beat("demo.hb")
+    >>> tell_age("demo.hb") < 60, tell_age("other.hb")
+    (True, None)
     """
     changed = modified_at(url)
     return None if changed is None else max(0.0, (datetime.now(UTC) - changed).total_seconds())
@@ -75,6 +105,16 @@ class Watcher:
         Waits so many seconds of that clock.
     tell
         Called now and then with how long it has watched, and how long it will watch at most; in seconds.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.registries import VirtualTime
+    >>> beat("demo.hb")
+    >>> time = VirtualTime()
+    >>> watcher = time.watcher()
+    >>> watcher.watch([Pulse("demo.hb", ttl_seconds=60)])
+    >>> watcher.is_dead("demo.hb", read_beat("demo.hb")), time.now >= 60
+    (True, True)
     """
 
     def __init__(

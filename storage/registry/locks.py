@@ -92,6 +92,15 @@ def take(
         Where the snapshot is deleted, or garbage collection is about to.
     CorruptBlob
         Where its manifest is damaged.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> registry = make_registry("registry", versions=1)
+    >>> lock = take(registry, registry.resolve("mini").snapshot, "demo")
+    >>> [holder.job for holder in list_holders(registry, lock.snapshot)]
+    ['demo']
+    >>> lock.release()
     """
     fresh = reserve(registry, snapshot, job, purpose=purpose, ttl_seconds=ttl_seconds)
     try:
@@ -114,6 +123,12 @@ def reserve(registry: Registry, snapshot: str, job: str, *, purpose: str, ttl_se
     ------
     SnapshotGone
         Where the snapshot is deleted, or garbage collection is about to.
+
+    Examples
+    --------
+    >>> registry = Registry("registry")
+    >>> [reserve(registry, "sha256:" + "ab" * 32, "demo", purpose="publish") for _ in range(2)]
+    [True, False]
     """
     record = {"job": job, "purpose": purpose, "ttl_seconds": ttl_seconds, "nonce": make_nonce(), **make_signature()}
     decision = Decision(registry.url, "lock", f"locks/{shorten(snapshot, 64)}/{check_name(job, 'job')}")
@@ -141,7 +156,15 @@ def reserve(registry: Registry, snapshot: str, job: str, *, purpose: str, ttl_se
 
 
 def list_holders(registry: Registry, snapshot: str) -> list[LockHolder]:
-    """Return who holds a snapshot, dead or alive, by job."""
+    """Return who holds a snapshot, dead or alive, by job.
+
+    Examples
+    --------
+    >>> registry = Registry("registry")
+    >>> _ = reserve(registry, "sha256:" + "ab" * 32, "demo", purpose="run")
+    >>> [(holder.job, holder.purpose, holder.ttl_seconds) for holder in list_holders(registry, "sha256:" + "ab" * 32)]
+    [('demo', 'run', 900)]
+    """
     url = _locks_url(registry, snapshot)
     holders = []
     for name in list_names(url):
@@ -164,12 +187,27 @@ def list_holders(registry: Registry, snapshot: str) -> list[LockHolder]:
 
 
 def heartbeat_url(registry: Registry, snapshot: str, job: str) -> str:
-    """Return where a holder's heartbeat is."""
+    """Return where a holder's heartbeat is.
+
+    Examples
+    --------
+    >>> heartbeat_url(Registry("/registry"), "sha256:ab", "demo")
+    '/registry/locks/ab/demo.hb'
+    """
     return join_url(_locks_url(registry, snapshot), f"{job}.hb")
 
 
 def remove(registry: Registry, snapshot: str, job: str) -> None:
-    """Remove a lock, one's own or a dead one's."""
+    """Remove a lock, one's own or a dead one's.
+
+    Examples
+    --------
+    >>> registry, snapshot = Registry("registry"), "sha256:" + "ab" * 32
+    >>> _ = reserve(registry, snapshot, "demo", purpose="run")
+    >>> remove(registry, snapshot, "demo")
+    >>> list_holders(registry, snapshot)
+    []
+    """
     # The record goes last: a lock without a heartbeat is still a lock.
     delete(heartbeat_url(registry, snapshot, job))
     delete(join_url(_locks_url(registry, snapshot), f"{job}.json"))

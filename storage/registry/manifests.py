@@ -30,6 +30,16 @@ def parse_manifest(data: bytes | Mapping[str, Any], where: str) -> Manifest:
     ------
     CorruptBlob
         It is no manifest, or one of its names or paths leaves its place.
+
+    Examples
+    --------
+    >>> manifest = Manifest(model="tiny", architecture="TestModel", dtype="float32", files=(), groups=())
+    >>> parse_manifest(manifest.encode(), "manifest.json") == manifest
+    True
+    >>> parse_manifest(manifest.encode().replace(b"float32", b"float16"), "manifest.json")
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.CorruptBlob: manifest manifest.json cannot be followed: it is not what was written: ...
     """
     try:
         manifest = Manifest.model_validate_json(data) if isinstance(data, bytes) else Manifest.model_validate(data)
@@ -52,6 +62,13 @@ def name_manifest(snapshot: str, where: str) -> str:
     ------
     CorruptBlob
         What a record gives as snapshot is no snapshot digest.
+
+    Examples
+    --------
+    >>> name_manifest("../other", "registry")
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.CorruptBlob: a record in registry names '../other' as a snapshot, which is no digest...
     """
     if not _SNAPSHOT.fullmatch(snapshot):
         raise CorruptBlob(

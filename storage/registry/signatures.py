@@ -33,7 +33,13 @@ PREDICATE_TYPE = "urn:daskinfer:snapshot-signature:1"
 
 
 def signatures_log(registry: Registry, snapshot: str) -> SlotLog:
-    """Return the log of a snapshot's signatures."""
+    """Return the log of a snapshot's signatures.
+
+    Examples
+    --------
+    >>> signatures_log(Registry("/registry"), "sha256:ab").url
+    '/registry/sigs/ab'
+    """
     return SlotLog(join_url(registry.url, "sigs", shorten(snapshot, 64)))
 
 
@@ -55,6 +61,14 @@ def sign(registry: Registry, resolution: Resolution, key: str) -> SignatureRow:
         The key cannot be read.
     NotAllowed
         A policy or the store forbids it.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.registry.access.keys import make_key
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> registry, name = make_registry("registry", versions=1), make_key("key.pem")
+    >>> sign(registry, registry.resolve("mini"), "key.pem").key == name
+    True
     """
     private = read_private_key(key)
     public = private.public_key()
@@ -70,7 +84,17 @@ def sign(registry: Registry, resolution: Resolution, key: str) -> SignatureRow:
 
 
 def list_signatures(registry: Registry, snapshot: str, key: Ed25519PublicKey | None = None) -> list[SignatureRow]:
-    """Return what vouches for a snapshot, oldest first; with a key, whether it is that key's word."""
+    """Return what vouches for a snapshot, oldest first; with a key, whether it is that key's word.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.registry.access.keys import make_key
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> registry, name = make_registry("registry", versions=1), make_key("key.pem")
+    >>> row = sign(registry, registry.resolve("mini"), "key.pem")
+    >>> [one.valid for one in list_signatures(registry, registry.resolve("mini").snapshot, read_public_key("key.pem.pub"))]
+    [True]
+    """
     return [_describe(slot.record, snapshot, key) for slot in signatures_log(registry, snapshot).read()]
 
 
@@ -90,6 +114,15 @@ def require_signatures(registry: Registry, snapshot: str, keys: Sequence[str]) -
         One of them has not.
     UsageError
         A key cannot be read.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.registry.access.keys import make_key
+    >>> name = make_key("key.pem")
+    >>> require_signatures(Registry("registry"), "sha256:" + "ab" * 32, ["key.pem.pub"])
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.CheckpointError: snapshot abababababab of registry ... is not signed by key.pem.pub, ...
     """
     for key in keys:
         public = read_public_key(key)
@@ -106,7 +139,13 @@ def require_signatures(registry: Registry, snapshot: str, keys: Sequence[str]) -
 
 
 def encode_payload(kind: str, payload: bytes) -> bytes:
-    """Return what a DSSE signature is made over: the pre-authentication encoding of type and payload."""
+    """Return what a DSSE signature is made over: the pre-authentication encoding of type and payload.
+
+    Examples
+    --------
+    >>> encode_payload("text/plain", b"hello")
+    b'DSSEv1 10 text/plain 5 hello'
+    """
     return b"DSSEv1 %d %s %d %s" % (len(kind.encode()), kind.encode(), len(payload), payload)
 
 

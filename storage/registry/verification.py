@@ -53,6 +53,13 @@ def verify(
         There is no such checkpoint, or no registry.
     StorageError
         The store refuses.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> seen = verify(make_registry("registry", versions=2), deep=True)
+    >>> seen.snapshots, seen.findings
+    (2, ())
     """
     looking = _Looking(registry)
     if reference is not None:

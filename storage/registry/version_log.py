@@ -36,7 +36,15 @@ class Version:
 
 
 def fold(records: Iterable[dict[str, Any]]) -> list[Version]:
-    """Return the versions that the records of a versions log make, oldest first."""
+    """Return the versions that the records of a versions log make, oldest first.
+
+    Examples
+    --------
+    >>> publish = {"op": "publish", "snapshot": "sha256:ab", "at": "2026-01-02", "by": "ann@host", "publish": "12"}
+    >>> taken = {"op": "yank", "version": 1, "yank": "34", "by": "ann@host", "at": "2026-01-03", "reason": "wrong labels"}
+    >>> [(each.number, each.yanked is None) for each in fold([publish, {**publish, "snapshot": "sha256:cd"}, taken])]
+    [(1, False), (2, True)]
+    """
     published: list[dict[str, Any]] = []
     yanks: dict[int, list[Yank]] = {}
     undone: set[str] = set()
@@ -62,13 +70,29 @@ def fold(records: Iterable[dict[str, Any]]) -> list[Version]:
 
 
 def find_version(versions: Sequence[Version], snapshot: str | None) -> Version | None:
-    """Return the newest version of a snapshot, one that was not yanked before one that was."""
+    """Return the newest version of a snapshot, one that was not yanked before one that was.
+
+    Examples
+    --------
+    >>> versions = [Version(number, "sha256:ab", "2026-01-02", "ann@host", "12") for number in (1, 2)]
+    >>> find_version(versions, "sha256:ab").number, find_version(versions, "sha256:cd")
+    (2, None)
+    """
     found = [each for each in versions if each.snapshot == snapshot]
     return max(found, key=lambda each: (each.yanked is None, each.number), default=None)
 
 
 def refuse_yanked(name: str, version: Version) -> None:
-    """Raise `YankedVersion` for a version that was yanked."""
+    """Raise `YankedVersion` for a version that was yanked.
+
+    Examples
+    --------
+    >>> taken = Yank(identity="34", by="ann@host", created="2026-01-03", reason="wrong labels")
+    >>> refuse_yanked("tiny", Version(1, "sha256:ab", "2026-01-02", "ann@host", "12", (taken,)))
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.YankedVersion: tiny v1 was yanked by ann@host at 2026-01-03: wrong labels...
+    """
     if version.yanked is not None:
         raise YankedVersion(
             f"{name} v{version.number} was yanked {version.yanked}",
@@ -78,7 +102,15 @@ def refuse_yanked(name: str, version: Version) -> None:
 
 
 def describe_move(alias: str, slot: Slot, versions: Sequence[Version]) -> AliasMove:
-    """Return the move that a record of an alias's log stands for."""
+    """Return the move that a record of an alias's log stands for.
+
+    Examples
+    --------
+    >>> record = {"op": "set", "snapshot": "sha256:ab", "at": "2026-01-03", "by": "ann@host", "publish": None}
+    >>> move = describe_move("prod", Slot(0, record), [Version(1, "sha256:ab", "2026-01-02", "ann@host", "12")])
+    >>> move.alias, move.operation, move.version
+    ('prod', 'set', 1)
+    """
     record = slot.record
     version = find_version(versions, record["snapshot"])
     gate = record.get("gate")

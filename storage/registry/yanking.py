@@ -25,6 +25,15 @@ def yank(registry: Registry, name: str, target: str, reason: str | None = None) 
     ------
     CheckpointError
         Where there is no such version, or it is yanked already.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> registry = make_registry("registry", versions=2)
+    >>> yank(registry, "mini", "v2", "wrong labels").yanked.reason
+    'wrong labels'
+    >>> registry.resolve("mini").version
+    1
     """
     version = registry.find_version(name, target)
     if version.yanked is not None:
@@ -42,6 +51,14 @@ def unyank(registry: Registry, name: str, target: str, reason: str | None = None
     ------
     CheckpointError
         Where there is no such version, or it is not yanked.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> registry = make_registry("registry", versions=1)
+    >>> taken = yank(registry, "mini", "v1")
+    >>> unyank(registry, "mini", "v1").yanked is None
+    True
     """
     version = registry.find_version(name, target)
     if version.yanked is None:

@@ -24,7 +24,14 @@ class Anchor:
 
 
 def read_anchor(registry: str, chain: str) -> Anchor | None:
-    """Return the last event of a chain that this machine has seen; None where it has seen none."""
+    """Return the last event of a chain that this machine has seen; None where it has seen none.
+
+    Examples
+    --------
+    >>> drop_anchor("/registry/read", "ann@host", 4, "sha256:ab")
+    >>> read_anchor("/registry/read", "ann@host").number, read_anchor("/registry/read", "bob@host")
+    (4, None)
+    """
     file = _find_file(registry, chain)
     with suppress(OSError, ValueError, KeyError, TypeError):
         if file is not None:
@@ -34,7 +41,14 @@ def read_anchor(registry: str, chain: str) -> Anchor | None:
 
 
 def list_anchored(registry: str) -> set[str]:
-    """Return the chains of a registry that this machine has seen: a whole one may be gone."""
+    """Return the chains of a registry that this machine has seen: a whole one may be gone.
+
+    Examples
+    --------
+    >>> drop_anchor("/registry/list", "ann@host", 0, "sha256:ab")
+    >>> list_anchored("/registry/list")
+    {'ann@host'}
+    """
     folder = private_folder("audit")
     found: set[str] = set()
     for file in () if folder is None else folder.glob("*.json"):
@@ -46,14 +60,30 @@ def list_anchored(registry: str) -> set[str]:
 
 
 def forget_anchors(registry: str) -> None:
-    """Forget the chains of a registry that begins anew in an empty folder."""
+    """Forget the chains of a registry that begins anew in an empty folder.
+
+    Examples
+    --------
+    >>> drop_anchor("/registry/forget", "ann@host", 0, "sha256:ab")
+    >>> forget_anchors("/registry/forget")
+    >>> list_anchored("/registry/forget")
+    set()
+    """
     for chain in list_anchored(registry):
         if (file := _find_file(registry, chain)) is not None:
             file.unlink(missing_ok=True)
 
 
 def drop_anchor(registry: str, chain: str, number: int, digest: str) -> None:
-    """Remember an event, unless a later one is known; a machine that cannot keep it does without."""
+    """Remember an event, unless a later one is known; a machine that cannot keep it does without.
+
+    Examples
+    --------
+    >>> drop_anchor("/registry/drop", "ann@host", 7, "sha256:ab")
+    >>> drop_anchor("/registry/drop", "ann@host", 5, "sha256:cd")
+    >>> read_anchor("/registry/drop", "ann@host").number
+    7
+    """
     file, known = _find_file(registry, chain), read_anchor(registry, chain)
     if file is None or (known is not None and known.number >= number):
         return

@@ -43,6 +43,13 @@ def read_trail(registry: str) -> AuditTrail:
     ----------
     registry
         URL of the registry.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> trail = read_trail(make_registry("registry", versions=1).url)
+    >>> [event.action for event in trail.events if event.action != "lock"], trail.findings
+    (['publish', 'publish', 'publish', 'alias'], ())
     """
     with ThreadPoolExecutor(_READERS, thread_name_prefix="audit") as pool:
         # Records before events: for each of these records the event was written before we look for it, unless its

@@ -41,6 +41,12 @@ def append(decision: Decision, log: SlotLog, record: dict[str, Any], expect: int
     ------
     NotAllowed
         A policy forbids it; nothing was written.
+
+    Examples
+    --------
+    >>> decision = Decision("registry", "publish", "models/tiny/versions")
+    >>> append(decision, SlotLog("registry/models/tiny/versions"), {"op": "publish"}).sequence
+    0
     """
     _ask(decision, record)
     slot = log.append(record, expect=expect)
@@ -55,6 +61,13 @@ def create_record(decision: Decision, url: str, data: bytes) -> bool:
     ------
     NotAllowed
         A policy forbids it; nothing was written.
+
+    Examples
+    --------
+    >>> decision = Decision("registry", "lock", "locks/ab/demo")
+    >>> records = b'{"job":"demo"}', b'{"job":"other"}'
+    >>> [create_record(decision, "registry/locks/ab/demo.json", data) for data in records]
+    [True, False]
     """
     record = parse_json(data)
     _ask(decision, record)

@@ -36,7 +36,13 @@ _CHAINS: defaultdict[str, _Chain] = defaultdict(_Chain)
 
 
 def events_log(registry: str, principal: str) -> SlotLog:
-    """Return the chain of a principal's events."""
+    """Return the chain of a principal's events.
+
+    Examples
+    --------
+    >>> events_log("/registry", "ann smith@host").url
+    '/registry/audit/ann%20smith@host'
+    """
     return SlotLog(join_url(registry, "audit", quote(principal, safe="@")))
 
 
@@ -58,6 +64,13 @@ def write_event(
     ------
     StorageError
         Where it cannot be written.
+
+    Examples
+    --------
+    >>> log = events_log("registry", "ann@host")
+    >>> write_event("registry", "ann@host", "alias", "models/tiny/aliases/prod", "record.json", "sha256:ab", {"op": "set"})
+    >>> [(slot.sequence, slot.record["action"], slot.record["previous"]) for slot in log.read()]
+    [(0, 'alias', None)]
     """
     log = events_log(registry, principal)
     chain = _CHAINS[log.url]
@@ -89,6 +102,18 @@ def read_event(data: bytes) -> AuditEvent:
     ------
     IntegrityError
         Where it was changed.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> write_event("registry", "bob@host", "lock", "locks/ab/demo", "record.json", "sha256:ab", {})
+    >>> data = Path(events_log("registry", "bob@host").slot_url(0)).read_bytes()
+    >>> read_event(data).by
+    'bob@host'
+    >>> read_event(data.replace(b"lock", b"sign"))
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.IntegrityError: it was changed: its checksum is another one
     """
     try:
         record = parse_json(data)

@@ -35,6 +35,14 @@ def make_key(path: str) -> str:
     ------
     UsageError
         One of the files is there already: a key that is gone cannot be had back.
+
+    Examples
+    --------
+    >>> name = make_key("key.pem")
+    >>> name == name_key(read_public_key("key.pem.pub"))
+    True
+    >>> oct(Path("key.pem").stat().st_mode & 0o777)
+    '0o600'
     """
     private = Ed25519PrivateKey.generate()
     public = private.public_key()
@@ -54,7 +62,13 @@ def make_key(path: str) -> str:
 
 
 def name_key(key: Ed25519PublicKey) -> str:
-    """Return the name of a key: `sha256:...` of its DER encoding."""
+    """Return the name of a key: `sha256:...` of its DER encoding.
+
+    Examples
+    --------
+    >>> name_key(Ed25519PublicKey.from_public_bytes(bytes(32)))[:19]
+    'sha256:722abd12e99a'
+    """
     return sha256_of(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
 
 
@@ -65,6 +79,12 @@ def read_private_key(path: str) -> Ed25519PrivateKey:
     ------
     UsageError
         There is none, or one of another kind.
+
+    Examples
+    --------
+    >>> name = make_key("key.pem")
+    >>> name_key(read_private_key("key.pem").public_key()) == name
+    True
     """
     data = _read(path)
     try:
@@ -85,6 +105,14 @@ def read_public_key(path: str) -> Ed25519PublicKey:
     ------
     UsageError
         There is none, or one of another kind.
+
+    Examples
+    --------
+    >>> name = make_key("key.pem")
+    >>> read_public_key("key.pem")
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.UsageError: key.pem is not a public Ed25519 key...
     """
     data = _read(path)
     try:

@@ -43,6 +43,16 @@ def authorize(principal: str, action: str, resource: str, registry: str, record:
     ------
     NotAllowed
         One of them refuses, or does not work.
+
+    Examples
+    --------
+    >>> from unittest.mock import Mock, patch
+    >>> policy = Mock(side_effect=NotAllowed("only ann moves prod"))
+    >>> with patch(f"{__name__}._find_policies", return_value=[Mock(load=lambda: policy)]):
+    ...     authorize("bob@host", "alias", "models/tiny/aliases/prod", "/registry", {"op": "set"})
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.NotAllowed: only ann moves prod...
     """
     for entry in _find_policies():
         # Its own copy for each: a policy must not be able to change what is written, or what the next one sees.

@@ -83,6 +83,12 @@ def make_role_policy(role: str, registry: str) -> dict[str, Any]:
     ------
     UsageError
         There is no such role, or the registry is not on S3.
+
+    Examples
+    --------
+    >>> policy = make_role_policy("runner", "s3://bucket/registry")
+    >>> {statement["Sid"]: statement["Resource"] for statement in policy["Statement"]}["Delete"]
+    ['arn:aws:s3:::bucket/registry/locks/*']
     """
     if role not in ROLES:
         raise UsageError(f"there is no role {role!r}", hint=suggest(role, ROLES))
@@ -117,6 +123,12 @@ def make_bucket_policy(registry: str) -> dict[str, Any]:
     ------
     UsageError
         The registry is not on S3.
+
+    Examples
+    --------
+    >>> policy = make_bucket_policy("s3://bucket/registry")
+    >>> [(statement["Sid"], statement["Effect"]) for statement in policy["Statement"]]
+    [('CreateOnlyWhatIsNotThere', 'Deny'), ('KeepHistory', 'Deny')]
     """
     bucket, prefix = _split(registry)
     return _document(

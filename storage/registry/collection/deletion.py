@@ -21,7 +21,14 @@ Blobs = dict[str, int]
 
 
 def list_blobs(registry: Registry) -> Blobs:
-    """Return every blob that is stored, half-written ones too."""
+    """Return every blob that is stored, half-written ones too.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> len(list_blobs(make_registry("registry", versions=1)))
+    5
+    """
     return {f"blobs/{name}": size for name, size in find_files(join_url(registry.url, "blobs")).items()}
 
 
@@ -32,7 +39,17 @@ def find_superfluous(
     publications: Sequence[Publication],
     needed: Collection[str],
 ) -> dict[str, Blobs]:
-    """Return which of the stored blobs go with each snapshot and with each publish that was given up; each goes once."""
+    """Return which of the stored blobs go with each snapshot and with each publish that was given up; each goes once.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> registry = make_registry("registry", versions=1)
+    >>> blobs, snapshot = list_blobs(registry), registry.resolve("mini").snapshot
+    >>> found = find_superfluous(Manifests(registry), blobs, [snapshot], (), needed=())
+    >>> found == {snapshot: blobs}
+    True
+    """
     stored: dict[str, list[str]] = {}
     halves: dict[str, list[str]] = {}
     for blob in blobs:
@@ -64,7 +81,17 @@ def delete_all(
     snapshots: Sequence[str],
     publications: Sequence[Publication],
 ) -> dict[str, Blobs]:
-    """Delete swept snapshots and what aborted publishes stored; return the blobs, as `find_superfluous` does."""
+    """Delete swept snapshots and what aborted publishes stored; return the blobs, as `find_superfluous` does.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> registry = make_registry("registry", versions=1)
+    >>> snapshot = registry.resolve("mini").snapshot
+    >>> _ = registry.life_log(snapshot).append({"op": "sweep"})
+    >>> count(delete_all(registry, Manifests(registry), list_blobs(registry), [snapshot], ()))[0], list_blobs(registry)
+    (5, {})
+    """
     collector = marks.name_collector()
     logs = [registry.life_log(snapshot) for snapshot in snapshots]
     logs += [publish_log(registry, publication.identity) for publication in publications]
@@ -84,7 +111,17 @@ def delete_all(
 
 
 def remove_locks(registry: Registry, jobs: Collection[str], swept: Collection[str]) -> None:
-    """Remove what publishes that are over still lock, and every lock on a deleted snapshot."""
+    """Remove what publishes that are over still lock, and every lock on a deleted snapshot.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.registry.locks import list_holders, reserve
+    >>> registry, snapshot = Registry("registry"), "sha256:" + "ab" * 32
+    >>> _ = [reserve(registry, snapshot, job, purpose="run") for job in ("demo", "other")]
+    >>> remove_locks(registry, jobs=["demo"], swept=[])
+    >>> [holder.job for holder in list_holders(registry, snapshot)]
+    ['other']
+    """
     root = join_url(registry.url, "locks")
     for folder in list_names(root) if jobs or swept else ():
         # Whoever locks a deleted snapshot finds out and lets go, unless it dies before.
@@ -95,7 +132,18 @@ def remove_locks(registry: Registry, jobs: Collection[str], swept: Collection[st
 
 
 def remove_pulses(registry: Registry) -> None:
-    """Remove the heartbeats of publishes that are over: a publisher may die before it does."""
+    """Remove the heartbeats of publishes that are over: a publisher may die before it does.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.registry.heartbeats import beat, read_beat
+    >>> from daskinfer.storage.registry.publishing.publications import pulse_url
+    >>> registry = Registry("registry")
+    >>> beat(pulse_url(registry, "12ab"))
+    >>> remove_pulses(registry)
+    >>> read_beat(pulse_url(registry, "12ab")) is None
+    True
+    """
     names = [name for name in list_names(join_url(registry.url, "publish")) if name.endswith(".hb")]
     # Asked for second: a publish that began since is among them.
     begun = {each.identity for each in list_publications(registry) if each.state == "begun"} if names else set()
@@ -105,5 +153,11 @@ def remove_pulses(registry: Registry) -> None:
 
 
 def count(freed: Mapping[str, Blobs]) -> tuple[int, int]:
-    """Return how many blobs there are and their length in bytes."""
+    """Return how many blobs there are and their length in bytes.
+
+    Examples
+    --------
+    >>> count({"sha256:ab": {"blobs/1": 10, "blobs/2": 5}, "sha256:cd": {}})
+    (2, 15)
+    """
     return sum(map(len, freed.values())), sum(sum(blobs.values()) for blobs in freed.values())

@@ -90,6 +90,14 @@ def collect(
         Where nobody goes by a name in `assume_dead`.
     CorruptBlob
         Where a manifest is damaged, so that nobody can tell which blobs are needed.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> registry = make_registry("registry", versions=2)
+    >>> report = collect(registry, Retention(keep_versions=1, keep_days=0))
+    >>> [snapshot.versions for snapshot in report.deleted], [snapshot.versions for snapshot in report.kept]
+    ([('mini v1',)], [('mini v2',)])
     """
     retention = retention or Retention()
     verdicts = HolderLiveness(registry, watcher or Watcher())

@@ -15,7 +15,17 @@ from daskinfer.storage.registry.publishing.publications import Publication, iden
 
 
 def list_locks(registry: Registry, snapshot: str | None = None) -> list[LockRow]:
-    """Return all locks of a registry, or of one snapshot."""
+    """Return all locks of a registry, or of one snapshot.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.registry.locks import take
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> registry = make_registry("registry", versions=1)
+    >>> lock = take(registry, registry.resolve("mini").snapshot, "demo")
+    >>> [(row.job, row.versions) for row in list_locks(registry)]
+    [('demo', ('mini v1',))]
+    """
     folders = list_names(join_url(registry.url, "locks")) if snapshot is None else [shorten(snapshot, 64)]
     versions = name_versions(registry)
     return [
@@ -30,7 +40,14 @@ def list_locks(registry: Registry, snapshot: str | None = None) -> list[LockRow]
 
 
 def describe_holder(registry: Registry, snapshot: str, holder: LockHolder) -> Holder:
-    """Return a lock as a row; a base's heartbeat is that of its publish."""
+    """Return a lock as a row; a base's heartbeat is that of its publish.
+
+    Examples
+    --------
+    >>> holder = LockHolder("demo", "run", "ann@host", "2026-01-02", 900, None)
+    >>> describe_holder(Registry("registry"), "sha256:ab", holder).heartbeat_age is None
+    True
+    """
     url = heartbeat_url(registry, snapshot, holder.job)
     if holder.purpose == PURPOSE:
         url = pulse_url(registry, identity_of(holder.job))
@@ -45,7 +62,14 @@ def describe_holder(registry: Registry, snapshot: str, holder: LockHolder) -> Ho
 
 
 def describe_publication(registry: Registry, publication: Publication) -> PublishRow:
-    """Return a publish as a row."""
+    """Return a publish as a row.
+
+    Examples
+    --------
+    >>> publication = Publication("12ab", "tiny", "ann@host", "2026-01-02", 900, "begun", None, ())
+    >>> describe_publication(Registry("registry"), publication).publish
+    'publish-12ab'
+    """
     return PublishRow(
         publish=publication.job,
         name=publication.name,

@@ -20,6 +20,16 @@ class HolderLiveness:
         Whose.
     watcher
         Does the watching.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.registry.locks import reserve
+    >>> registry, snapshot = Registry("registry"), "sha256:" + "ab" * 32
+    >>> _ = reserve(registry, snapshot, "demo", purpose="run")
+    >>> liveness = HolderLiveness(registry, Watcher())
+    >>> liveness.judge({snapshot: list_holders(registry, snapshot)}, [], assumed=["demo"], wait=False)
+    >>> liveness.find_living(snapshot)
+    []
     """
 
     def __init__(self, registry: Registry, watcher: Watcher) -> None:

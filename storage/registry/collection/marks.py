@@ -20,7 +20,14 @@ Records = Iterable[Mapping[str, Any]]
 
 
 def find_open(records: Records) -> dict[str, Mapping[str, Any]]:
-    """Return the `collecting` records that no `collected` record closes, by collector."""
+    """Return the `collecting` records that no `collected` record closes, by collector.
+
+    Examples
+    --------
+    >>> records = [{"op": "sweep"}, {"op": "collecting", "by": "gc-1"}, {"op": "collecting", "by": "gc-2"}]
+    >>> list(find_open([*records, {"op": "collected", "by": "gc-1"}]))
+    ['gc-2']
+    """
     begun: dict[str, Mapping[str, Any]] = {}
     for record in records:
         if record["op"] == "collecting":
@@ -31,24 +38,53 @@ def find_open(records: Records) -> dict[str, Mapping[str, Any]]:
 
 
 def is_closed(records: Records) -> bool:
-    """Whether a collector has come to an end with these blobs."""
+    """Whether a collector has come to an end with these blobs.
+
+    Examples
+    --------
+    >>> is_closed([{"op": "sweep"}, {"op": "collecting", "by": "gc-1"}])
+    False
+    """
     return any(record["op"] == "collected" for record in records)
 
 
 def name_collector() -> str:
-    """Return a name for this turn of garbage collection, which nobody else has."""
+    """Return a name for this turn of garbage collection, which nobody else has.
+
+    Examples
+    --------
+    >>> name_collector()[:3], len(name_collector())
+    ('gc-', 11)
+    """
     return f"gc-{make_nonce(8)}"
 
 
 def begin(registry_url: str, log: SlotLog, collector: str) -> None:
-    """Record that a collector is about to look for references."""
+    """Record that a collector is about to look for references.
+
+    Examples
+    --------
+    >>> log = SlotLog("registry/life/ab")
+    >>> begin("registry", log, "gc-1")
+    >>> list(find_open(slot.record for slot in log.read()))
+    ['gc-1']
+    """
     signature = make_signature()
     record = {"op": "collecting", "by": collector, "who": signature["by"], "at": signature["at"]}
     authorised_writes.append(_decision(registry_url, log), log, record)
 
 
 def end(registry_url: str, log: SlotLog, collector: str) -> None:
-    """Record that a collector deletes nothing more."""
+    """Record that a collector deletes nothing more.
+
+    Examples
+    --------
+    >>> log = SlotLog("registry/life/ab")
+    >>> begin("registry", log, "gc-1")
+    >>> end("registry", log, "gc-1")
+    >>> [slot.record["op"] for slot in log.read()]
+    ['collecting', 'collected']
+    """
     authorised_writes.append(_decision(registry_url, log), log, {"op": "collected", "by": collector})
 
 

@@ -19,6 +19,13 @@ class Manifests:
     ----------
     registry
         Whose.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> manifests = Manifests(make_registry("registry", versions=1))
+    >>> [manifests.read(name).model for name in manifests.names()], len(manifests.find_needed())
+    (['mini'], 5)
     """
 
     def __init__(self, registry: Registry) -> None:
@@ -74,7 +81,16 @@ class Manifests:
 
 
 def find_swept(registry: Registry, among: Collection[str] | None = None) -> set[str]:
-    """Return the snapshots that are deleted or about to be; of all, or of some."""
+    """Return the snapshots that are deleted or about to be; of all, or of some.
+
+    Examples
+    --------
+    >>> registry = Registry("registry")
+    >>> for snapshot, operation in [("sha256:ab", "sweep"), ("sha256:cd", "condemn")]:
+    ...     _ = registry.life_log(snapshot).append({"op": operation})
+    >>> find_swept(registry)
+    {'sha256:ab'}
+    """
     known = {f"sha256:{name}" for name in list_names(join_url(registry.url, "life"))}
     asked = known if among is None else known.intersection(among)
     return {snapshot for snapshot in asked if registry.life(snapshot) == "swept"}

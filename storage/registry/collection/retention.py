@@ -36,6 +36,14 @@ def find_keepers(
         What is not done, as it was listed before: a publish that was done by then has its version and its alias.
     swept
         Snapshots that are deleted.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> registry = make_registry("registry", versions=2)
+    >>> keepers = find_keepers(registry, Retention(keep_versions=1, keep_days=0), (), ())
+    >>> keepers[registry.resolve("mini@v2").snapshot], len(keepers)
+    (['among the last 1 of mini', 'alias mini@prod'], 1)
     """
     keepers: dict[str, list[str]] = defaultdict(list)
     for publication in publications:
@@ -66,7 +74,14 @@ def _keep_versions(
 
 
 def name_versions(registry: Registry) -> dict[str, list[str]]:
-    """Return the versions that snapshots are or were, by snapshot: `minilm v3`."""
+    """Return the versions that snapshots are or were, by snapshot: `minilm v3`.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> list(name_versions(make_registry("registry", versions=2)).values())
+    [['mini v1'], ['mini v2']]
+    """
     versions: dict[str, list[str]] = defaultdict(list)
     for name in registry.names():
         for version in registry.versions(name):

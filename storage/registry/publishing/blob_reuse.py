@@ -27,6 +27,17 @@ class BlobReuse:
         Where it publishes to.
     job
         The name that it holds locks by.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> registry = make_registry("registry", versions=1)
+    >>> group = registry.manifest(registry.resolve("mini").snapshot).groups[0]
+    >>> bases = BlobReuse(registry, "publish-12ab")
+    >>> bases.lock("mini", None)
+    >>> bases.find(group.sha256, group.size) == group.blob
+    True
+    >>> bases.release()
     """
 
     def __init__(self, registry: Registry, job: str) -> None:

@@ -51,7 +51,16 @@ class Publication:
 
 
 def list_publications(registry: Registry) -> list[Publication]:
-    """Return every publish that is not done, whether somebody works at it or not."""
+    """Return every publish that is not done, whether somebody works at it or not.
+
+    Examples
+    --------
+    >>> registry = Registry("registry")
+    >>> begin = {"op": "begin", "name": "tiny", "by": "ann@host", "at": "2026-01-02"}
+    >>> _ = publish_log(registry, "12ab").append(begin)
+    >>> [(each.job, each.state) for each in list_publications(registry)]
+    [('publish-12ab', 'begun')]
+    """
     names = list_names(join_url(registry.url, "publish"))
     done = {name.removesuffix(".done") for name in names if name.endswith(".done")}
     found = (read_publication(registry, name) for name in names if "." not in name and name not in done)
@@ -59,7 +68,16 @@ def list_publications(registry: Registry) -> list[Publication]:
 
 
 def read_publication(registry: Registry, identity: str) -> Publication | None:
-    """Return one publish, done or not; None where there is no such."""
+    """Return one publish, done or not; None where there is no such.
+
+    Examples
+    --------
+    >>> registry = Registry("registry")
+    >>> begin = {"op": "begin", "name": "tiny", "by": "ann@host", "at": "2026-01-02"}
+    >>> _ = publish_log(registry, "12ab").append(begin)
+    >>> read_publication(registry, "12ab").name, read_publication(registry, "34cd")
+    ('tiny', None)
+    """
     records = tuple(slot.record for slot in publish_log(registry, identity).read())
     if not records:
         return None
@@ -78,7 +96,16 @@ def read_publication(registry: Registry, identity: str) -> Publication | None:
 
 
 def abort(registry: Registry, identity: str, action: Action) -> bool:
-    """Give a publish up so that it can never be committed; False where it is committed already."""
+    """Give a publish up so that it can never be committed; False where it is committed already.
+
+    Examples
+    --------
+    >>> registry = Registry("registry")
+    >>> begin = {"op": "begin", "name": "tiny", "by": "ann@host", "at": "2026-01-02"}
+    >>> _ = publish_log(registry, "12ab").append(begin)
+    >>> abort(registry, "12ab", "collect"), read_publication(registry, "12ab").state
+    (True, 'aborted')
+    """
     decision = Decision(registry.url, action, f"publish/{identity}")
     try:
         authorised_writes.append(
@@ -91,20 +118,44 @@ def abort(registry: Registry, identity: str, action: Action) -> bool:
 
 
 def name_job(identity: str) -> str:
-    """Return the name that a publish holds locks by."""
+    """Return the name that a publish holds locks by.
+
+    Examples
+    --------
+    >>> name_job("12ab")
+    'publish-12ab'
+    """
     return f"publish-{identity}"
 
 
 def identity_of(job: str) -> str:
-    """Return the id of the publish that holds locks by this name."""
+    """Return the id of the publish that holds locks by this name.
+
+    Examples
+    --------
+    >>> identity_of("publish-12ab")
+    '12ab'
+    """
     return job.removeprefix("publish-")
 
 
 def publish_log(registry: Registry, identity: str) -> SlotLog:
-    """Return the log of a publish."""
+    """Return the log of a publish.
+
+    Examples
+    --------
+    >>> publish_log(Registry("/registry"), "12ab").url
+    '/registry/publish/12ab'
+    """
     return SlotLog(join_url(registry.url, "publish", identity))
 
 
 def pulse_url(registry: Registry, identity: str) -> str:
-    """Return where a publish's heartbeat is."""
+    """Return where a publish's heartbeat is.
+
+    Examples
+    --------
+    >>> pulse_url(Registry("/registry"), "12ab")
+    '/registry/publish/12ab.hb'
+    """
     return join_url(registry.url, "publish", f"{identity}.hb")

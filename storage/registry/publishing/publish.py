@@ -141,6 +141,13 @@ def publish(
         Where a version with this content was yanked.
     StorageError
         Where the registry cannot be written.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_checkpoint
+    >>> registry = Registry("registry")
+    >>> [publish(registry, "mini", make_checkpoint(seed)).version for seed in (0, 1, 0)]
+    [1, 2, 1]
     """
     check_name(name, "checkpoint")
     if alias is not None:
@@ -165,6 +172,11 @@ def finish_all(registry: Registry) -> list[Version]:
     """Finish every publish that was committed and then cut off; return the versions that they became.
 
     What this process has no right to finish is left to those who have.
+
+    Examples
+    --------
+    >>> finish_all(Registry("registry"))
+    []
     """
     finished = []
     for publication in list_publications(registry):
@@ -313,6 +325,13 @@ def finish(registry: Registry, identity: str, commit: dict[str, Any]) -> Version
     """Do what follows a commit; all of it may have been done, or be under way elsewhere.
 
     A commit that copies a snapshot from another registry brings the records of the publishes that made it there.
+
+    Examples
+    --------
+    >>> made = Manifest(model="mini", architecture="TestModel", dtype="float32", files=(), groups=())
+    >>> version = finish(Registry("registry"), "12ab", {"op": "commit", "manifest": made.model_dump(mode="json")})
+    >>> version.number, version.snapshot == made.digest
+    (1, True)
     """
     manifest = parse_manifest(commit["manifest"], publish_log(registry, identity).url)
     snapshot, name = manifest.digest, commit.get("name", manifest.model)
@@ -349,6 +368,12 @@ def append_version(registry: Registry, name: str, origin: dict[str, Any]) -> Ver
     """Append the record of a publish to a model's versions, unless its snapshot is one of them.
 
     A snapshot with two versions could be yanked under one number, and be the latest under the other.
+
+    Examples
+    --------
+    >>> registry, origin = Registry("registry"), {"snapshot": "sha256:ab", "publish": "12ab", **make_signature()}
+    >>> [append_version(registry, "mini", origin).number for _ in range(2)]
+    [1, 1]
     """
     log = registry.versions_log(name)
     decision = Decision(registry.url, "publish", f"models/{name}/versions")

@@ -18,6 +18,16 @@ def choose_snapshot(registry: Registry, made: Manifest, identity: str, bases: Bl
 
     A digest that was deleted never lives again, and what was damaged is not built upon: then its own id makes the
     manifest the only one of its digest.
+
+    Examples
+    --------
+    >>> registry, bases = Registry("registry"), BlobReuse(Registry("registry"), "publish-12ab")
+    >>> made = Manifest(model="mini", architecture="TestModel", dtype="float32", files=(), groups=())
+    >>> choose_snapshot(registry, made, "12ab", bases) == made
+    True
+    >>> _ = registry.life_log(made.digest).append({"op": "sweep"})
+    >>> choose_snapshot(registry, made, "34cd", BlobReuse(registry, "publish-34cd")).salt
+    '34cd'
     """
     alone = made.model_copy(update={"salt": identity})
     if not bases.reserve(made.digest):
@@ -32,7 +42,18 @@ def choose_snapshot(registry: Registry, made: Manifest, identity: str, bases: Bl
 
 
 def drop_unnamed(registry: Registry, manifest: Manifest, stored: list[str]) -> None:
-    """Delete what a publish has stored and its manifest does not name: nobody else has ever seen it."""
+    """Delete what a publish has stored and its manifest does not name: nobody else has ever seen it.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.objects.filesystem import replace_bytes
+    >>> registry, stored = Registry("registry"), [join_url(Registry("registry").url, "blobs/ab/ab.12")]
+    >>> replace_bytes(stored[0], b"unnamed")
+    >>> empty = Manifest(model="mini", architecture="TestModel", dtype="float32", files=(), groups=())
+    >>> drop_unnamed(registry, empty, stored)
+    >>> stored
+    []
+    """
     named = {join_url(registry.url, blob) for blob in manifest.blobs}
     for url in [url for url in stored if url not in named]:
         with suppress(NotAllowed):  # a publisher need not have the right to delete
@@ -47,6 +68,13 @@ def find_first(registry: Registry, snapshot: str) -> Manifest:
     ------
     CorruptBlob
         What is there is no manifest of that snapshot.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> registry = make_registry("registry", versions=1)
+    >>> find_first(registry, registry.resolve("mini").snapshot).model
+    'mini'
     """
     try:
         return registry.manifest(snapshot)
@@ -63,6 +91,14 @@ def is_intact(registry: Registry, manifest: Manifest, wanted: Manifest) -> bool:
     ------
     CorruptBlob
         Where a file or a blob of its own is damaged.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> registry = make_registry("registry", versions=1)
+    >>> manifest = registry.manifest(registry.resolve("mini").snapshot)
+    >>> is_intact(registry, manifest, manifest)
+    True
     """
     for piece in manifest.files:
         registry.file(manifest, piece.path)

@@ -32,13 +32,28 @@ def identify_source(name: str, folder: Folder, entry: str | None, dtype: str | N
         Digest of the user's own code, if any.
     dtype
         Precision it is converted to, if any.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> Path("tiny").mkdir()
+    >>> before = identify_source("tiny", Folder("tiny"), entry=None, dtype=None)
+    >>> _ = Path("tiny/config.json").write_text("{}")
+    >>> before == identify_source("tiny", Folder("tiny"), entry=None, dtype=None)
+    False
     """
     stamps = folder.stamps()
     return None if stamps is None else digest_of([_READING, name, folder.url, stamps, entry, dtype])
 
 
 def recall_source(registry: Registry, source: str | None) -> Resolution | None:
-    """Return the version that a source became, while it lives."""
+    """Return the version that a source became, while it lives.
+
+    Examples
+    --------
+    >>> recall_source(Registry("registry"), "sha256:ab") is None
+    True
+    """
     place = _find_place(registry, source)
     if place is None:
         return None
@@ -54,7 +69,16 @@ def recall_source(registry: Registry, source: str | None) -> Resolution | None:
 
 
 def remember_source(registry: Registry, source: str | None, resolution: Resolution) -> None:
-    """Record which version a source became."""
+    """Record which version a source became.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> registry = make_registry("registry", versions=2)
+    >>> remember_source(registry, "sha256:ab", registry.resolve("mini@v1"))
+    >>> recall_source(registry, "sha256:ab").version
+    1
+    """
     if (place := _find_place(registry, source)) is not None:
         # A cache that is full is no reason to stop.
         with suppress(StorageError, OSError):

@@ -74,6 +74,15 @@ def copy_snapshot(
         Where the source is damaged.
     StorageError
         Where garbage collection in the target is in the way, or a store refuses.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> source, target = make_registry("source", versions=1), Registry("target")
+    >>> records = [slot.record for slot in source.versions_log("mini").read()]
+    >>> copy_snapshot(source, target, source.resolve("mini").snapshot, records, lambda size: None)
+    >>> target.resolve("mini").snapshot == source.resolve("mini").snapshot
+    True
     """
     lock = locks.take(source, snapshot, f"sync-{make_nonce()}", purpose="sync")
     try:
@@ -103,7 +112,15 @@ def copy_snapshot(
 
 
 def find_collector(registry: Registry, manifest: Manifest) -> str | None:
-    """Return which unfinished deletion could still take blobs of this manifest; None where none could."""
+    """Return which unfinished deletion could still take blobs of this manifest; None where none could.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> registry = make_registry("registry", versions=1)
+    >>> find_collector(registry, registry.manifest(registry.resolve("mini").snapshot)) is None
+    True
+    """
     blobs = set(manifest.blobs)
     life = join_url(registry.url, "life")
     for name in list_names(life):

@@ -31,7 +31,16 @@ class Comparison:
 
 
 def compare_histories(source: Sequence[bytes], target: Sequence[bytes]) -> Comparison:
-    """Return how two histories of an alias stand to each other."""
+    """Return how two histories of an alias stand to each other.
+
+    Examples
+    --------
+    >>> first, second, third = (b'{"op":"set","snapshot":"sha256:%d"}' % number for number in range(3))
+    >>> compare_histories([first, second], [first])
+    Comparison(course='forward', records=(b'{"op":"set","snapshot":"sha256:1"}',))
+    >>> compare_histories([first, second], [first, third]).course
+    'conflict'
+    """
     common = next(
         (number for number, (one, other) in enumerate(zip(source, target, strict=False)) if one != other),
         min(len(source), len(target)),
@@ -48,7 +57,15 @@ def compare_histories(source: Sequence[bytes], target: Sequence[bytes]) -> Compa
 
 
 def make_merge(source: Sequence[bytes], target: Sequence[bytes], keep: Side) -> dict[str, Any]:
-    """Return the record that, appended to the target's history, takes in the source's, without a signature."""
+    """Return the record that, appended to the target's history, takes in the source's, without a signature.
+
+    Examples
+    --------
+    >>> ours, theirs = (b'{"op":"set","snapshot":"sha256:%d"}' % number for number in range(2))
+    >>> merge = make_merge([ours], [theirs], keep="target")
+    >>> merge["snapshot"], merge["merged"]["sequence"]
+    ('sha256:1', 0)
+    """
     kept = parse_json((source if keep == "source" else target)[-1])
     merged = {"sequence": len(source) - 1, "record": sha256_of(source[-1])}
     return {"op": "merge", "snapshot": kept["snapshot"], "publish": None, "merged": merged, "kept": keep}

@@ -68,6 +68,15 @@ def sync(
         What should be copied is damaged.
     StorageError
         A store refuses, or garbage collection in the target is in the way.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> report = sync(make_registry("source", versions=1), Registry("target"))
+    >>> [version.outcome for version in report.versions], [alias.outcome for alias in report.aliases]
+    (['copied'], ['forward'])
+    >>> Registry("target").resolve("mini@prod").version
+    1
     """
     if source.url == target.url:
         raise UsageError(f"{source.url} cannot be synced with itself", hint="Give two registries.")
