@@ -135,7 +135,7 @@ def test_a_plan_that_a_running_cluster_does_not_fit(warm: Bench) -> None:
 def test_no_scheduler_at_the_address(typed: Bench) -> None:
     refuse(
         typed,
-        refusal(2, "cluster.address: here is no address", cluster__address="here"),
+        refusal(2, "cluster.address: here is not a usable address", cluster__address="here"),
     )
     ended = start(typed, cluster__address="tcp://127.0.0.1:9")
     assert ended.code == 1

@@ -56,7 +56,9 @@ def test_a_wrong_delimiter_is_said(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('id;"text"\n1;one\n')
     with pytest.raises(InputError, match=r"delimited by ';': set input\.csv\.delimiter"):
         read(tmp_path / "a.csv")
-    with pytest.raises(InputError, match=r"not one of 1 rows can be read as csv; .*1 fields where the header has 2"):
+    with pytest.raises(
+        InputError, match=r"not a single row of 1 can be read as csv; .*1 fields where the header has 2"
+    ):
         (tmp_path / "a.csv").write_text("1;one\n")
         read(tmp_path / "a.csv", {"header": ["id", "text"]})
 

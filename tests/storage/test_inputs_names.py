@@ -96,7 +96,7 @@ def test_a_folder_whose_name_is_no_text_is_refused(tmp_path: Path, monkeypatch: 
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     folder.mkdir()
     monkeypatch.chdir(folder)
-    with pytest.raises(UsageError, match="no UTF-8"):
+    with pytest.raises(UsageError, match="not valid UTF-8"):
         absolute_url("x")
 
 

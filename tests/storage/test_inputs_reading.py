@@ -240,7 +240,7 @@ def test_a_file_that_changed_is_not_read(tmp_path: Path, change: str) -> None:
         ({"a.csv": "txt\nx\n"}, "a.csv", {}, r"input\.columns\.text: .*no column 'text'"),
         ({"a.csv": "text,text\nx,y\n"}, "a.csv", {}, r"the header of .* has 'text' more than once"),
         ({"a.txt": "x\n"}, "a.txt", {"columns": {"text": "body"}}, r"no column 'body'; it has text"),
-        ({"a.jsonl": "nope\n[1]\n"}, "a.jsonl", {}, r"not one of 2 rows can be read as jsonl; .*line 1"),
+        ({"a.jsonl": "nope\n[1]\n"}, "a.jsonl", {}, r"not a single row of 2 can be read as jsonl; .*line 1"),
         ({"a.parquet": "nope"}, "a.parquet", {}, r"a\.parquet cannot be read as parquet"),
     ],
 )

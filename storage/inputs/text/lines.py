@@ -36,7 +36,6 @@ from daskinfer.storage.inputs.text.nested import fit_array, infer_array
 from daskinfer.storage.inputs.text.spool import read_text, size_of_text
 from daskinfer.storage.inputs.text.survey import RowSurvey
 from daskinfer.storage.objects.urls import is_local
-from daskinfer.units import format_amount
 
 LineFormatName = Literal["jsonl", "csv", "text"]
 # What Excel takes for no row, but for the delimiter of all others.
@@ -193,7 +192,7 @@ class LineFormat:
         if not survey.rows:
             rows = sum(partition.rows for partition in partitions)
             raise InputError(
-                f"not one of {format_amount(rows, 'row')} can be read as {self._name}; the first is {first_error}",
+                f"not a single row of {rows:,} can be read as {self._name}; the first is {first_error}",
                 hint="Check input.format and input.encoding; of csv, input.csv.",
             )
         return survey
