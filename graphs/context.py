@@ -54,7 +54,16 @@ class Loaded:
 
 
 class JobContext:
-    """A job seen from one process. Cheap to make, thread-safe to use."""
+    """A job seen from one process. Cheap to make, thread-safe to use.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> record = finish_job("work", "labels.jsonl", job="seen")
+    >>> context = JobContext(JobHandle("work", "seen", 1, record.first_pin))
+    >>> context.record.rows, context.snapshot == record.resolution.snapshot
+    (3, True)
+    """
 
     def __init__(self, handle: JobHandle) -> None:
         self.handle = handle
@@ -178,7 +187,16 @@ _CONTEXTS_LOCK = threading.Lock()
 
 
 def open_context(handle: JobHandle) -> JobContext:
-    """Return this process's view of a job and one of its generations."""
+    """Return this process's view of a job and one of its generations.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> handle = JobHandle("work", "opened", 1, finish_job("work", "labels.jsonl", job="opened").first_pin)
+    >>> open_context(handle) is open_context(handle)
+    True
+    >>> forget_job(handle)
+    """
     learn(handle.secrets)
     key = _key_of(handle)
     with _CONTEXTS_LOCK:
@@ -195,7 +213,18 @@ def _key_of(handle: JobHandle) -> _ContextKey:
 
 
 def forget_job(handle: JobHandle) -> None:
-    """Drop a generation's records from this process, and its shards unless something else uses the snapshot."""
+    """Drop a generation's records from this process, and its shards unless something else uses the snapshot.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> handle = JobHandle("work", "forgotten", 1, finish_job("work", "labels.jsonl", job="forgotten").first_pin)
+    >>> before = open_context(handle)
+    >>> forget_job(handle)
+    >>> open_context(handle) is before
+    False
+    >>> forget_job(handle)
+    """
     with _CONTEXTS_LOCK:
         context = _CONTEXTS.pop(_key_of(handle), None)
         still_used = {other.snapshot for other in _CONTEXTS.values()}
@@ -206,7 +235,18 @@ def forget_job(handle: JobHandle) -> None:
 
 
 def forget_driver(job: str, member: str) -> None:
-    """Drop a job's records from this process, of all its generations, and its shards unless something else uses them."""
+    """Drop a job's records from this process, of all its generations, and its shards unless something else uses them.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> handle = JobHandle("work", "left", 1, finish_job("work", "labels.jsonl", job="left").first_pin)
+    >>> before = open_context(handle)
+    >>> forget_driver("left", member="")
+    >>> open_context(handle) is before
+    False
+    >>> forget_driver("left", member="")
+    """
     with _CONTEXTS_LOCK:
         keys = [key for key in _CONTEXTS if key[1:3] == (job, member)]
         gone = {_CONTEXTS.pop(key).snapshot for key in keys}
@@ -217,7 +257,18 @@ def forget_driver(job: str, member: str) -> None:
 
 
 def forget_shards(handles: Sequence[JobHandle], stage: int | None) -> None:
-    """Drop a stage's shards of all these generations from this process; everything of theirs where it is None."""
+    """Drop a stage's shards of all these generations from this process; everything of theirs where it is None.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> handle = JobHandle("work", "freed", 1, finish_job("work", "labels.jsonl", job="freed").first_pin)
+    >>> before = open_context(handle)
+    >>> forget_shards([handle], stage=0)
+    >>> open_context(handle) is before
+    True
+    >>> forget_shards([handle], stage=None)
+    """
     for handle in handles:
         if stage is None:
             forget_job(handle)
@@ -231,7 +282,17 @@ def forget_shards(handles: Sequence[JobHandle], stage: int | None) -> None:
 
 
 def open_transports(record: JobRecord, handle: JobHandle) -> tuple[Transport[Any], ...]:
-    """Return the transport of every edge of a job's plan, for one generation."""
+    """Return the transport of every edge of a job's plan, for one generation.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import make_job
+    >>> record = make_job("labels.jsonl")
+    >>> plan = record.plan.model_copy(update={"edges": ((),), "transports": ("direct",)})
+    >>> handle = JobHandle("work", "demo", 1, record.first_pin)
+    >>> [type(transport).__name__ for transport in open_transports(record.model_copy(update={"plan": plan}), handle)]
+    ['DirectTransport']
+    """
     plan, pin = record.plan, handle.pin
     # Members that share a job must never read or delete each other's.
     folder = join_url(handle.workspace, "activations", record.job, *([handle.member] if handle.member else []))

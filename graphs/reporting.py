@@ -25,7 +25,18 @@ _send: Send = _drop
 
 
 def set_sender(send: Send) -> None:
-    """Tell this process how messages reach drivers."""
+    """Tell this process how messages reach drivers.
+
+    Examples
+    --------
+    >>> from unittest.mock import patch
+    >>> from daskinfer.spec.job.generation import SnapshotPin
+    >>> handle = JobHandle("work", "demo", 1, SnapshotPin(snapshot="sha256:ab"))
+    >>> with patch.multiple(__name__, _send=_drop, _PAUSE=0):
+    ...     set_sender(lambda topic, message: print(topic, message["stage"], message["bytes"]))
+    ...     LoadMeter(handle, stage=2).add(1000)
+    daskinfer-loading 2 1000
+    """
     global _send
     _send = send
 
@@ -39,6 +50,18 @@ class LoadMeter:
         The job.
     stage
         Number of the stage.
+
+    Examples
+    --------
+    >>> from unittest.mock import patch
+    >>> from daskinfer.spec.job.generation import SnapshotPin
+    >>> meter = LoadMeter(JobHandle("work", "demo", 1, SnapshotPin(snapshot="sha256:ab")), stage=2)
+    >>> with patch.multiple(__name__, _send=lambda topic, message: print(message["bytes"]), _PAUSE=0):
+    ...     meter._due = 0
+    ...     meter.add(1000)
+    ...     meter.add(500)
+    1000
+    1500
     """
 
     def __init__(self, handle: JobHandle, stage: int) -> None:

@@ -33,5 +33,13 @@ def load_task_request(
         The snapshot holds code that the recipe does not trust.
     CorruptBlob, SnapshotGone
         Files of it are damaged or gone.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> registry = make_registry("registry", versions=1)
+    >>> manifest = registry.manifest(registry.resolve("mini@prod").snapshot)
+    >>> load_task_request(registry, Model(checkpoint="mini@prod", task="embed"), manifest).architecture
+    'TestModel'
     """
     return make_request(model, manifest, registry.files(manifest), arrays)

@@ -42,7 +42,13 @@ _log = logging.getLogger(__name__)
 
 
 def run_task(about: Mapping[str, Any], function: Callable[..., T], *arguments: Any) -> T:
-    """Call a function of these; every log record meanwhile says what it is about, those of a user's model code too."""
+    """Call a function of these; every log record meanwhile says what it is about, those of a user's model code too.
+
+    Examples
+    --------
+    >>> run_task({"job": "demo", "stage": 1}, max, 3, 5)
+    5
+    """
     with logging_context(**about):
         return function(*arguments)
 
@@ -82,12 +88,30 @@ def encode(handle: JobHandle, rows: RowBatch) -> Encoded:
 
 
 def count_microbatches(encoded: Encoded) -> tuple[int, int]:
-    """Tell the driver how many microbatches a partition has, and how many bytes they are."""
+    """Tell the driver how many microbatches a partition has, and how many bytes they are.
+
+    Examples
+    --------
+    >>> from daskinfer.models.preprocessing.encoding import EncodedRows
+    >>> from daskinfer.spec.rows import Microbatch
+    >>> rows = EncodedRows(ids=np.array([1, 2, 3]), starts=np.array([0, 1, 3]))
+    >>> count_microbatches(Encoded(rows, {}, (Microbatch((1,), 2), Microbatch((0,), 1)), np.array([0, 4])))[0]
+    2
+    """
     return len(encoded.microbatches), encoded.nbytes
 
 
 def inspect_microbatch(encoded: Encoded, number: int) -> tuple[int, ...]:
-    """Tell the driver which rows a microbatch has, by position in the partition."""
+    """Tell the driver which rows a microbatch has, by position in the partition.
+
+    Examples
+    --------
+    >>> from daskinfer.models.preprocessing.encoding import EncodedRows
+    >>> from daskinfer.spec.rows import Microbatch
+    >>> rows = EncodedRows(ids=np.array([1, 2, 3]), starts=np.array([0, 1, 3]))
+    >>> inspect_microbatch(Encoded(rows, {}, (Microbatch((1, 0), 2),), np.array([0, 4])), 0)
+    (4, 0)
+    """
     return encoded.positions_in(number)
 
 
@@ -282,6 +306,15 @@ def confirm_driver(context: JobContext, handle: JobHandle, partition: int) -> No
         A newer driver has taken the job over.
     ClaimLost
         Another member of the job has taken the partition over.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> handle = JobHandle("work", "demo", 0, finish_job("work", "labels.jsonl").first_pin)
+    >>> confirm_driver(JobContext(handle), handle, partition=0)
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.JobBusy: job demo was taken over by a newer driver; this one stops
     """
     if context.store.current_epoch() != handle.epoch:
         raise JobBusy(f"job {handle.job} was taken over by a newer driver; this one stops")

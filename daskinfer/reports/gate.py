@@ -25,7 +25,16 @@ class Pair:
 
 
 def render_gate(report: GateReport) -> str:
-    """Return a self-contained page, light or dark as the reader's system is."""
+    """Return a self-contained page, light or dark as the reader's system is.
+
+    Examples
+    --------
+    >>> from daskinfer.api import compare
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> _ = finish_job("work", "before.jsonl", job="before"), finish_job("work", "after.jsonl", job="after")
+    >>> render_gate(compare("before.jsonl", "after.jsonl"))[:15]
+    '<!doctype html>'
+    """
     return load_template("gate.html.jinja").render(
         report=report,
         failures=[check for check in report.checks if not check.passed],
@@ -36,12 +45,32 @@ def render_gate(report: GateReport) -> str:
 
 
 def draw_distribution(field: FieldComparison) -> list[Pair]:
-    """Return a pair for every slice of a column's distribution, in their order."""
+    """Return a pair for every slice of a column's distribution, in their order.
+
+    Examples
+    --------
+    >>> from daskinfer.api import compare
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> _ = finish_job("work", "before.jsonl", job="before"), finish_job("work", "after.jsonl", job="after")
+    >>> label, score = compare("before.jsonl", "after.jsonl").fields
+    >>> sum(pair.rows.candidate for pair in draw_distribution(score))
+    3
+    """
     return _stretch((f"{bar.low:.4g} to {bar.high:.4g}", bar.rows) for bar in field.bars)
 
 
 def draw_labels(field: FieldComparison) -> list[Pair]:
-    """Return a pair for every label whose number is told."""
+    """Return a pair for every label whose number is told.
+
+    Examples
+    --------
+    >>> from daskinfer.api import compare
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> _ = finish_job("work", "before.jsonl", job="before"), finish_job("work", "after.jsonl", job="after")
+    >>> label, score = compare("before.jsonl", "after.jsonl").fields
+    >>> [(pair.name, pair.current) for pair in draw_labels(label)]
+    [('class-0', 100.0), ('class-1', 100.0), ('class-2', 100.0)]
+    """
     return _stretch((found.label, found.rows) for found in field.labels)
 
 

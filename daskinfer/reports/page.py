@@ -27,7 +27,16 @@ class Slice:
 
 
 def render_html(report: Report) -> str:
-    """Return a self-contained page, some tens of kilobytes, light or dark as the reader's system is."""
+    """Return a self-contained page, some tens of kilobytes, light or dark as the reader's system is.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.jobs.store import JobStore
+    >>> from daskinfer.testing.fixtures.jobs import make_job, make_report
+    >>> page = render_html(make_report(make_job("labels.jsonl"), JobStore("work", "demo")))
+    >>> "3 rows are in the output" in page
+    True
+    """
     missing = report.rows_in - report.rows_out - report.rows_quarantined
     return load_template("report.html.jinja").render(
         report=report,
@@ -41,7 +50,13 @@ def render_html(report: Report) -> str:
 
 
 def load_template(name: str) -> jinja2.Template:
-    """Return a template of this folder, with the filters that all of them use."""
+    """Return a template of this folder, with the filters that all of them use.
+
+    Examples
+    --------
+    >>> load_template("gate.html.jinja").name
+    'gate.html.jinja'
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -59,7 +74,16 @@ def load_template(name: str) -> jinja2.Template:
 
 
 def divide_run(report: Report) -> list[Slice]:
-    """Return how the whole run divides into start, work and the rest."""
+    """Return how the whole run divides into start, work and the rest.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.jobs.store import JobStore
+    >>> from daskinfer.testing.fixtures.jobs import make_job, make_report
+    >>> slices = divide_run(make_report(make_job("labels.jsonl"), JobStore("work", "demo")))
+    >>> [(slice.name, slice.seconds, slice.width) for slice in slices]
+    [('starting', 1.0, 50.0), ('running', 1.0, 50.0), ('finishing', 0.0, 0.0)]
+    """
     rest = max(0.0, report.seconds - report.startup_seconds - report.running_seconds)
     return _stack({"starting": report.startup_seconds, "running": report.running_seconds, "finishing": rest})
 
@@ -73,6 +97,12 @@ def divide_stage(stage: StageReport, running: float) -> list[Slice]:
         One stage.
     running
         Seconds that the run's pipeline was up.
+
+    Examples
+    --------
+    >>> stage = StageReport.model_construct(compute=3.0, receive=0.5, send=0.5, busy=0.5, workers=("tcp://a:1",))
+    >>> [(slice.name, slice.width) for slice in divide_stage(stage, running=8.0)]
+    [('compute', 37.5), ('receive', 6.25), ('send', 6.25), ('idle', 50.0)]
     """
     spent = stage.compute + stage.receive + stage.send
     whole = spent / stage.busy if stage.busy > 0 else len(stage.workers) * running
@@ -81,7 +111,13 @@ def divide_stage(stage: StageReport, running: float) -> list[Slice]:
 
 
 def mark_axis(seconds: float) -> list[tuple[float, str]]:
-    """Return a handful of round times, each with its place on the axis in percent."""
+    """Return a handful of round times, each with its place on the axis in percent.
+
+    Examples
+    --------
+    >>> mark_axis(2)
+    [(0.0, '0 ms'), (25.0, '500 ms'), (50.0, '1.0 s'), (75.0, '1.5 s'), (100.0, '2.0 s')]
+    """
     if seconds <= 0:
         return []
     steps = [base * 10**power for power in range(-3, 7) for base in (1, 2, 5)]

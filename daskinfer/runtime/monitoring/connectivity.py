@@ -20,7 +20,15 @@ _ANSWER_SECONDS = TRY_SECONDS + 2
 
 
 def try_links(client: Client, links: Collection[Link]) -> dict[Link, bool]:
-    """Return which links are there, of those whose first worker answers."""
+    """Return which links are there, of those whose first worker answers.
+
+    Examples
+    --------
+    >>> from unittest.mock import patch
+    >>> with patch(f"{__name__}.ask_workers", return_value={"tcp://a:1": {"tcp://b:1": False}}):
+    ...     try_links(None, [("tcp://a:1", "tcp://b:1"), ("tcp://c:1", "tcp://b:1")])
+    {('tcp://a:1', 'tcp://b:1'): False}
+    """
     asked: defaultdict[str, list[str]] = defaultdict(list)
     for worker, other in links:
         asked[worker].append(other)
@@ -42,6 +50,15 @@ def can_connect(worker: str) -> bool:
 
     Its kernel answers, and nothing is said over the connection: neither side need have time for it, whatever holds Python's
     lock there.
+
+    Examples
+    --------
+    >>> with socket.create_server(("127.0.0.1", 0)) as server:
+    ...     place = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+    ...     can_connect(place)
+    True
+    >>> can_connect(place)
+    False
     """
     place = urlsplit(worker)
     if place.port is None:  # an address of this process, not of a network

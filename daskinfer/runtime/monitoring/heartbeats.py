@@ -37,6 +37,14 @@ class HeartbeatMonitor:
     ----------
     frozen
         Seconds of silence after which a worker is told of, and again after each so many more.
+
+    Examples
+    --------
+    >>> monitor = HeartbeatMonitor(frozen=15)
+    >>> silent = WorkerSnapshot("tcp://a:1", last_seen=0.0, paused=False, used=0, limit=0)
+    >>> looks = [ClusterSnapshot(at=float(second), interval=0.5, sightings=[silent]) for second in range(20)]
+    >>> [event for look in looks for event in monitor.take(look)]
+    [WorkerFrozen(worker='tcp://a:1', silent=15.0)]
     """
 
     def __init__(self, frozen: float) -> None:

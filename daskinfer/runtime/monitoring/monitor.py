@@ -40,6 +40,14 @@ class ClusterMonitor:
         Seconds of silence after which a worker is told of.
     tell
         Takes a function that gives the event; it is called in this thread.
+
+    Examples
+    --------
+    >>> from unittest.mock import Mock
+    >>> from daskinfer.spec.job.generation import SnapshotPin
+    >>> handle = JobHandle("work", "demo", 1, SnapshotPin(snapshot="sha256:ab"))
+    >>> ClusterMonitor(Mock(), handle, {"GPU": 1}, frozen=15, tell=print).silence("tcp://a:1") is None
+    True
     """
 
     def __init__(

@@ -46,7 +46,16 @@ class _Failed:
 
 
 class Stalls:
-    """What waits, which links are to be tried, and which are cut, as plain state."""
+    """What waits, which links are to be tried, and which are cut, as plain state.
+
+    Examples
+    --------
+    >>> stalls, waits = Stalls(), [Wait("task", "tcp://b:1", frozenset({"tcp://a:1"}))]
+    >>> for second in range(STALLED_LOOKS):
+    ...     cut = stalls.take(second, dict.fromkeys(["tcp://a:1", "tcp://b:1"], second), waits)
+    >>> cut, stalls.due
+    ([], {('tcp://b:1', 'tcp://a:1')})
+    """
 
     def __init__(self) -> None:
         self._looks = 0

@@ -278,5 +278,11 @@ Action = (
 
 
 def describe(error: BaseException) -> str:
-    """Return an error in one line, for a note."""
+    """Return an error in one line, for a note.
+
+    Examples
+    --------
+    >>> describe(ValueError("no such row"))
+    'ValueError: no such row'
+    """
     return f"{type(error).__name__}: {error}".splitlines()[0][:300]

@@ -70,6 +70,13 @@ def publish_checkpoint(
     ------
     CheckpointError
         It is no checkpoint that can be published.
+
+    Examples
+    --------
+    >>> publish_checkpoint(Registry("registry"), "tiny")
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.CheckpointError: nothing to publish...
     """
     if source is None and entry is None:
         raise CheckpointError("nothing to publish", hint="Give a directory, or the entry that builds the model.")
@@ -119,6 +126,15 @@ def resolve_checkpoint(recipe: Recipe) -> Resolution:
     ------
     CheckpointError
         There is no such checkpoint, or one of the recipe's keys has not signed it.
+
+    Examples
+    --------
+    >>> from daskinfer.spec.recipe.schema import Input, Model, Output
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> model = Model(checkpoint="mini@prod", registry=make_registry("registry", versions=2).url)
+    >>> recipe = Recipe(daskinfer=1, name="demo", model=model, input=Input(url="a.jsonl"), output=Output(url="b.jsonl"))
+    >>> resolve_checkpoint(recipe).version
+    2
     """
     model, registry = recipe.model, Registry(recipe.registry_url)
     found = resolve_reference(registry, model.checkpoint, model.entry, trust_code=model.trust_code)
@@ -134,7 +150,14 @@ def resolve_reference(
     *,
     trust_code: bool = False,
 ) -> Resolution:
-    """Return what a published checkpoint or a directory means now, publishing a directory on its first use."""
+    """Return what a published checkpoint or a directory means now, publishing a directory on its first use.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> resolve_reference(make_registry("registry", versions=2), "mini@v1").version
+    1
+    """
     if not _is_folder(reference):
         return registry.resolve(reference)
     folder = Folder(reference)
@@ -145,7 +168,13 @@ def resolve_reference(
 
 
 def name_after(url: str) -> str:
-    """Return the name under which a folder is published: its own, without what no checkpoint's name may hold."""
+    """Return the name under which a folder is published: its own, without what no checkpoint's name may hold.
+
+    Examples
+    --------
+    >>> name_after("/models/my model (new)")
+    'my-model-new'
+    """
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", url.rpartition("/")[2]).lstrip("._-")
     return name[:_LONGEST_NAME].rstrip("-") or "checkpoint"
 

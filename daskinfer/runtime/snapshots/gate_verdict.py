@@ -35,6 +35,18 @@ def judge_candidate(
         What was compared.
     comparison
         All pairs merged.
+
+    Examples
+    --------
+    >>> from daskinfer.planning.comparison import compare_parts
+    >>> from daskinfer.spec.recipe.schema import Consistency, Trial
+    >>> from daskinfer.testing.fixtures.jobs import make_job, make_results
+    >>> record = make_job("labels.jsonl")
+    >>> rules = Consistency(canary=Trial(checkpoint="tiny@v2"))
+    >>> record = record.model_copy(update={"recipe": record.recipe.model_copy(update={"consistency": rules})})
+    >>> compared = compare_parts(make_results(record, 0), make_results(record, 0), record.fields, tolerance=1e-3)
+    >>> judge_candidate("work/jobs/demo", record, record.first_pin, record.first_pin, compared).verdict
+    'failed'
     """
     trial = record.recipe.consistency.trial
     assert trial is not None
@@ -50,7 +62,13 @@ def judge_candidate(
 
 
 def read_gate(folder: str) -> GateReport | None:
-    """Return the verdict that was given in a job, if one was."""
+    """Return the verdict that was given in a job, if one was.
+
+    Examples
+    --------
+    >>> read_gate("work/jobs/demo") is None
+    True
+    """
     place = join_url(folder, GATE)
     try:
         return GateReport.model_validate_json(read_record(place))
@@ -64,7 +82,16 @@ def read_gate(folder: str) -> GateReport | None:
 
 
 def tell_verdict(report: GateReport) -> str:
-    """Return a verdict in a sentence."""
+    """Return a verdict in a sentence.
+
+    Examples
+    --------
+    >>> from daskinfer.api import compare
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> _ = finish_job("work", "before.jsonl", job="before"), finish_job("work", "after.jsonl", job="after")
+    >>> tell_verdict(compare("before.jsonl", "after.jsonl"))
+    'abababababab failed on 3 rows: min_rows'
+    """
     broken = [
         f"{check.threshold}{f' of {check.field}' if check.field else ''}" for check in report.checks if not check.passed
     ]

@@ -74,6 +74,14 @@ def profile_checkpoint(
     ------
     DaskinferError
         There is no such checkpoint, or it cannot do the task.
+
+    Examples
+    --------
+    >>> model = Model(checkpoint="mini@v1", task="forward")
+    >>> profile_checkpoint(Registry("registry"), model, (), threads=None, measure=False, fresh=False, watch=print)
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.RecipeError: the task forward needs the model's inputs by name...
     """
     if bool(arrays) != (model.task == "forward"):
         raise RecipeError(
@@ -109,13 +117,30 @@ def profile_checkpoint(
 
 
 def profile_key(snapshot: str, request: TaskRequest, numerics: Numerics, device: DeviceShape) -> str:
-    """Return the digest of everything that a measurement hangs on."""
+    """Return the digest of everything that a measurement hangs on.
+
+    Examples
+    --------
+    >>> from daskinfer.spec.recipe.schema import ModelOptions
+    >>> from daskinfer.testing.fixtures.plans import make_plan, make_worker
+    >>> request = TaskRequest("forward", ModelOptions(), "TestModel", {"config.json": b"{}"})
+    >>> numerics, device = make_plan().numerics, make_worker("a").device
+    >>> key = profile_key("sha256:ab", request, numerics, device)
+    >>> key == profile_key("sha256:cd", request, numerics, device)
+    False
+    """
     outline = outline_key(request, numerics.dtype)
     return digest_of([snapshot, outline, numerics.model_dump(mode="json"), device.name])
 
 
 def find_profile(registry_url: str, key: str) -> MeasuredProfile | None:
-    """Return what was measured under a key of `profile_key`; None where nothing was."""
+    """Return what was measured under a key of `profile_key`; None where nothing was.
+
+    Examples
+    --------
+    >>> find_profile("registry", "sha256:" + "ab" * 32) is None
+    True
+    """
     try:
         return MeasuredProfile.model_validate_json(read_record(_profile_url(registry_url, key)))
     except (FileNotFoundError, ValidationError, StorageError):

@@ -45,6 +45,19 @@ def find_outline(registry_url: str, request: TaskRequest, dtype: str) -> Outline
     ------
     CheckpointError
         Where the checkpoint cannot do the task.
+
+    Examples
+    --------
+    >>> from unittest.mock import patch
+    >>> from daskinfer.spec.recipe.schema import ModelOptions
+    >>> from daskinfer.testing.fixtures.jobs import make_job
+    >>> request = TaskRequest("forward", ModelOptions(), "TestModel", {"config.json": b"{}"})
+    >>> outline = make_job("labels.jsonl").outline
+    >>> with patch.dict("os.environ", DASKINFER_CACHE="cache"), patch(f"{__name__}.trace_apart") as trace:
+    ...     trace.return_value = outline
+    ...     found = [find_outline("registry", request, "float32") for _ in range(2)]
+    >>> found == [outline, outline], trace.call_count
+    (True, 1)
     """
     name = f"{shorten(outline_key(request, dtype), 64)}.json"
     folder = private_folder("outlines")
@@ -61,6 +74,16 @@ def trace_usual_task(registry: Registry, resolution: Resolution) -> None:
     """Find the outline of what a checkpoint is most likely asked for, so that its first job need not.
 
     What cannot be traced is left for the job to say.
+
+    Examples
+    --------
+    >>> from unittest.mock import patch
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> registry = make_registry("registry", versions=1)
+    >>> with patch(f"{__name__}.find_outline") as find:
+    ...     trace_usual_task(registry, registry.resolve("mini@prod"))
+    >>> find.call_args.args[1].task
+    'embed'
     """
     manifest = registry.manifest(resolution.snapshot)
     if manifest.entry is not None or manifest.code:

@@ -51,6 +51,17 @@ class SnapshotManager:
         Number of the retry; 0 for a run.
     member
         Its id, where it is one of several that run the job.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> from daskinfer.testing.fixtures.jobs import make_job
+    >>> registry = make_registry("registry", versions=1)
+    >>> place = {"registry": registry.url, "resolution": registry.resolve("mini@prod")}
+    >>> record = make_job("labels.jsonl").model_copy(update=place)
+    >>> pin = SnapshotManager(record, record.recipe, epoch=1).begin()
+    >>> [holder.job for holder in locks.list_holders(registry, pin.snapshot)]
+    ['demo']
     """
 
     def __init__(self, record: JobRecord, recipe: Recipe, epoch: int, round: int = 0, member: str = "") -> None:
@@ -309,6 +320,16 @@ def find_candidate(registry: Registry, recipe: Recipe, current: str) -> Resoluti
     ------
     CheckpointError
         There is none, or it is the current one.
+
+    Examples
+    --------
+    >>> from daskinfer.spec.recipe.schema import Consistency, Trial
+    >>> from daskinfer.testing.fixtures.checkpoints import make_registry
+    >>> from daskinfer.testing.fixtures.jobs import make_job
+    >>> rules = Consistency(canary=Trial(checkpoint="mini@v2"))
+    >>> recipe = make_job("labels.jsonl").recipe.model_copy(update={"consistency": rules})
+    >>> find_candidate(make_registry("registry", versions=2), recipe, "sha256:ab").version
+    2
     """
     trial = recipe.consistency.trial
     assert trial is not None
