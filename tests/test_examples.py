@@ -60,6 +60,8 @@ FINISHED = (
     "daskinfer.planning",
     "daskinfer.redaction",
     "daskinfer.reports",
+    "daskinfer.runtime.driver",
+    "daskinfer.runtime.jobs",
     "daskinfer.runtime.monitoring",
     "daskinfer.runtime.protocol",
     "daskinfer.runtime.snapshots",

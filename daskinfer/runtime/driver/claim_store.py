@@ -41,6 +41,16 @@ class ClaimStore:
         Tells which members are gone.
     clock
         Seconds on any clock of this process that never goes back.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> from daskinfer.planning.blocks import cut_blocks
+    >>> from daskinfer.testing.fixtures.jobs import make_job
+    >>> log, output = ClaimLog("work/jobs/demo", epoch=1), SimpleNamespace(committed=lambda wanted: ())
+    >>> store = ClaimStore("ann", log, cut_blocks(make_job("labels.jsonl")), output, Watch("work/jobs/demo"))
+    >>> store.claim(ClaimBlocks(is_wanted=True)).partitions
+    (0,)
     """
 
     def __init__(

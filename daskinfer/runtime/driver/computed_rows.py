@@ -15,7 +15,16 @@ class _Open:
 
 
 class Advance:
-    """Rows that are computed and wait for the rest of their partition."""
+    """Rows that are computed and wait for the rest of their partition.
+
+    Examples
+    --------
+    >>> advance = Advance()
+    >>> advance.begin((0, 5), rows=100, microbatches=4)
+    >>> advance.step((0, 5))
+    >>> advance.rows
+    25
+    """
 
     def __init__(self) -> None:
         self._open: dict[PartitionKey, _Open] = {}

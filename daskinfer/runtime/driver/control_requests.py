@@ -27,6 +27,16 @@ class ControlRequests:
         Takes a function that gives the event.
     is_shared
         Whether other drivers share that life: each of them obeys, and only what is asked from now on.
+
+    Examples
+    --------
+    >>> log, heard = ControlLog("work/jobs/demo"), []
+    >>> number = log.ask_cancel(epoch=1)
+    >>> requests = ControlRequests(log, 1, heard.append)
+    >>> requests.look()
+    >>> requests.close()
+    >>> [type(tell()).__name__ for tell in heard]
+    ['CancelAsked']
     """
 
     def __init__(

@@ -23,6 +23,14 @@ class Departures:
         Gives the tags of a stage, or of the whole job for None.
     free
         Frees the shards of a worker that has finished; called with the stage and the worker.
+
+    Examples
+    --------
+    >>> from unittest.mock import patch
+    >>> departures = Departures(None, tags_of=lambda stage: ["demo/stage-2"], free=lambda *freed: print("freed", freed))
+    >>> with patch(f"{__name__}.close_tags", return_value=[True]), patch(f"{__name__}.grant_tags"):
+    ...     departures.begin(2, "tcp://a:1")
+    freed (2, 'tcp://a:1')
     """
 
     def __init__(

@@ -35,7 +35,16 @@ class EventLog(RunObserver):
 
 
 def log_end(error: DaskinferError | None, rows_out: int, rows_quarantined: int) -> None:
-    """Log how a run ended."""
+    """Log how a run ended.
+
+    Examples
+    --------
+    >>> from unittest.mock import patch
+    >>> with patch(f"{__name__}._log") as log:
+    ...     log_end(None, rows_out=3, rows_quarantined=0)
+    >>> log.info.call_args.args
+    ('job done',)
+    """
     facts = {"rows_out": rows_out, "rows_quarantined": rows_quarantined}
     if error is None:
         _log.info("job done", extra=facts)
@@ -44,7 +53,13 @@ def log_end(error: DaskinferError | None, rows_out: int, rows_quarantined: int) 
 
 
 def final_phase(error: DaskinferError | None) -> Phase:
-    """Return the phase that a run ends in."""
+    """Return the phase that a run ends in.
+
+    Examples
+    --------
+    >>> final_phase(None), final_phase(Interrupted("interrupted"))
+    ('done', 'stopped')
+    """
     if error is None:
         return "done"
     return "stopped" if isinstance(error, Interrupted) else "failed"

@@ -61,6 +61,17 @@ class Driver:
         What earlier runs know of rows that break whoever computes them.
     claim_store
         Claims partitions, where several drivers run the job.
+
+    Examples
+    --------
+    >>> from unittest.mock import Mock
+    >>> from daskinfer.graphs.handoff import JobHandle
+    >>> from daskinfer.spec.job.generation import SnapshotPin
+    >>> from daskinfer.testing.fixtures.plans import make_plan
+    >>> handle = JobHandle("work", "demo", 1, SnapshotPin(snapshot="sha256:ab"))
+    >>> driver = Driver(Mock(handle=handle, plan=make_plan(), requires={}), Mock(pins=()))
+    >>> driver.running_since is None
+    True
     """
 
     def __init__(

@@ -119,7 +119,16 @@ class Look:
 
 
 def release(future: Future | None) -> None:
-    """Let go of a future, if there is one: whoever waits for its end holds on to it, so it has to be told."""
+    """Let go of a future, if there is one: whoever waits for its end holds on to it, so it has to be told.
+
+    Examples
+    --------
+    >>> from unittest.mock import Mock
+    >>> future = Mock()
+    >>> release(future)
+    >>> future.release.called, release(None)
+    (True, None)
+    """
     if future is not None:
         future.release()
 
@@ -131,6 +140,16 @@ def error_of(future: Future) -> BaseException:
     ------
     ClusterLost
         It was never computed: the scheduler dropped it.
+
+    Examples
+    --------
+    >>> from unittest.mock import Mock
+    >>> error_of(Mock(status="error", exception=lambda seconds: ValueError("no such row")))
+    ValueError('no such row')
+    >>> error_of(Mock(status="cancelled", key="read"))
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.ClusterLost: the Dask scheduler dropped task read...
     """
     if future.status == "cancelled":  # never by us: the client lost its scheduler, and all futures with it
         raise ClusterLost(f"the Dask scheduler dropped task {future.key}")

@@ -77,6 +77,19 @@ class Performers:
         What earlier runs know of rows that break whoever computes them.
     claim_store
         Claims partitions, where several drivers run the job.
+
+    Examples
+    --------
+    >>> from unittest.mock import Mock, patch
+    >>> from daskinfer.spec.job.generation import SnapshotPin
+    >>> from daskinfer.testing.fixtures.plans import make_plan
+    >>> handle = JobHandle("work", "demo", 1, SnapshotPin(snapshot="sha256:ab"))
+    >>> performers = Performers(Mock(handle=handle, plan=make_plan()), Mock(pins=()), print)
+    >>> with patch(f"{__name__}.restart_worker") as restart:
+    ...     performers.perform(Restart("tcp://a:1"))
+    >>> restart.call_args.args[1]
+    'tcp://a:1'
+    >>> performers.close()
     """
 
     def __init__(

@@ -32,6 +32,15 @@ class ProgressCounter(RunObserver):
         Knows what is only compared, and whose a commit is.
     table
         Rows of the partitions.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.plans import make_plan
+    >>> progress = RunProgress(make_plan(), rows_total=10)
+    >>> counter = ProgressCounter(progress, machine=None, table=None)
+    >>> counter.on_action(LoadShard(stage=0, worker="tcp://a:1"))
+    >>> progress.loads.total_shards
+    1
     """
 
     def __init__(self, progress: RunProgress, machine: StateMachine, table: PartitionTable) -> None:

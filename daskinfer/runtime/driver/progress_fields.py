@@ -16,6 +16,13 @@ def count_progress(progress: RunProgress, running_seconds: float) -> dict[str, A
         What the run has committed, and what it has in work.
     running_seconds
         Seconds since the first partition began; 0 before it.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.plans import make_plan
+    >>> fields = count_progress(RunProgress(make_plan(), rows_total=10), running_seconds=0)
+    >>> fields["rows_total"], fields["rows_done"], fields["eta"]
+    (10, 0, None)
     """
     in_work = progress.advance.rows
     computed = progress.rows_this_run + in_work

@@ -24,6 +24,16 @@ class RunProgress:
         The job's plan.
     rows_total
         Rows of the input.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.outputs.sink import Written
+    >>> from daskinfer.testing.fixtures.jobs import make_commit, make_job, make_results
+    >>> record = make_job("labels.jsonl")
+    >>> progress = RunProgress(record.plan, record.rows)
+    >>> progress.add(make_commit(record, make_results(record, 0), Written("part-00000000.jsonl", "00", 90)))
+    >>> progress.rows_done, progress.rows_total
+    (2, 3)
     """
 
     def __init__(self, plan: Plan, rows_total: int) -> None:

@@ -45,6 +45,18 @@ def listen(
     ------
     callable
         Looks at a worker: it has joined, or is gone again.
+
+    Examples
+    --------
+    >>> from unittest.mock import patch
+    >>> from daskinfer.spec.job.generation import SnapshotPin
+    >>> from daskinfer.testing.fixtures.plans import make_worker
+    >>> handle = JobHandle("work", "demo", 1, SnapshotPin(snapshot="sha256:ab"))
+    >>> measure = lambda client, names: map(make_worker, names)
+    >>> with patch(f"{__name__}.hear_workers"), patch(f"{__name__}.hear_topic"):
+    ...     with listen(None, handle, ShardLoading([1000]), measure, print) as look_at:
+    ...         look_at("tcp://a:1").worker.address
+    'tcp://a:1'
     """
 
     def look_at(address: str) -> Event | None:

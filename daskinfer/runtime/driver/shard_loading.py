@@ -21,6 +21,14 @@ class ShardLoading:
     ----------
     sizes
         Bytes of every stage's shard.
+
+    Examples
+    --------
+    >>> loads = ShardLoading([1000, 500])
+    >>> loads.begin(0, "tcp://a:1")
+    >>> loads.tell(0, "tcp://a:1", 250)
+    >>> loads.loaded_bytes, loads.total_bytes, loads.loaded_shards
+    (250, 1000, 0)
     """
 
     def __init__(self, sizes: Sequence[int]) -> None:

@@ -44,6 +44,17 @@ class StorageRequests:
         Takes a function that gives the event, or raises what ends the run.
     claim_store
         Claims partitions, where several drivers run the job.
+
+    Examples
+    --------
+    >>> from unittest.mock import Mock
+    >>> from daskinfer.runtime.protocol.keys import AliasHead
+    >>> snapshots, answers = Mock(look=lambda: AliasHead("sha256:ab", sequence=3)), []
+    >>> requests = StorageRequests(snapshots, None, patience=1, answer=answers.append)
+    >>> requests.run(LookAtAlias())
+    >>> requests.close()
+    >>> answers[0]().head.sequence
+    3
     """
 
     def __init__(

@@ -72,6 +72,13 @@ class Submissions:
         Hears of every task that ended, in a thread of the client's.
     poison
         Rows that microbatches leave out.
+
+    Examples
+    --------
+    >>> from unittest.mock import Mock
+    >>> tasks = Submissions(Mock(), stages=2, requires={"GPU": 1}, tell=print)
+    >>> list(tasks.look_again())
+    []
     """
 
     def __init__(

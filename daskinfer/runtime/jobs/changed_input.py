@@ -27,6 +27,17 @@ def read_table(store: JobStore, record: JobRecord, inputs: str) -> PartitionTabl
     ------
     InputError
         They are others by now.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from daskinfer.spec.recipe.schema import Input
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> record = finish_job("work", "labels.jsonl")
+    >>> _ = Path("rows.jsonl").write_text('{"text": "river"}')
+    >>> JobStore("work", "demo").save_table(index_input(Input(url="rows.jsonl"), {"text": "text"}))
+    >>> read_table(JobStore("work", "demo"), record, record.inputs).rows
+    1
     """
     if inputs == record.inputs:
         return store.table()
@@ -48,6 +59,17 @@ def read_input(store: JobStore, record: JobRecord, partitions: Iterable[int]) ->
     ------
     InputError
         There are other files, rows or columns than before.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from daskinfer.spec.recipe.schema import Input
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> record = finish_job("work", "labels.jsonl")
+    >>> _ = Path("rows.jsonl").write_text('{"text": "river"}')
+    >>> JobStore("work", "demo").save_table(index_input(Input(url="rows.jsonl"), {"text": "text"}))
+    >>> read_input(JobStore("work", "demo"), record, [0]).rows
+    1
     """
     before = store.table()
     segments = [segment for partition in partitions for segment in before.partitions[partition].segments]
@@ -96,7 +118,18 @@ def _count_rows(table: PartitionTable) -> dict[str, int]:
 
 
 def find_touched(before: PartitionTable, now: PartitionTable) -> set[int]:
-    """Return the partitions with rows in files that are not what they were."""
+    """Return the partitions with rows in files that are not what they were.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from daskinfer.spec.recipe.schema import Input
+    >>> _ = Path("rows.jsonl").write_text('{"text": "river"}')
+    >>> before = index_input(Input(url="rows.jsonl"), {"text": "text"})
+    >>> _ = Path("rows.jsonl").write_text('{"text": "a small river"}')
+    >>> find_touched(before, index_input(Input(url="rows.jsonl"), {"text": "text"}))
+    {0}
+    """
     changed = {file.url for file in {*before.files} ^ {*now.files}}
     return {
         partition.number
@@ -119,6 +152,13 @@ def read_refused(url: str, record: JobRecord, partition: int, count: int) -> fro
     ------
     IntegrityError
         They are not there.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> record = finish_job("work", "labels.jsonl", refused=[1])
+    >>> read_refused(record.output, record, partition=0, count=1)
+    frozenset({1})
     """
     if not count:
         return frozenset()
@@ -150,6 +190,17 @@ def has_changed(
         Positions of the rows that it is of; by default all.
     without
         Positions of rows that it is not of.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from types import SimpleNamespace
+    >>> from daskinfer.spec.recipe.schema import Input
+    >>> _ = Path("rows.jsonl").write_text('{"text": "river"}')
+    >>> table = index_input(Input(url="rows.jsonl"), {"text": "text"})
+    >>> digest = digest_rows(read_partition(partition_source(table, 0)))
+    >>> has_changed(table, SimpleNamespace(partition=0, rows_digest=digest))
+    False
     """
     rows = read_partition(partition_source(now, commit.partition))
     wanted = range(rows.partition.rows) if only is None else only
@@ -157,6 +208,13 @@ def has_changed(
 
 
 def describe_rows(record: JobRecord, partition: int) -> str:
-    """Return the numbers of a partition's rows, for people."""
+    """Return the numbers of a partition's rows, for people.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import make_job
+    >>> describe_rows(make_job("labels.jsonl", rows=5), 1)
+    'rows 2 to 3'
+    """
     first = partition * record.recipe.input.partition_rows
     return f"rows {first:,} to {min(first + record.recipe.input.partition_rows, record.rows) - 1:,}"

@@ -13,6 +13,13 @@ class SnapshotMap(MutableMapping[int, str]):
     ----------
     partitions
         How many the input has.
+
+    Examples
+    --------
+    >>> places = SnapshotMap(3)
+    >>> places[1] = "sha256:ab"
+    >>> dict(places), len(places)
+    ({1: 'sha256:ab'}, 1)
     """
 
     def __init__(self, partitions: int) -> None:

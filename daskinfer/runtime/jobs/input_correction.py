@@ -26,6 +26,20 @@ class InputCorrection:
     ----------
     job
         The job.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from daskinfer.runtime.jobs.job_resolution import OpenedJob
+    >>> from daskinfer.spec.recipe.schema import Input
+    >>> from daskinfer.storage.inputs.partition_table import index_input
+    >>> from daskinfer.storage.jobs.store import JobStore
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> record, store = finish_job("work", "labels.jsonl"), JobStore("work", "demo")
+    >>> _ = Path("rows.jsonl").write_text('{"text": "river"}')
+    >>> store.save_table(index_input(Input(url="rows.jsonl"), {"text": "text"}))
+    >>> InputCorrection(OpenedJob(store, record, record.plan, resumed=True, done=False)).table.rows
+    1
     """
 
     def __init__(self, job: OpenedJob) -> None:

@@ -62,6 +62,22 @@ def plan_job(resolved: ResolvedRequest, workers: Sequence[WorkerShape], created:
     ------
     PlanError
         Nothing that the recipe allows would fit.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from unittest.mock import Mock, patch
+    >>> from daskinfer.storage.inputs.partition_table import index_input
+    >>> from daskinfer.testing.fixtures.jobs import make_job
+    >>> record, names = make_job("labels.jsonl"), ("recipe", "registry", "output", "resolution", "outline", "code")
+    >>> _ = Path("rows.jsonl").write_text('{"text": "river"}')
+    >>> found = {name: getattr(record, name) for name in names}
+    >>> found["request"] = TaskRequest("forward", record.recipe.model.options, "TestModel", {})
+    >>> found["table"], found["numerics"] = index_input(record.recipe.input, {"text": "text"}), record.plan.numerics
+    >>> planned = {"make_plan": Mock(return_value=record.plan), "task_fields": Mock(return_value=record.fields)}
+    >>> with patch.multiple(__name__, make_profile=Mock(), **planned):
+    ...     plan_job(ResolvedRequest(manifest=None, precision="", **found), [], record.created).rows
+    1
     """
     recipe, request, outline, table = resolved.recipe, resolved.request, resolved.outline, resolved.table
     is_text = takes_text(request)

@@ -55,6 +55,15 @@ def open_job(recipe: Recipe, workers: Sequence[WorkerShape], fresh: bool) -> Ope
     ------
     OutputOwned
         The output holds another job's work.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import make_job
+    >>> from daskinfer.testing.fixtures.plans import make_worker
+    >>> open_job(make_job("labels.jsonl").recipe, [make_worker("a")], fresh=False)
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.CheckpointError: no checkpoint is named 'tiny' in registry ...
     """
     check_places(recipe)
     if not fresh and (job := find_owner(recipe, workers)) is not None:
@@ -94,6 +103,12 @@ def find_owner(recipe: Recipe, workers: Sequence[WorkerShape]) -> OpenedJob | No
     ------
     OutputOwned
         It is not the job that the recipe asks for.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import make_job
+    >>> find_owner(make_job("labels.jsonl").recipe, workers=[]) is None
+    True
     """
     output = absolute_url(recipe.output.url)
     owner = current_owner(output)
@@ -138,6 +153,16 @@ def reopen_job(store: JobStore, recipe: Recipe, workers: Sequence[WorkerShape]) 
     ------
     UsageError
         With today's code, libraries or workers the rows would come out otherwise than those beside them.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> from daskinfer.testing.fixtures.plans import make_worker
+    >>> record = finish_job("work", "labels.jsonl")
+    >>> reopen_job(JobStore("work", "demo"), record.recipe, [make_worker("a")])
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.UsageError: job demo was computed with other settings than its rows would be now: ...
     """
     record = store.record()
     now, then = (
@@ -190,6 +215,15 @@ def draft_job(recipe: Recipe, workers: Sequence[WorkerShape]) -> tuple[JobRecord
     ------
     DaskinferError
         Input, checkpoint, task, plan or output cannot be as the recipe says.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import make_job
+    >>> from daskinfer.testing.fixtures.plans import make_worker
+    >>> draft_job(make_job("labels.jsonl").recipe, [make_worker("a")])
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.CheckpointError: no checkpoint is named 'tiny' in registry ...
     """
     resolved = resolve_request(recipe, workers)
     record = plan_job(resolved, workers, datetime.now(UTC).isoformat(timespec="seconds"))
@@ -206,6 +240,16 @@ def check_places(recipe: Recipe) -> None:
         It can match that.
     StorageError
         The workspace or the output cannot be written to.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import make_job
+    >>> recipe = make_job("labels.jsonl").recipe
+    >>> check_places(recipe)
+    >>> check_places(recipe.model_copy(update={"input": recipe.input.model_copy(update={"url": "labels.jsonl/*"})}))
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.InputError: ...
     """
     workspace = absolute_url(recipe.workspace)
     for place in (workspace, absolute_url(recipe.output.url)):

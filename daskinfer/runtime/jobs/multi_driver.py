@@ -33,6 +33,17 @@ def refuse_changes(recipe: Recipe) -> None:
     ------
     UsageError
         Its snapshot may change, or is compared with another, which one driver has to decide.
+
+    Examples
+    --------
+    >>> from daskinfer.spec.recipe.schema import Consistency, Trial
+    >>> from daskinfer.testing.fixtures.jobs import make_job
+    >>> recipe = make_job("labels.jsonl").recipe
+    >>> refuse_changes(recipe)
+    >>> refuse_changes(recipe.model_copy(update={"consistency": Consistency(shadow=Trial(checkpoint="tiny@v2"))}))
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.UsageError: --join cannot be had with consistency shadow: ...
     """
     rules = recipe.consistency
     if rules.may_change or rules.trial is not None:
@@ -52,6 +63,17 @@ def join_job(job: OpenedJob, workspace: str) -> Membership:
     ------
     JobBusy
         A driver runs it alone.
+
+    Examples
+    --------
+    >>> from daskinfer.runtime.jobs.job_resolution import OpenedJob
+    >>> from daskinfer.storage.jobs.store import create_job
+    >>> from daskinfer.testing.fixtures.jobs import make_job
+    >>> store = create_job("work", lambda name: make_job("labels.jsonl", job=name), "demo")
+    >>> member = join_job(OpenedJob(store, store.record(), store.record().plan, resumed=False, done=False), "work")
+    >>> [each.member for each in list_members(store.url)] == [member.member]
+    True
+    >>> member.release()
     """
     store = job.store
     while not store.is_cleared():
@@ -72,7 +94,19 @@ def join_job(job: OpenedJob, workspace: str) -> Membership:
 
 
 def clear_output(store: JobStore, record: JobRecord, sink: WholeOutput, workspace: str) -> None:
-    """Discard what a job's output holds of its former owners, and create it, while nobody else runs the job."""
+    """Discard what a job's output holds of its former owners, and create it, while nobody else runs the job.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.jobs.store import create_job
+    >>> from daskinfer.testing.fixtures.jobs import make_job
+    >>> store = create_job("work", lambda name: make_job("labels.jsonl", job=name), "demo")
+    >>> lease = store.acquire()
+    >>> clear_output(store, store.record(), open_output(store.record(), "work", epoch=lease.epoch), "work")
+    >>> lease.release()
+    >>> store.is_cleared()
+    True
+    """
     if not store.is_cleared():
         sink.discard()
         for job in former_owners(record.output, record.job):
@@ -97,13 +131,36 @@ def _retire(former: JobStore, successor: str, workspace: str) -> None:
 
 
 def make_claim_store(membership: Membership, store: JobStore, record: JobRecord, sink: WholeOutput) -> ClaimStore:
-    """Return a member's hand in storage."""
+    """Return a member's hand in storage.
+
+    Examples
+    --------
+    >>> from daskinfer.runtime.protocol.actions import ClaimBlocks
+    >>> from daskinfer.storage.jobs.store import create_job
+    >>> from daskinfer.testing.fixtures.jobs import make_job
+    >>> store = create_job("work", lambda name: make_job("labels.jsonl", job=name), "demo")
+    >>> sink, member = open_output(store.record(), "work", epoch=1), store.join()
+    >>> make_claim_store(member, store, store.record(), sink).claim(ClaimBlocks(is_wanted=True)).partitions
+    (0,)
+    >>> member.release()
+    """
     log = ClaimLog(store.url, membership.epoch)
     return ClaimStore(membership.member, log, cut_blocks(record), sink, Watch(store.url))
 
 
 def clear_activations(store: JobStore, handle: JobHandle) -> None:
-    """Delete what activations a job has left, but those of other members that live: they do so themselves."""
+    """Delete what activations a job has left, but those of other members that live: they do so themselves.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> record, folder = finish_job("work", "labels.jsonl"), Path("work/activations/demo")
+    >>> folder.mkdir(parents=True)
+    >>> clear_activations(JobStore("work", "demo"), JobHandle("work", "demo", 1, record.first_pin))
+    >>> folder.exists()
+    False
+    """
     whole = join_url(handle.workspace, "activations", handle.job)
     living = {member.member for member in list_members(store.url) if seems_alive(member)} - {handle.member}
     if not living:

@@ -31,6 +31,14 @@ def explain_rejects(
         What happened in this run: rows that broke the model are told there before they are in the quarantine.
     is_corrected
         Whether only a retry goes on with the job, since its input was corrected or its output is whole.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> _ = finish_job("work", "labels.jsonl", refused=[1])
+    >>> error = RejectBudgetExceeded("1 row is quarantined; errors.max_rows allows 0")
+    >>> explain_rejects(error, "labels.jsonl", "demo", (), is_corrected=False).message.splitlines()[1]
+    'rows.jsonl:2: not valid JSON'
     """
     if not isinstance(error, RejectBudgetExceeded):
         return error

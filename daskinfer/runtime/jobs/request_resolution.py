@@ -37,6 +37,15 @@ def resolve_request(recipe: Recipe, workers: Sequence[WorkerShape]) -> ResolvedR
     ------
     DaskinferError
         Input, checkpoint or task cannot be as the recipe says.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import make_job
+    >>> from daskinfer.testing.fixtures.plans import make_worker
+    >>> resolve_request(make_job("labels.jsonl").recipe, [make_worker("a")])
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.CheckpointError: no checkpoint is named 'tiny' in registry ...
     """
     resolution = resolve_checkpoint(recipe)
     if recipe.consistency.follows and resolution.alias is None:
@@ -83,14 +92,32 @@ def resolve_request(recipe: Recipe, workers: Sequence[WorkerShape]) -> ResolvedR
 
 
 def current_numerics(record: JobRecord, recipe: Recipe, workers: Sequence[WorkerShape]) -> Numerics:
-    """Return what today's workers would compute a job with, in its precision."""
+    """Return what today's workers would compute a job with, in its precision.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import make_job
+    >>> from daskinfer.testing.fixtures.plans import make_worker
+    >>> record = make_job("labels.jsonl")
+    >>> numerics = current_numerics(record, record.recipe, [make_worker("a")])
+    >>> numerics.dtype, numerics.device, numerics.threads
+    ('float32', 'cpu', 1)
+    """
     before = record.plan.numerics
     numerics, _ = _make_numerics(recipe, before.dtype, workers, before.pillow is not None)
     return numerics.model_copy(update={"dtype": before.dtype})
 
 
 def absolute_input(recipe: Recipe) -> Input:
-    """Return the recipe's input as every worker must see it, whatever folder it runs in."""
+    """Return the recipe's input as every worker must see it, whatever folder it runs in.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from daskinfer.testing.fixtures.jobs import make_job
+    >>> Path(absolute_input(make_job("labels.jsonl").recipe).url) == Path("rows.jsonl").absolute()
+    True
+    """
     url = recipe.input.url
     absolute = absolute_url(url) if isinstance(url, str) else tuple(map(absolute_url, url))
     return recipe.input.model_copy(update={"url": absolute})
@@ -111,7 +138,16 @@ def _check_entry(recipe: Recipe, entry: EntryPoint | None) -> None:
 
 
 def find_wants(recipe: Recipe, request: TaskRequest) -> dict[str, Literal["text", "image", "array"]]:
-    """Return what the task reads, by role; the inputs of `forward` are those that the recipe names."""
+    """Return what the task reads, by role; the inputs of `forward` are those that the recipe names.
+
+    Examples
+    --------
+    >>> from daskinfer.spec.recipe.schema import Input, Model, ModelOptions, Output
+    >>> model, rows = Model(checkpoint="own@v1", task="forward"), Input(url="in.zarr", columns={"features": "x"})
+    >>> recipe = Recipe(daskinfer=1, name="demo", model=model, input=rows, output=Output(url="out.zarr"))
+    >>> find_wants(recipe, TaskRequest("forward", ModelOptions(), "OwnModel", {}))
+    {'features': 'array'}
+    """
     if request.task != "forward":
         return task_wants(request)
     if not recipe.input.columns:

@@ -14,7 +14,20 @@ from daskinfer.storage.outputs.quarantine import read_quarantine
 
 
 def make_retry_report(session: RunSession, work: RetryRound, command: str, seconds: float, started: str) -> Report:
-    """Return what a retry did; parameters are those of `make_report`."""
+    """Return what a retry did; parameters are those of `make_report`.
+
+    Examples
+    --------
+    >>> from unittest.mock import Mock, patch
+    >>> from daskinfer.storage.outputs.retry_rounds import next_round
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> record, store = finish_job("work", "labels.jsonl", refused=[1]), JobStore("work", "demo")
+    >>> session = Mock(error=None, job=Mock(record=record, store=store))
+    >>> work = Mock(round=next_round(record.output, "demo"), progress=Mock(rows_left=0))
+    >>> with patch(f"{__name__}.make_report", return_value=store.report()):
+    ...     make_retry_report(session, work, "daskinfer retry demo", seconds=2.0, started=record.created).message
+    '1 of 1 quarantined rows are in the output now, and the quarantine is empty.'
+    """
     record, round = session.job.record, work.round
     left = work.progress.rows_left
     recovered = round.rows - left
@@ -43,7 +56,20 @@ def make_retry_report(session: RunSession, work: RetryRound, command: str, secon
 def make_finish_report(
     session: RunSession, correction: InputCorrection, command: str, seconds: float, started: str
 ) -> Report:
-    """Return what finishing a job that stopped did; parameters are those of `make_report`."""
+    """Return what finishing a job that stopped did; parameters are those of `make_report`.
+
+    Examples
+    --------
+    >>> from unittest.mock import Mock, patch
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> record = finish_job("work", "labels.jsonl")
+    >>> before, now = (Mock(partition=0, rows_quarantined=rows) for rows in (2, 0))
+    >>> correction = Mock(retried=(before,), standing=lambda workspace: [now], inputs=record.inputs)
+    >>> with patch(f"{__name__}.make_report", return_value=JobStore("work", "demo").report()):
+    ...     report = make_finish_report(Mock(), correction, "daskinfer retry demo", seconds=2.0, started=record.created)
+    >>> report.retries[0].rows_recovered
+    2
+    """
     report = make_report(session, command, seconds, started)
     before = {commit.partition: commit.rows_quarantined for commit in correction.retried}
     now = (
@@ -60,13 +86,27 @@ def make_finish_report(
 
 
 def tell_retry(share: RetryShare, left: int) -> str:
-    """Return a sentence on a retry that ended well."""
+    """Return a sentence on a retry that ended well.
+
+    Examples
+    --------
+    >>> tell_retry(RetryShare.model_construct(rows_recovered=3, rows_retried=5), left=2)
+    '3 of 5 quarantined rows are in the output now; 2 stay in the quarantine.'
+    """
     still = f"; {left:,} stay in the quarantine" if left else ", and the quarantine is empty"
     return f"{share.rows_recovered:,} of {share.rows_retried:,} quarantined rows are in the output now{still}."
 
 
 def refresh_report(store: JobStore) -> Report | None:
-    """Return the report of a job's last run with its rows as they are since its last retry; None without a report."""
+    """Return the report of a job's last run with its rows as they are since its last retry; None without a report.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> _ = finish_job("work", "labels.jsonl", refused=[1])
+    >>> refresh_report(JobStore("work", "demo")).rows_out
+    2
+    """
     report, record = store.report(), store.record()
     manifest = read_manifest(record.output)
     if report is None or manifest is None:
@@ -87,7 +127,14 @@ def refresh_report(store: JobStore) -> Report | None:
 
 
 def list_rejects(output: str) -> tuple[str, ...]:
-    """Return the first few quarantined rows of an output, a line each."""
+    """Return the first few quarantined rows of an output, a line each.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> list_rejects(finish_job("work", "labels.jsonl", refused=[1]).output)
+    ('rows.jsonl:2: not valid JSON',)
+    """
     return tuple(f"{row.source}:{row.line}: {row.error}" for row in read_quarantine(output, SHOWN_REJECTS))
 
 

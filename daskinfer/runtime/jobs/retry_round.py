@@ -47,6 +47,14 @@ class RoundProgress(RunProgress):
         The job's plan.
     round
         What is retried.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> record = finish_job("work", "labels.jsonl", refused=[1])
+    >>> progress = RoundProgress(record.plan, next_round(record.output, "demo"))
+    >>> progress.rows_total, progress.rows_left
+    (1, 1)
     """
 
     def __init__(self, plan: Plan, round: Round) -> None:
@@ -95,6 +103,16 @@ class RetryRound:
         The job.
     round
         What there was to retry when it was looked at; it is looked at again once the job is ours.
+
+    Examples
+    --------
+    >>> from daskinfer.runtime.jobs.job_resolution import OpenedJob
+    >>> from daskinfer.storage.jobs.store import JobStore
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> record = finish_job("work", "labels.jsonl", refused=[1])
+    >>> job = OpenedJob(JobStore("work", "demo"), record, record.plan, resumed=True, done=True)
+    >>> RetryRound(job, next_round(record.output, "demo")).round.rows
+    1
     """
 
     needs_retry = True

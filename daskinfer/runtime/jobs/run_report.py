@@ -36,6 +36,22 @@ def make_report(session: RunSession, command: str, seconds: float, started: str)
         The whole run.
     started
         ISO 8601, UTC.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> from daskinfer.runtime.jobs.job_resolution import OpenedJob
+    >>> from daskinfer.runtime.jobs.whole_job import WholeJob
+    >>> from daskinfer.storage.jobs.store import JobStore
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> record = finish_job("work", "labels.jsonl")
+    >>> job = OpenedJob(JobStore("work", "demo"), record, record.plan, resumed=False, done=False)
+    >>> facts = {"work": WholeJob(job), "progress": WholeJob(job).progress, "error": None, "counters": {}, "epoch": 1}
+    >>> clock = SimpleNamespace(startup_seconds=1.0, running_seconds=1.0)
+    >>> session = SimpleNamespace(job=job, member="", reporter=clock, **facts)
+    >>> report = make_report(session, "daskinfer run recipe.yaml", seconds=2.0, started=record.created)
+    >>> report.verdict, report.rows_in
+    ('done', 3)
     """
     record, progress = session.job.record, session.progress
     running = session.reporter.running_seconds

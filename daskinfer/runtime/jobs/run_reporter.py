@@ -44,6 +44,15 @@ class RunReporter(RunObserver):
         Called with the progress, a few times a second.
     began
         `time.monotonic()` when the run began.
+
+    Examples
+    --------
+    >>> from unittest.mock import Mock
+    >>> from daskinfer.testing.fixtures.plans import make_plan
+    >>> sums = RunProgress(make_plan(), rows_total=10)
+    >>> lease, watch = Mock(member=""), lambda progress: print(progress.phase, progress.rows_total)
+    >>> RunReporter("demo", lambda: sums, lease, Mock(), watch, time.monotonic()).enter("running")
+    running 10
     """
 
     def __init__(
@@ -183,6 +192,14 @@ class HoldingCheck(RunObserver):
         Holds locks.
     reporter
         Hears of trouble.
+
+    Examples
+    --------
+    >>> from unittest.mock import Mock
+    >>> lease, snapshots = Mock(trouble=""), Mock()
+    >>> HoldingCheck(lease, snapshots, Mock()).on_step(None)
+    >>> lease.check.called, snapshots.heartbeat.called
+    (True, True)
     """
 
     def __init__(self, lease: Lease | Membership, snapshots: SnapshotManager, reporter: RunReporter) -> None:

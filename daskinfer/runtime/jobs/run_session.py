@@ -57,6 +57,17 @@ class RunSession:
         `time.monotonic()` when the run began.
     join
         Whether other drivers may run the job beside this one.
+
+    Examples
+    --------
+    >>> from daskinfer.runtime.jobs.job_resolution import OpenedJob
+    >>> from daskinfer.runtime.jobs.whole_job import WholeJob
+    >>> from daskinfer.storage.jobs.store import JobStore
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> record = finish_job("work", "labels.jsonl")
+    >>> job = OpenedJob(JobStore("work", "demo"), record, record.plan, resumed=True, done=False)
+    >>> RunSession(job, record.recipe, WholeJob(job), watch=print, began=0.0).progress.rows_total
+    3
     """
 
     _held: HeldJob

@@ -33,6 +33,15 @@ class WholeJob:
         The job.
     correction
         For a job that stopped and is finished on its input as it is now.
+
+    Examples
+    --------
+    >>> from daskinfer.storage.jobs.store import JobStore
+    >>> from daskinfer.testing.fixtures.jobs import finish_job
+    >>> record = finish_job("work", "labels.jsonl")
+    >>> work = WholeJob(OpenedJob(JobStore("work", "demo"), record, record.plan, resumed=True, done=False))
+    >>> work.progress.rows_total, work.needs_retry
+    (3, False)
     """
 
     snapshots: SnapshotManager
