@@ -28,6 +28,15 @@ class Admission:
         Called with the addresses of workers that can be used, before they are.
     say
         Told of every worker that is left alone, in a line, once.
+
+    Examples
+    --------
+    >>> from unittest.mock import Mock
+    >>> client = Mock(sync=lambda *_: {"tcp://a:1": ("1.0", digest_source()), "tcp://b:1": (None, "no such module")})
+    >>> admission = Admission(client, say=print)
+    >>> admission.admit(["tcp://a:1", "tcp://b:1"])
+    worker tcp://b:1 is left alone: it has no daskinfer (no such module)
+    {'tcp://a:1'}
     """
 
     def __init__(
@@ -100,6 +109,15 @@ def describe_scheduler(client: Client) -> None:
     ------
     JobFailed
         It has another daskinfer, or none.
+
+    Examples
+    --------
+    >>> from unittest.mock import Mock
+    >>> describe_scheduler(Mock(run_on_scheduler=lambda probe: probe()))
+    >>> describe_scheduler(Mock(run_on_scheduler=lambda probe: ("0.1", "sha256:ab")))
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.JobFailed: the scheduler ... cannot be used: it has another version of daskinfer (0.1, ...
     """
     found: Description = client.run_on_scheduler(_make_probe())
     if why := _find_fault(found):

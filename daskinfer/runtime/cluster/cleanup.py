@@ -33,6 +33,12 @@ class Cleanup(SchedulerPlugin):
         Id of the driver's client.
     allowed_failures
         What the scheduler's limit was before any driver came.
+
+    Examples
+    --------
+    >>> plugin = Cleanup("Client-1", allowed_failures=3)
+    >>> plugin.name == name_of("Client-1"), plugin.workers
+    (True, set())
     """
 
     def __init__(self, client: str, allowed_failures: int) -> None:
@@ -81,22 +87,52 @@ def _nothing() -> asyncio.Task[None]:
 
 
 def name_of(client: str) -> str:
-    """Return the name of the plugin of a client's driver."""
+    """Return the name of the plugin of a client's driver.
+
+    Examples
+    --------
+    >>> name_of("Client-1").endswith("Client-1")
+    True
+    """
     return f"{_PREFIX}{client}"
 
 
 def arrive(client: Client) -> None:
-    """Let the scheduler know of a driver before it brings anything."""
+    """Let the scheduler know of a driver before it brings anything.
+
+    Examples
+    --------
+    >>> from unittest.mock import Mock
+    >>> client = Mock(id="Client-1")
+    >>> arrive(client)
+    >>> client.run_on_scheduler.call_args.args[1]
+    'Client-1'
+    """
     client.run_on_scheduler(_install, client.id)
 
 
 def bring(client: Client, workers: Sequence[str] = (), job: str = "", member: str = "", tags: str = "") -> None:
-    """Tell the scheduler what a driver is about to bring: settings of workers, and tags that begin with `tags`."""
+    """Tell the scheduler what a driver is about to bring: settings of workers, and tags that begin with `tags`.
+
+    Examples
+    --------
+    >>> from unittest.mock import Mock
+    >>> client = Mock(id="Client-1")
+    >>> bring(client, ["tcp://a:1"], job="demo", tags="demo/")
+    >>> client.run_on_scheduler.call_args.args[2:]
+    (['tcp://a:1'], 'demo', '', 'demo/')
+    """
     client.run_on_scheduler(_note, name_of(client.id), list(workers), job, member, tags)
 
 
 def take_leave(client: Client) -> None:
-    """Take away what this client's driver brought, and return when it is gone, or soon after."""
+    """Take away what this client's driver brought, and return when it is gone, or soon after.
+
+    Examples
+    --------
+    >>> from unittest.mock import Mock
+    >>> take_leave(Mock(id="Client-1", run_on_scheduler=Mock(side_effect=TimeoutError)))
+    """
     with suppress(TimeoutError):
         client.run_on_scheduler(_take_leave, name_of(client.id), callback_timeout=3 * LEAVE_SECONDS)
 
@@ -154,7 +190,16 @@ class _Available(dict[str, float]):
 
 
 def forget_tags(scheduler: Scheduler, tags: str) -> None:
-    """Let the scheduler forget that there ever were resources of these names."""
+    """Let the scheduler forget that there ever were resources of these names.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> scheduler = SimpleNamespace(workers={}, resources={"demo/stage-0": {}, "GPU": {}})
+    >>> forget_tags(scheduler, "demo/")
+    >>> scheduler.resources
+    {'GPU': {}}
+    """
     if not tags:
         return
     for worker in scheduler.workers.values():

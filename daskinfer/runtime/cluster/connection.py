@@ -41,6 +41,15 @@ def find_workers(cluster: recipes.Cluster, say: Callable[[str], None] = lambda l
         Which one.
     say
         Told of every worker that is left alone.
+
+    Examples
+    --------
+    >>> from unittest.mock import patch
+    >>> from daskinfer.testing.fixtures.plans import make_worker
+    >>> with patch(f"{__name__}.find_device", return_value=make_worker("a").device):
+    ...     found = find_workers(recipes.Cluster(local=recipes.LocalCluster(workers=2)))
+    >>> [worker.address for worker in found]
+    ['local-0', 'local-1']
     """
     if cluster.address is not None:
         with dask.config.set(_QUIET), silence_logging_cmgr(logging.CRITICAL), _connect(cluster.address) as client:
@@ -59,7 +68,12 @@ def find_workers(cluster: recipes.Cluster, say: Callable[[str], None] = lambda l
 
 
 def start_imports(cluster: recipes.Cluster) -> None:
-    """Let what a local cluster's workers need be imported from now on, while the driver does other things."""
+    """Let what a local cluster's workers need be imported from now on, while the driver does other things.
+
+    Examples
+    --------
+    >>> start_imports(recipes.Cluster(address="tcp://10.0.0.7:8786"))  # the workers of others have imported it
+    """
     if cluster.address is None:
         start_fork_server(cluster.workers)
 
@@ -111,7 +125,18 @@ def open_cluster(
 
 
 def measure_workers(client: Client, workers: list[str]) -> list[WorkerShape]:
-    """Return those of some workers that are connected now, with what they compute on."""
+    """Return those of some workers that are connected now, with what they compute on.
+
+    Examples
+    --------
+    >>> from unittest.mock import Mock, patch
+    >>> from daskinfer.testing.fixtures.plans import make_worker
+    >>> client = Mock(run=lambda *_, **__: {"tcp://a:1": make_worker("a").device, "tcp://b:1": OSError("it is gone")})
+    >>> shapes = [make_worker("tcp://a:1"), make_worker("tcp://b:1")]
+    >>> with patch(f"{__name__}.worker_shapes", return_value=shapes):
+    ...     [worker.address for worker in measure_workers(client, ["tcp://a:1", "tcp://b:1"])]
+    ['tcp://a:1']
+    """
     # One that is gone, or stops answering, is not counted on.
     found: dict[str, DeviceShape | BaseException] = client.run(find_device, workers=workers, on_error="return")
     return [
@@ -122,27 +147,66 @@ def measure_workers(client: Client, workers: list[str]) -> list[WorkerShape]:
 
 
 def current_connection(client: Client) -> object:
-    """Return a client's connection to its scheduler; a client that finds its scheduler again has another one."""
+    """Return a client's connection to its scheduler; a client that finds its scheduler again has another one.
+
+    Examples
+    --------
+    >>> from unittest.mock import Mock
+    >>> client = Mock(status="running")
+    >>> is_connected(client, current_connection(client))
+    True
+    """
     return client.scheduler_comm
 
 
 def is_connected(client: Client, connection: object) -> bool:
-    """Whether a client still has a connection; if not, all its futures are lost."""
+    """Whether a client still has a connection; if not, all its futures are lost.
+
+    Examples
+    --------
+    >>> from unittest.mock import Mock
+    >>> client = Mock(status="running")
+    >>> before = current_connection(client)
+    >>> client.scheduler_comm = Mock()  # it has found its scheduler again
+    >>> is_connected(client, before)
+    False
+    """
     return client.status == "running" and client.scheduler_comm is connection
 
 
 def says_closed(error: BaseException) -> bool:
-    """Whether an error says that a connection is closed; the client itself may find out later."""
+    """Whether an error says that a connection is closed; the client itself may find out later.
+
+    Examples
+    --------
+    >>> says_closed(CommClosedError("closed")), says_closed(ValueError("no such row"))
+    (True, False)
+    """
     return isinstance(error, CommClosedError)
 
 
 def worker_shapes(client: Client) -> list[WorkerShape]:
-    """Return the workers that are connected now."""
+    """Return the workers that are connected now.
+
+    Examples
+    --------
+    >>> from unittest.mock import patch
+    >>> identity = {"nthreads": 2, "memory_limit": None, "resources": {"GPU": 1}}
+    >>> with patch(f"{__name__}.identify_workers", return_value={"tcp://a:1": identity}):
+    ...     [(worker.address, worker.threads) for worker in worker_shapes(None)]
+    [('tcp://a:1', 2)]
+    """
     return [shape_worker(address, worker) for address, worker in identify_workers(client).items()]
 
 
 def shape_worker(address: str, identity: dict[str, Any]) -> WorkerShape:
-    """Make a worker's shape from what the scheduler says of it."""
+    """Make a worker's shape from what the scheduler says of it.
+
+    Examples
+    --------
+    >>> shape_worker("tcp://a:1", {"nthreads": 2, "memory_limit": None, "resources": {"GPU": 1}}).resources
+    {'GPU': 1.0}
+    """
     return WorkerShape(
         address=address,
         threads=identity["nthreads"],

@@ -155,7 +155,14 @@ def _deaf() -> Iterator[None]:
 
 
 def memory_of_worker(local: recipes.LocalCluster) -> int:
-    """Return the bytes that each local worker may use."""
+    """Return the bytes that each local worker may use.
+
+    Examples
+    --------
+    >>> both, each = (memory_of_worker(recipes.LocalCluster(workers=workers)) for workers in (1, 2))
+    >>> both // 2 == each
+    True
+    """
     # Dask gives no worker more than it reads itself, which counts reservations and the user's own limit too.
     allowed: int = min(memory_limit(), system.memory_limit())
     return allowed // local.workers

@@ -31,6 +31,14 @@ def grant_tags(client: Client, worker: str, tags: Mapping[str, float]) -> None:
         The worker does not answer. It hears of the resources should it wake, and the tasks are not woken.
     OSError
         The worker cannot be reached.
+
+    Examples
+    --------
+    >>> from unittest.mock import Mock, patch
+    >>> with patch(f"{__name__}.call_workers") as call:
+    ...     grant_tags(Mock(), "tcp://a:1", {"demo/stage-0": 1})
+    >>> call.call_args.args[-1]
+    {'demo/stage-0': 1}
     """
     call_workers(client, [worker], ANSWER_SECONDS, _set_resources, dict(tags))
     client.run_on_scheduler(_kick)
@@ -52,6 +60,17 @@ def close_tags(client: Client, closing: Sequence[tuple[str, Sequence[str], bool]
     -------
     list of bool or None
         For each, whether it has finished; None where the worker is gone.
+
+    Examples
+    --------
+    >>> import asyncio
+    >>> from types import SimpleNamespace
+    >>> from unittest.mock import Mock
+    >>> worker = SimpleNamespace(resources={"demo/stage-0": 1}, processing=())
+    >>> scheduler = SimpleNamespace(workers={"tcp://a:1": worker}, resources={})
+    >>> client = Mock(run_on_scheduler=lambda function, closing: asyncio.run(function(closing, scheduler)))
+    >>> close_tags(client, [("tcp://a:1", ["demo/stage-0"], False), ("tcp://b:1", ["demo/stage-0"], False)])
+    [True, None]
     """
     found: list[bool | None] = client.run_on_scheduler(_close_tags, list(closing))
     return found
@@ -102,6 +121,16 @@ def verify_restrictions(client: Client, resources: Mapping[Key, Mapping[str, flo
     ------
     JobFailed
         A task lost its resources: it could have run on any worker, with any weights.
+
+    Examples
+    --------
+    >>> from unittest.mock import Mock
+    >>> key = ("demo", "stage-0", 7)
+    >>> verify_restrictions(Mock(run_on_scheduler=lambda *_: {key: {"GPU": 1}}), {key: {"GPU": 1}}, [key])
+    >>> verify_restrictions(Mock(run_on_scheduler=lambda *_: {key: {}}), {key: {"GPU": 1}}, [key])
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.JobFailed: the scheduler lost the restrictions of task ('demo', 'stage-0', 7): ...
     """
     found = client.run_on_scheduler(_read_restrictions, list(resources), list(held))
     if missing := [key for key in held if key not in found]:

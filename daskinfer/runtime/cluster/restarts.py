@@ -17,6 +17,15 @@ def restart_worker(client: Client, worker: str) -> None:
 
     A worker without a nanny is told to close, which it hears when it can. One whose nanny cannot be reached finds out by
     its next heartbeat that it is no longer wanted, and closes.
+
+    Examples
+    --------
+    >>> import asyncio
+    >>> from types import SimpleNamespace
+    >>> from unittest.mock import Mock
+    >>> scheduler = SimpleNamespace(workers={})  # the worker is gone already
+    >>> client = Mock(run_on_scheduler=lambda function, worker: asyncio.run(function(worker, scheduler)))
+    >>> restart_worker(client, "tcp://a:1")
     """
     client.run_on_scheduler(_restart, worker)
 

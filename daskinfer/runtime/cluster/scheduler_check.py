@@ -26,6 +26,13 @@ def confirm_scheduler(address: str) -> None:
         It is no address, or one that Dask's settings do not fit.
     JobFailed
         Nobody answers there, or somebody else does.
+
+    Examples
+    --------
+    >>> confirm_scheduler("nowhere://10.0.0.7:8786")
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.RecipeError: cluster.address: nowhere://10.0.0.7:8786 is not a usable address: ...
     """
     try:
         identity = _ask_in_time(address)

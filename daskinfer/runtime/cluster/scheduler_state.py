@@ -46,7 +46,14 @@ AssignedTask = tuple[Any, str, float | None, frozenset[str]]
 
 
 def identify_workers(client: Client) -> dict[str, dict[str, Any]]:
-    """Return what the scheduler says of each worker that is connected now."""
+    """Return what the scheduler says of each worker that is connected now.
+
+    Examples
+    --------
+    >>> from unittest.mock import Mock
+    >>> identify_workers(Mock(sync=lambda *_, **__: {"workers": {"tcp://a:1": {"nthreads": 2}}}))
+    {'tcp://a:1': {'nthreads': 2}}
+    """
     # Not `Client.scheduler_info`: it returns what the client last heard, and that is without workers whenever the client
     # has asked for itself in this moment, which it does every two seconds.
     found: dict[str, dict[str, Any]] = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
@@ -54,13 +61,36 @@ def identify_workers(client: Client) -> dict[str, dict[str, Any]]:
 
 
 def look_at_workers(client: Client, requires: Mapping[str, float]) -> ClusterSnapshot:
-    """Return what the scheduler knows of the workers that declare some tags."""
+    """Return what the scheduler knows of the workers that declare some tags.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> from unittest.mock import Mock
+    >>> status, metrics = SimpleNamespace(name="paused"), {"memory": 900}
+    >>> facts = {"last_seen": 5.0, "status": status, "metrics": metrics, "memory_limit": 1000, "resources": {"GPU": 1}}
+    >>> scheduler = SimpleNamespace(workers={"tcp://a:1": SimpleNamespace(**facts)})
+    >>> client = Mock(run_on_scheduler=lambda function, requires: function(requires, scheduler))
+    >>> look_at_workers(client, {"GPU": 1}).sightings
+    [WorkerSnapshot(worker='tcp://a:1', last_seen=5.0, paused=True, used=900, limit=1000)]
+    """
     found: ClusterSnapshot = client.run_on_scheduler(_read_workers, dict(requires))
     return found
 
 
 def list_assigned_tasks(client: Client, job: str) -> list[AssignedTask]:
-    """Return every task of a job that is assigned to a worker."""
+    """Return every task of a job that is assigned to a worker.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> from unittest.mock import Mock
+    >>> task = SimpleNamespace(key=("demo", "stage-0", 7), dependencies=())
+    >>> worker = SimpleNamespace(last_seen=0.0, executing={}, processing=[task], address="tcp://a:1")
+    >>> scheduler = SimpleNamespace(workers={"tcp://a:1": worker})
+    >>> list_assigned_tasks(Mock(run_on_scheduler=lambda function, job: function(job, scheduler)), "demo")
+    [(('demo', 'stage-0', 7), 'tcp://a:1', None, frozenset())]
+    """
     found: list[AssignedTask] = client.run_on_scheduler(_read_processing, job)
     return found
 

@@ -11,7 +11,16 @@ from distributed import Client
 
 @contextmanager
 def hear_topic(client: Client, topic: str, hear: Callable[[Any], None]) -> Iterator[None]:
-    """Hear the messages of a topic, in a thread of the client's."""
+    """Hear the messages of a topic, in a thread of the client's.
+
+    Examples
+    --------
+    >>> from unittest.mock import Mock
+    >>> client = Mock()
+    >>> with hear_topic(client, "daskinfer-loading", print):
+    ...     client.subscribe_topic.call_args.args[1]((0.0, {"bytes": 1000}))
+    {'bytes': 1000}
+    """
 
     def take(event: tuple[float, Any]) -> None:
         hear(event[1])
@@ -26,7 +35,16 @@ def hear_topic(client: Client, topic: str, hear: Callable[[Any], None]) -> Itera
 def hear_workers(
     client: Client, added: Callable[[str], None], removed: Callable[[str, Sequence[object]], None]
 ) -> AbstractContextManager[None]:
-    """Hear of workers that come, and of those that go with the keys of their tasks, in a thread of the client's."""
+    """Hear of workers that come, and of those that go with the keys of their tasks, in a thread of the client's.
+
+    Examples
+    --------
+    >>> from unittest.mock import Mock
+    >>> client = Mock()
+    >>> with hear_workers(client, added=print, removed=print):
+    ...     client.subscribe_topic.call_args.args[1]((0.0, {"action": "add-worker", "worker": "tcp://a:1"}))
+    tcp://a:1
+    """
 
     def hear(message: Any) -> None:
         if not isinstance(message, dict):

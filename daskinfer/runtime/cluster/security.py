@@ -37,7 +37,13 @@ class TemporarySecurity(Security):
 
 
 def make_security() -> TemporarySecurity:
-    """Make the security of one cluster; its processes get it over the pipes that they are started with."""
+    """Make the security of one cluster; its processes get it over the pipes that they are started with.
+
+    Examples
+    --------
+    >>> make_security().require_encryption
+    True
+    """
     certificate, key = make_certificate("daskinfer")
     roles = ("client", "scheduler", "worker")
     return TemporarySecurity(
@@ -53,6 +59,12 @@ def private_folder() -> str:
     """Return a folder for the files of workers that no other user can read or put anything into.
 
     It is the same one each time, so that Dask finds there what killed workers left behind, and deletes it.
+
+    Examples
+    --------
+    >>> with dask.config.set({"temporary-directory": "tmp"}):
+    ...     oct(Path(private_folder()).stat().st_mode & 0o777)
+    '0o700'
     """
     parent = Path(dask.config.get("temporary-directory") or tempfile.gettempdir())
     folder = parent / f"daskinfer-{os.getuid()}"

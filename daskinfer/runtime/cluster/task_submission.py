@@ -14,7 +14,15 @@ from daskinfer.graphs.build import Key, TaskGraph
 
 
 def submit_tasks(client: Client, graph: TaskGraph, priority: int, workers: list[str] | None = None) -> list[Future]:
-    """Submit tasks, some of them to no workers but these, and return the futures of what is wanted."""
+    """Submit tasks, some of them to no workers but these, and return the futures of what is wanted.
+
+    Examples
+    --------
+    >>> from unittest.mock import Mock
+    >>> client = Mock(get=lambda expression, keys, sync: keys)
+    >>> submit_tasks(client, TaskGraph(tasks={}, wanted=(("demo", "read", 5),), resources={}), priority=0)
+    [('demo', 'read', 5)]
+    """
     pins: dict[str, Any] = {"resources": partial(_look_up, graph.resources), "priority": priority}
     if workers is not None:
         pins |= {"workers": workers, "allow_other_workers": False}
@@ -24,7 +32,14 @@ def submit_tasks(client: Client, graph: TaskGraph, priority: int, workers: list[
 
 
 def make_expression(graph: TaskGraph) -> LLGExpr:
-    """Return the tasks as Dask sends them; else it would hash every argument of every task for a name."""
+    """Return the tasks as Dask sends them; else it would hash every argument of every task for a name.
+
+    Examples
+    --------
+    >>> graph = TaskGraph(tasks={}, wanted=(), resources={})
+    >>> make_expression(graph)._name == make_expression(graph)._name
+    False
+    """
     return LLGExpr(graph.tasks, _determ_token=uuid4().hex)
 
 

@@ -49,7 +49,14 @@ def _is_cleared() -> bool:
 
 
 class Minefield(nn.Module):
-    """Layers over (rows, 4)."""
+    """Layers over (rows, 4).
+
+    Examples
+    --------
+    >>> with torch.inference_mode():
+    ...     {name: tuple(value.shape) for name, value in Minefield(depth=2)(torch.zeros(3, FEATURES)).items()}
+    {'sums': (3, 4)}
+    """
 
     def __init__(self, depth: int) -> None:
         super().__init__()
@@ -65,5 +72,11 @@ class Minefield(nn.Module):
 
 
 def make_minefield() -> nn.Module:
-    """Return a model that takes `features` (rows, 4)."""
+    """Return a model that takes `features` (rows, 4).
+
+    Examples
+    --------
+    >>> len(make_minefield().layers)
+    2
+    """
     return fill_weights(Minefield(2))

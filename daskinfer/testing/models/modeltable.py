@@ -42,7 +42,14 @@ _WITHOUT_ROWS = ("one position bias for all rows", "position biases for all rows
 
 
 def without_weights(model: nn.Module) -> nn.Module:
-    """Return a copy of a model with its parameters on the meta device."""
+    """Return a copy of a model with its parameters on the meta device.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.models.ownmodels import make_own
+    >>> {parameter.device.type for parameter in without_weights(make_own()).parameters()}
+    {'meta'}
+    """
     empty = copy.deepcopy(model)
     replace_state(empty, state_names(empty), lambda name, tensor: tensor.to("meta"))
     return empty
@@ -79,14 +86,28 @@ def describe_case(case: ZooCase, model: nn.Module, outline: Outline) -> str:
 
 
 def fill_page(page: str, rows: Iterable[str]) -> str:
-    """Return a page with these rows in its table."""
+    """Return a page with these rows in its table.
+
+    Examples
+    --------
+    >>> page = fill_page(f"before {BEGIN}{END} after", ["| BERT |"])
+    >>> read_rows(page)
+    ['| BERT |']
+    """
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     return before + BEGIN + "".join(f"{line}\n" for line in (*HEAD, *rows)) + END + after
 
 
 def read_rows(page: str) -> list[str]:
-    """Return the rows of a page's table."""
+    """Return the rows of a page's table.
+
+    Examples
+    --------
+    >>> page = fill_page(f"before {BEGIN}{END} after", ["| BERT |", "| Llama |"])
+    >>> read_rows(page)
+    ['| BERT |', '| Llama |']
+    """
     table = page.partition(BEGIN)[2].partition(END)[0].splitlines()
     return table[len(HEAD) :]
 

@@ -21,7 +21,14 @@ class _Block(nn.Module):
 
 
 class OwnModel(nn.Module):
-    """A stem, a body of blocks that all take a gate computed before them, and a head with two outputs."""
+    """A stem, a body of blocks that all take a gate computed before them, and a head with two outputs.
+
+    Examples
+    --------
+    >>> model = OwnModel(features=8, width=16, depth=2)
+    >>> {name: tuple(value.shape) for name, value in model(torch.zeros(3, 8)).items()}
+    {'scores': (3, 3), 'norm': (3,)}
+    """
 
     def __init__(self, features: int, width: int, depth: int) -> None:
         super().__init__()
@@ -53,7 +60,13 @@ class _Convolution(nn.Module):
 
 
 class UNet(nn.Module):
-    """Two lists of blocks with a skip from each block of the first to one of the second."""
+    """Two lists of blocks with a skip from each block of the first to one of the second.
+
+    Examples
+    --------
+    >>> tuple(UNet(channels=3, width=4, depth=2)(torch.zeros(1, 3, 16, 16))["mask"].shape)
+    (1, 2, 16, 16)
+    """
 
     def __init__(self, channels: int, width: int, depth: int) -> None:
         super().__init__()
@@ -78,17 +91,35 @@ class UNet(nn.Module):
 
 
 def make_own() -> nn.Module:
-    """Return a model that takes `features` (rows, 8)."""
+    """Return a model that takes `features` (rows, 8).
+
+    Examples
+    --------
+    >>> tuple(make_own()(torch.zeros(3, 8))["scores"].shape)
+    (3, 3)
+    """
     return fill_weights(OwnModel(8, 16, 4))
 
 
 def make_unet() -> nn.Module:
-    """Return a U-Net that takes `image` (rows, 3, 16, 16)."""
+    """Return a U-Net that takes `image` (rows, 3, 16, 16).
+
+    Examples
+    --------
+    >>> tuple(make_unet()(torch.zeros(1, 3, 16, 16))["mask"].shape)
+    (1, 2, 16, 16)
+    """
     return fill_weights(UNet(3, 4, 3))
 
 
 def make_sequential() -> nn.Module:
-    """Return an `nn.Sequential` that takes (rows, 8) and returns (rows, 5)."""
+    """Return an `nn.Sequential` that takes (rows, 8) and returns (rows, 5).
+
+    Examples
+    --------
+    >>> tuple(make_sequential()(torch.zeros(3, 8)).shape)
+    (3, 5)
+    """
     hidden = [module for _ in range(4) for module in (nn.Linear(16, 16), nn.GELU())]
     return fill_weights(nn.Sequential(nn.Linear(8, 16), *hidden, nn.Linear(16, 5)))
 
@@ -97,6 +128,12 @@ def fill_weights(model: nn.Module, seed: int = 0) -> nn.Module:
     """Fill a model with seeded random weights of a size that keeps numbers near 1; return it in evaluation mode.
 
     Statistics of batch norms are filled too, so that a model which loses them is told from one which keeps them.
+
+    Examples
+    --------
+    >>> one, other = (fill_weights(nn.Linear(2, 2), seed=1) for _ in range(2))
+    >>> torch.equal(one.weight, other.weight), one.training
+    (True, False)
     """
     generator = torch.Generator().manual_seed(seed)
     statistics = [(name, buffer) for name, buffer in model.named_buffers() if ".running_" in name]

@@ -56,6 +56,14 @@ def run_unsplit(
     list of numpy.ndarray
         `embed`: embeddings (rows, width). `classify`: logits (rows, classes). `score`: log-probabilities (rows,); with
         `per_token` those of a causal model's tokens, (rows, tokens), NaN where nothing is predicted.
+
+    Examples
+    --------
+    >>> from daskinfer.testing.models.tinymodels import make_tiny_bert
+    >>> folder = make_tiny_bert(Path("tiny"), layers=1)
+    >>> batch = {"input_ids": np.array([[2, 5, 3]]), "attention_mask": np.ones((1, 3), np.int64)}
+    >>> [embeddings.shape for embeddings in run_unsplit(folder, [batch])]
+    [(1, 32)]
     """
     options = options or ModelOptions()
     architecture = parse_json((directory / "config.json").read_text())["architectures"][0]

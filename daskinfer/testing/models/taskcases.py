@@ -107,6 +107,11 @@ def tested_tasks(case: ZooCase) -> dict[str, tuple[str, ...]]:
 
     Where two families have one type of configuration, such as T5 and its encoder alone, a class that is the
     architecture of one counts for that one only.
+
+    Examples
+    --------
+    >>> tested_tasks(next(case for case in ZOO if case.config is None))
+    {}
     """
     if case.config is None:
         return {}

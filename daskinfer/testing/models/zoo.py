@@ -61,6 +61,12 @@ def make_inputs(case: ZooCase, rows: int, length: int, seed: int) -> dict[str, T
     """Return inputs of a case for `rows` rows padded to `length` tokens; the same arguments give the same values.
 
     Rows end at random where the model takes a mask: the first is never padded, the last is where there are several.
+
+    Examples
+    --------
+    >>> inputs = make_inputs(ZOO[0], rows=2, length=5, seed=0)
+    >>> {name: tuple(value.shape) for name, value in inputs.items()}
+    {'input_ids': (2, 5), 'attention_mask': (2, 5)}
     """
     generator = torch.Generator().manual_seed(seed)
     ends = torch.randint(1, length + 1, (rows,), generator=generator)
@@ -83,7 +89,15 @@ def make_inputs(case: ZooCase, rows: int, length: int, seed: int) -> dict[str, T
 
 
 def make_model(architecture: str, config: Mapping[str, Any]) -> nn.Module:
-    """Return a model of transformers, float32 with seeded random weights in evaluation mode."""
+    """Return a model of transformers, float32 with seeded random weights in evaluation mode.
+
+    Examples
+    --------
+    >>> bert = next(case for case in ZOO if case.name == "bert")
+    >>> model = make_model(bert.architecture, bert.config)
+    >>> type(model).__name__, model.training
+    ('BertModel', False)
+    """
     model_class: Any = getattr(transformers, architecture)
     return fill_weights(instantiate(model_class, make_config(config), torch.float32))
 

@@ -21,7 +21,13 @@ Family = tuple[str, str, str, str, str, dict[str, Any]]
 
 
 def family(name: str, family: str, architecture: str, kind: str, model_type: str, **options: Any) -> Family:
-    """Return a family of the zoo."""
+    """Return a family of the zoo.
+
+    Examples
+    --------
+    >>> family("ibert", "I-BERT", "IBertModel", "text", "ibert", num_hidden_layers=2)
+    ('ibert', 'I-BERT', 'IBertModel', 'text', 'ibert', {'num_hidden_layers': 2})
+    """
     return name, family, architecture, kind, model_type, options
 
 

@@ -9,5 +9,13 @@ VARIABLE = "DASKINFER_CAMPAIGN"
 
 
 def campaign_size(short: int, long: int) -> int:
-    """Return how many examples, runs or schedules a test tries: `long` in a campaign, else `short`."""
+    """Return how many examples, runs or schedules a test tries: `long` in a campaign, else `short`.
+
+    Examples
+    --------
+    >>> from unittest.mock import patch
+    >>> with patch.dict(os.environ, {VARIABLE: "1"}):
+    ...     campaign_size(short=10, long=1000)
+    1000
+    """
     return long if os.environ.get(VARIABLE) else short

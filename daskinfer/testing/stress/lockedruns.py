@@ -60,6 +60,13 @@ class Diary:
     ----------
     path
         The file.
+
+    Examples
+    --------
+    >>> diary = Diary(Path("diary"))
+    >>> diary.note("published", number=1)
+    >>> list(diary.read("published")), diary.count()["gone"]
+    ([{'kind': 'published', 'number': 1}], 0)
     """
 
     def __init__(self, path: Path) -> None:
