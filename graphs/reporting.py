@@ -55,9 +55,9 @@ class LoadMeter:
     --------
     >>> from unittest.mock import patch
     >>> from daskinfer.spec.job.generation import SnapshotPin
-    >>> meter = LoadMeter(JobHandle("work", "demo", 1, SnapshotPin(snapshot="sha256:ab")), stage=2)
+    >>> handle = JobHandle("work", "demo", 1, SnapshotPin(snapshot="sha256:ab"))
     >>> with patch.multiple(__name__, _send=lambda topic, message: print(message["bytes"]), _PAUSE=0):
-    ...     meter._due = 0
+    ...     meter = LoadMeter(handle, stage=2)
     ...     meter.add(1000)
     ...     meter.add(500)
     1000

@@ -62,6 +62,7 @@ FINISHED = (
     "daskinfer.reports",
     "daskinfer.runtime.cluster.admission",
     "daskinfer.runtime.cluster.cleanup",
+    "daskinfer.runtime.cluster.forking",
     "daskinfer.runtime.cluster.resource_tags",
     "daskinfer.runtime.cluster.restarts",
     "daskinfer.runtime.cluster.scheduler_check",

@@ -28,6 +28,13 @@ def fork_workers() -> dict[str, Any]:
     -------
     dict
         Empty where forking is not safe: macOS's own libraries do not survive it.
+
+    Examples
+    --------
+    >>> from unittest.mock import patch
+    >>> with patch("sys.platform", "darwin"):
+    ...     fork_workers()
+    {}
     """
     if sys.platform != "linux":
         return {}
@@ -41,5 +48,15 @@ def fork_workers() -> dict[str, Any]:
 
 
 def dask_setup(nanny: Nanny) -> None:
-    """Let a nanny fork its workers; Dask calls it for `--preload-nanny`."""
+    """Let a nanny fork its workers; Dask calls it for `--preload-nanny`.
+
+    Examples
+    --------
+    >>> from unittest.mock import patch
+    >>> method = "distributed.worker.multiprocessing-method"
+    >>> with dask.config.set({method: "spawn"}), patch(f"{__name__}.fork_workers", return_value={method: "forkserver"}):
+    ...     dask_setup(None)
+    ...     dask.config.get(method)
+    'forkserver'
+    """
     dask.config.set(fork_workers())
