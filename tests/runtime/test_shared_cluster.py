@@ -203,5 +203,5 @@ def test_an_address_of_something_else_is_refused_in_time(page: str, silent_port:
     assert "Dask scheduler" in refused(f"tcp://{page}", JobFailed)
     assert "within 2 s" in refused(f"tcp://{silent_port}", JobFailed)
     assert "no Dask scheduler" in refused("tcp://127.0.0.1:1", JobFailed)
-    assert "no address" in refused(f"tls://{silent_port}", RecipeError)
-    assert "no address" in refused("http://127.0.0.1", RecipeError)
+    assert "not a usable address" in refused(f"tls://{silent_port}", RecipeError)
+    assert "not a usable address" in refused("http://127.0.0.1", RecipeError)
