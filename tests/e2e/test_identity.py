@@ -236,7 +236,8 @@ def test_other_code_is_another_job_and_no_worker_may_run_other_code(
     output = bench.folder / "out.zarr"
     interrupt(small(bench), scheduler)
     before = fingerprints(output)
-    monkeypatch.setattr("daskinfer.runtime.jobs.job_resolution.digest_source", lambda: "sha256:other")
+    for module in ("job_resolution", "request_resolution"):
+        monkeypatch.setattr(f"daskinfer.runtime.jobs.{module}.digest_source", lambda: "sha256:other")
     with pytest.raises(OutputOwned, match="daskinfer's code has changed"):
         run(small(bench), scheduler)
     assert fingerprints(output) == before
