@@ -220,7 +220,7 @@ def commit_graph(
     encoded: Key,
     handoffs: Mapping[int, Key],
     attempt: int,
-    convictions: Sequence[PoisonRecord] = (),
+    poison_records: Sequence[PoisonRecord] = (),
 ) -> TaskGraph:
     """Write and commit a partition; wanted: its commit record. A microbatch of poisonous rows alone has no handoff.
 
@@ -234,7 +234,7 @@ def commit_graph(
     """
     key = _key(handle, "commit", partition, attempt)
     passed = List([TaskRef(handoff) for handoff in handoffs.values()])
-    numbers, found = tuple(handoffs), tuple(convictions)
+    numbers, found = tuple(handoffs), tuple(poison_records)
     task = _task(handle, key, commit_partition, handle, TaskRef(rows), TaskRef(encoded), numbers, passed, found)
     return TaskGraph({key: task}, (key,), {key: {job_tag(handle): _JOB_SHARE}})
 

@@ -177,7 +177,7 @@ def commit_partition(
     encoded: Encoded,
     numbers: Sequence[int],
     handoffs: Sequence[Handoff],
-    convictions: Sequence[PoisonRecord],
+    poison_records: Sequence[PoisonRecord],
 ) -> CommitRecord:
     """Put a partition's rows back in order, write them, and commit them exactly once.
 
@@ -187,7 +187,7 @@ def commit_partition(
         The job, the partition, and what the model was given of it.
     numbers, handoffs
         Microbatches and what became of them, in order.
-    convictions
+    poison_records
         Rows that were left out of them.
 
     Raises
@@ -203,8 +203,8 @@ def commit_partition(
     """
     context = open_context(handle)
     passed = dict(zip(numbers, handoffs, strict=True))
-    poison = {row.row: row for conviction in convictions for row in conviction.rows}
-    left_out = {conviction.microbatch: conviction.positions for conviction in convictions}
+    poison = {row.row: row for poison_record in poison_records for row in poison_record.rows}
+    left_out = {poison_record.microbatch: poison_record.positions for poison_record in poison_records}
     computed = [encoded.items(number, left_out.get(number, ())) for number in range(len(encoded.microbatches))]
     trail = _check_trails(context, rows.partition.number, passed)
     arrays = _gather(context, encoded, computed, passed)

@@ -47,16 +47,16 @@ class PoisonRecords:
     def __init__(self, job: str, round: int = 0, epoch: int = 0) -> None:
         self._folder = join_url(job, POISON, *([f"r{round:04d}-e{epoch:04d}"] if round else []))
 
-    def record(self, conviction: PoisonRecord) -> PoisonRecord:
-        """Write a conviction down, and return the one that counts: another driver's where that came first."""
-        name = f"g{conviction.generation:04d}-{conviction.partition:08d}-{conviction.microbatch:06d}.json"
+    def record(self, poison_record: PoisonRecord) -> PoisonRecord:
+        """Write a poison record down, and return the one that counts: another driver's where that came first."""
+        name = f"g{poison_record.generation:04d}-{poison_record.partition:08d}-{poison_record.microbatch:06d}.json"
         url = join_url(self._folder, name)
         # The time keeps two drivers with equal findings from writing equal bytes; either may believe that it was first.
-        stored = {"decided": datetime.now(UTC).isoformat(), **conviction.model_dump(mode="json")}
-        return conviction if create(url, canonical_json(stored)) else _read(url)
+        stored = {"decided": datetime.now(UTC).isoformat(), **poison_record.model_dump(mode="json")}
+        return poison_record if create(url, canonical_json(stored)) else _read(url)
 
     def all(self) -> list[PoisonRecord]:
-        """Read every conviction."""
+        """Read every poison record."""
         urls = [join_url(self._folder, name) for name in list_names(self._folder) if _NAME.fullmatch(name)]
         with ThreadPoolExecutor(_READERS) as pool:
             return list(pool.map(_read, urls))

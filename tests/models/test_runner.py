@@ -14,7 +14,7 @@ from torch import Tensor
 
 from daskinfer.errors import JobFailed
 from daskinfer.ids import make_nonce
-from daskinfer.models.execution.device_transfer import PlainFerry
+from daskinfer.models.execution.device_transfer import PlainTransfer
 from daskinfer.models.execution.devices import find_device
 from daskinfer.models.execution.runner import Forward, Runner, Usage
 from daskinfer.models.tensors import Array
@@ -103,7 +103,7 @@ def test_parts_equal_the_whole(rows: int, limit: int, seen: list[int]) -> None:
 def test_what_failed_is_gone_when_memory_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
     forward, gone = Crowded(4), []
     monkeypatch.setattr(
-        PlainFerry, "free", lambda self: gone.append(forward.failed is None or forward.failed() is None)
+        PlainTransfer, "free", lambda self: gone.append(forward.failed is None or forward.failed() is None)
     )
     run(make_runner(forward), 8, 6)
     assert gone == [True]

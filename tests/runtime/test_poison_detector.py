@@ -21,9 +21,9 @@ from daskinfer.runtime.protocol.actions import (
     Withdraw,
 )
 from daskinfer.runtime.protocol.events import (
-    Convicted,
     Inspected,
     MicrobatchDone,
+    PoisonRecorded,
     Prepared,
     ProbeDone,
     ProbeFailed,
@@ -142,10 +142,17 @@ def test_a_microbatch_that_raises_twice_is_searched_beside_the_others() -> None:
     assert only(actions, Probe) == Probe(0, 0, without=(7,), attempt=4)
     found = only(core.handle(ProbeDone(0, 0), 5), RecordPoison)
     assert isinstance(found, RecordPoison)
-    assert found.conviction.rows == (PoisonRow(row=7, kind="raised", error="the model raised ValueError: boom at ..."),)
-    assert [(attempt.rows, attempt.before) for attempt in found.conviction.attempts] == [(0, 5), (0, 5), (1, 2), (1, 1)]
-    assert core.handle(MicrobatchDone(0, 1), 5) == []  # not before the conviction is written down
-    assert core.handle(Convicted(found.conviction), 6)[0] == Commit(0, 0)
+    assert found.poison_record.rows == (
+        PoisonRow(row=7, kind="raised", error="the model raised ValueError: boom at ..."),
+    )
+    assert [(attempt.rows, attempt.before) for attempt in found.poison_record.attempts] == [
+        (0, 5),
+        (0, 5),
+        (1, 2),
+        (1, 1),
+    ]
+    assert core.handle(MicrobatchDone(0, 1), 5) == []  # not before the poison_record is written down
+    assert core.handle(PoisonRecorded(found.poison_record), 6)[0] == Commit(0, 0)
 
 
 def test_errors_that_are_not_of_the_rows_are_tried_again() -> None:
@@ -241,8 +248,8 @@ def test_what_another_driver_has_found_counts() -> None:
     core.handle(ProbeFailed(0, 0, ValueError("boom")), 0)
     found = only(core.handle(ProbeDone(0, 0), 0), RecordPoison)
     assert isinstance(found, RecordPoison)
-    theirs = found.conviction.model_copy(update={"rows": (PoisonRow(row=1, kind="raised", error="boom"),)})
-    assert only(core.handle(Convicted(theirs), 0), Submit) == Submit(0, (0,), 5)
+    theirs = found.poison_record.model_copy(update={"rows": (PoisonRow(row=1, kind="raised", error="boom"),)})
+    assert only(core.handle(PoisonRecorded(theirs), 0), Submit) == Submit(0, (0,), 5)
     for _ in range(2):
         actions = core.handle(TaskFailed("microbatch", 0, 0, ValueError("boom")), 0)
     assert "although 1 of its rows are left out" in str(only_fail(actions))

@@ -32,12 +32,12 @@ from daskinfer.runtime.protocol.actions import (
 )
 from daskinfer.runtime.protocol.events import (
     Committed,
-    Convicted,
     DrainAsked,
     Event,
     Inspected,
     MemoryPressure,
     MicrobatchDone,
+    PoisonRecorded,
     Prepared,
     ProbeDone,
     ProbeFailed,
@@ -343,10 +343,10 @@ class SimulatedCluster:
         self._fly((action.generation, action.partition, action.number), action.attempt, action.without, is_probe=True)
 
     def record_poison(self, action: RecordPoison) -> None:
-        record = action.conviction
+        record = action.poison_record
         assert set(record.positions) == self.bad_rows(record.partition, record.microbatch)
         self.convicted[record.generation, record.partition, record.microbatch] = set(record.positions)
-        self.todo.append(Convicted(record))
+        self.todo.append(PoisonRecorded(record))
 
     def commit(self, action: Commit) -> None:
         place = (action.generation, action.partition)

@@ -30,7 +30,7 @@ class DeviceTransfer(Protocol):
     def load(self, arrays: Sequence[Array]) -> TransferBatch:
         """Begin to copy arrays to the device; the caller's own are never written to, whatever the module does."""
 
-    def land(self, cargo: TransferBatch) -> list[Tensor]:
+    def land(self, batch: TransferBatch) -> list[Tensor]:
         """Return the tensors for the computing that is queued from now on."""
 
     def fetch(self, tensor: Tensor) -> Tensor:
@@ -46,25 +46,25 @@ class DeviceTransfer(Protocol):
         """Return the most bytes that this process held on the device; 0 where nobody counts."""
 
 
-def make_ferry(device: DeviceShape) -> DeviceTransfer:
-    """Return the ferry to a device.
+def make_transfer(device: DeviceShape) -> DeviceTransfer:
+    """Return how tensors go to a device.
 
     Examples
     --------
     >>> from daskinfer.models.execution.devices import find_cpu
-    >>> type(make_ferry(find_cpu())).__name__
-    'PlainFerry'
+    >>> type(make_transfer(find_cpu())).__name__
+    'PlainTransfer'
     """
-    return StreamFerry() if device.kind == "cuda" else PlainFerry(device.kind)
+    return StreamTransfer() if device.kind == "cuda" else PlainTransfer(device.kind)
 
 
-class PlainFerry:
+class PlainTransfer:
     """One copy after the other, in the calling thread.
 
     Examples
     --------
-    >>> ferry = PlainFerry("cpu")
-    >>> ferry.land(ferry.load([np.float32([1, 2])]))
+    >>> transfer = PlainTransfer("cpu")
+    >>> transfer.land(transfer.load([np.float32([1, 2])]))
     [tensor([1., 2.])]
     """
 
@@ -75,9 +75,9 @@ class PlainFerry:
         """Copy arrays to the device."""
         return TransferBatch([_copy(array).to(self._kind) for array in arrays])
 
-    def land(self, cargo: TransferBatch) -> list[Tensor]:
+    def land(self, batch: TransferBatch) -> list[Tensor]:
         """Return the tensors."""
-        return cargo.tensors
+        return batch.tensors
 
     def fetch(self, tensor: Tensor) -> Tensor:
         """Copy a result to the host."""
@@ -96,7 +96,7 @@ class PlainFerry:
         return torch.mps.driver_allocated_memory() if self._kind == "mps" else 0
 
 
-class StreamFerry:
+class StreamTransfer:
     """Copies through pinned memory on a stream for each direction, while the GPU computes on its own.
 
     torch's allocators keep pinned and device memory from being used again before the streams named to them are done
@@ -114,14 +114,14 @@ class StreamFerry:
             tensors = [tensor.to("cuda", non_blocking=True) for tensor in pinned]
         return TransferBatch(tensors, self._loads.record_event())
 
-    def land(self, cargo: TransferBatch) -> list[Tensor]:
+    def land(self, batch: TransferBatch) -> list[Tensor]:
         """Let the computing wait for these copies."""
         computing = torch.cuda.current_stream()
-        if cargo.loaded is not None:
-            computing.wait_event(cargo.loaded)
-        for tensor in cargo.tensors:
+        if batch.loaded is not None:
+            computing.wait_event(batch.loaded)
+        for tensor in batch.tensors:
             tensor.record_stream(computing)
-        return cargo.tensors
+        return batch.tensors
 
     def fetch(self, tensor: Tensor) -> Tensor:
         """Queue the copy of a result into pinned memory, after what computes it."""

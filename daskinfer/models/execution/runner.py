@@ -11,7 +11,7 @@ from torch import Tensor
 
 from daskinfer.errors import JobFailed
 from daskinfer.models.execution.device_errors import explain_failures, is_out_of_memory
-from daskinfer.models.execution.device_transfer import TransferBatch, make_ferry
+from daskinfer.models.execution.device_transfer import TransferBatch, make_transfer
 from daskinfer.models.tensors import Array, tensor_to_array
 from daskinfer.spec.outline import TensorSpec
 from daskinfer.spec.plan import DeviceShape
@@ -86,7 +86,7 @@ class Runner:
         self._key = (snapshot, device.name)
         self._device = device
         self._threads = threads
-        self._ferry = make_ferry(device)
+        self._transfer = make_transfer(device)
         self._lock = threading.Lock()
         self._out_of_memory = 0
         self._peak = 0
@@ -136,9 +136,9 @@ class Runner:
                     told = str(error).partition("\n")[0]
                 # Only here, where the traceback no longer holds the tensors of what failed, can they be freed. All
                 # rows run again, so that the parts, which decide bits, follow from the ceiling alone.
-                self._ferry.free()
+                self._transfer.free()
                 self._lower_ceiling(size, length, told)
-            self._peak = max(self._peak, self._ferry.peak())
+            self._peak = max(self._peak, self._transfer.peak())
             return self._join(parts)
 
     def _part_rows(self, rows: int, length: int) -> int:
@@ -164,12 +164,12 @@ class Runner:
         self, inputs: Mapping[str, Array], received: tuple[Array, ...], rows: int, size: int
     ) -> list[list[Tensor]]:
         parts = []
-        cargo = self._load(inputs, received, slice(0, size))
+        batch = self._load(inputs, received, slice(0, size))
         for end in range(size, rows + size, size):
-            parts.append([self._ferry.fetch(tensor) for tensor in self._compute(tuple(inputs), cargo)])
+            parts.append([self._transfer.fetch(tensor) for tensor in self._compute(tuple(inputs), batch)])
             if end < rows:  # the device still computes
-                cargo = self._load(inputs, received, slice(end, end + size))
-        self._ferry.finish()
+                batch = self._load(inputs, received, slice(end, end + size))
+        self._transfer.finish()
         return parts
 
     def _load(self, inputs: Mapping[str, Array], received: tuple[Array, ...], rows: slice) -> TransferBatch:
@@ -177,10 +177,10 @@ class Runner:
             array if axis is None else array[(slice(None),) * axis + (rows,)]
             for array, axis in zip(received, self._received_axes, strict=True)
         )
-        return self._ferry.load([*(array[rows] for array in inputs.values()), *taken])
+        return self._transfer.load([*(array[rows] for array in inputs.values()), *taken])
 
-    def _compute(self, names: tuple[str, ...], cargo: TransferBatch) -> list[Tensor]:
-        tensors = self._ferry.land(cargo)
+    def _compute(self, names: tuple[str, ...], batch: TransferBatch) -> list[Tensor]:
+        tensors = self._transfer.land(batch)
         inputs = {
             name: tensor.to(self._dtype) if tensor.is_floating_point() else tensor
             for name, tensor in zip(names, tensors, strict=False)

@@ -51,7 +51,7 @@ from daskinfer.runtime.protocol.actions import (
     Switch,
     Withdraw,
 )
-from daskinfer.runtime.protocol.events import Committed, Compared, Convicted, Event, GenerationOpened
+from daskinfer.runtime.protocol.events import Committed, Compared, Event, GenerationOpened, PoisonRecorded
 from daskinfer.runtime.state_machine.machine import StateMachine
 from daskinfer.spec.comparison import PartComparison
 from daskinfer.spec.job.poison import PoisonRecord
@@ -130,7 +130,7 @@ class Performers:
         match event:
             case GenerationOpened(pin):
                 self._handles[pin.generation] = replace(self._context.handle, pin=pin)
-            case Convicted(record):
+            case PoisonRecorded(record):
                 self.submissions.leave_out(record)
             case Compared(part):
                 self._comparison = merge_parts([self._comparison, part] if self._comparison else [part])

@@ -14,11 +14,11 @@ from daskinfer.runtime.protocol.actions import Adopt, ClaimBlocks, LookAtAlias, 
 from daskinfer.runtime.protocol.events import (
     AliasSeen,
     AliasUnseen,
-    Convicted,
     Event,
     GenerationOpened,
     GenerationRefused,
     Judged,
+    PoisonRecorded,
     Switched,
 )
 from daskinfer.runtime.snapshots.gate_verdict import tell_verdict
@@ -30,7 +30,7 @@ from daskinfer.storage.objects.backoff import outlast
 
 
 class StorageRequests:
-    """A thread for the keeper's slow calls.
+    """A thread for what is slow in storage.
 
     Parameters
     ----------
@@ -82,8 +82,8 @@ class StorageRequests:
                 self._ask(partial(self._open, pin))
             case Adopt(generation):
                 self._ask(partial(self._snapshots.log.adopt, generation))
-            case RecordPoison(conviction):
-                self._ask(lambda: Convicted(self._snapshots.convictions.record(conviction)))
+            case RecordPoison(poison_record):
+                self._ask(lambda: PoisonRecorded(self._snapshots.poison_records.record(poison_record)))
             case Switch(pin, partitions):
                 self._ask(partial(self._switch, pin, partitions))
             case ClaimBlocks():

@@ -97,8 +97,8 @@ class Submissions:
         self._loads: list[Future] = []
         self._losers: dict[Key, Future] = {}
         self._poison: dict[PartitionKey, dict[int, PoisonRecord]] = {}
-        for conviction in poison:
-            self.leave_out(conviction)
+        for poison_record in poison:
+            self.leave_out(poison_record)
         self._verified: set[int] = set()
         self._attempts = itertools.count()
         self._lost: list[Callable[[], Event | None]] = []
@@ -221,10 +221,10 @@ class Submissions:
         """Let go of a microbatch's attempts, so that the cluster forgets them."""
         self._held[place].drop(number)
 
-    def leave_out(self, conviction: PoisonRecord) -> None:
+    def leave_out(self, poison_record: PoisonRecord) -> None:
         """Leave rows out of a microbatch from now on; where none is left, there is nothing to hand on."""
-        place = (conviction.generation, conviction.partition)
-        self._poison.setdefault(place, {})[conviction.microbatch] = conviction
+        place = (poison_record.generation, poison_record.partition)
+        self._poison.setdefault(place, {})[poison_record.microbatch] = poison_record
 
     def drop_loser(self, task: StageTask) -> None:
         """Let go of an attempt that came in second and is stuck."""

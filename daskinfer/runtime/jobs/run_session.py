@@ -171,7 +171,7 @@ class RunSession:
             else None
         )
         held.outlast(lambda: snapshots.prepare_places(share.pin))
-        poison = held.outlast(snapshots.convictions.all)
+        poison = held.outlast(snapshots.poison_records.all)
         machine = StateMachine(
             RunRules(
                 self.job.plan, work.rules, record.code, held.epoch, self._requirements(), work.limits(self.recipe)

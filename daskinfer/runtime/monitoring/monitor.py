@@ -67,7 +67,7 @@ class ClusterMonitor:
         self._guard = threading.Lock()
         self._looked = 0.0
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._keep_looking, name="daskinfer-vigil", daemon=True)
+        self._thread = threading.Thread(target=self._keep_looking, name="daskinfer-monitor", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -134,7 +134,7 @@ class Probe:
 class RecordPoison:
     """Write down the poisonous rows of a microbatch."""
 
-    conviction: PoisonRecord
+    poison_record: PoisonRecord
 
 
 @dataclass(frozen=True, slots=True)

@@ -224,10 +224,10 @@ class ProbeFailed:
 
 
 @dataclass(frozen=True, slots=True)
-class Convicted:
+class PoisonRecorded:
     """The poisonous rows of a microbatch are written down."""
 
-    conviction: PoisonRecord
+    poison_record: PoisonRecord
     """As it is stored: another driver's where that came first."""
 
 
@@ -343,7 +343,7 @@ Event = (
     | Inspected
     | ProbeDone
     | ProbeFailed
-    | Convicted
+    | PoisonRecorded
     | AliasSeen
     | AliasUnseen
     | GenerationOpened

@@ -78,7 +78,7 @@ class SnapshotManager:
         self._guard = threading.RLock()
         self.log = GenerationLog(self._folder, record.first_pin, epoch)
         self.standing = open_standing(record, self._workspace, self.log)
-        self.convictions = PoisonRecords(self._folder, round, epoch)
+        self.poison_records = PoisonRecords(self._folder, round, epoch)
 
     def begin(self) -> SnapshotPin:
         """Lock what the job is on, and let go of what an earlier driver held besides; return the pin to start on."""

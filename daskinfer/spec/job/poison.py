@@ -33,7 +33,7 @@ class FailedAttempt(Section):
     detail: str
     """The error, word for word."""
     before: float
-    """Seconds before the conviction."""
+    """Seconds before the poison record."""
 
 
 class PoisonRecord(Section):

@@ -24,7 +24,7 @@ from daskinfer.runtime.protocol.actions import (
     Withdraw,
     describe,
 )
-from daskinfer.runtime.protocol.events import Convicted, Inspected, ProbeDone, ProbeFailed
+from daskinfer.runtime.protocol.events import Inspected, PoisonRecorded, ProbeDone, ProbeFailed
 from daskinfer.runtime.protocol.keys import PartitionKey
 from daskinfer.runtime.state_machine.faults.poison_bisection import Bisection
 from daskinfer.runtime.state_machine.faults.suspects import Failure, MicrobatchHistory, Suspect
@@ -68,7 +68,7 @@ class PoisonDetector:
     partitions
         The driver's partitions.
     known
-        Convictions of earlier runs.
+        Poison records of earlier runs.
     gives_up
         Whether a model that breaks on every row that it is given first ends the job.
     attempts
@@ -189,9 +189,9 @@ class PoisonDetector:
             return []
         return [Fail(JobFailed(f"{_name(case)}: it failed {self._attempts} times, at last with {describe(error)}"))]
 
-    def on_recorded(self, event: Convicted, now: float) -> list[Action]:
+    def on_recorded(self, event: PoisonRecorded, now: float) -> list[Action]:
         """Go on without the rows that are written down as poisonous."""
-        return self._recorded(event.conviction)
+        return self._recorded(event.poison_record)
 
     def again(self, event: ProbeFailed) -> Probe | None:
         """Return what probes the same once more; None where nobody waits for it."""
@@ -210,12 +210,12 @@ class PoisonDetector:
                 suspect.attempt = None
         return actions
 
-    def _recorded(self, conviction: PoisonRecord) -> list[Action]:
-        case = ((conviction.generation, conviction.partition), conviction.microbatch)
+    def _recorded(self, poison_record: PoisonRecord) -> list[Action]:
+        case = ((poison_record.generation, poison_record.partition), poison_record.microbatch)
         suspect = self._suspects.pop(case, None)
         if suspect is None:
             return []
-        self._known[case] = frozenset(conviction.positions)
+        self._known[case] = frozenset(poison_record.positions)
         self._records.pop(case, None)
         assert suspect.search is not None
         if self._known[case] == suspect.search.convicted.keys():
