@@ -74,10 +74,10 @@ def report(job: str, workspace: str, member: str = "") -> Report:
     '2 rows are in the output, 1 in the quarantine.'
     """
     store = job_store.find_job(workspace, job)
-    found = store.report(member)
+    found = store.reports.last(member)
     if found is None and not member and store.state() == "done":
         raise IntegrityError(
-            f"{store.report_url(member)} and the JSON file beside it are gone, though job {store.job} is done",
+            f"{store.reports.url(member)} and the JSON file beside it are gone, though job {store.job} is done",
             hint=f"Put them back, or look at the output: daskinfer verify {store.job}",
         )
     if found is None:

@@ -89,7 +89,7 @@ def retry(
         report = make_finish_report(rest, correction, command, time.monotonic() - began, started)
         (share,) = report.retries
         kept = report if share.rows_retried else report.model_copy(update={"retries": ()})
-        store.save_report(kept, render_html(kept))
+        store.reports.save(kept, render_html(kept))
         if rest.error is not None:
             raise rest.error
         store.finish()
@@ -105,7 +105,7 @@ def retry(
     session = RunSession(opened, recipe, work, tell, began)
     session.run()
     report = make_retry_report(session, work, command, time.monotonic() - began, started)
-    store.save_retry_report(work.round.number, report, render_html(report))
+    store.reports.save_retry(work.round.number, report, render_html(report))
     _refresh(store)
     if session.error is not None:
         raise session.error
@@ -113,9 +113,9 @@ def retry(
 
 
 def _refresh(store: JobStore) -> None:
-    before, now = store.report(), refresh_report(store)
+    before, now = store.reports.last(), refresh_report(store)
     if now is not None and now != before:
-        store.save_report(now, render_html(now))
+        store.reports.save(now, render_html(now))
 
 
 def _change_recipe(record: JobRecord, workspace: str, overrides: Sequence[str]) -> Recipe:

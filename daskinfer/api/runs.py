@@ -78,14 +78,14 @@ def run(
         refuse_changes(recipe)
     workers = find_workers(recipe.cluster, lambda line: tell(Progress(phase="preparing", message=line)))
     job = open_job(recipe, workers, fresh)
-    if job.done and (report := job.store.report()) is not None:
+    if job.done and (report := job.store.reports.last()) is not None:
         return report
     session = RunSession(job, recipe, WholeJob(job), tell, began, join)
     session.run()
     report = make_report(session, command, time.monotonic() - began, started)
     _save_report(job.store, session, report)
     if (gate := read_gate(job.store.url)) is not None:
-        job.store.save_gate_page(render_gate(gate))
+        job.store.reports.save_gate_page(render_gate(gate))
     if session.error is not None:
         raise session.error
     job.store.finish()
@@ -94,13 +94,13 @@ def run(
 
 def _save_report(store: JobStore, session: RunSession, report: Report) -> None:
     """Store what a run did; a member stores the job's report too where it is the first to end it, or the last to leave."""
-    if session.error is not None and not report.rows_this_run and _tells_more(store.report(session.member)):
+    if session.error is not None and not report.rows_this_run and _tells_more(store.reports.last(session.member)):
         return  # what went wrong is said on the spot; what an earlier run did would be lost
     page, member = render_html(report), session.member
     if member:
-        store.save_report(report, page, member)
+        store.reports.save(report, page, member)
     if not member or (store.state() != "done" if session.error is None else not store.others(member)):
-        store.save_report(report, page)
+        store.reports.save(report, page)
 
 
 def _tells_more(earlier: Report | None) -> bool:
@@ -145,6 +145,7 @@ def validate(recipe: Recipe) -> list[str]:
         f"plan: {plan.explain()}",
         f"microbatches: {plan.sharing.describe()}",
         f"precision: {draft.precision}",
+        *([f"linear layers: {draft.kernels}"] if draft.kernels else []),
         *([f"length: {draft.length}"] if draft.length else []),
         *([f"left out: {draft.left_out}"] if draft.left_out else []),
         f"output: {written}{''.join(f', {name}' for name in recipe.output.keep)}",

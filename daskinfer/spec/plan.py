@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from daskinfer.ids import digest_of
+from daskinfer.spec.kernels import LinearKernels
 from daskinfer.spec.outline import Sharing, TensorSpec
 from daskinfer.spec.section import Section
 
@@ -80,6 +81,8 @@ class DeviceShape(Section):
     """Whether it computes bfloat16 faster than float32."""
     fp16: bool
     """Whether it computes float16 faster than float32."""
+    onednn: dict[str, float] = {}
+    """How many times as fast as torch's own product oneDNN's is in float32, by size of the layer, as measured there."""
 
 
 UNKNOWN_DEVICE = DeviceShape(kind="cpu", name="a CPU", memory=0, threads=1, bf16=False, fp16=False)
@@ -136,6 +139,8 @@ class Numerics(Section):
     """Kind of device: cpu, cuda or mps."""
     attention: str
     """Attention implementation."""
+    kernels: LinearKernels = LinearKernels()
+    """What computes its linear layers."""
     threads: int
     """Cores that one stage computes with."""
     torch: str

@@ -31,18 +31,16 @@ from collections.abc import Callable, Collection
 from difflib import get_close_matches
 from itertools import count
 
-from pydantic import ValidationError
-
 from daskinfer.errors import Conflict, IntegrityError, UsageError
 from daskinfer.ids import canonical_json, make_nonce, parse_json, refuse_dense, sha256_of
-from daskinfer.spec.job.control import ControlRecord
 from daskinfer.spec.job.membership import MemberStatus
-from daskinfer.spec.job.record import JobRecord, JobStatus, Report, State
+from daskinfer.spec.job.record import JobRecord, JobStatus, State
 from daskinfer.spec.rows import PartitionTable
 from daskinfer.storage.jobs import lease
 from daskinfer.storage.jobs.control_log import ControlLog
 from daskinfer.storage.jobs.driver_identity import BEAT, TTL, Mode
 from daskinfer.storage.jobs.membership import Member, Membership, list_members, seems_alive
+from daskinfer.storage.jobs.reports import ReportStore, unreadable
 from daskinfer.storage.objects.create_if_absent import create
 from daskinfer.storage.objects.filesystem import (
     LARGEST_MANIFEST,
@@ -80,6 +78,7 @@ class JobStore:
     def __init__(self, workspace: str, job: str) -> None:
         self.job = job
         self.url = join_url(absolute_url(workspace), "jobs", job)
+        self.reports = ReportStore(self.url)
 
     def record(self) -> JobRecord:
         """Return what the job is.
@@ -97,7 +96,7 @@ class JobStore:
         except FileNotFoundError as error:
             raise UsageError(f"no job {self.job}: {place} does not exist", hint="List them: daskinfer jobs") from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise _unreadable(place, "job record") from error
+            raise unreadable(place, "job record") from error
 
     def record_place(self) -> str:
         """Return the URL of what the job is."""
@@ -133,7 +132,7 @@ class JobStore:
         try:
             return PartitionTable.model_validate_json(_decompress(data))
         except (ValueError, OSError, EOFError, zlib.error) as error:
-            raise _unreadable(place, "partition table") from error
+            raise unreadable(place, "partition table") from error
 
     def inputs(self, record: JobRecord) -> str:
         """Return the digest of the input files that the job reads: those it began with, or those corrected since."""
@@ -143,7 +142,7 @@ class JobStore:
         except FileNotFoundError:
             return record.inputs
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise _unreadable(place, "record of corrected inputs") from error
+            raise unreadable(place, "record of corrected inputs") from error
 
     def save_inputs(self, inputs: str) -> None:
         """Note that the input was corrected in place, and that the job reads it as it is now."""
@@ -170,47 +169,6 @@ class JobStore:
         """Note that the output holds nothing of its former owner."""
         create(self._place("cleared.json"), canonical_json({"job": self.job}))
 
-    def report_url(self, member: str = "") -> str:
-        """Return where the page of the last run, or of one member's, is."""
-        return self._place(f"reports/{member}.html" if member else "report.html")
-
-    def save_report(self, report: Report, html: str, member: str = "") -> str:
-        """Store what the last run, or one member, did, and return the URL of the HTML page."""
-        page = self.report_url(member)
-        replace_bytes(page, html.encode())
-        replace_bytes(f"{page.removesuffix('.html')}.json", report.model_dump_json(indent=2).encode())
-        return page
-
-    def save_retry_report(self, round: int, report: Report, html: str) -> None:
-        """Store what a retry did."""
-        replace_bytes(self.retry_page(round), html.encode())
-        replace_bytes(self._place(f"retries/{round:04d}.json"), report.model_dump_json(indent=2).encode())
-
-    def retry_page(self, round: int) -> str:
-        """Return the URL of the HTML report of a retry."""
-        return self._place(f"retries/{round:04d}.html")
-
-    def retry_report(self, round: int) -> Report | None:
-        """Return what a retry did; None where it has written no report."""
-        return self._read_report(f"retries/{round:04d}.json")
-
-    def save_gate_page(self, html: str) -> None:
-        """Store the page of what a gate said of a canary or a shadow."""
-        replace_bytes(self._place("gate.html"), html.encode())
-
-    def report(self, member: str = "") -> Report | None:
-        """Return what the last run, or one member, did, if it ended."""
-        return self._read_report(f"reports/{member}.json" if member else "report.json")
-
-    def _read_report(self, name: str) -> Report | None:
-        place = self._place(name)
-        try:
-            return Report.model_validate_json(read_record(place))
-        except FileNotFoundError:
-            return None
-        except ValidationError as error:
-            raise _unreadable(place, "report") from error
-
     def others(self, member: str) -> list[Member]:
         """Return the other members of the job's present life that seem to live."""
         found = list_members(self.url, self.current_epoch())
@@ -228,10 +186,6 @@ class JobStore:
         """Take back that the job is finished: files of its output are gone."""
         delete(self._place("done.json"))
 
-    def cancelled(self) -> ControlRecord | None:
-        """Return the request that stopped the last driver, if one did."""
-        return ControlLog(self.url).cancelled(self.current_epoch())
-
     def state(self) -> State:
         """Return how the job stands."""
         if exists(self._place("replaced.json")):
@@ -240,9 +194,9 @@ class JobStore:
             return "done"
         if lease.is_held(self.url):
             return "running"
-        if self.cancelled() is not None:
+        if ControlLog(self.url).cancelled(self.current_epoch()) is not None:
             return "cancelled"
-        report = self.report()
+        report = self.reports.last()
         # A driver that was killed leaves its predecessor's report.
         if report is not None and report.verdict == "failed" and report.epoch == self.current_epoch():
             return "failed"
@@ -350,7 +304,7 @@ def status(workspace: str, job: str, committed: Callable[[JobRecord], Collection
         last = max(living or members, key=lambda member: member.at)
         progress, at = last.progress, last.at
     state = store.state()
-    cancel = store.cancelled() if state == "cancelled" else None
+    cancel = ControlLog(store.url).cancelled(store.current_epoch()) if state == "cancelled" else None
     return JobStatus(
         job=store.job,
         name=record.recipe.name,
@@ -391,10 +345,3 @@ def _decompress(data: bytes) -> bytes:
         raise ValueError(f"{len(data):,} bytes become more than {most:,}")
     refuse_dense(text)
     return text
-
-
-def _unreadable(place: str, what: str) -> IntegrityError:
-    return IntegrityError(
-        f"{place} is not a {what} that this version of daskinfer can read",
-        hint="It was damaged or written by another version; delete the job's folder to forget the job.",
-    )

@@ -10,6 +10,7 @@ from daskinfer.models.execution.weights import Filling
 from daskinfer.models.versions import versions
 from daskinfer.runtime.snapshots.checkpoint_publisher import publish_checkpoint
 from daskinfer.runtime.snapshots.outline_cache import find_outline
+from daskinfer.spec.kernels import LinearKernels
 from daskinfer.spec.measured import MeasuredLayer, Timing
 from daskinfer.spec.plan import Numerics
 from daskinfer.spec.snapshot import LayerGroup, TensorEntry
@@ -58,7 +59,7 @@ def measure(
         request,
         find_outline(registry.url, request, dtype),
         registry.manifest(registry.resolve("tiny@prod").snapshot),
-        Numerics(dtype=dtype, attention="sdpa", threads=1, **versions()),
+        Numerics(dtype=dtype, attention="sdpa", kernels=LinearKernels(), threads=1, **versions()),
         read,
         [(2, 8), (4, 16)],
         lambda doing, done, total: told.append(f"{doing} {done}/{total}"),

@@ -160,7 +160,7 @@ def test_ctrl_c_while_workers_start_stops_them_in_good_order(monkeypatch: pytest
 
     monkeypatch.setattr("daskinfer.runtime.cluster.local_cluster._make_cluster", make)
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), start_workers(LocalCluster()):
+    with pytest.raises(KeyboardInterrupt), start_workers(LocalCluster(), steps.append):
         steps.append("used")
-    assert steps == ["whole", "made", "stopped"]
+    assert steps == ["interrupted: stopping as soon as the local workers have started", "whole", "made", "stopped"]
     assert signal.getsignal(signal.SIGINT) is before

@@ -18,6 +18,7 @@ from daskinfer.models.request import TaskRequest
 from daskinfer.models.versions import versions
 from daskinfer.runtime.snapshots.checkpoint_publisher import publish_checkpoint
 from daskinfer.runtime.snapshots.outline_cache import find_outline
+from daskinfer.spec.kernels import LinearKernels
 from daskinfer.spec.outline import Outline
 from daskinfer.spec.plan import Numerics, StagePlan
 from daskinfer.spec.recipe.schema import ModelOptions
@@ -96,7 +97,9 @@ def test_a_stage_refuses_to_run_what_it_did_not_load(seen: Seen) -> None:
     outline = find_outline(registry.url, request, "float32")
     layers = list(outline.layers)
     layers[1] = layers[1].model_copy(update={"units": ()})
-    numerics = Numerics(dtype="float32", device="cpu", attention="sdpa", threads=1, **versions())
+    numerics = Numerics(
+        dtype="float32", device="cpu", attention="sdpa", kernels=LinearKernels(), threads=1, **versions()
+    )
     manifest = registry.manifest(registry.resolve("tiny").snapshot)
     stage = StagePlan.model_construct(first=0, last=len(layers), offload=None)
 

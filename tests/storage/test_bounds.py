@@ -42,7 +42,7 @@ RECORDS: dict[str, tuple[str, Callable[[str], object]]] = {
     "job": ("jobs/j/job.json", lambda url: JobStore(url, "j").record()),
     "table": ("jobs/j/inputs.json.gz", lambda url: JobStore(url, "j").table()),
     "corrected inputs": ("jobs/j/corrected.json", lambda url: JobStore(url, "j").inputs(None)),  # type: ignore[arg-type]
-    "report": ("jobs/j/report.json", lambda url: JobStore(url, "j").report()),
+    "report": ("jobs/j/report.json", lambda url: JobStore(url, "j").reports.last()),
     "lease": ("jobs/j/lease.json", lambda url: read_heartbeat(f"{url}/jobs/j")),
     "member": ("jobs/j/members/m.json", lambda url: read_member(f"{url}/jobs/j", "m")),
     "journal": ("jobs/j/journal/0001-000000.jsonl", lambda url: list(read_journal(f"{url}/jobs/j"))),

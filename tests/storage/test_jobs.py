@@ -114,7 +114,7 @@ def test_state_over_a_life(store: JobStore, workspace: str) -> None:
     assert store.current_epoch() == 0
     lease = store.acquire()
     assert store.state() == "running"
-    store.save_report(make_report(lease.epoch, "failed"), "<html>")
+    store.reports.save(make_report(lease.epoch, "failed"), "<html>")
     lease.release()
     assert store.state() == "failed"
     lease = store.acquire()
@@ -122,7 +122,7 @@ def test_state_over_a_life(store: JobStore, workspace: str) -> None:
     assert store.state() == "running"
     lease.release()
     assert store.state() == "stopped", "the report of an earlier driver says nothing about the last one"
-    store.save_report(make_report(2, "interrupted"), "<html>")
+    store.reports.save(make_report(2, "interrupted"), "<html>")
     assert store.state() == "stopped"
     store.finish()
     store.finish()
@@ -152,11 +152,11 @@ sys.stdin.read()
 
 
 def test_report(store: JobStore) -> None:
-    assert store.report() is None
+    assert store.reports.last() is None
     for number in (1, 2):
-        page = store.save_report(make_report(number, "done"), f"<html>{number}")
+        page = store.reports.save(make_report(number, "done"), f"<html>{number}")
         assert Path(page).read_text() == f"<html>{number}"
-        assert store.report() == make_report(number, "done")
+        assert store.reports.last() == make_report(number, "done")
 
 
 def test_status_counts_from_commits(store: JobStore, workspace: str) -> None:
@@ -228,7 +228,7 @@ def test_damaged_table_and_report(store: JobStore) -> None:
             store.table()
     Path(store.url, "report.json").write_text(json.dumps({"job": store.job}))
     with pytest.raises(IntegrityError, match="is not a report"):
-        store.report()
+        store.reports.last()
 
 
 @pytest.mark.s3

@@ -69,6 +69,8 @@ def print_report(report: Report, remark: str | None = None) -> None:
     whole = f"{format_duration(report.seconds)} in all, {format_duration(report.startup_seconds)} to start"
     if report.precision:
         lines["precision"] = report.precision
+    if report.kernels:
+        lines["linear layers"] = report.kernels
     if report.length:
         lines["length"] = report.length
     if report.sharing:

@@ -14,8 +14,9 @@ from daskinfer.errors import CheckpointError, JobFailed
 from daskinfer.models.execution.device_check import DeviceCheck, in_order
 from daskinfer.models.execution.device_errors import explain_failures
 from daskinfer.models.execution.devices import find_cpu, find_device
+from daskinfer.models.execution.kernels import use_kernels
 from daskinfer.models.execution.offload import fill_offloaded
-from daskinfer.models.execution.runner import Results, Runner
+from daskinfer.models.execution.runner import Forward, Results, Runner
 from daskinfer.models.execution.weights import Filling, fill_module, find_entries
 from daskinfer.models.module_state import ModuleState, reset_before
 from daskinfer.models.request import TaskRequest
@@ -180,9 +181,10 @@ def load_stage(
             read_bytes += fill_offloaded(module, units, fill, device.kind, Path(folder.name) if folder else None)
     _refuse_meta(module, away)
     _move_buffers(module, device.kind)
-    forward = Skeleton(module, outline, stage.first, stage.last).run
+    forward: Forward = Skeleton(module, outline, stage.first, stage.last).run
     if outline.sharing is not None and outline.sharing.reset:
         forward = reset_before(forward, ModuleState(module))
+    forward = use_kernels(forward, numerics.kernels)
     is_last = stage.last == len(outline.layers)
     received = tuple(item.tensor for item in outline.layers[stage.first].cut)
     returned = outline.outputs if is_last else tuple(item.tensor for item in outline.layers[stage.last].cut)

@@ -16,10 +16,10 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 
 from daskinfer.errors import JobFailed
 from daskinfer.logs import log_settings
-from daskinfer.models.execution.devices import find_device
 from daskinfer.redaction import reveal
 from daskinfer.runtime.cluster.admission import Admission, describe_scheduler
 from daskinfer.runtime.cluster.cleanup import take_leave
+from daskinfer.runtime.cluster.device_description import describe_device
 from daskinfer.runtime.cluster.local_cluster import memory_of_worker, start_fork_server, start_workers
 from daskinfer.runtime.cluster.process_setup import set_up_processes
 from daskinfer.runtime.cluster.scheduler_check import confirm_scheduler
@@ -46,7 +46,7 @@ def find_workers(cluster: recipes.Cluster, say: Callable[[str], None] = lambda l
     --------
     >>> from unittest.mock import patch
     >>> from daskinfer.testing.fixtures.plans import make_worker
-    >>> with patch(f"{__name__}.find_device", return_value=make_worker("a").device):
+    >>> with patch(f"{__name__}.describe_device", return_value=make_worker("a").device):
     ...     found = find_workers(recipes.Cluster(local=recipes.LocalCluster(workers=2)))
     >>> [worker.address for worker in found]
     ['local-0', 'local-1']
@@ -57,7 +57,7 @@ def find_workers(cluster: recipes.Cluster, say: Callable[[str], None] = lambda l
             connected = [shape.address for shape in worker_shapes(client)]
             return measure_workers(client, sorted(Admission(client, say=say).require(connected)))
     local = cluster.workers
-    device = find_device()
+    device = describe_device()
     memory = memory_of_worker(local)
     return [
         WorkerShape(
@@ -80,7 +80,10 @@ def start_imports(cluster: recipes.Cluster) -> None:
 
 @contextmanager
 def open_cluster(
-    cluster: recipes.Cluster, patience: float = 0, say: Callable[[str], None] = lambda line: None
+    cluster: recipes.Cluster,
+    patience: float = 0,
+    say: Callable[[str], None] = lambda line: None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Iterator[tuple[Client, Admission]]:
     """Start or join a cluster, prepare its processes, and leave it as it was found.
 
@@ -92,6 +95,8 @@ def open_cluster(
         Seconds that a scheduler may take until it answers, beyond those of one try.
     say
         Told of every worker that is left alone.
+    tell
+        Told of a Ctrl-C or SIGTERM that has to wait until local workers have started.
 
     Yields
     ------
@@ -120,7 +125,7 @@ def open_cluster(
                     with suppress(OSError):  # the scheduler goes in this moment
                         take_leave(client)
         return
-    with dask.config.set(_QUIET), start_workers(cluster.workers) as workers, Client(workers) as client:
+    with dask.config.set(_QUIET), start_workers(cluster.workers, tell) as workers, Client(workers) as client:
         yield client, set_up_processes(client, logs, say)
 
 
@@ -138,7 +143,7 @@ def measure_workers(client: Client, workers: list[str]) -> list[WorkerShape]:
     ['tcp://a:1']
     """
     # One that is gone, or stops answering, is not counted on.
-    found: dict[str, DeviceShape | BaseException] = client.run(find_device, workers=workers, on_error="return")
+    found: dict[str, DeviceShape | BaseException] = client.run(describe_device, workers=workers, on_error="return")
     return [
         shape.model_copy(update={"device": device})
         for shape in worker_shapes(client)

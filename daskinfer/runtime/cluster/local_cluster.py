@@ -6,9 +6,10 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker, spawn
+from types import FrameType
 from typing import Any
 
 import dask
@@ -49,8 +50,17 @@ def start_fork_server(local: recipes.LocalCluster) -> None:
 
 
 @contextmanager
-def start_workers(local: recipes.LocalCluster) -> Iterator[SpecCluster]:
+def start_workers(
+    local: recipes.LocalCluster, tell: Callable[[str], None] = lambda line: None
+) -> Iterator[SpecCluster]:
     """Start worker processes, and stop them afterwards.
+
+    Parameters
+    ----------
+    local
+        How many, and with what.
+    tell
+        Told of a Ctrl-C or SIGTERM that has to wait until they have started.
 
     Raises
     ------
@@ -60,7 +70,7 @@ def start_workers(local: recipes.LocalCluster) -> Iterator[SpecCluster]:
     # What a nanny gives its workers is read when it is made, restarts included, so the settings outlive the start.
     with dask.config.set(_settings(local) | fork_workers()), _without_main():
         try:
-            with _waiting_signals() as came, _deaf():
+            with _waiting_signals(tell) as came, _deaf():
                 workers = _make_cluster(local)
         except RuntimeError as error:
             raise JobFailed(f"the local workers did not start: {error}") from error
@@ -120,7 +130,7 @@ def _without_main() -> Iterator[None]:
 
 
 @contextmanager
-def _waiting_signals() -> Iterator[list[int]]:
+def _waiting_signals(tell: Callable[[str], None]) -> Iterator[list[int]]:
     """Let Ctrl-C and SIGTERM wait, and yield those that came: a cluster that is half made cannot be stopped.
 
     What is blocked for one thread reaches the others, and Python hands it to the main one.
@@ -129,9 +139,15 @@ def _waiting_signals() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield came
         return
+
+    def wait(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        if len(came) == 1:
+            tell("interrupted: stopping as soon as the local workers have started")
+
     before = {each: handler for each in _SIGNALS if callable(handler := signal.getsignal(each))}
     for each in before:
-        signal.signal(each, lambda number, frame: came.append(number))
+        signal.signal(each, wait)
     try:
         yield came
     finally:

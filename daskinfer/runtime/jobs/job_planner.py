@@ -42,6 +42,8 @@ class ResolvedRequest:
     """What the workers compute with."""
     precision: str
     """Why in that precision."""
+    kernels: str
+    """What computes linear layers, and why; empty where there was no choice."""
     code: str
     """Digest of daskinfer's source."""
 
@@ -76,7 +78,7 @@ def plan_job(resolved: ResolvedRequest, workers: Sequence[WorkerShape], created:
     >>> found["table"], found["numerics"] = index_input(record.recipe.input, {"text": "text"}), record.plan.numerics
     >>> planned = {"make_plan": Mock(return_value=record.plan), "task_fields": Mock(return_value=record.fields)}
     >>> with patch.multiple(__name__, make_profile=Mock(), **planned):
-    ...     plan_job(ResolvedRequest(manifest=None, precision="", **found), [], record.created).rows
+    ...     plan_job(ResolvedRequest(manifest=None, precision="", kernels="", **found), [], record.created).rows
     1
     """
     recipe, request, outline, table = resolved.recipe, resolved.request, resolved.outline, resolved.table
@@ -107,6 +109,7 @@ def plan_job(resolved: ResolvedRequest, workers: Sequence[WorkerShape], created:
         rows=table.rows,
         partitions=len(table.partitions),
         precision=resolved.precision,
+        kernels=resolved.kernels,
         length=explain_length(request) if is_text else "",
         left_out=outline.tell_left_out(),
         created=created,

@@ -166,7 +166,7 @@ def reopen_job(store: JobStore, recipe: Recipe, workers: Sequence[WorkerShape]) 
     """
     record = store.record()
     now, then = (
-        numerics.model_dump(mode="json", exclude={"threads"})
+        numerics.model_dump(mode="json", exclude={"threads", "kernels"})
         for numerics in (current_numerics(record, recipe, workers), record.plan.numerics)
     )
     changed = [f"{key} is {now[key]}, was {then[key]}" for key in then if now[key] != then[key]]

@@ -20,6 +20,7 @@ from daskinfer.runtime.snapshots.outline_cache import find_outline
 from daskinfer.runtime.snapshots.snapshot_manager import find_candidate
 from daskinfer.source import digest_source
 from daskinfer.spec.job.record import JobRecord
+from daskinfer.spec.kernels import LinearKernels, choose_kernels
 from daskinfer.spec.outline import InputArray
 from daskinfer.spec.plan import Numerics, WorkerShape
 from daskinfer.spec.recipe.schema import Input, Recipe
@@ -69,7 +70,7 @@ def resolve_request(recipe: Recipe, workers: Sequence[WorkerShape]) -> ResolvedR
         if (array := table.arrays.get(recipe.input.columns.get(role, role))) is not None
     )
     request = request.with_arrays(arrays)
-    numerics, precision = _make_numerics(recipe, manifest.dtype, workers, "image" in wants.values())
+    numerics, precision, kernels = _make_numerics(recipe, manifest.dtype, workers, "image" in wants.values())
     # What can be refused without tracing the model is refused at once.
     length = row_length(request) if takes_text(request) else 0
     make_encoder(request, length)
@@ -87,12 +88,13 @@ def resolve_request(recipe: Recipe, workers: Sequence[WorkerShape]) -> ResolvedR
         table=table,
         numerics=numerics,
         precision=precision,
+        kernels=kernels,
         code=digest_source(),
     )
 
 
 def current_numerics(record: JobRecord, recipe: Recipe, workers: Sequence[WorkerShape]) -> Numerics:
-    """Return what today's workers would compute a job with, in its precision.
+    """Return what today's workers would compute a job with, in its precision and with its kernels.
 
     Examples
     --------
@@ -104,8 +106,8 @@ def current_numerics(record: JobRecord, recipe: Recipe, workers: Sequence[Worker
     ('float32', 'cpu', 1)
     """
     before = record.plan.numerics
-    numerics, _ = _make_numerics(recipe, before.dtype, workers, before.pillow is not None)
-    return numerics.model_copy(update={"dtype": before.dtype})
+    numerics, _, _ = _make_numerics(recipe, before.dtype, workers, before.pillow is not None)
+    return numerics.model_copy(update={"dtype": before.dtype, "kernels": before.kernels})
 
 
 def absolute_input(recipe: Recipe) -> Input:
@@ -158,17 +160,23 @@ def find_wants(recipe: Recipe, request: TaskRequest) -> dict[str, Literal["text"
     return dict.fromkeys(recipe.input.columns, "array")
 
 
-def _make_numerics(recipe: Recipe, stored: str, workers: Sequence[WorkerShape], images: bool) -> tuple[Numerics, str]:
-    """Return what the workers compute with, and why in that precision; `stored` is the checkpoint's."""
+def _make_numerics(
+    recipe: Recipe, stored: str, workers: Sequence[WorkerShape], images: bool
+) -> tuple[Numerics, str, str]:
+    """Return what the workers compute with, why in that precision, and why by those kernels; `stored` is the checkpoint's."""
     able = eligible_workers(workers, recipe.placement.requires)
     # What not all of them have cannot be counted on.
     device = next((worker.device for worker in able if worker.device.kind == "cpu"), able[0].device)
     dtype, precision = choose_dtype(recipe.model.dtype, stored, device)
+    linear, kernels = LinearKernels(), ""
+    if dtype == "float32" and device.kind == "cpu":
+        linear, kernels = choose_kernels(recipe.model.kernels, [worker.device.onednn for worker in able])
     numerics = Numerics(
         dtype=dtype,
         device=device.kind,
         attention=ATTENTION,
+        kernels=linear,
         threads=min(worker.threads for worker in able),
         **versions(images),
     )
-    return numerics, precision
+    return numerics, precision, kernels

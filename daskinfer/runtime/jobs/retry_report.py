@@ -24,7 +24,7 @@ def make_retry_report(session: RunSession, work: RetryRound, command: str, secon
     >>> record, store = finish_job("work", "labels.jsonl", refused=[1]), JobStore("work", "demo")
     >>> session = Mock(error=None, job=Mock(record=record, store=store))
     >>> work = Mock(round=next_round(record.output, "demo"), progress=Mock(rows_left=0))
-    >>> with patch(f"{__name__}.make_report", return_value=store.report()):
+    >>> with patch(f"{__name__}.make_report", return_value=store.reports.last()):
     ...     make_retry_report(session, work, "daskinfer retry demo", seconds=2.0, started=record.created).message
     '1 of 1 quarantined rows are in the output now, and the quarantine is empty.'
     """
@@ -32,7 +32,7 @@ def make_retry_report(session: RunSession, work: RetryRound, command: str, secon
     left = work.progress.rows_left
     recovered = round.rows - left
     report = make_report(session, command, seconds, started)
-    page = session.job.store.retry_page(round.number)
+    page = session.job.store.reports.retry_url(round.number)
     share = RetryShare(
         round=round.number,
         rows_retried=round.rows,
@@ -65,7 +65,7 @@ def make_finish_report(
     >>> record = finish_job("work", "labels.jsonl")
     >>> before, now = (Mock(partition=0, rows_quarantined=rows) for rows in (2, 0))
     >>> correction = Mock(retried=(before,), standing=lambda workspace: [now], inputs=record.inputs)
-    >>> with patch(f"{__name__}.make_report", return_value=JobStore("work", "demo").report()):
+    >>> with patch(f"{__name__}.make_report", return_value=JobStore("work", "demo").reports.last()):
     ...     report = make_finish_report(Mock(), correction, "daskinfer retry demo", seconds=2.0, started=record.created)
     >>> report.retries[0].rows_recovered
     2
@@ -107,7 +107,7 @@ def refresh_report(store: JobStore) -> Report | None:
     >>> refresh_report(JobStore("work", "demo")).rows_out
     2
     """
-    report, record = store.report(), store.record()
+    report, record = store.reports.last(), store.record()
     manifest = read_manifest(record.output)
     if report is None or manifest is None:
         return report
@@ -139,7 +139,7 @@ def list_rejects(output: str) -> tuple[str, ...]:
 
 
 def _find_share(store: JobStore, told: dict[str, int]) -> RetryShare:
-    report = store.retry_report(told["round"])
+    report = store.reports.of_retry(told["round"])
     share = RetryShare.model_validate(told)
     if report is None or not report.retries:
         return share

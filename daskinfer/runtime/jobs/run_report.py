@@ -88,6 +88,7 @@ def make_report(session: RunSession, command: str, seconds: float, started: str)
         startup_seconds=session.reporter.startup_seconds,
         running_seconds=running,
         precision=record.precision,
+        kernels=record.kernels,
         length=record.length,
         sharing="" if record.plan.sharing.is_free else record.plan.sharing.describe(),
         left_out=record.left_out,
@@ -97,7 +98,7 @@ def make_report(session: RunSession, command: str, seconds: float, started: str)
         rejects=tuple(f"{row.source}:{row.line}: {row.error}" for row in rejects),
         versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
         output=record.output,
-        report=session.job.store.report_url(session.member),
+        report=session.job.store.reports.url(session.member),
         command=conceal(command),
         started=started,
     )

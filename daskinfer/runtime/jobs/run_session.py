@@ -183,7 +183,7 @@ class RunSession:
         )
         cluster = self.recipe.cluster
         self.reporter.tell(f"starting on {cluster.address or f'{cluster.workers.workers} worker(s) of this machine'}")
-        opened = open_cluster(cluster, PATIENCE_SECONDS if connection else 0, self._say_once)
+        opened = open_cluster(cluster, PATIENCE_SECONDS if connection else 0, self._say_once, self.reporter.tell)
         with opened as (client, admission):
             self.reporter.enter("loading")
             progress.loads.clear()

@@ -86,6 +86,8 @@ class WholeJob:
         self._held = held
         record, reporter = held.record, held.reporter
         reporter.tell(f"precision: {record.precision}")
+        if record.kernels:
+            reporter.tell(f"linear layers: {record.kernels}")
         if record.length:
             reporter.tell(f"length: {record.length}")
         if held.job.resumed:

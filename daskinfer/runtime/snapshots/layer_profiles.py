@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from daskinfer.errors import RecipeError, StorageError
 from daskinfer.graphs.task_request import load_task_request
 from daskinfer.ids import digest_of, make_nonce, shorten
-from daskinfer.models.execution.devices import choose_dtype, find_device
+from daskinfer.models.execution.devices import choose_dtype
 from daskinfer.models.preprocessing.arrays import count_row_tokens
 from daskinfer.models.proofs.outlines import outline_key
 from daskinfer.models.request import TaskRequest
@@ -20,9 +20,11 @@ from daskinfer.models.tasks.encode import row_length
 from daskinfer.models.versions import ATTENTION, versions
 from daskinfer.planning.plan import TYPICAL_LENGTH
 from daskinfer.planning.profile import make_profile
+from daskinfer.runtime.cluster.device_description import describe_device
 from daskinfer.runtime.snapshots.checkpoint_publisher import resolve_reference
 from daskinfer.runtime.snapshots.outline_cache import find_outline
 from daskinfer.source import digest_source
+from daskinfer.spec.kernels import LinearKernels, choose_kernels
 from daskinfer.spec.measured import CheckpointProfile, LayerCost, MeasuredProfile
 from daskinfer.spec.outline import InputArray, Outline
 from daskinfer.spec.plan import DeviceShape, ModelProfile, Numerics
@@ -91,7 +93,7 @@ def profile_checkpoint(
     resolution = resolve_reference(registry, model.checkpoint, model.entry, watch, trust_code=model.trust_code)
     manifest = registry.manifest(resolution.snapshot)
     request = load_task_request(registry, model, manifest, arrays)
-    device = find_device()
+    device = describe_device()
     dtype, _ = choose_dtype(model.dtype, manifest.dtype, device)
     watch("finding the layers", 0, 1)
     outline = find_outline(registry.url, request, dtype)
@@ -102,8 +104,16 @@ def profile_checkpoint(
     counted = _count_costs(resolution, profile, outline, shapes[-1])
     if not measure:
         return counted
+    kernels = LinearKernels()
+    if dtype == "float32" and device.kind == "cpu":
+        kernels, _ = choose_kernels(model.kernels, [device.onednn])
     numerics = Numerics(
-        dtype=dtype, device=device.kind, attention=ATTENTION, threads=threads or device.threads, **versions()
+        dtype=dtype,
+        device=device.kind,
+        attention=ATTENTION,
+        kernels=kernels,
+        threads=threads or device.threads,
+        **versions(),
     )
     key = profile_key(resolution.snapshot, request, numerics, device)
     found = None if fresh else find_profile(registry.url, key)

@@ -72,6 +72,8 @@ class JobRecord(Section):
     """Partitions of the input."""
     precision: str = ""
     """Why it computes in its precision; decides nothing."""
+    kernels: str = ""
+    """Why its linear layers are computed by those kernels; decides nothing."""
     length: str = ""
     """Why its texts are shorter than the recipe asks for, where they are; decides nothing."""
     left_out: str = ""
@@ -125,7 +127,7 @@ def make_job_request(recipe: Recipe, inputs: str, code: str, numerics: Numerics)
     >>> make_job_request(recipe, "sha256:1", "sha256:2", two) == make_job_request(recipe, "sha256:1", "sha256:2", four)
     True
     """
-    return digest_of([recipe.digest, inputs, code, numerics.model_dump(mode="json", exclude={"threads"})])
+    return digest_of([recipe.digest, inputs, code, numerics.model_dump(mode="json", exclude={"threads", "kernels"})])
 
 
 class StageReport(Section):
@@ -263,6 +265,8 @@ class Report(Section):
     """From then until the last commit."""
     precision: str = ""
     """Which precision it computes in, and why."""
+    kernels: str = ""
+    """What computes its linear layers, and why; empty where there is no choice."""
     length: str = ""
     """Why its texts are shorter than the recipe asks for, where they are."""
     sharing: str = ""

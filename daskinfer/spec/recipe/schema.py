@@ -63,6 +63,8 @@ class Model(DescribedSection):
     `forward` whatever arrays the model returns."""
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     """Precision of weights and activations."""
+    kernels: Literal["auto", "torch", "onednn"] = "auto"
+    """What computes linear layers in float32 on a CPU: `auto` takes the fastest, as measured on the workers."""
     options: ModelOptions = ModelOptions()
     """Pooling, normalisation, truncation."""
 

@@ -20,6 +20,8 @@ from transformers import (
 )
 
 from daskinfer.ids import parse_json
+from daskinfer.models.execution.kernels import use_kernels
+from daskinfer.spec.kernels import LinearKernels
 from daskinfer.spec.recipe.schema import ModelOptions
 
 Batch = tuple[NDArray[np.int32], NDArray[np.int32]] | Mapping[str, NDArray[np.int64]]
@@ -34,6 +36,7 @@ def run_unsplit(
     options: ModelOptions | None = None,
     dtype: str = "float32",
     threads: int = 1,
+    kernels: LinearKernels | None = None,
     trust_code: bool = False,
 ) -> list[NDArray[np.float32]]:
     """Return what transformers' own model gives for each microbatch, by `from_pretrained` and the plainest code.
@@ -48,6 +51,8 @@ def run_unsplit(
         As in a recipe.
     threads
         Cores to compute with; bits may depend on it.
+    kernels
+        What computes linear layers, by default torch; bits depend on it.
     trust_code
         Run the code that comes with the checkpoint, in transformers' own way.
 
@@ -83,10 +88,11 @@ def run_unsplit(
         parameter.data = parameter.data.clone()
     torch.set_num_threads(threads)
     results: list[NDArray[np.float32]] = []
+    forward = use_kernels(lambda inputs, _: model(**inputs), kernels or LinearKernels())
     with torch.inference_mode():
         for batch in microbatches:
             inputs = _to_tensors(batch)
-            output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+            output: Any = forward({name: inputs[name] for name in ("input_ids", "attention_mask")}, ())
             if task == "classify":
                 results.append(output.logits.float().numpy())
             elif task == "embed":

@@ -1,0 +1,75 @@
+"""oneDNN's linear layer, which torch ships and calls by operators of its own: the one place that touches them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+@cache
+def find_linear() -> Linear | None:
+    """Return what multiplies by oneDNN; None where this build of torch cannot, or no longer does it in this way.
+
+    Source: `torch.ops.mkldnn._linear_pointwise`, as torch's own compiler calls it
+    (`torch/_inductor/mkldnn_lowerings.py`).
+
+    Examples
+    --------
+    >>> multiply = find_linear()
+    >>> ones = torch.ones(1, 2)
+    >>> multiply is None or multiply(ones, ones, None).tolist() == [[2.0]]
+    True
+    """
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return None
+    try:
+        # Operators that a build lacks are found missing here; those that take something else, by the call.
+        operator: Any = torch.ops.mkldnn._linear_pointwise
+
+        def multiply(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            result: Tensor = operator(rows, weight, bias, "none", [], "")
+            return result
+
+        rows, weight, bias = torch.ones(2, 3), torch.ones(4, 3), torch.ones(4)
+        with torch.inference_mode():
+            fits = torch.equal(multiply(rows, weight, bias), functional.linear(rows, weight, bias))
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
+        return None
+    return multiply if fits else None
+
+
+def takes(rows: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether oneDNN computes a linear layer of these tensors in float32 as torch would.
+
+    Examples
+    --------
+    >>> rows = torch.ones(1, 2)
+    >>> takes(rows, rows, None), takes(rows.half(), rows.half(), None), takes(rows[:0], rows, None)
+    (True, False, False)
+    """
+    return (
+        weight.ndim == 2
+        and rows.ndim > 0
+        and rows.numel() > 0
+        and weight.numel() > 0
+        and rows.shape[-1] == weight.shape[1]
+        and _is_plain(rows)
+        and _is_plain(weight)
+        and (bias is None or (bias.shape == weight.shape[:1] and _is_plain(bias)))
+    )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return (
+        tensor.dtype == torch.float32
+        and tensor.device.type == "cpu"
+        and tensor.layout == torch.strided
+        and type(tensor) in (Tensor, torch.nn.Parameter)
+    )

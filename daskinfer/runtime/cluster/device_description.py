@@ -1,0 +1,54 @@
+"""What a process computes on, with what is measured of it once per machine."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+from daskinfer.ids import canonical_json, digest_of, parse_json, shorten
+from daskinfer.models.execution.devices import find_device
+from daskinfer.spec.plan import DeviceShape
+from daskinfer.storage.objects.create_if_absent import create
+from daskinfer.storage.tensors.node_cache import private_folder
+
+
+def describe_device() -> DeviceShape:
+    """Return the device of this process, and of a CPU how fast oneDNN is on it.
+
+    That is measured once per machine and version of torch, and kept in the cache, so that all processes there say the
+    same.
+
+    Examples
+    --------
+    >>> device = describe_device()
+    >>> device.kind != "cpu" or device == describe_device()
+    True
+    """
+    device = find_device()
+    return device if device.kind != "cpu" else device.model_copy(update={"onednn": _measure_once(device.name)})
+
+
+@cache
+def _measure_once(cpu: str) -> dict[str, float]:
+    folder = private_folder("kernels")
+    place = None if folder is None else folder / f"{shorten(digest_of([cpu, version('torch')]))}.json"
+    if place is not None and (known := _read(place)) is not None:
+        return known
+    # Imports torch, which a process that finds it measured can do without.
+    from daskinfer.models.execution.kernels import measure_onednn
+
+    measured = measure_onednn()
+    if place is not None:
+        with suppress(OSError):
+            create(str(place), canonical_json(measured))
+        # Another process may have been first.
+        return _read(place) or measured
+    return measured
+
+
+def _read(place: Path) -> dict[str, float] | None:
+    with suppress(OSError, ValueError, TypeError, AttributeError):
+        return {str(size): float(speed) for size, speed in parse_json(place.read_bytes()).items()}
+    return None
