@@ -46,7 +46,9 @@ def make_report(epoch: int, verdict: str) -> Report:
             ("job", "name", "message", "checkpoint", "snapshot", "recipe", "key", "precision", "trial", "gate"), ""
         )
     )
-    values.update(dict.fromkeys(("output", "report", "command", "started", "length", "sharing", "left_out"), ""))
+    values.update(
+        dict.fromkeys(("output", "report", "command", "started", "length", "sharing", "left_out", "kernels"), "")
+    )
     values.update(
         snapshots=(),
         members=(),
