@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -29,14 +30,21 @@ def is_program() -> bool:
 def ending_at_once(say: Callable[[], object]) -> Iterator[None]:
     """Say something and end this process where a signal comes: nothing has been begun that would have to be ended.
 
-    While libraries are imported, an interrupt that is raised in their midst can come out as anything.
+    While libraries are imported, an interrupt that is raised in their midst can come out as anything. No garbage is
+    looked for meanwhile: nearly all that they make stays, and the search takes a tenth of the time.
     """
 
     def end(number: int, frame: FrameType | None) -> None:
         end_process(say)
 
-    with _handled_by(end):
-        yield
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        with _handled_by(end):
+            yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 @contextmanager

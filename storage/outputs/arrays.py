@@ -27,7 +27,7 @@ from daskinfer.storage.objects.store_errors import explain_errors
 from daskinfer.storage.objects.urls import absolute_url, is_local, join_url
 from daskinfer.storage.outputs.commit_index import CommitDigest
 from daskinfer.storage.outputs.commit_log import CommitLog, write_rejects
-from daskinfer.storage.outputs.fence import Fence
+from daskinfer.storage.outputs.fence import Fence, create
 from daskinfer.storage.outputs.sink import OutputLayout, OutputPart, Written
 
 VALID = "valid"
@@ -89,7 +89,7 @@ class ZarrSink:
             zarr.consolidate_metadata(store)
         for path, value in sorted(made.items()):
             url, data = join_url(self._url, path), value.to_bytes()
-            if not self._fence.create(url, data):
+            if not create(url, data, self._fence):
                 self._fence.replace(url, data)
 
     def write(self, part: OutputPart) -> Written:
@@ -105,7 +105,7 @@ class ZarrSink:
             url = join_url(self._url, *path)
             chunk = self._make_chunk(column, values)
             # Other bytes are of an attempt that ended before its commit, or that was made elsewhere: the record decides.
-            if not self._fence.create(url, chunk) and not self._records.has(part.partition.number):
+            if not create(url, chunk, self._fence) and not self._records.has(part.partition.number):
                 self._fence.replace(url, chunk)
             if is_local(url):
                 try:

@@ -43,6 +43,20 @@ from daskinfer.storage.outputs.places import RECORDS, WORK
 _DELETES = 16
 
 
+def create(url: str, data: bytes, fence: Fence) -> bool:
+    """Create an object of an output unless one is there, by a name that whoever delays writes can put another in place of.
+
+    See `Fence.create`.
+
+    Examples
+    --------
+    >>> fence = Fence("labels.jsonl", "demo")
+    >>> create("labels.jsonl/part", b"mine", fence), create("labels.jsonl/part", b"others'", fence)
+    (True, False)
+    """
+    return fence.create(url, data)
+
+
 class Fence:
     """What one job may change in an output, while that is its own.
 

@@ -69,7 +69,14 @@ def run(ctx: click.Context, recipe: str, overrides: tuple[str, ...], fresh: bool
     latest: list[Progress] = []
     began = datetime.now(UTC).isoformat(timespec="seconds")
     told.facts = lambda: _describe_failure(parsed, latest, began)
-    with ending_at_once(lambda: fail(ctx, KeyboardInterrupt())):
+    from daskinfer.runtime.cluster.fork_server import start_imports, stop_imports
+
+    def end() -> None:
+        stop_imports()
+        fail(ctx, KeyboardInterrupt())
+
+    with ending_at_once(end):
+        start_imports(parsed.cluster)  # beside all that this process imports
         from daskinfer import api
         from daskinfer.cli.output.progress import ProgressDisplay
         from daskinfer.cli.output.show import print_report

@@ -20,7 +20,7 @@ from daskinfer.redaction import reveal
 from daskinfer.runtime.cluster.admission import Admission, describe_scheduler
 from daskinfer.runtime.cluster.cleanup import take_leave
 from daskinfer.runtime.cluster.device_description import describe_device
-from daskinfer.runtime.cluster.local_cluster import memory_of_worker, start_fork_server, start_workers
+from daskinfer.runtime.cluster.local_cluster import memory_of_worker, start_workers
 from daskinfer.runtime.cluster.process_setup import set_up_processes
 from daskinfer.runtime.cluster.scheduler_check import confirm_scheduler
 from daskinfer.runtime.cluster.scheduler_state import identify_workers
@@ -65,17 +65,6 @@ def find_workers(cluster: recipes.Cluster, say: Callable[[str], None] = lambda l
         )
         for index in range(local.workers)
     ]
-
-
-def start_imports(cluster: recipes.Cluster) -> None:
-    """Let what a local cluster's workers need be imported from now on, while the driver does other things.
-
-    Examples
-    --------
-    >>> start_imports(recipes.Cluster(address="tcp://10.0.0.7:8786"))  # the workers of others have imported it
-    """
-    if cluster.address is None:
-        start_fork_server(cluster.workers)
 
 
 @contextmanager

@@ -9,16 +9,13 @@ the memory of the imported code. The workers of a local cluster are made so; els
 
 from __future__ import annotations
 
-import multiprocessing
-import sys
-from multiprocessing import util
 from typing import Any
 
 import dask
 from distributed import Nanny
 from distributed.utils import get_mp_context
 
-_IMPORTED = "daskinfer.runtime.cluster.preload"
+from daskinfer.runtime.cluster.fork_server import can_fork, choose_imports
 
 
 def fork_workers() -> dict[str, Any]:
@@ -36,14 +33,12 @@ def fork_workers() -> dict[str, Any]:
     ...     fork_workers()
     {}
     """
-    if sys.platform != "linux":
+    if not can_fork():
         return {}
     settings = {"distributed.worker.multiprocessing-method": "forkserver"}
     with dask.config.set(settings):
         get_mp_context()  # Dask makes a choice of its own the first time, which must not come later
-    multiprocessing.set_forkserver_preload([_IMPORTED])
-    # Python 3.11.0 lets the fork server listen in a namespace that has no owner; a socket in a folder of the user's own has.
-    util.abstract_sockets_supported = False  # type: ignore[misc]
+    choose_imports()
     return settings
 
 

@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing import forkserver, resource_tracker, spawn
+from multiprocessing import spawn
 from types import FrameType
 from typing import Any
 
@@ -17,6 +17,7 @@ from distributed import Nanny, Scheduler, SpecCluster, Status, Worker, system
 
 from daskinfer.errors import JobFailed
 from daskinfer.models.limits import memory_limit
+from daskinfer.runtime.cluster.fork_server import deaf_to_interrupts, worker_environment
 from daskinfer.runtime.cluster.forking import fork_workers
 from daskinfer.runtime.cluster.security import make_security, private_folder
 from daskinfer.spec.recipe import schema as recipes
@@ -40,15 +41,6 @@ class QuietWorker(Worker):
         """Listen for nobody."""
 
 
-def start_fork_server(local: recipes.LocalCluster) -> None:
-    """Let what workers need be imported from now on, while the driver does other things."""
-    if fork_workers():
-        # Dask does so itself as it starts a worker.
-        os.environ.update(_environment(local))
-        with _deaf():
-            forkserver.ensure_running()
-
-
 @contextmanager
 def start_workers(
     local: recipes.LocalCluster, tell: Callable[[str], None] = lambda line: None
@@ -70,7 +62,7 @@ def start_workers(
     # What a nanny gives its workers is read when it is made, restarts included, so the settings outlive the start.
     with dask.config.set(_settings(local) | fork_workers()), _without_main():
         try:
-            with _waiting_signals(tell) as came, _deaf():
+            with _waiting_signals(tell) as came, deaf_to_interrupts():
                 workers = _make_cluster(local)
         except RuntimeError as error:
             raise JobFailed(f"the local workers did not start: {error}") from error
@@ -93,7 +85,7 @@ def _make_cluster(local: recipes.LocalCluster) -> SpecCluster:
         "nthreads": local.threads,
         "resources": local.resources,
         # What workers are forked from may be older than this job, and know nothing of what was set since.
-        "env": {**os.environ, **_environment(local)},
+        "env": {**os.environ, **worker_environment(local)},
         "memory_limit": memory_of_worker(local),
         "worker_class": QuietWorker,
         "dashboard": False,
@@ -155,21 +147,6 @@ def _waiting_signals(tell: Callable[[str], None]) -> Iterator[list[int]]:
             signal.signal(each, handler)
 
 
-@contextmanager
-def _deaf() -> Iterator[None]:
-    """Let no process or thread that is started in here hear Ctrl-C.
-
-    In a terminal it reaches every process of the group, and the driver is to stop the workers in good order. Threads and
-    processes inherit what is blocked here. The tracker is started first, for its start would lift the block again.
-    """
-    resource_tracker.ensure_running()
-    heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
-
-
 def memory_of_worker(local: recipes.LocalCluster) -> int:
     """Return the bytes that each local worker may use.
 
@@ -184,28 +161,11 @@ def memory_of_worker(local: recipes.LocalCluster) -> int:
     return allowed // local.workers
 
 
-def _environment(local: recipes.LocalCluster) -> dict[str, str]:
-    """Return the variables of worker processes, without the defaults that slow inference."""
-    threads = str(local.threads)
-    return {
-        # Freed activations go back to the kernel and are faulted in again under the nanny's own setting, which costs a
-        # quarter of CPU inference.
-        "MALLOC_TRIM_THRESHOLD_": str(2**30),
-        "MALLOC_MMAP_THRESHOLD_": str(2**30),
-        "MALLOC_ARENA_MAX": "1",
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        "OPENBLAS_NUM_THREADS": threads,
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
-    }
-
-
 def _settings(local: recipes.LocalCluster) -> dict[str, Any]:
     """Return Dask settings without the defaults that slow or break inference."""
     return {
         "temporary-directory": private_folder(),
-        "distributed.nanny.pre-spawn-environ": _environment(local),
+        "distributed.nanny.pre-spawn-environ": worker_environment(local),
         "distributed.worker.daemon": False,
         # After 15 s by default the cluster gives a dead worker up for good, while its nanny still restarts it: on a busy
         # machine that takes longer.

@@ -10,7 +10,8 @@ from itertools import count
 
 from daskinfer.errors import ClusterLost, DaskinferError, Interrupted
 from daskinfer.logs import logging_context
-from daskinfer.runtime.cluster.connection import open_cluster, start_imports
+from daskinfer.runtime.cluster.connection import open_cluster
+from daskinfer.runtime.cluster.fork_server import start_imports
 from daskinfer.runtime.driver.event_log import EventLog, final_phase, log_end
 from daskinfer.runtime.driver.event_loop import Driver
 from daskinfer.runtime.driver.progress_counter import ProgressCounter
