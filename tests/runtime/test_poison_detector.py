@@ -66,24 +66,24 @@ def search(
 
 @settings(max_examples=300, deadline=None)
 @given(st.integers(1, 300), st.data(), KINDS, st.booleans())
-def test_exactly_the_poison_is_convicted_in_few_probes(
+def test_exactly_the_poison_is_identified_in_few_probes(
     rows: int, data: st.DataObject, kind: Fault, is_seen: bool
 ) -> None:
     poison = data.draw(st.sets(st.integers(0, rows - 1), min_size=1, max_size=6))
     found, probes = search(rows, poison, kind, is_seen)
-    assert found.convicted.keys() == poison
+    assert found.identified.keys() == poison
     levels = math.ceil(math.log(rows, FANOUT[kind])) + 1
     assert probes <= 2 + len(poison) * (FANOUT[kind] * levels + ALONE)
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.integers(1, 200), st.data(), KINDS)
-def test_chance_convicts_nobody(rows: int, data: st.DataObject, kind: Fault) -> None:
+def test_chance_identifies_nobody(rows: int, data: st.DataObject, kind: Fault) -> None:
     poison = data.draw(st.sets(st.integers(0, rows - 1), max_size=4))
     chance = data.draw(st.sets(st.integers(0, 60), max_size=2))
     found, _ = search(rows, poison, kind, False, chance)
     assert found.is_decided
-    assert found.convicted.keys() == poison
+    assert found.identified.keys() == poison
 
 
 @pytest.mark.parametrize("kind", ["raised", "killed"])
@@ -108,7 +108,7 @@ def test_a_whole_that_fails_though_its_parts_pass_is_not_of_rows() -> None:
             found.failed("killed", "out of memory")
         else:
             found.passed()
-    assert not found.convicted
+    assert not found.identified
     assert probes < 150
 
 
@@ -138,7 +138,7 @@ def test_a_microbatch_that_raises_twice_is_searched_beside_the_others() -> None:
     assert core.handle(Inspected(0, 0, (7, 3)), 0) == [Probe(0, 0, without=(3,), attempt=2)]
     for attempt in (3, 4):
         actions = core.handle(ProbeFailed(0, 0, ValueError("boom at 0x7f01")), attempt)
-    # Row 7 is convicted, row 3 passes: what is left of the microbatch is computed by that.
+    # Row 7 is identified, row 3 passes: what is left of the microbatch is computed by that.
     assert only(actions, Probe) == Probe(0, 0, without=(7,), attempt=4)
     found = only(core.handle(ProbeDone(0, 0), 5), RecordPoison)
     assert isinstance(found, RecordPoison)
@@ -208,7 +208,7 @@ def test_a_task_that_runs_too_long_costs_its_worker_and_is_searched(limit: float
     assert core.handle(Inspected(0, 0, (0, 1)), 1) == [Probe(0, 0, without=(1,), attempt=1)]
 
 
-def test_convictions_count_against_the_budget_before_the_partition_is_committed() -> None:
+def test_identified_rows_count_against_the_budget_before_the_partition_is_committed() -> None:
     core = make_machine(partitions=1, limits=Limits(rejects=1))
     start(core)
     core.handle(Prepared(0, 2), 0)

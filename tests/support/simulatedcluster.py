@@ -97,7 +97,7 @@ class SimulatedCluster:
         """(generation, stage, worker) of what was loaded, and of what is granted."""
         self.computed: dict[MicrobatchKey, tuple[int, ...]] = {}
         """Microbatches that wait for the commit of their partition, with the rows that were computed."""
-        self.convicted: dict[MicrobatchKey, set[int]] = {}
+        self.identified: dict[MicrobatchKey, set[int]] = {}
         self.committed: Counter[int] = Counter()
         self.recomputed = 0
         """Results that were lost: as many microbatches may be in flight beyond the window."""
@@ -345,7 +345,7 @@ class SimulatedCluster:
     def record_poison(self, action: RecordPoison) -> None:
         record = action.poison_record
         assert set(record.positions) == self.bad_rows(record.partition, record.microbatch)
-        self.convicted[record.generation, record.partition, record.microbatch] = set(record.positions)
+        self.identified[record.generation, record.partition, record.microbatch] = set(record.positions)
         self.todo.append(PoisonRecorded(record))
 
     def commit(self, action: Commit) -> None:
@@ -375,7 +375,7 @@ class SimulatedCluster:
         return {row for *place, row in self.troubles.poison if place == [partition, number]}
 
     def _fly(self, key: MicrobatchKey, attempt: int, without: tuple[int, ...], is_probe: bool = False) -> None:
-        left_out = self.convicted.get(key, set()).union(without)
+        left_out = self.identified.get(key, set()).union(without)
         rows = tuple(row for row in range(self.sizes[key[1]][key[2]]) if row not in left_out)
         self.withdraw(key)
         self.todo.append(Pass(key, attempt, rows, is_probe))

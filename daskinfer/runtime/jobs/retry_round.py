@@ -14,7 +14,6 @@ from daskinfer.runtime.jobs.work import HeldJob, Share
 from daskinfer.runtime.snapshots.snapshot_manager import SnapshotManager
 from daskinfer.runtime.state_machine.limits import Limits
 from daskinfer.spec.job.commit import CommitRecord
-from daskinfer.spec.job.generation import SnapshotPin
 from daskinfer.spec.job.record import digest_files
 from daskinfer.spec.plan import Plan
 from daskinfer.spec.recipe.schema import Consistency, Recipe
@@ -129,11 +128,6 @@ class RetryRound:
         self._compared: set[int] = set()
         """Partitions that were committed and compared with the input as it is now."""
         self._take_up(round)
-
-    @property
-    def pins(self) -> tuple[SnapshotPin, ...]:
-        """The snapshots of the job."""
-        return self.snapshots.log.known.pins if hasattr(self, "snapshots") else (self._job.record.first_pin,)
 
     def limits(self, recipe: Recipe) -> Limits:
         """Return how much may go wrong: all that is left may be rows that break the model, and they stay where they are."""

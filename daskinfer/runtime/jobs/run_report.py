@@ -107,8 +107,11 @@ def make_report(session: RunSession, command: str, seconds: float, started: str)
 def _list_shares(session: RunSession) -> tuple[SnapshotShare, ...]:
     """Return what each snapshot computed; the one that the job began with where nothing is committed yet."""
     committed = session.progress.shares()
-    pins = {pin.snapshot: pin for pin in session.work.pins}
-    used = [pin for pin in pins.values() if pin.snapshot in committed] or [session.work.pins[0]]
+    # What holds the locks is there once the work has begun.
+    begun = hasattr(session.work, "snapshots")
+    known = session.work.snapshots.log.known.pins if begun else (session.job.record.first_pin,)
+    pins = {pin.snapshot: pin for pin in known}
+    used = [pin for pin in pins.values() if pin.snapshot in committed] or [known[0]]
     empty = (0, 0)
     return tuple(
         SnapshotShare(

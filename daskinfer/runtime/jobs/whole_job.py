@@ -62,11 +62,6 @@ class WholeJob:
         return self._job.record.recipe.consistency
 
     @property
-    def pins(self) -> tuple[SnapshotPin, ...]:
-        """The snapshots of the job by now."""
-        return self.snapshots.log.known.pins if hasattr(self, "snapshots") else (self._job.record.first_pin,)
-
-    @property
     def needs_retry(self) -> bool:
         """Whether its input was corrected since it began."""
         return self._correction is not None or self.inputs != self._job.record.inputs

@@ -83,10 +83,6 @@ class Work(Protocol):
         """Which snapshots the partitions may be computed on."""
 
     @property
-    def pins(self) -> tuple[SnapshotPin, ...]:
-        """The snapshots of the job by now."""
-
-    @property
     def needs_retry(self) -> bool:
         """Whether only a retry goes on with the job, since its input was corrected or its output is whole."""
 

@@ -160,7 +160,7 @@ class PartitionEvents:
         """Poisonous rows of partitions that are not committed yet; what only a trial refuses is the gate's affair."""
         rollout = self._parts.rollout
         generations = {generation for generation in rollout.pins if not rollout.is_on_trial(generation)}
-        return self._parts.poison.convicted_in(generations)
+        return self._parts.poison.identified_in(generations)
 
     def _take_device_off(self, error: DeviceFailed, now: float) -> list[Action]:
         why = f"lost its device: {error.message}"

@@ -39,7 +39,7 @@ class Bisection:
     """The search through one microbatch.
 
     `part` is what to compute next. Where it fails it is cut in parts; where all of them pass but the last, that one is
-    taken to fail without another try. Single rows are convicted by `ALONE` failures. In the end all rows that are left
+    taken to fail without another try. Single rows are identified by `ALONE` failures. In the end all rows that are left
     are computed together, and that decides.
 
     Parameters
@@ -56,13 +56,13 @@ class Bisection:
     >>> while not search.is_decided:
     ...     tries += 1
     ...     _ = search.failed("raised", "it is row 6") if 6 in search.part else search.passed()
-    >>> list(search.convicted), tries
+    >>> list(search.identified), tries
     ([6], 5)
     """
 
     def __init__(self, rows: Sequence[int], fault: Fault | None) -> None:
         self.rows = tuple(rows)
-        self.convicted: dict[int, PoisonRow] = {}
+        self.identified: dict[int, PoisonRow] = {}
         self.is_decided = False
         self._strikes: Counter[int] = Counter()
         self._todo: list[_Part] = []
@@ -100,15 +100,15 @@ class Bisection:
             self._split(self._todo.pop().rows)
 
     def failed(self, kind: Fault, error: str) -> PoisonRow | None:
-        """Take in that the part failed; return the row that this convicts, if any."""
+        """Take in that the part failed; return the row that this identifies, if any."""
         rows = self.part
         self._fanout = FANOUT[kind]
         if self._todo:
             family = self._todo.pop().family
             family.left, family.has_failed = family.left - 1, True
         elif len(rows) > 1:
-            self._vain = 0 if len(self.convicted) > self._found else self._vain + 1
-            self._found = len(self.convicted)
+            self._vain = 0 if len(self.identified) > self._found else self._vain + 1
+            self._found = len(self.identified)
         if len(rows) > 1:
             self._split(rows)
             return None
@@ -117,13 +117,13 @@ class Bisection:
         if self._strikes[row] < ALONE:
             self._split(rows)
             return None
-        self.convicted[row] = PoisonRow(row=row, kind=kind, error=conceal(error))
+        self.identified[row] = PoisonRow(row=row, kind=kind, error=conceal(error))
         self.is_decided = not self._todo and not self._rest
-        return self.convicted[row]
+        return self.identified[row]
 
     @property
     def _rest(self) -> tuple[int, ...]:
-        return tuple(row for row in self.rows if row not in self.convicted)
+        return tuple(row for row in self.rows if row not in self.identified)
 
     def _split(self, rows: tuple[int, ...]) -> None:
         size = -(-len(rows) // self._fanout)

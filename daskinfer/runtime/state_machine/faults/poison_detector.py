@@ -37,7 +37,7 @@ SUSPECT: dict[Fault, int] = {"raised": 2, "killed": 2, "hung": 1}
 AT_ONCE = 4
 """Microbatches that may be searched beside the normal flow at one time."""
 HOPELESS_ROWS = 8
-"""Rows convicted before anything ever went through: then it is the model."""
+"""Rows identified before anything ever went through: then it is the model."""
 HOPELESS_MICROBATCHES = 3
 """The same for microbatches of which no row is left, one after the other, with nothing going through in between."""
 
@@ -61,7 +61,7 @@ def blames_rows(error: BaseException) -> bool:
 
 
 class PoisonDetector:
-    """Which microbatches are suspected, what is probed next, and which rows are convicted.
+    """Which microbatches are suspected, what is probed next, and which rows are identified.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ class PoisonDetector:
     --------
     >>> partitions = PartitionTracker(window=2, waiting=iter([(None, 0)]), left=1)
     >>> detector = PoisonDetector(partitions)
-    >>> detector.go_on(), detector.convicted_in({0})
+    >>> detector.go_on(), detector.identified_in({0})
     ([], 0)
     """
 
@@ -93,14 +93,14 @@ class PoisonDetector:
         }
         self._records: defaultdict[MicrobatchKey, MicrobatchHistory] = defaultdict(MicrobatchHistory)
         self._suspects: dict[MicrobatchKey, Suspect] = {}
-        self._convicted: Counter[PartitionKey] = Counter()
+        self._identified: Counter[PartitionKey] = Counter()
         self._has_passed = False
         self._barren_rows = 0
         self._barren_microbatches = 0
 
-    def convicted_in(self, generations: Collection[int]) -> int:
-        """Return how many rows of partitions that are not committed are convicted, on these generations."""
-        return sum(count for place, count in self._convicted.items() if place[0] in generations)
+    def identified_in(self, generations: Collection[int]) -> int:
+        """Return how many rows of partitions that are not committed are identified, on these generations."""
+        return sum(count for place, count in self._identified.items() if place[0] in generations)
 
     # What happens
 
@@ -218,9 +218,9 @@ class PoisonDetector:
         self._known[case] = frozenset(poison_record.positions)
         self._records.pop(case, None)
         assert suspect.search is not None
-        if self._known[case] == suspect.search.convicted.keys():
+        if self._known[case] == suspect.search.identified.keys():
             return self._partitions.computed_apart(*case)
-        self._convicted[case[0]] += len(self._known[case]) - len(suspect.search.convicted)
+        self._identified[case[0]] += len(self._known[case]) - len(suspect.search.identified)
         return [
             IncidentRecord("poison", f"{_name(case)}: another driver has decided on its rows"),
             self._partitions.again(*case),
@@ -228,7 +228,7 @@ class PoisonDetector:
 
     def forget(self, place: PartitionKey) -> None:
         """Forget a partition that is committed."""
-        self._convicted.pop(place, None)
+        self._identified.pop(place, None)
         for case in [case for case in (*self._suspects, *self._records, *self._known) if case[0] == place]:
             self._suspects.pop(case, None)
             self._records.pop(case, None)
@@ -285,15 +285,15 @@ class PoisonDetector:
         actions: list[Action] = [self._withdraw(case)]
         verdict = suspect.search.failed(failure.what, error)
         if verdict is not None:
-            actions += self._convict(case, verdict, failure)
+            actions += self._identify(case, verdict, failure)
         if suspect.search.is_stuck:
             actions.append(Fail(_not_of_rows(case, failure)))
         elif suspect.search.is_decided:
             actions += self._decide(case, failure.at)
         return actions
 
-    def _convict(self, case: MicrobatchKey, verdict: PoisonRow, failure: Failure) -> list[Action]:
-        self._convicted[case[0]] += 1
+    def _identify(self, case: MicrobatchKey, verdict: PoisonRow, failure: Failure) -> list[Action]:
+        self._identified[case[0]] += 1
         self._barren_rows += 1
         actions: list[Action] = [
             IncidentRecord("poison", f"{_name(case)}, row {verdict.row} of the partition: {verdict.error}")
@@ -307,12 +307,12 @@ class PoisonDetector:
         search = suspect.search
         assert search is not None
         record = self._records[case]
-        if not search.convicted:
+        if not search.identified:
             del self._suspects[case]
             self._records.pop(case)
             note = IncidentRecord("acquitted", f"{_name(case)}: all of its rows went through")
             return [note, *self._partitions.computed_apart(*case)]
-        if len(search.convicted) == len(search.rows):
+        if len(search.identified) == len(search.rows):
             self._barren_microbatches += 1
             if self._gives_up and self._barren_microbatches >= HOPELESS_MICROBATCHES:
                 what = f"every row of {self._barren_microbatches} microbatches, one after the other,"
@@ -330,7 +330,7 @@ class PoisonDetector:
             )
             for failure in record.failures
         )
-        rows = tuple(search.convicted[row] for row in sorted(search.convicted))
+        rows = tuple(search.identified[row] for row in sorted(search.identified))
         found = PoisonRecord(
             generation=generation,
             partition=partition,

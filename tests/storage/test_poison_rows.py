@@ -10,7 +10,7 @@ from daskinfer.spec.job.poison import FailedAttempt, PoisonRecord, PoisonRow
 from daskinfer.storage.jobs.poison_rows import PoisonRecords
 
 
-def make_conviction(row: int, microbatch: int = 3, generation: int = 0) -> PoisonRecord:
+def make_record(row: int, microbatch: int = 3, generation: int = 0) -> PoisonRecord:
     attempt = FailedAttempt(
         attempt=1, rows=1, stage=0, worker="tcp://w", what="raised", detail="ValueError: no", before=0.5
     )
@@ -27,17 +27,17 @@ def make_conviction(row: int, microbatch: int = 3, generation: int = 0) -> Poiso
 def test_what_is_written_first_counts_for_everybody(tmp_path: Path) -> None:
     mine, theirs = PoisonRecords(str(tmp_path)), PoisonRecords(str(tmp_path))
     assert mine.all() == []
-    assert mine.record(make_conviction(row=1)) == make_conviction(row=1)
-    assert theirs.record(make_conviction(row=2)) == make_conviction(row=1)
+    assert mine.record(make_record(row=1)) == make_record(row=1)
+    assert theirs.record(make_record(row=2)) == make_record(row=1)
     # Another microbatch, and the same one of another generation, are others.
-    for other in (make_conviction(row=5, microbatch=4), make_conviction(row=2, generation=1)):
+    for other in (make_record(row=5, microbatch=4), make_record(row=2, generation=1)):
         assert theirs.record(other) == other
     assert [found.positions for found in mine.all()] == [(1,), (5,), (2,)]
 
 
 def test_of_many_that_write_at_once_one_is_believed(tmp_path: Path) -> None:
     def write(row: int) -> PoisonRecord:
-        return PoisonRecords(str(tmp_path)).record(make_conviction(row))
+        return PoisonRecords(str(tmp_path)).record(make_record(row))
 
     with ThreadPoolExecutor(8) as pool:
         believed = set(pool.map(write, range(8)))
@@ -45,7 +45,7 @@ def test_of_many_that_write_at_once_one_is_believed(tmp_path: Path) -> None:
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
-    PoisonRecords(str(tmp_path)).record(make_conviction(row=1))
+    PoisonRecords(str(tmp_path)).record(make_record(row=1))
     (path,) = (tmp_path / "poison").iterdir()
     path.write_text(path.read_text()[:-9])
     with pytest.raises(IntegrityError, match=r"g0000-00000007-000003.json is not a record of poisonous rows"):
