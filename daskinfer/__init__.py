@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     )
     from daskinfer.errors import DaskinferError
     from daskinfer.spec.comparison import GateReport
-    from daskinfer.spec.job.record import JobStatus, Progress, Report
+    from daskinfer.spec.job.record import JobStatus, Progress
+    from daskinfer.spec.job.report import Report
     from daskinfer.spec.recipe.gate import Gate
     from daskinfer.spec.recipe.loader import load_recipe
     from daskinfer.spec.recipe.schema import Recipe

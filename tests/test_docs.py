@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from daskinfer.spec.job.record import Report, StageReport
+from daskinfer.spec.job.report import Report, StageReport
 from daskinfer.spec.recipe.gate import Gate
 from daskinfer.spec.recipe.loader import load_recipe
 from daskinfer.spec.recipe.schema import Recipe

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from daskinfer.errors import DaskinferError, IntegrityError, JobFailed, StorageRefused
-from daskinfer.spec.job.record import JobRecord, JobStatus, Report
+from daskinfer.spec.job.record import JobRecord, JobStatus
+from daskinfer.spec.job.report import Report
 from daskinfer.spec.verification import OutputVerification
 from daskinfer.storage.jobs import store as job_store
 from daskinfer.storage.outputs import verification

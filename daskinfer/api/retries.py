@@ -16,7 +16,8 @@ from daskinfer.runtime.jobs.retry_report import make_finish_report, make_retry_r
 from daskinfer.runtime.jobs.retry_round import RetryRound
 from daskinfer.runtime.jobs.run_session import RunSession
 from daskinfer.runtime.jobs.whole_job import WholeJob
-from daskinfer.spec.job.record import JobRecord, Progress, Report
+from daskinfer.spec.job.record import JobRecord, Progress
+from daskinfer.spec.job.report import Report
 from daskinfer.spec.recipe.loader import override_recipe
 from daskinfer.spec.recipe.schema import Recipe
 from daskinfer.storage.jobs.store import JobStore, find_job

@@ -15,7 +15,8 @@ from daskinfer.runtime.jobs.run_report import make_report
 from daskinfer.runtime.jobs.run_session import RunSession
 from daskinfer.runtime.jobs.whole_job import WholeJob
 from daskinfer.runtime.snapshots.gate_verdict import read_gate
-from daskinfer.spec.job.record import Progress, Report
+from daskinfer.spec.job.record import Progress
+from daskinfer.spec.job.report import Report
 from daskinfer.spec.recipe.schema import Recipe
 from daskinfer.storage.jobs.lease import refuse_held
 from daskinfer.storage.jobs.store import JobStore

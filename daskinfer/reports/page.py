@@ -8,7 +8,7 @@ from pathlib import Path
 import jinja2
 
 from daskinfer.ids import shorten
-from daskinfer.spec.job.record import Report, StageReport
+from daskinfer.spec.job.report import Report, StageReport
 from daskinfer.units import format_bytes, format_count, format_duration
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from daskinfer.errors import IntegrityError
-from daskinfer.spec.job.record import Report
+from daskinfer.spec.job.report import Report
 from daskinfer.storage.objects.filesystem import read_record, replace_bytes
 from daskinfer.storage.objects.urls import join_url
 
@@ -81,7 +81,7 @@ def unreadable(place: str, what: str) -> IntegrityError:
 
     Examples
     --------
-    >>> print(unreadable("work/jobs/demo/report.json", "report"))
+    >>> print(unreadable("work/jobs/demo/report.json", "report").message)
     work/jobs/demo/report.json is not a report that this version of daskinfer can read
     """
     return IntegrityError(

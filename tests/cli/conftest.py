@@ -10,7 +10,8 @@ import pytest
 
 from daskinfer import api
 from daskinfer.errors import CheckpointError, DaskinferError
-from daskinfer.spec.job.record import JobStatus, Progress, Report
+from daskinfer.spec.job.record import JobStatus, Progress
+from daskinfer.spec.job.report import Report
 from daskinfer.spec.recipe.schema import Recipe
 from daskinfer.spec.registry.listing import AliasRow, CheckpointDetail, CheckpointRow, VersionRow
 from daskinfer.spec.snapshot import Resolution

@@ -13,7 +13,7 @@ from daskinfer import errors
 from daskinfer.cli import main
 from daskinfer.cli.plugin import infer
 from daskinfer.spec.job.membership import MemberShare
-from daskinfer.spec.job.record import Incident
+from daskinfer.spec.job.report import Incident
 
 if TYPE_CHECKING:
     from tests.cli.conftest import FakeApi

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from daskinfer import api
 from daskinfer.knobs import PROGRESS_SECONDS
 from daskinfer.runtime.cluster.forking import fork_workers
-from daskinfer.spec.job.record import Report
+from daskinfer.spec.job.report import Report
 from daskinfer.spec.recipe.schema import Recipe
 from daskinfer.testing.models.tinymodels import make_tiny_bert
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from daskinfer.spec.job.record import Report
+from daskinfer.spec.job.report import Report
 from daskinfer.spec.recipe.schema import Recipe
 from daskinfer.storage.jobs.store import JobStore
 from daskinfer.storage.outputs.job_output import open_output

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from daskinfer import api
-from daskinfer.spec.job.record import Report
+from daskinfer.spec.job.report import Report
 from daskinfer.spec.recipe.schema import Recipe
 from daskinfer.storage.outputs.reading import SealedOutput
 from tests.e2e.conftest import Bench, run

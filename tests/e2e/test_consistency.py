@@ -16,7 +16,7 @@ import pytest
 
 from daskinfer import api
 from daskinfer.errors import CheckpointError, Interrupted, RecipeError
-from daskinfer.spec.job.record import Report
+from daskinfer.spec.job.report import Report
 from daskinfer.storage.registry import locks
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.testing.models.tinymodels import make_tiny_bert

@@ -17,7 +17,7 @@ import pytest
 
 from daskinfer import api
 from daskinfer.errors import UsageError
-from daskinfer.spec.job.record import Report
+from daskinfer.spec.job.report import Report
 from daskinfer.storage.jobs.store import JobStore, list_jobs
 from tests.e2e.conftest import Bench, daskinfer, data_bytes, make_bench, run
 from tests.e2e.faults import commits

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from distributed import Client, Scheduler, SpecCluster
 
-from daskinfer.spec.job.record import Report
+from daskinfer.spec.job.report import Report
 from daskinfer.spec.recipe.schema import Recipe
 from tests.e2e.conftest import Bench, data_bytes, make_bench, run
 from tests.e2e.faults import once

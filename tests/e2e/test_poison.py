@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from daskinfer import api
 from daskinfer.errors import Interrupted, JobFailed
-from daskinfer.spec.job.record import Progress, Report
+from daskinfer.spec.job.record import Progress
+from daskinfer.spec.job.report import Report
 from daskinfer.storage.outputs.quarantine import read_quarantine
 from daskinfer.testing.models.minefield import HANGS, KILLS, RAISES, make_minefield
 from tests.e2e.conftest import data_bytes, run

@@ -18,7 +18,8 @@ from distributed import Client, Nanny, Scheduler, SpecCluster
 
 from daskinfer.errors import StorageError, StorageRefused
 from daskinfer.runtime.cluster.forking import fork_workers
-from daskinfer.spec.job.record import Incident, Progress, Report
+from daskinfer.spec.job.record import Progress
+from daskinfer.spec.job.report import Incident, Report
 from tests.e2e.conftest import Bench, data_bytes, make_bench, run
 from tests.e2e.faults import commits, interrupt, once, patched_workers
 

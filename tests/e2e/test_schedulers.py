@@ -15,7 +15,7 @@ from distributed.utils import open_port
 from daskinfer import api
 from daskinfer.errors import ClusterLost, JobFailed
 from daskinfer.runtime.jobs import run_session
-from daskinfer.spec.job.record import Report
+from daskinfer.spec.job.report import Report
 from tests.e2e.conftest import Bench, data_bytes
 from tests.e2e.faults import commits, once
 

@@ -18,7 +18,8 @@ from distributed import Client, Scheduler, SpecCluster
 
 from daskinfer import api
 from daskinfer.runtime.cluster.forking import fork_workers
-from daskinfer.spec.job.record import Progress, Report
+from daskinfer.spec.job.record import Progress
+from daskinfer.spec.job.report import Report
 from tests.e2e.conftest import Bench, data_bytes, make_bench
 
 # Workers need not be able to import the tests.

@@ -7,7 +7,7 @@ import pytest
 
 from daskinfer.reports.page import divide_run, divide_stage, mark_axis, render_html
 from daskinfer.spec.job.membership import MemberShare
-from daskinfer.spec.job.record import Incident, Report, StageReport
+from daskinfer.spec.job.report import Incident, Report, StageReport
 from tests.support.htmlpage import Page
 
 STAGES = (

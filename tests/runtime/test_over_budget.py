@@ -8,7 +8,7 @@ import pytest
 from daskinfer.errors import JobFailed
 from daskinfer.runtime.jobs.over_budget import explain_rejects
 from daskinfer.runtime.state_machine.failures import refuse_rejects
-from daskinfer.spec.job.record import Incident
+from daskinfer.spec.job.report import Incident
 from daskinfer.storage.outputs.staging import staged_url
 
 

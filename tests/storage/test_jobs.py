@@ -12,7 +12,8 @@ import pytest
 from daskinfer import api
 from daskinfer.errors import Conflict, DaskinferError, IntegrityError, UsageError
 from daskinfer.ids import make_nonce
-from daskinfer.spec.job.record import Progress, Report
+from daskinfer.spec.job.record import Progress
+from daskinfer.spec.job.report import Report
 from daskinfer.spec.rows import InputFile, Partition, Partitions, PartitionTable, Segment
 from daskinfer.storage.jobs.store import JobStore, create_job, find_job, list_jobs, status
 from tests.support.jobrecords import make_record

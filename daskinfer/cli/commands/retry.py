@@ -14,7 +14,8 @@ from daskinfer.cli.interruption import ending_at_once, interrupting
 from daskinfer.cli.options import json_option, log_options, set_option, start_logging, workspace_option
 
 if TYPE_CHECKING:
-    from daskinfer.spec.job.record import Progress, Report
+    from daskinfer.spec.job.record import Progress
+    from daskinfer.spec.job.report import Report
 
 # What a program may rely on, whether the retry succeeds or fails.
 _FIELDS = ("job", "rows_retried", "rows_recovered", "rows_quarantined", "seconds", "output", "report")

@@ -13,7 +13,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from daskinfer.cli.output.text import Text
-from daskinfer.spec.job.record import Progress, Report
+from daskinfer.spec.job.record import Progress
+from daskinfer.spec.job.report import Report
 from daskinfer.units import escape_controls, format_amount, format_bytes, format_duration
 
 _BUSY_WIDTH = 10

@@ -12,7 +12,8 @@ from daskinfer.cli.output.text import Text
 from daskinfer.ids import shorten
 from daskinfer.spec.job.control import WorkerState
 from daskinfer.spec.job.membership import MemberStatus
-from daskinfer.spec.job.record import Incident, JobStatus, Report, SnapshotShare
+from daskinfer.spec.job.record import JobStatus
+from daskinfer.spec.job.report import Incident, Report, SnapshotShare
 from daskinfer.spec.measured import CheckpointProfile, LayerCost, MeasuredLayer
 from daskinfer.spec.registry.listing import AliasRow, CheckpointDetail, CheckpointRow, VersionRow
 from daskinfer.spec.snapshot import Resolution

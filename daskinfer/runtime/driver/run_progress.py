@@ -9,7 +9,7 @@ from daskinfer.runtime.driver.computed_rows import Advance
 from daskinfer.runtime.driver.shard_loading import ShardLoading
 from daskinfer.runtime.protocol.events import ShardAck
 from daskinfer.spec.job.commit import CommitRecord
-from daskinfer.spec.job.record import Incident, StageReport
+from daskinfer.spec.job.report import Incident, StageReport
 from daskinfer.spec.plan import Plan
 from daskinfer.storage.outputs.commit_index import CommitDigest
 from daskinfer.units import format_bytes

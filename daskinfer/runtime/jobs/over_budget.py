@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from daskinfer.errors import DaskinferError, RejectBudgetExceeded
-from daskinfer.spec.job.record import Incident
+from daskinfer.spec.job.report import Incident
 from daskinfer.storage.objects.urls import absolute_url, join_url
 from daskinfer.storage.outputs.places import QUARANTINE
 from daskinfer.storage.outputs.quarantine import find_rejects

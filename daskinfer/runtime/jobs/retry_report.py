@@ -6,7 +6,7 @@ from daskinfer.runtime.jobs.input_correction import InputCorrection
 from daskinfer.runtime.jobs.retry_round import RetryRound
 from daskinfer.runtime.jobs.run_report import SHOWN_REJECTS, make_report
 from daskinfer.runtime.jobs.run_session import RunSession
-from daskinfer.spec.job.record import Report
+from daskinfer.spec.job.report import Report
 from daskinfer.spec.job.retries import RetryShare
 from daskinfer.storage.jobs.store import JobStore
 from daskinfer.storage.outputs.manifest import read_manifest

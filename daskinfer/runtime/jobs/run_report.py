@@ -11,7 +11,7 @@ from daskinfer.redaction import conceal
 from daskinfer.runtime.jobs.run_session import RunSession
 from daskinfer.runtime.snapshots.gate_verdict import GATE, read_gate, tell_verdict
 from daskinfer.spec.job.membership import MemberShare
-from daskinfer.spec.job.record import Report, SnapshotShare
+from daskinfer.spec.job.report import Report, SnapshotShare
 from daskinfer.storage.jobs.membership import list_members
 from daskinfer.storage.objects.urls import join_url
 from daskinfer.storage.outputs.quarantine import read_quarantine
