@@ -52,7 +52,7 @@ class Shop:
                 "daskinfer": 1,
                 "name": output.partition(".")[0],
                 "workspace": str(self.folder / "work"),
-                "model": {"checkpoint": str(directory), "task": task, "options": options},
+                "model": {"checkpoint": str(directory), "task": task, "kernels": "torch", "options": options},
                 "input": {"url": str(self.folder / "in.jsonl"), "partition_rows": PARTITION},
                 "output": {"url": str(self.folder / output), "keep": ["id"]},
                 "pipeline": {"stages": stages, "microbatch_tokens": TOKENS},
