@@ -76,6 +76,49 @@ def test_what_is_no_linear_layer_in_float32_goes_its_own_way(calls: list[tuple[i
     assert not calls
 
 
+@pytest.mark.parametrize(
+    "bias", [torch.arange(22.0)[::2], torch.arange(1.0, 2.0).expand(11)], ids=["every second", "one"]
+)
+def test_a_bias_whose_numbers_do_not_lie_side_by_side_is_added_as_it_is(bias: Tensor) -> None:
+    weight, rows = torch.randn(11, 7), torch.randn(3, 7)
+    result = by(ALL, lambda rows: functional.linear(rows, weight, bias), rows)
+    torch.testing.assert_close(result, functional.linear(rows, weight) + bias, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
+def test_derivatives_within_a_forward_are_those_of_the_module() -> None:
+    layer, rows = nn.Linear(7, 7).requires_grad_(False), torch.randn(3, 7)
+
+    def energy(rows: Tensor) -> Tensor:
+        return torch.tanh(rows + layer(rows)).sum()
+
+    def by_grad(rows: Tensor) -> Tensor:
+        with torch.inference_mode(False), torch.enable_grad():
+            place = rows.clone().requires_grad_()
+            return torch.autograd.grad(energy(place), place)[0]
+
+    def by_jvp(rows: Tensor) -> Any:
+        return torch.func.jvp(energy, (rows,), (torch.ones_like(rows),))[1]
+
+    for derive in (by_grad, torch.func.grad(energy), by_jvp):
+        assert torch.equal(by(ALL, derive, rows), derive(rows))
+
+
+def test_layers_under_autocast_and_vmap_go_their_own_way(calls: list[tuple[int, ...]]) -> None:
+    layer, rows = nn.Linear(7, 11), torch.randn(3, 7)
+
+    def lower(rows: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            result = layer(rows)
+        assert isinstance(result, Tensor)
+        return result
+
+    assert by(ALL, lower, rows).dtype == torch.bfloat16
+    assert torch.equal(by(ALL, lower, rows), lower(rows))
+    torch.testing.assert_close(by(ALL, torch.vmap(layer), rows), layer(rows), rtol=1e-5, atol=1e-6)
+    assert not calls
+
+
 def test_the_size_of_a_layer_decides(calls: list[tuple[int, ...]]) -> None:
     kernels = LinearKernels(medium="onednn")
     for outputs in (128, 512, 8192):

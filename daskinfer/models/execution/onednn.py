@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -46,7 +47,9 @@ def find_linear() -> Linear | None:
 
 
 def takes(rows: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether oneDNN computes a linear layer of these tensors in float32 as torch would.
+    """Whether oneDNN computes a linear layer of these tensors in float32 as torch would, here and now.
+
+    It reads a bias as if its numbers lay side by side, and knows neither derivatives nor autocast.
 
     Examples
     --------
@@ -62,7 +65,8 @@ def takes(rows: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and rows.shape[-1] == weight.shape[1]
         and _is_plain(rows)
         and _is_plain(weight)
-        and (bias is None or (bias.shape == weight.shape[:1] and _is_plain(bias)))
+        and (bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous() and _is_plain(bias)))
+        and not _is_watched(rows, weight, bias)
     )
 
 
@@ -72,4 +76,15 @@ def _is_plain(tensor: Tensor) -> bool:
         and tensor.device.type == "cpu"
         and tensor.layout == torch.strided
         and type(tensor) in (Tensor, torch.nn.Parameter)
+    )
+
+
+def _is_watched(*operands: Tensor | None) -> bool:
+    """Whether torch does more with these operands than multiply them: derive, map, lower their precision, compile."""
+    return (
+        (torch.is_grad_enabled() and any(operand is not None and operand.requires_grad for operand in operands))
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or torch.is_autocast_enabled("cpu")
+        or torch.compiler.is_compiling()
     )
