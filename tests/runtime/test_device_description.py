@@ -30,13 +30,17 @@ def test_all_processes_of_a_machine_go_by_the_first_measurement(monkeypatch: pyt
     assert describe_device().onednn == {"large": 2.0}
 
 
-def test_a_damaged_measurement_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("damage", ["", "[1", '{"large": NaN}', '{"large": 1e400}', '{"huge": 2.0}', "[" * 100_000])
+def test_a_damaged_measurement_is_made_anew_and_kept(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     measuring(monkeypatch, {"large": 2.0}, {"large": 3.0})
     describe_device()
     (file,) = (tmp_path / "cache/kernels").iterdir()
-    file.write_text("[1")
-    device_description._measure_once.cache_clear()
-    assert describe_device().onednn == {"large": 3.0}
+    file.write_text(damage)
+    for _ in range(2):
+        device_description._measure_once.cache_clear()
+        assert describe_device().onednn == {"large": 3.0}
 
 
 def test_without_a_place_to_keep_it_a_process_measures_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
+from math import inf
 from pathlib import Path
 
 from daskinfer.ids import canonical_json, digest_of, parse_json, shorten
 from daskinfer.models.execution.devices import find_device
+from daskinfer.spec.kernels import LinearKernels
 from daskinfer.spec.plan import DeviceShape
 from daskinfer.storage.objects.create_if_absent import create
 from daskinfer.storage.tensors.node_cache import private_folder
@@ -42,6 +44,8 @@ def _measure_once(cpu: str) -> dict[str, float]:
     measured = measure_onednn()
     if place is not None:
         with suppress(OSError):
+            # What is there was no measurement: it would never be kept otherwise.
+            place.unlink(missing_ok=True)
             create(str(place), canonical_json(measured))
         # Another process may have been first.
         return _read(place) or measured
@@ -49,6 +53,8 @@ def _measure_once(cpu: str) -> dict[str, float]:
 
 
 def _read(place: Path) -> dict[str, float] | None:
-    with suppress(OSError, ValueError, TypeError, AttributeError):
-        return {str(size): float(speed) for size, speed in parse_json(place.read_bytes()).items()}
+    with suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
+        speeds = {str(size): float(speed) for size, speed in parse_json(place.read_bytes()).items()}
+        if speeds.keys() <= LinearKernels.model_fields.keys() and all(0 < speed < inf for speed in speeds.values()):
+            return speeds
     return None
