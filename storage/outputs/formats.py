@@ -13,6 +13,7 @@ from daskinfer.storage.objects.urls import absolute_url
 from daskinfer.storage.outputs.arrays import VALID, ZarrSink
 from daskinfer.storage.outputs.commit_log import CommitLog
 from daskinfer.storage.outputs.fence import Fence
+from daskinfer.storage.outputs.places import MANIFEST
 from daskinfer.storage.outputs.sink import OutputLayout, Sink
 from daskinfer.storage.outputs.tables import ROW, TableSink
 
@@ -112,7 +113,11 @@ def make_sink(
 
 def _check_name(column: str, name: str, taken: set[str]) -> None:
     unusable = name == "zarr" and (
-        "/" in column or column.startswith("__") or column in ("", ".", "..", "zarr.json", "_daskinfer", "_quarantine")
+        "/" in column
+        or column.startswith("__")
+        or column in ("", ".", "..", "zarr.json", "_daskinfer", "_quarantine", MANIFEST)
+        # What file systems allow a folder.
+        or len(column.encode(errors="replace")) > 255
     )
     if column in taken or unusable:
         reason = "the output writes a column of that name itself" if column in taken else "no Zarr array may have it"

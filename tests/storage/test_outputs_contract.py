@@ -160,7 +160,15 @@ def test_every_kind_comes_back_in_any_shape(tmp_path: Path, format: str, shape: 
 
 
 @pytest.mark.parametrize(
-    ("format", "column"), [("zarr", "valid"), ("zarr", "a/b"), ("jsonl", "row"), ("parquet", "embedding")]
+    ("format", "column"),
+    [
+        ("zarr", "valid"),
+        ("zarr", "a/b"),
+        ("zarr", "_MANIFEST.json"),
+        ("zarr", "é" * 128),
+        ("jsonl", "row"),
+        ("parquet", "embedding"),
+    ],
 )
 def test_names_that_cannot_be_kept_are_refused(format: str, column: str) -> None:
     with pytest.raises(RecipeError, match=f"output.keep: the name '{column}'"):
