@@ -268,7 +268,7 @@ BOMBS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "jsonl: xz": (stream("a.jsonl.xz", b"x" * 4_000_000, GIGABYTES), "read('a.jsonl.xz')", "InputError.*a line of more than"),
     "jsonl: zst": (stream("a.jsonl.zst", b"x" * 4_000_000, GIGABYTES), "read('a.jsonl.zst')", "InputError.*a line of more than"),
     "jsonl: blank": (stream("a.jsonl.gz", b"\n" * 4_000_000, GIGABYTES // 4), "read('a.jsonl.gz')", "InputError.*expands to more than"),
-    "jsonl: nesting": (file("a.jsonl", f'{{"text": {DEEP}}}\n{{"text": "x"}}\n' * 5), JSONL, "ValueError: quarantined.*(nested|recursion)"),
+    "jsonl: nesting": (file("a.jsonl", f'{{"text": {DEEP}}}\n{{"text": "x"}}\n' * 5), JSONL, "ValueError: quarantined.*nested"),
     "jsonl: digits": (file("a.jsonl", f'{{"text": {"9" * 9_000_000}}}\n{{"text": "x"}}\n'), JSONL, "ValueError: quarantined"),
     "csv: field": (stream("a.csv", b"x" * 4_000_000, GIGABYTES, b'text\n"'), "read('a.csv')", "InputError.*never closed"),
     "csv: gz": (stream("a.csv.gz", b"x" * 4_000_000, GIGABYTES, b'text\n"'), "read('a.csv.gz')", "InputError.*a line of more than"),

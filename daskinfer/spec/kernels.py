@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from daskinfer.errors import RecipeError
 from daskinfer.spec.section import Section
 
 Kernel = Literal["torch", "onednn"]
@@ -37,7 +38,7 @@ class LinearKernels(Section):
 
 
 def choose_kernels(
-    wanted: Literal["auto", "torch", "onednn"], speeds: Sequence[Mapping[str, float]]
+    wanted: Literal["auto", "torch", "onednn"], dtype: str, device: str, speeds: Sequence[Mapping[str, float]]
 ) -> tuple[LinearKernels, str]:
     """Return what computes linear layers, and one sentence that says why.
 
@@ -45,18 +46,34 @@ def choose_kernels(
     ----------
     wanted
         What the recipe asks for.
+    dtype, device
+        Precision, and kind of device: only float32 on a CPU leaves a choice.
     speeds
         Of every worker: how many times as fast as torch's own product oneDNN's is, by size of the layer, as far as it
         was measured. All workers take the same, for it decides bits: the slowest gain among them counts.
 
+    Raises
+    ------
+    RecipeError
+        oneDNN is asked for, and a worker does not have it.
+
     Examples
     --------
-    >>> kernels, reason = choose_kernels("auto", [{"medium": 2.1, "large": 2.3}, {"medium": 2.0, "large": 1.1}])
+    >>> kernels, reason = choose_kernels("auto", "float32", "cpu", [{"medium": 2.1, "large": 2.3}, {"medium": 2.0, "large": 1.1}])
     >>> kernels.medium, kernels.large, reason
     ('onednn', 'torch', 'oneDNN for medium layers (2.0 times as fast as torch), torch for all others')
-    >>> choose_kernels("auto", [{}])[1]
+    >>> choose_kernels("auto", "float32", "cpu", [{}])[1]
     'torch: oneDNN is not there or was not measured'
     """
+    if dtype != "float32" or device != "cpu":
+        told = f"torch, for oneDNN is chosen in float32 on a CPU only, and this is {dtype} on {device}"
+        return LinearKernels(), told if wanted == "onednn" else ""
+    if wanted == "onednn" and not all(speeds):
+        raise RecipeError(
+            f"model.kernels is onednn, but torch on {sum(not speed for speed in speeds)} of {len(speeds)} worker(s) does "
+            "not have it",
+            hint="Leave model.kernels on auto.",
+        )
     if wanted != "auto":
         return LinearKernels(small=wanted, medium=wanted, large=wanted), f"{wanted}, as the recipe says"
     sizes = tuple(LinearKernels.model_fields)

@@ -18,6 +18,8 @@ from daskinfer.storage.columns.types import JSON, is_binary, is_fixed_binary, is
 
 _TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _YEAR = re.compile(r"(-?)(\d+)-")
+_DEEPEST = 500
+_NESTING = re.compile(r"\"(?:[^\"\\]|\\.)*\"?|[\[\]{}]", re.DOTALL)
 _NOT_JSON = ("NaN", "Infinity")
 _BLANKS = re.compile(r"[ \t\r\n]*")
 # Nearly all keys have no escapes; the others are left to the decoder.
@@ -274,6 +276,34 @@ def check_json(text: str) -> None:
             json.loads(text, parse_constant=_refuse)
         except RecursionError as error:
             raise ValueError("it is nested too deep") from error
+
+
+def refuse_deep(text: str) -> None:
+    """Refuse JSON that is nested so deeply that the caller's own depth would decide whether Python can read it.
+
+    Raises
+    ------
+    ValueError
+        It is nested more than 500 deep.
+
+    Examples
+    --------
+    >>> refuse_deep("[" * 500 + "]" * 500)
+    >>> refuse_deep('{"text": "' + "[" * 501 + '"}')
+    >>> refuse_deep("[" * 501 + "]" * 501)
+    Traceback (most recent call last):
+        ...
+    ValueError: nested more than 500 deep
+    """
+    if text.count("[") + text.count("{") <= _DEEPEST:
+        return
+    depth = 0
+    for found in _NESTING.finditer(text):
+        sign = found[0]
+        depth += sign in "[{"
+        depth -= sign in "]}"
+        if depth > _DEEPEST:
+            raise ValueError(f"nested more than {_DEEPEST} deep")
 
 
 def _refuse(word: str) -> None:

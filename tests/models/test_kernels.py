@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -117,6 +118,31 @@ def test_layers_under_autocast_and_vmap_go_their_own_way(calls: list[tuple[int, 
     assert torch.equal(by(ALL, lower, rows), lower(rows))
     torch.testing.assert_close(by(ALL, torch.vmap(layer), rows), layer(rows), rtol=1e-5, atol=1e-6)
     assert not calls
+
+
+def test_operands_of_any_layout_are_computed_alike(calls: list[tuple[int, ...]]) -> None:
+    draw = random.Random(0)
+
+    def lay_out(shape: tuple[int, ...]) -> Tensor:
+        kinds = {
+            "plain": lambda: torch.randn(shape),
+            "every second": lambda: torch.randn(*shape[:-1], 2 * shape[-1])[..., ::2],
+            "part": lambda: torch.randn(*shape[:-1], shape[-1] + 5)[..., 2:-3],
+            "expanded": lambda: torch.randn(1, *shape[1:]).expand(shape),
+            "every third": lambda: torch.randn(3 * shape[0], *shape[1:])[::3],
+            "turned": lambda: torch.randn(*shape[::-1]).permute(*reversed(range(len(shape)))),
+        }
+        return kinds[draw.choice(list(kinds))]()
+
+    for _ in range(400):
+        inputs, outputs = draw.choice([1, 3, 16, 33]), draw.choice([1, 5, 31])
+        rows = lay_out((*draw.choice([(), (1,), (5,), (17,), (2, 3), (2, 3, 2)]), inputs))
+        weight, bias = lay_out((outputs, inputs)), draw.choice([None, lay_out((outputs,))])
+        with torch.inference_mode():
+            expected = functional.linear(rows.contiguous(), weight.contiguous())
+        result = by(ALL, lambda rows, weight=weight, bias=bias: functional.linear(rows, weight, bias), rows)
+        torch.testing.assert_close(result, expected if bias is None else expected + bias, rtol=1e-4, atol=1e-5)
+    assert len(calls) > 200
 
 
 def test_the_size_of_a_layer_decides(calls: list[tuple[int, ...]]) -> None:

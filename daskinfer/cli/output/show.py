@@ -266,6 +266,8 @@ def print_profile(profile: CheckpointProfile) -> None:
         threads = f"{measured.numerics.threads} thread(s)" if measured.device.kind == "cpu" else measured.device.kind
         when = "stored; --fresh measures again" if profile.stored else "now"
         lines["measured"] = f"{measured.measured} ({when}) on {measured.device.name}, {threads}"
+        if by := [size for size, kernel in measured.numerics.kernels.model_dump().items() if kernel == "onednn"]:
+            lines["measured"] += f", {' and '.join(by)} linear layers by oneDNN"
     print_lines(lines)
     heads = ["LAYER", "PARAMETERS", f"FLOP/{profile.per.upper()}", "CROSSES", f"BYTES/{profile.per.upper()}"]
     times: Sequence[MeasuredLayer | None] = measured.layers if measured is not None else [None] * len(profile.layers)

@@ -38,6 +38,7 @@ def find_linear() -> Linear | None:
             result: Tensor = operator(rows, weight, bias, "none", [], "")
             return result
 
+        _is_watched()  # by names of torch's own that another version may not have
         rows, weight, bias = torch.ones(2, 3), torch.ones(4, 3), torch.ones(4)
         with torch.inference_mode():
             fits = torch.equal(multiply(rows, weight, bias), functional.linear(rows, weight, bias))

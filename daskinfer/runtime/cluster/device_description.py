@@ -8,11 +8,13 @@ from importlib.metadata import version
 from math import inf
 from pathlib import Path
 
+from daskinfer.errors import DaskinferError
 from daskinfer.ids import canonical_json, digest_of, parse_json, shorten
 from daskinfer.models.execution.devices import find_device
 from daskinfer.spec.kernels import LinearKernels
 from daskinfer.spec.plan import DeviceShape
 from daskinfer.storage.objects.create_if_absent import create
+from daskinfer.storage.objects.filesystem import read_record, replace_bytes
 from daskinfer.storage.tensors.node_cache import private_folder
 
 
@@ -42,19 +44,20 @@ def _measure_once(cpu: str) -> dict[str, float]:
     from daskinfer.models.execution.kernels import measure_onednn
 
     measured = measure_onednn()
-    if place is not None:
-        with suppress(OSError):
-            # What is there was no measurement: it would never be kept otherwise.
-            place.unlink(missing_ok=True)
-            create(str(place), canonical_json(measured))
-        # Another process may have been first.
-        return _read(place) or measured
-    return measured
+    if place is None:
+        return measured
+    data = canonical_json(measured)
+    with suppress(OSError, DaskinferError):
+        # Another process may have been first; what is no measurement makes room for one.
+        if not create(str(place), data) and _read(place) is None:
+            replace_bytes(str(place), data)
+    found = _read(place)
+    return measured if found is None else found
 
 
 def _read(place: Path) -> dict[str, float] | None:
-    with suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
-        speeds = {str(size): float(speed) for size, speed in parse_json(place.read_bytes()).items()}
+    with suppress(OSError, DaskinferError, ValueError, TypeError, AttributeError):
+        speeds = {str(size): float(speed) for size, speed in parse_json(read_record(str(place))).items()}
         if speeds.keys() <= LinearKernels.model_fields.keys() and all(0 < speed < inf for speed in speeds.values()):
             return speeds
     return None

@@ -20,7 +20,7 @@ from daskinfer.runtime.snapshots.outline_cache import find_outline
 from daskinfer.runtime.snapshots.snapshot_manager import find_candidate
 from daskinfer.source import digest_source
 from daskinfer.spec.job.record import JobRecord
-from daskinfer.spec.kernels import LinearKernels, choose_kernels
+from daskinfer.spec.kernels import choose_kernels
 from daskinfer.spec.outline import InputArray
 from daskinfer.spec.plan import Numerics, WorkerShape
 from daskinfer.spec.recipe.schema import Input, Recipe
@@ -168,9 +168,8 @@ def _make_numerics(
     # What not all of them have cannot be counted on.
     device = next((worker.device for worker in able if worker.device.kind == "cpu"), able[0].device)
     dtype, precision = choose_dtype(recipe.model.dtype, stored, device)
-    linear, kernels = LinearKernels(), ""
-    if dtype == "float32" and device.kind == "cpu":
-        linear, kernels = choose_kernels(recipe.model.kernels, [worker.device.onednn for worker in able])
+    speeds = [worker.device.onednn for worker in able]
+    linear, kernels = choose_kernels(recipe.model.kernels, dtype, device.kind, speeds)
     numerics = Numerics(
         dtype=dtype,
         device=device.kind,

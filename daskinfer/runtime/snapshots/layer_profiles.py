@@ -24,7 +24,7 @@ from daskinfer.runtime.cluster.device_description import describe_device
 from daskinfer.runtime.snapshots.checkpoint_publisher import resolve_reference
 from daskinfer.runtime.snapshots.outline_cache import find_outline
 from daskinfer.source import digest_source
-from daskinfer.spec.kernels import LinearKernels, choose_kernels
+from daskinfer.spec.kernels import choose_kernels
 from daskinfer.spec.measured import CheckpointProfile, LayerCost, MeasuredProfile
 from daskinfer.spec.outline import InputArray, Outline
 from daskinfer.spec.plan import DeviceShape, ModelProfile, Numerics
@@ -104,9 +104,7 @@ def profile_checkpoint(
     counted = _count_costs(resolution, profile, outline, shapes[-1])
     if not measure:
         return counted
-    kernels = LinearKernels()
-    if dtype == "float32" and device.kind == "cpu":
-        kernels, _ = choose_kernels(model.kernels, [device.onednn])
+    kernels, _ = choose_kernels(model.kernels, dtype, device.kind, [device.onednn])
     numerics = Numerics(
         dtype=dtype,
         device=device.kind,

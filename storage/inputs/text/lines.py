@@ -16,7 +16,7 @@ from daskinfer.ids import parse_json
 from daskinfer.knobs import LONGEST_RECORD
 from daskinfer.spec.recipe.dialect import Csv
 from daskinfer.spec.rows import ArrayColumn, InputFile, Partition, Segment
-from daskinfer.storage.columns.json_text import scan_object
+from daskinfer.storage.columns.json_text import refuse_deep, scan_object
 from daskinfer.storage.columns.types import JSON, is_text
 from daskinfer.storage.columns.values import convert_column, convert_text, describe, parse_json_column
 from daskinfer.storage.inputs.cutting import cut_files
@@ -367,6 +367,7 @@ def _decode(record: bytes, encoding: str = "") -> str:
 
 def _parse_object(text: str, kept: Collection[str]) -> tuple[dict[str, Any], dict[str, str]]:
     try:
+        refuse_deep(text)
         if kept and text.lstrip()[:1] == "{":
             return scan_object(text, kept)
         value = parse_json(text)
