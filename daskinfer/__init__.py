@@ -68,7 +68,7 @@ _HOMES = {
     "JobStatus": "daskinfer.spec.job.record",
     "Progress": "daskinfer.spec.job.record",
     "Recipe": "daskinfer.spec.recipe.schema",
-    "Report": "daskinfer.spec.job.record",
+    "Report": "daskinfer.spec.job.report",
     "load_recipe": "daskinfer.spec.recipe.loader",
 }
 
