@@ -47,6 +47,7 @@ demo: .venv/.minilm
 bench: .venv/.minilm
 	$(BIN)/python recipes/glosses.py data/glosses-all.jsonl --rows all
 	$(BIN)/python benchmarks/embed.py --input data/glosses-all.jsonl --write
+	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/load.py
 	$(BIN)/python benchmarks/overhead.py
