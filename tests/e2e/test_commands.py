@@ -35,7 +35,7 @@ def parsed(*words: str, cwd: Path, code: int = 0) -> dict[str, Any]:
 
 
 def test_validate_says_what_a_run_would_meet(bench: Bench, scheduler: str) -> None:
-    recipe = bench.write_recipe(model__options__max_length=1000)
+    recipe = bench.write_recipe(model__options__max_length=1000, model__kernels="torch")
     out, err = call("validate", "recipe.yaml", cwd=bench.folder)
     assert out.splitlines() == [
         "input: 300 rows of jsonl in 1 file(s), 5 partitions",
@@ -43,13 +43,14 @@ def test_validate_says_what_a_run_would_meet(bench: Bench, scheduler: str) -> No
         "plan: 4 layers in 2 stage(s) on 2 worker(s), float32, texts of at most 64 tokens",
         "microbatches: rows of any length together",
         "precision: float32 as the recipe says",
+        "linear layers: torch, as the recipe says",
         "length: texts have at most 64 tokens by model_max_length of tokenizer_config.json, not 1,000",
         "output: embedding float32[32], id",
         "recipe.yaml is valid",
     ]
     assert err == ""
     found = parsed("validate", "recipe.yaml", cwd=bench.folder)
-    assert (found["valid"], found["checks"]) == (True, out.splitlines()[:7])
+    assert (found["valid"], found["checks"]) == (True, out.splitlines()[:8])
     refused = {
         "output.url=out.tiff": 2,
         "model.options.max_length=1": 2,
