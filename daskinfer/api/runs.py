@@ -17,7 +17,7 @@ from daskinfer.runtime.jobs.whole_job import WholeJob
 from daskinfer.runtime.snapshots.gate_verdict import read_gate
 from daskinfer.spec.job.record import Progress
 from daskinfer.spec.job.report import Report
-from daskinfer.spec.recipe.schema import Recipe
+from daskinfer.spec.recipe.loader import RecipeSource, read_recipe
 from daskinfer.storage.jobs.lease import refuse_held
 from daskinfer.storage.jobs.store import JobStore
 from daskinfer.storage.outputs.owner import current_owner
@@ -25,7 +25,7 @@ from daskinfer.units import format_amount
 
 
 def run(
-    recipe: Recipe,
+    recipe: RecipeSource,
     *,
     fresh: bool = False,
     join: bool = False,
@@ -37,7 +37,7 @@ def run(
     Parameters
     ----------
     recipe
-        What to run.
+        What to run: a path, YAML text, a mapping of keys, or a `Recipe`.
     fresh
         Start over, whatever the output holds.
     join
@@ -65,13 +65,14 @@ def run(
     >>> folder = make_tiny_bert(Path("tiny"), layers=2)
     >>> _ = Path("rows.jsonl").write_text('{"text": "a small cat"}\n' * 3)
     >>> parts = {"model": {"checkpoint": str(folder)}, "input": {"url": "rows.jsonl"}, "output": {"url": "rows.zarr"}}
-    >>> recipe = Recipe(daskinfer=1, name="demo", cluster={"local": {"workers": 1, "tls": False}}, **parts)
+    >>> recipe = {"daskinfer": 1, "name": "demo", "cluster": {"local": {"workers": 1, "tls": False}}, **parts}
     >>> report = run(recipe)
     >>> report.verdict, report.rows_out
     ('done', 3)
     >>> run(recipe) == report
     True
     """
+    recipe = read_recipe(recipe)
     began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     tell = watch or (lambda progress: None)
     tell(Progress(phase="preparing"))
@@ -109,8 +110,13 @@ def _tells_more(earlier: Report | None) -> bool:
     return earlier is not None and earlier.rows_this_run > 0
 
 
-def validate(recipe: Recipe) -> list[str]:
+def validate(recipe: RecipeSource) -> list[str]:
     """Check a recipe against the world without running it: input, checkpoint, task, workers, output.
+
+    Parameters
+    ----------
+    recipe
+        As of `run`.
 
     Returns
     -------
@@ -127,12 +133,13 @@ def validate(recipe: Recipe) -> list[str]:
     >>> from pathlib import Path
     >>> _ = Path("rows.jsonl").write_text('{"text": "a small cat"}')
     >>> parts = {"model": {"checkpoint": "tiny@prod"}, "input": {"url": "rows.jsonl"}, "output": {"url": "rows.zarr"}}
-    >>> validate(Recipe(daskinfer=1, name="demo", **parts))
+    >>> validate({"daskinfer": 1, "name": "demo", **parts})
     Traceback (most recent call last):
         ...
     daskinfer.errors.CheckpointError: no checkpoint is named 'tiny' in registry .../work/registry
     The registry is empty: daskinfer checkpoint publish NAME DIR
     """
+    recipe = read_recipe(recipe)
     check_places(recipe)
     alone: list[str] = []
     workers = find_workers(recipe.cluster, alone.append)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,11 @@ from daskinfer.units import format_bytes
 
 _SCHEMA_HINT = "`daskinfer schema` lists every key with its meaning"
 _LARGEST = 1_000_000  # bytes; more is a data file given by mistake
+_GIVEN = "the recipe"
 _STREAMS = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
+
+RecipeSource = Recipe | Mapping[str, Any] | str | Path
+"""What Python code may give as a recipe: see `read_recipe`."""
 
 
 def load_recipe(
@@ -54,13 +59,51 @@ def load_recipe(
           |       ^^^^
     `daskinfer schema` lists every key with its meaning
     """
-    recipe, problems = _read(path, overrides, environment)
-    if recipe is None:
-        blocks = [str(problem) for problem in problems]
-        if len(blocks) > 1:
-            blocks.insert(0, f"{len(blocks)} problems in {path}")
-        raise RecipeError("\n".join(blocks), hint=_SCHEMA_HINT)
-    return recipe
+    return _whole(str(path), *_read(path, overrides, environment))
+
+
+def read_recipe(
+    source: RecipeSource, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None
+) -> Recipe:
+    r"""Return the recipe that something at hand in Python is.
+
+    Parameters
+    ----------
+    source
+        A `Recipe`; a mapping of its keys, with mappings in it; YAML text of more than one line; or the path of a file.
+    overrides, environment
+        As of `load_recipe`. `${VAR}` is looked up in texts of a mapping, too.
+
+    Raises
+    ------
+    RecipeError
+        With every problem that was found; those of a mapping are shown as it reads in JSON.
+
+    Examples
+    --------
+    >>> keys = {"daskinfer": 1, "name": "demo", "input": {"url": Path("a.jsonl")}, "output": {"url": "a.zarr"}}
+    >>> read_recipe({**keys, "model": {"checkpoint": "minilm@prod"}}).input.url
+    'a.jsonl'
+    >>> read_recipe({**keys, "model": {"checkpoint": "minilm@prod", "tusk": "score"}})
+    Traceback (most recent call last):
+        ...
+    daskinfer.errors.RecipeError: the recipe:12:5: model.tusk: unknown key. Did you mean 'task'?
+    ...
+    """
+    if isinstance(source, Recipe):
+        return override_recipe(source, overrides, environment) if overrides else source
+    text = source if isinstance(source, str) and "\n" in source else None
+    if isinstance(source, Mapping):
+        # JSON is YAML, in which no text is taken for a number.
+        text = json.dumps(_plain(source, ()), indent=2, ensure_ascii=False)
+    if text is not None:
+        return _whole(_GIVEN, *_read_text_of(_GIVEN, text, overrides, environment))
+    if isinstance(source, str | Path):
+        return load_recipe(source, overrides, environment)
+    raise RecipeError(
+        f"a recipe is wanted, this is {type(source).__name__}",
+        hint="Give a path, a mapping of keys, YAML text, or a daskinfer.Recipe.",
+    )
 
 
 def override_recipe(recipe: Recipe, overrides: Sequence[str], environment: Mapping[str, str] | None = None) -> Recipe:
@@ -129,9 +172,14 @@ def recipe_schema() -> dict[str, Any]:
 def _read(
     path: str | Path, overrides: Sequence[str], environment: Mapping[str, str] | None
 ) -> tuple[Recipe | None, tuple[Problem, ...]]:
+    return _read_text_of(str(path), _read_text(path), overrides, environment)
+
+
+def _read_text_of(
+    name: str, text: str, overrides: Sequence[str], environment: Mapping[str, str] | None
+) -> tuple[Recipe | None, tuple[Problem, ...]]:
     environment = os.environ if environment is None else environment
-    text = _read_text(path)
-    source = Source(str(path), tuple(text.splitlines()))
+    source = Source(name, tuple(text.splitlines()))
     document = read_document(source, text, environment)
     if not document.problems and not isinstance(document.value, dict):
         kind = "is empty" if document.value is None else "must be a mapping of keys, such as `name: my-job`"
@@ -141,6 +189,31 @@ def _read(
     recipe = _finish(document, overrides, environment)
     ordered = sorted(document.problems, key=lambda problem: (problem.spot.line or 10**9, problem.spot.column))
     return recipe, tuple(ordered)
+
+
+def _whole(name: str, recipe: Recipe | None, problems: Sequence[Problem]) -> Recipe:
+    if recipe is None:
+        blocks = [str(problem) for problem in problems]
+        if len(blocks) > 1:
+            blocks.insert(0, f"{len(blocks)} problems in {name}")
+        raise RecipeError("\n".join(blocks), hint=_SCHEMA_HINT)
+    return recipe
+
+
+def _plain(value: Any, at: KeyPath) -> Any:
+    """Return a value as YAML holds it."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part, (*at, str(key))) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part, (*at, index)) for index, part in enumerate(value)]
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise RecipeError(
+        f"{_GIVEN}: {dotted(at)}: {type(value).__name__} cannot be a value of a recipe",
+        hint="Values are text, numbers, true or false, lists and mappings.",
+    )
 
 
 def _finish(document: Document, overrides: Sequence[str], environment: Mapping[str, str]) -> Recipe | None:
