@@ -27,7 +27,8 @@ def test_which_report_is_kept(
 ) -> None:
     kept: list[Any] = []
     before = None if earlier is None else SimpleNamespace(rows_this_run=earlier)
-    store: Any = SimpleNamespace(report=lambda member: before, save_report=lambda *words: kept.append(words))
+    reports = SimpleNamespace(last=lambda member: before, save=lambda *words: kept.append(words))
+    store: Any = SimpleNamespace(reports=reports)
     monkeypatch.setattr(runs, "render_html", lambda report: "page")
     session: Any = SimpleNamespace(member="", error=error)
     report: Any = SimpleNamespace(rows_this_run=rows)
