@@ -60,6 +60,10 @@ def run_page(page: Path, folder: Path) -> None:
         assert code == block.code, f"{where} ended with {code}:\n{log.read_text()}"
 
 
+# A page runs up to thirty commands one after the other; a busy machine takes several seconds to start each.
+PAGE_SECONDS = 600
+
+
 @pytest.fixture(scope="session")
 def after_tutorial(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tutorial")
@@ -68,11 +72,13 @@ def after_tutorial(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.guide
+@pytest.mark.timeout(PAGE_SECONDS)
 def test_tutorial_runs(after_tutorial: Path) -> None:
     assert (after_tutorial / "results/first.zarr/_MANIFEST.json").is_file()
 
 
 @pytest.mark.guide
+@pytest.mark.timeout(PAGE_SECONDS)
 @pytest.mark.parametrize("page", sorted((DOCS / "howto").glob("*.md")), ids=lambda page: page.stem)
 def test_howto_runs(page: Path, after_tutorial: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
