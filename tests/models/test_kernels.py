@@ -166,6 +166,16 @@ def test_a_plan_with_onednn_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measure_onednn() == {}
 
 
+def test_onednn_is_not_there_where_one_of_the_two_multiplies_in_less_than_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lower(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return (rows.bfloat16() @ weight.bfloat16().t()).float() + bias
+
+    monkeypatch.setattr(functional, "linear", lower)
+    assert onednn.find_linear.__wrapped__() is None
+
+
 def test_a_product_that_is_wrong_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return functional.linear(rows, weight, bias) * (1.0 if weight.shape[0] == 256 else 1.001)

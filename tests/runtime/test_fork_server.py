@@ -1,4 +1,4 @@
-"""The fork server: begun before the driver's own imports, gone with the driver, and blind to nothing but Ctrl-C."""
+"""The fork server: it starts before the driver's own imports, and ends with the driver."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ import ssl
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from multiprocessing import forkserver
 from pathlib import Path
@@ -141,6 +142,7 @@ def test_encryption_is_the_default_and_can_be_left_out(
 
 def test_ctrl_c_while_workers_start_stops_them_in_good_order(monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[str] = []
+    told: list[str] = []
 
     class Made:
         scheduler = SimpleNamespace(status=Status.running)
@@ -152,15 +154,20 @@ def test_ctrl_c_while_workers_start_stops_them_in_good_order(monkeypatch: pytest
             steps.append("stopped")
 
     def make(_: LocalCluster) -> Made:
-        # As it comes to a thread that does not block it.
+        # As it comes to a thread that does not block it. Dask waits meanwhile, and no handler of Python's runs.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         signal.raise_signal(signal.SIGINT)
+        deadline = time.monotonic() + 10
+        while not told:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         steps.append("whole")
         return Made()
 
     monkeypatch.setattr("daskinfer.runtime.cluster.local_cluster._make_cluster", make)
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), start_workers(LocalCluster(), steps.append):
+    with pytest.raises(KeyboardInterrupt), start_workers(LocalCluster(), told.append):
         steps.append("used")
-    assert steps == ["interrupted: stopping as soon as the local workers have started", "whole", "made", "stopped"]
+    assert steps == ["whole", "made", "stopped"]
+    assert told == ["interrupted: stopping as soon as the local workers have started"]
     assert signal.getsignal(signal.SIGINT) is before

@@ -135,7 +135,7 @@ def test_of_four_newcomers_one_wins(url: str) -> None:
         assert sorted(hear(loser)[:7] for loser in losers) == ["busy: j", "busy: j", "epoch 2"]
 
 
-def test_holder_on_another_machine_is_watched(url: str) -> None:
+def test_holder_on_another_machine_needs_torch(url: str) -> None:
     with start_driver(url, "elsewhere") as holder:
         assert ask(holder) == "epoch 1"
         begun = time.monotonic()

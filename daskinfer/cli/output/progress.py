@@ -78,6 +78,8 @@ class ProgressDisplay:
             self._message = progress.message
         elif "left alone" in worker:
             self._print(f"{self._name}: worker {escape_controls(worker)}")
+        elif progress.message.startswith("interrupted: "):
+            self._print(f"{self._name}: {escape_controls(progress.message)}")
         elif progress.job and not self._started:
             self._started = True
             self._print(f"{self._name}: job {progress.job}, {format_amount(progress.rows_total, 'row')}")

@@ -27,7 +27,7 @@ _TOLERANCE = 2e-6
 def measure_onednn() -> dict[str, float]:
     """Return how many times as fast as torch's own product oneDNN's is in float32, by size of the layer.
 
-    One core computes, for about a third of a second. A size at which the results differ by more than rounding is left
+    One core computes, for less than half a second. A size at which the results differ by more than rounding is left
     out, and so are all where this build of torch has no oneDNN.
 
     Examples

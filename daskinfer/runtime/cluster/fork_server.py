@@ -61,7 +61,7 @@ def start_imports(cluster: recipes.Cluster) -> None:
     if cluster.address is not None or not can_fork():
         return
     choose_imports()
-    with _variables(worker_environment(cluster.workers)), deaf_to_interrupts():
+    with _variables(worker_environment(cluster.workers)), block_interrupts():
         forkserver.ensure_running()
     _starters.add(os.getpid())
     atexit.unregister(stop_imports)
@@ -105,15 +105,15 @@ def worker_environment(local: recipes.LocalCluster) -> dict[str, str]:
 
 
 @contextmanager
-def deaf_to_interrupts() -> Iterator[None]:
-    """Let no process or thread that is started in here hear Ctrl-C.
+def block_interrupts() -> Iterator[None]:
+    """Block Ctrl-C in every process and thread that is started in here.
 
     In a terminal it reaches every process of the group, and the driver is to stop the workers in good order. Threads and
     processes inherit what is blocked here. The tracker is started first, for its start would lift the block again.
 
     Examples
     --------
-    >>> with deaf_to_interrupts():
+    >>> with block_interrupts():
     ...     signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
     True
     """

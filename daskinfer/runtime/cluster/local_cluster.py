@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import spawn
-from types import FrameType
 from typing import Any
 
 import dask
@@ -17,7 +16,7 @@ from distributed import Nanny, Scheduler, SpecCluster, Status, Worker, system
 
 from daskinfer.errors import JobFailed
 from daskinfer.models.limits import memory_limit
-from daskinfer.runtime.cluster.fork_server import deaf_to_interrupts, worker_environment
+from daskinfer.runtime.cluster.fork_server import block_interrupts, worker_environment
 from daskinfer.runtime.cluster.forking import fork_workers
 from daskinfer.runtime.cluster.security import make_security, private_folder
 from daskinfer.spec.recipe import schema as recipes
@@ -62,7 +61,7 @@ def start_workers(
     # What a nanny gives its workers is read when it is made, restarts included, so the settings outlive the start.
     with dask.config.set(_settings(local) | fork_workers()), _without_main():
         try:
-            with _waiting_signals(tell) as came, deaf_to_interrupts():
+            with _waiting_signals(tell) as came, block_interrupts():
                 workers = _make_cluster(local)
         except RuntimeError as error:
             raise JobFailed(f"the local workers did not start: {error}") from error
@@ -131,20 +130,39 @@ def _waiting_signals(tell: Callable[[str], None]) -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield came
         return
-
-    def wait(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-        if len(came) == 1:
-            tell("interrupted: stopping as soon as the local workers have started")
-
     before = {each: handler for each in _SIGNALS if callable(handler := signal.getsignal(each))}
     for each in before:
-        signal.signal(each, wait)
+        signal.signal(each, lambda number, frame: came.append(number))
     try:
-        yield came
+        with _telling(tell):
+            yield came
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+@contextmanager
+def _telling(tell: Callable[[str], None]) -> Iterator[None]:
+    """Tell of the first of the signals at once, by a thread: Python's own handlers run only when the main one goes on."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+
+    def watch() -> None:
+        with os.fdopen(reading, "rb", buffering=0) as pipe:
+            while number := pipe.read(1):
+                if number[0] in _SIGNALS:
+                    tell("interrupted: stopping as soon as the local workers have started")
+                    return
+
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    thread = threading.Thread(target=watch, name="daskinfer-signals", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writing)
+        thread.join()
 
 
 def memory_of_worker(local: recipes.LocalCluster) -> int:
