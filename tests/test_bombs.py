@@ -52,8 +52,8 @@ def memory(name):
         if line.startswith(name):
             return int(line.split()[1]) * 1024
 
-def index(url="a", wants=("text", "text"), **more):
-    return index_input(Input(url=str(here / url), **more), {wants[0]: wants[1]})
+def index(url="a", wants=("text", "text"), keep=(), **more):
+    return index_input(Input(url=str(here / url), **more), {wants[0]: wants[1]} if wants else {}, keep)
 
 def read(*words, **more):
     table = index(*words, **more)
@@ -181,6 +181,13 @@ def zarr_array(chunk: bytes | None = None, **changes: Any) -> Callable[[Path], N
     return write
 
 
+def sharded(chunk: bytes) -> Callable[[Path], None]:
+    """Write an array of one shard of one chunk."""
+    index = struct.pack("<QQ", 0, len(chunk))
+    own = {"chunk_shape": [4], "codecs": GZIPS, "index_codecs": GZIPS[:1]}
+    return zarr_array(chunk + index, codecs=[{"name": "sharding_indexed", "configuration": own}])
+
+
 GZIPS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "gzip", "configuration": {"level": 1}}]
 
 
@@ -231,6 +238,7 @@ ALIASES = "x0: &a0 [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
 RECIPE = "load_recipe(here / 'r.yaml')"
 JSONL = "read('a.jsonl')"
 ZARR = "read('x.zarr', ('array', 'array'))"
+KEPT = "read('a.parquet', None, ('text',))"
 IMAGE = "decode((here / 'a').read_bytes())"
 JOB = "jobs/j/"
 EMPTY = b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
@@ -275,6 +283,8 @@ BOMBS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "csv: header": (stream("a.csv", b"x" * 4_000_000, GIGABYTES), "read('a.csv')", "InputError.*no header ends"),
     "parquet: dictionary": (parquet(lambda: repeated(5_000_000, 100_000)), "read('a.parquet')", "InputError.*to 10,240,000,000 bytes"),
     "parquet: no schema": (parquet(lambda: repeated(5_000_000, 100_000), store_schema=False), "read('a.parquet')", "InputError.*to 10,240,000,000 bytes"),
+    "parquet: lists": (parquet(lambda: pa.ListArray.from_arrays(pa.array(range(0, 10_001, 10), pa.int32()), repeated(5_000_000, 10_000)), store_schema=False), KEPT, "InputError.*to 50,000,000,000 bytes"),
+    "parquet: run": (parquet(lambda: pa.ListArray.from_arrays(pa.array([0, 10**8], pa.int32()), pa.array(np.zeros(10**8, np.int8)))), KEPT, "InputError.*row group 0 has 400,"),
     "parquet: group": (parquet(lambda: ["x" * 1_000_000] * 1000, use_dictionary=False, write_statistics=False), "read('a.parquet')", "InputError.*to 1,000,0"),
     "parquet: cell": (parquet(lambda: ["x" * 300_000_000], use_dictionary=False, write_statistics=False), "read('a.parquet')", "InputError.*row group 0 has 300,"),
     "parquet: footer": (sparse("a.parquet", 3 << 30, b"PAR1", struct.pack("<I", 2_000_000_000) + b"PAR1"), "read('a.parquet')", "InputError.*its footer has"),
@@ -291,6 +301,7 @@ BOMBS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "zarr: nesting": (file("x.zarr/zarr.json", f'{{"zarr_format": 3, "node_type": "array", "a": {DEEP}}}'), ZARR, "InputError.*nested"),
     "zarr: long": (sparse("x.zarr/zarr.json", 3 << 30), ZARR, "InputError.*at most"),
     "zarr: gzip": (zarr_array(gzip.compress(bytes(300_000_000)), codecs=GZIPS), ZARR, "InputError.*bytes become more"),
+    "zarr: shard": (sharded(gzip.compress(bytes(300_000_000))), ZARR, "InputError.*bytes become more"),
     "zarr: pipe": (lambda folder: (zarr_array()(folder), pipe("x.zarr/c/0")(folder))[0], ZARR, "InputError.*named pipe"),
     "image: claimed": (file("a", png(100_000, 100_000)), IMAGE, "ValueError.*pixels"),
     "image: decoded": (file("a", png(30_000, 30_000)), IMAGE, "ValueError.*pixels"),

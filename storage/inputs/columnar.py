@@ -192,7 +192,9 @@ def _open(file: InputFile, unit: str | None = None, coded: Sequence[str] = ()) -
     with filesystem.open(path, "rb") as stream:
         refuse_footer(stream, file)
         try:
-            yield pq.ParquetFile(stream, coerce_int96_timestamp_unit=unit, read_dictionary=list(coded))
+            # Arrow leaves the values of its extension types in no dictionary.
+            options: dict[str, Any] = {"read_dictionary": list(coded), "arrow_extensions_enabled": not coded}
+            yield pq.ParquetFile(stream, coerce_int96_timestamp_unit=unit, **options)
         except (pa.ArrowException, OSError) as error:
             raise InputError(
                 f"{file.url} cannot be read as parquet: {error}", hint="Check input.format and the file."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
 
@@ -22,22 +22,12 @@ from daskinfer.storage.inputs.cutting import cut_evenly
 from daskinfer.storage.inputs.files import ZARR_METADATA
 from daskinfer.storage.inputs.interface import Columns, Layout, MissingColumn, ParsedRows, Request
 from daskinfer.storage.inputs.kinds import check_picture
-from daskinfer.storage.objects.plain_store import COMPRESSORS, expands_beyond, open_store
+from daskinfer.storage.inputs.zarr_bounds import ChunkBounds, refuse_absurd, refuse_large_partition
+from daskinfer.storage.objects.plain_store import open_store
 from daskinfer.storage.objects.store_errors import NotOurs, explain_errors
-from daskinfer.units import format_amount
 
 SINGLE = "array"
 """Column of an array that is in no group, unless the recipe reads it under another name."""
-
-
-_LARGEST_ROW = 1 << 30  # bytes
-_LARGEST_CHUNK = 1 << 32
-_LARGEST_PARTITION = 1 << 34
-_MOST_CHUNKS = 100_000
-_MOST_CODECS = 16
-# Bytes that a chunk of texts may become: of numbers, the shape of a chunk says how many.
-_LARGEST_TEXTS = 256 << 20
-_EXPANSION = 200
 
 
 class ZarrFormat:
@@ -52,7 +42,7 @@ class ZarrFormat:
         root, index = _root_of(files)
         arrays = _open_arrays(root, columns)
         for column, array in arrays.items():
-            _refuse_large_partition(array, partition_rows, f"array '{column}' of {root}")
+            refuse_large_partition(array, partition_rows, f"array '{column}' of {root}")
         lengths = {column: array.shape[0] for column, array in arrays.items()}
         if len(set(lengths.values())) > 1:
             listed = ", ".join(f"'{column}' has {length:,}" for column, length in lengths.items())
@@ -143,7 +133,7 @@ def _open_arrays(root: str, columns: Sequence[str]) -> dict[str, zarr.Array[Any]
     with explain_errors(root, "open"):
         found: dict[str, zarr.Array[Any]] = {}
         try:
-            node = zarr.open(open_store(root, lambda key, data: _refuse_expansion(root, found, key, data)), mode="r")
+            node = zarr.open(open_store(root, ChunkBounds(root, found)), mode="r")
         except NotOurs as error:
             raise InputError(f"{root}: {error.message}", hint=error.hint) from error
         except (ValueError, KeyError, TypeError) as error:
@@ -157,67 +147,9 @@ def _open_arrays(root: str, columns: Sequence[str]) -> dict[str, zarr.Array[Any]
                     f"array '{column}' of {root} is a single value and has no rows",
                     hint="Rows are the elements along the first axis.",
                 )
-            _refuse_absurd(array, f"array '{column}' of {root}")
+            refuse_absurd(array, f"array '{column}' of {root}")
             found[column] = array
     return found
-
-
-def _refuse_absurd(array: zarr.Array[Any], where: str) -> None:
-    """Refuse what metadata claim and no memory holds: a chunk is decoded whole, whatever lies in it."""
-    item = max(1, array.dtype.itemsize)
-    row, chunk = (item * math.prod(map(int, shape)) for shape in (array.shape[1:], array.shards or array.chunks))
-    if row > _LARGEST_ROW or chunk > _LARGEST_CHUNK:
-        what, size, most = ("row", row, _LARGEST_ROW) if row > _LARGEST_ROW else ("chunk", chunk, _LARGEST_CHUNK)
-        raise InputError(
-            f"{where}: its metadata claim {size:,} bytes for a {what}; the limit is {most:,}",
-            hint="Correct the metadata, or write the array in smaller chunks.",
-        )
-    if len(_codecs_of(array)) > _MOST_CODECS or len(_compressors_of(array)) > 1:
-        raise InputError(
-            f"{where}: its metadata name {len(_codecs_of(array)):,} codecs, {len(_compressors_of(array)):,} of which compress",
-            hint=f"Write the array with one compressor and at most {_MOST_CODECS} codecs.",
-        )
-    chunks = math.prod(-(-size // length) for size, length in zip(array.shape[1:], array.chunks[1:], strict=True))
-    if chunks > _MOST_CHUNKS:
-        raise InputError(
-            f"{where}: its metadata claim {chunks:,} chunks a row, and at most {_MOST_CHUNKS:,} are read",
-            hint="Correct the metadata, or write the array in larger chunks.",
-        )
-
-
-def _refuse_large_partition(array: zarr.Array[Any], partition_rows: int, where: str) -> None:
-    """Refuse rows that cannot be held together: missing chunks are read as values all the same."""
-    size = min(partition_rows, array.shape[0]) * array.dtype.itemsize * math.prod(map(int, array.shape[1:]))
-    if size > _LARGEST_PARTITION:
-        raise InputError(
-            f"{where}: its metadata claim {size:,} bytes a partition of {format_amount(partition_rows, 'row')}, and at most "
-            f"{_LARGEST_PARTITION:,} are read at once",
-            hint="Lower input.partition_rows, or correct the metadata.",
-        )
-
-
-def _refuse_expansion(root: str, arrays: Mapping[str, zarr.Array[Any]], key: str, data: bytes) -> None:
-    """Refuse a chunk of an opened array that becomes more than a chunk of it can be."""
-    array = next((each for each in arrays.values() if not each.path or key.startswith(f"{each.path}/")), None)
-    if array is None:
-        return
-    is_text = array.dtype.kind in "TO"
-    chunk = array.dtype.itemsize * math.prod(map(int, array.shards or array.chunks))
-    most = max(_LARGEST_TEXTS, _EXPANSION * len(data)) if is_text else chunk + chunk // 4 + (1 << 16)
-    if any(expands_beyond(name, data, most) for name in _compressors_of(array)):
-        raise InputError(
-            f"{root}/{key}: {len(data):,} bytes become more than the {most:,} that a chunk can have",
-            hint="Write the chunk again.",
-        )
-
-
-def _codecs_of(array: zarr.Array[Any]) -> list[str]:
-    codecs = [*array.filters, *array.compressors]
-    return [getattr(codec, "codec_id", None) or str(codec.to_dict()["name"]) for codec in codecs]
-
-
-def _compressors_of(array: zarr.Array[Any]) -> list[str]:
-    return [name for name in _codecs_of(array) if name.removeprefix("numcodecs.") in COMPRESSORS]
 
 
 def _pick(node: zarr.Array[Any] | zarr.Group, column: str, columns: Sequence[str], root: str) -> object:

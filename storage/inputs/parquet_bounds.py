@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import IO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from daskinfer.errors import InputError
 from daskinfer.knobs import LONGEST_RECORD
@@ -24,6 +25,17 @@ _BATCH_BYTES = 64 << 20
 _DECODED = 256 << 20
 _EXPANSION = 200
 """Bytes for each that is stored, beyond the first `_DECODED` of a partition; text becomes ten to a hundred."""
+_WIDTHS = {
+    "BOOLEAN": 0,
+    "INT32": 4,
+    "FLOAT": 4,
+    "INT64": 8,
+    "DOUBLE": 8,
+    "INT96": 12,
+    "BYTE_ARRAY": 0,
+    "FIXED_LEN_BYTE_ARRAY": 1,
+}
+"""Bytes of a value in memory, at least: a run of equal ones is stored in few, however long it is."""
 
 
 def refuse_footer(stream: IO[bytes], file: InputFile) -> None:
@@ -68,14 +80,13 @@ def refuse_large_rows(metadata: pq.FileMetaData, columns: Collection[str], file:
 
     Examples
     --------
-    >>> from types import SimpleNamespace
-    >>> chunk = SimpleNamespace(path_in_schema="text", total_compressed_size=9_000, total_uncompressed_size=2**30)
-    >>> group = SimpleNamespace(num_rows=1, num_columns=1, column=lambda index: chunk)
-    >>> metadata = SimpleNamespace(num_row_groups=1, row_group=lambda number: group)
-    >>> refuse_large_rows(metadata, ["text"], InputFile("a.parquet", size=10_000, etag=""), rows=1)
+    >>> pq.write_table(pa.table({"counts": [[7] * 1000]}), "a.parquet")
+    >>> with LONGEST_RECORD.override(1000):
+    ...     refuse_large_rows(pq.read_metadata("a.parquet"), ["counts"], InputFile("a.parquet", size=900, etag=""), rows=1)
     Traceback (most recent call last):
         ...
-    daskinfer.errors.InputError: a.parquet: row group 0 has 1,073,741,824 bytes in 1 row of text; ...
+    daskinfer.errors.InputError: a.parquet: row group 0 has 8,000 bytes in 1 row of counts; a row may have at most 1,000
+    Narrow input.url, or split what its rows hold.
     """
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
@@ -106,30 +117,36 @@ def rows_at_once(metadata: pq.FileMetaData, number: int, columns: Collection[str
 
 
 def find_coded(parquet: pq.ParquetFile, segment: Segment, columns: Iterable[str]) -> list[str]:
-    """Return the columns of texts or bytes whose values may be many more bytes than are stored: each once in a dictionary.
+    """Return the paths of texts or bytes whose values may be many more bytes than are stored: each once in a dictionary.
 
     Examples
     --------
-    >>> pq.write_table(pa.table({"text": ["a" * 1000] * 1000}), "a.parquet")
+    >>> pq.write_table(pa.table({"text": ["a" * 1000] * 1000, "tags": [["b" * 1000] * 1000] * 1000}), "a.parquet")
     >>> segment = Segment(file=0, begin=0, end=1000, rows=1000, line=0)
     >>> with pq.ParquetFile("a.parquet") as parquet:
-    ...     find_coded(parquet, segment, ["text"])
-    []
+    ...     find_coded(parquet, segment, ["text", "tags"])
+    ['tags.list.element']
     """
-    metadata, schema = parquet.metadata, parquet.schema_arrow
-    wanted = {column for column in columns if is_text(own := schema.field(column).type) or is_binary(own)}
-    wanted -= {column for column in wanted if pa.types.is_dictionary(schema.field(column).type)}
+    metadata, schema, wanted = parquet.metadata, parquet.schema, set(columns)
+    leaves = [
+        index
+        for index, own in enumerate(_leaves(parquet.schema_arrow))
+        if (is_text(own) or is_binary(own))
+        and not pa.types.is_dictionary(own)
+        and schema.column(index).path.split(".")[0] in wanted
+    ]
     found: dict[str, None] = {}
     stop = 0
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         first, stop = stop, stop + group.num_rows
         rows = min(stop, segment.end) - max(first, segment.begin)
-        for index in range(group.num_columns if rows > 0 else 0):
+        for index in leaves if rows > 0 else ():
             chunk = group.column(index)
+            values = chunk.num_values if schema.column(index).max_repetition_level else rows
             # No value is longer than what its chunk holds.
-            if chunk.path_in_schema in wanted and rows * chunk.total_uncompressed_size > _DECODED:
-                found |= {chunk.path_in_schema: None} if chunk.has_dictionary_page else {}
+            if chunk.has_dictionary_page and values * chunk.total_uncompressed_size > _DECODED:
+                found[chunk.path_in_schema] = None
     return list(found)
 
 
@@ -155,13 +172,9 @@ def check_lengths(table: pa.Table, file: InputFile, errors: dict[int, str]) -> N
     """
     whole = 0
     for column in table.column_names:
-        own = table.schema.field(column).type
-        if not pa.types.is_dictionary(own) or not (is_text(own.value_type) or is_binary(own.value_type)):
-            continue
         offset = 0
-        for chunk in table.column(column).chunks:
-            sizes = pc.take(pc.binary_length(chunk.dictionary), chunk.indices)
-            lengths = pc.fill_null(sizes.cast(pa.int64()), 0).to_numpy(zero_copy_only=False)
+        for chunk in table.column(column).chunks if _has_coded(table.schema.field(column).type) else ():
+            lengths = _lengths(chunk)
             for index in np.flatnonzero(lengths > LONGEST_RECORD.get()).tolist():
                 what = f"has {lengths[index]:,} bytes; a row may have at most {LONGEST_RECORD.get():,}"
                 errors.setdefault(offset + index, f"column '{column}': {what}")
@@ -170,12 +183,49 @@ def check_lengths(table: pa.Table, file: InputFile, errors: dict[int, str]) -> N
     _refuse_expansion(whole, file.size, len(table), file)
 
 
+def _has_coded(own: pa.DataType) -> bool:
+    """Whether a type holds texts or bytes in dictionaries."""
+    if pa.types.is_dictionary(own):
+        return is_text(own.value_type) or is_binary(own.value_type)
+    return any(_has_coded(own.field(index).type) for index in range(own.num_fields))
+
+
+def _lengths(values: pa.Array) -> NDArray[np.int64]:
+    """Return how many bytes of texts and bytes each value holds in dictionaries, at whatever depth."""
+    own = values.type
+    if not _has_coded(own):
+        return np.zeros(len(values), np.int64)
+    if pa.types.is_dictionary(own):
+        sizes = pc.take(pc.binary_length(values.dictionary), values.indices)
+        return np.asarray(pc.fill_null(sizes.cast(pa.int64()), 0), np.int64)
+    if pa.types.is_struct(own):
+        return np.asarray(sum(_lengths(values.field(index)) for index in range(own.num_fields)), np.int64)
+    if pa.types.is_map(own):
+        inner, offsets = _lengths(values.keys) + _lengths(values.items), values.offsets.to_numpy()
+        sums = np.concatenate([np.zeros(1, np.int64), np.cumsum(inner)])
+        return np.asarray(sums[offsets[1:]] - sums[offsets[:-1]])
+    found = np.zeros(len(values), np.int64)
+    np.add.at(found, pc.list_parent_indices(values).to_numpy(), _lengths(pc.list_flatten(values)))
+    return found
+
+
 def _sizes(group: pq.RowGroupMetaData, columns: Collection[str], file: InputFile) -> tuple[int, int]:
-    """Return the bytes of some columns of a row group, decompressed and as they are stored."""
+    """Return the bytes of some columns of a row group, at least those of numbers decoded, and as they are stored."""
     chunks = [group.column(index) for index in range(group.num_columns)]
     read = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns]
-    stored = sum(chunk.total_compressed_size for chunk in read)
-    return sum(chunk.total_uncompressed_size for chunk in read), min(stored, file.size)
+    decoded = sum(max(chunk.total_uncompressed_size, chunk.num_values * _WIDTHS[chunk.physical_type]) for chunk in read)
+    return decoded, min(sum(chunk.total_compressed_size for chunk in read), file.size)
+
+
+def _leaves(own: pa.Schema | pa.DataType) -> Iterator[pa.DataType]:
+    """Return the types of what is nested in no further type, which Parquet has a column of each for, in its order."""
+    if isinstance(own, pa.BaseExtensionType):
+        own = own.storage_type
+    fields = list(own) if isinstance(own, pa.Schema) else [own.field(index) for index in range(own.num_fields)]
+    for field in fields:
+        yield from _leaves(field.type)
+    if not fields:
+        yield own
 
 
 def _refuse_expansion(size: int, stored: int, rows: int, file: InputFile) -> None:

@@ -31,10 +31,10 @@ LARGEST_METADATA = 8 << 20
 _PIECE = 1 << 20
 _SHORT = frozenset({"shape", "shapes", "chunk_shape", "chunks", "codecs", "index_codecs", "filters", "dimension_names"})
 _LONGEST = 64
-Check = Callable[[str, bytes], None]
+Check = Callable[[str, bytes, ByteRequest | None], None]
 
 
-def open_store(url: str, check: Check = lambda key, data: None) -> Store:
+def open_store(url: str, check: Check = lambda key, data, part: None) -> Store:
     """Open a folder for reading.
 
     Parameters
@@ -42,7 +42,8 @@ def open_store(url: str, check: Check = lambda key, data: None) -> Store:
     url
         Where it is.
     check
-        Called with the key and the bytes of every object that is read whole; raises where they must not be decoded.
+        Called with the key and the bytes of every object or part of one that is read, and which part it is; raises
+        where they must not be decoded.
 
     Examples
     --------
@@ -78,8 +79,8 @@ class _PlainStore(WrapperStore[Store]):
         """Return an object, or a part of it."""
         self._refuse_special(key)
         data = await self._store.get(key, prototype or default_buffer_prototype(), byte_range)
-        if data is not None and byte_range is None:
-            await asyncio.to_thread(self._look_at, key, data.to_bytes())
+        if data is not None:
+            await asyncio.to_thread(self._look_at, key, data.to_bytes(), byte_range)
         return data
 
     async def _get_many(
@@ -95,11 +96,16 @@ class _PlainStore(WrapperStore[Store]):
         wanted = list(key_ranges)
         for key, _ in wanted:
             self._refuse_special(key)
-        return await self._store.get_partial_values(prototype, wanted)
+        found = await self._store.get_partial_values(prototype, wanted)
+        for (key, part), data in zip(wanted, found, strict=True):
+            if data is not None:
+                await asyncio.to_thread(self._look_at, key, data.to_bytes(), part)
+        return found
 
-    def _look_at(self, key: str, data: bytes) -> None:
-        refuse_dense_metadata(key, data)
-        self._check(key, data)
+    def _look_at(self, key: str, data: bytes, part: ByteRequest | None) -> None:
+        if part is None:
+            refuse_dense_metadata(key, data)
+        self._check(key, data, part)
 
     def _refuse_special(self, key: str) -> None:
         path = f"{self._folder}/{key}"

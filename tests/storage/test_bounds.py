@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numcodecs  # type: ignore[import-untyped]
 import numpy as np
 import pytest
@@ -37,6 +38,12 @@ from daskinfer.storage.outputs.formats import open_sink
 from daskinfer.storage.outputs.reading import read_part
 from daskinfer.testing.contracts.sinks import FIELDS, JOB, KEEP, METADATA, PARTITION_ROWS, ROWS, make_part, make_record
 
+BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
+GZIP = {"name": "gzip", "configuration": {"level": 1}}
+SHARDS: dict[str, Any] = {
+    "name": "sharding_indexed",
+    "configuration": {"chunk_shape": [4], "codecs": [BYTES], "index_codecs": [BYTES, {"name": "crc32c"}]},
+}
 DENSE = b"[" + b"[]," * 400_000 + b"1]"
 RECORDS: dict[str, tuple[str, Callable[[str], object]]] = {
     "job": ("jobs/j/job.json", lambda url: JobStore(url, "j").record()),
@@ -147,6 +154,62 @@ def test_a_chunk_that_expands_beyond_its_shape_is_refused(tmp_path: Path, zarr_f
     chunk.write_bytes(PACK[name](bytes(50_000_000)))
     with pytest.raises(InputError, match="bytes become more than the 65,616 that a chunk can have"):
         read_partition(partition_source(index(tmp_path / "a.zarr"), 0))
+
+
+@pytest.mark.parametrize("rows", [8, 3], ids=["whole", "part"])
+@pytest.mark.parametrize("place", ["start", "end"])
+def test_a_chunk_in_a_shard_that_expands_beyond_its_shape_is_refused(tmp_path: Path, place: Any, rows: int) -> None:
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w")
+    group.create_array(
+        "x", shape=(8, 4), chunks=(2, 4), dtype="f4", shards={"shape": (8, 4), "index_location": place},
+        compressors=[zarr.codecs.GzipCodec()],
+    )[...] = np.arange(32).reshape(8, 4)  # fmt: skip
+
+    def read() -> int:
+        table = index_input(Input(url=str(tmp_path / "a.zarr"), partition_rows=rows), {"x": "array"})
+        return len(read_partition(partition_source(table, 0)))
+
+    assert read() == rows
+    shard = tmp_path / "a.zarr/x/c/0/0"
+    data, bomb = shard.read_bytes(), gzip.compress(bytes(50_000_000))
+    length = 4 * 16 + 4
+    at_end = place == "end"
+    slots = np.frombuffer(data[-length:-4] if at_end else data[: length - 4], "<u8").reshape(-1, 2).copy()
+    slots[1] = len(data), len(bomb)  # the second chunk lies behind the others
+    if at_end:
+        slots[1, 0] -= length
+    stored = slots.tobytes() + google_crc32c.value(slots.tobytes()).to_bytes(4, "little")
+    shard.write_bytes(data[:-length] + bomb + stored if at_end else stored + data[length:] + bomb)
+    with pytest.raises(InputError, match="bytes become more than the 65,576 that a chunk can have"):
+        read()
+
+
+@pytest.mark.parametrize(
+    ("codecs", "said"),
+    [
+        ([SHARDS, GZIP], "further codecs around its shards, or shards within them"),
+        ([SHARDS | {"configuration": SHARDS["configuration"] | {"codecs": [SHARDS]}}], "or shards within them"),
+        (
+            [SHARDS | {"configuration": SHARDS["configuration"] | {"index_codecs": [BYTES, GZIP]}}],
+            "index of its shards",
+        ),
+    ],
+    ids=["around", "within", "index"],
+)
+@pytest.mark.filterwarnings("ignore:Combining a `sharding_indexed` codec")
+def test_shards_whose_chunks_cannot_be_looked_at_are_refused(tmp_path: Path, codecs: Any, said: str) -> None:
+    zarr.open_group(tmp_path / "a.zarr", mode="w").create_array("x", shape=(8,), chunks=(4,), dtype="f4")
+    place = tmp_path / "a.zarr/x/zarr.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"codecs": codecs}))
+    with pytest.raises(InputError, match=said):
+        index(tmp_path / "a.zarr")
+
+
+def test_shards_of_millions_of_chunks_are_refused(tmp_path: Path) -> None:
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w")
+    group.create_array("x", shape=(1 << 22,), chunks=(2,), shards=(1 << 22,), dtype="f4")
+    with pytest.raises(InputError, match="claim 2,097,152 chunks a shard, and at most 1,048,576 are read"):
+        index(tmp_path / "a.zarr")
 
 
 def test_compressors_one_in_the_other_are_refused(tmp_path: Path) -> None:

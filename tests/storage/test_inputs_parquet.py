@@ -19,8 +19,8 @@ from daskinfer.storage.inputs.reading import partition_source, read_partition
 from daskinfer.storage.inputs.row_batch import RowBatch
 
 
-def read_all(url: Path, rows: int, keep: tuple[str, ...] = ()) -> list[RowBatch]:
-    table = index_input(Input(url=str(url), partition_rows=rows), {"text": "text"}, keep)
+def read_all(url: Path, rows: int, keep: tuple[str, ...] = (), text: str = "text") -> list[RowBatch]:
+    table = index_input(Input(url=str(url), partition_rows=rows), {text: "text"}, keep)
     return [read_partition(partition_source(table, partition.number)) for partition in table.partitions]
 
 
@@ -180,6 +180,56 @@ def test_a_value_that_is_stored_once_and_read_often_is_not_decoded(
     assert len(read_all(tmp_path, 4)) == 25
 
 
+NESTED: dict[str, tuple[pa.DataType, Any]] = {
+    "list": (pa.list_(pa.string()), lambda text: [text, None, text]),
+    "large list": (pa.large_list(pa.large_binary()), lambda text: [text.encode()] * 2),
+    "fixed list": (pa.list_(pa.string(), 2), lambda text: [text, text]),
+    "lists": (pa.list_(pa.list_(pa.string())), lambda text: [[text], None, [], [text]]),
+    "struct": (pa.struct([("a", pa.string()), ("b", pa.int64())]), lambda text: {"a": text * 2, "b": len(text)}),
+    "map": (pa.map_(pa.string(), pa.string()), lambda text: [("a" * len(text), text)]),
+    "structs": (pa.list_(pa.struct([("a", pa.string())])), lambda text: [{"a": text}, None, {"a": text}]),
+    "json": (pa.json_(), lambda text: f'"{text}{text}"'),
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_nested_values_that_are_stored_once_and_read_often_are_not_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(parquet_bounds, "_DECODED", 100_000)
+    own, make = NESTED[name]
+    values = pa.array([make("x" * 5_000)] * 100, own)
+    pq.write_table(pa.table({"id": ["a"] * 100, "text": values}), tmp_path / "a.parquet", compression="zstd")
+    with pytest.raises(InputError, match=r"100 rows expand from .* to 1,0\d\d,\d+ bytes"):
+        read_all(tmp_path, 100, ("text",), text="id")
+    found = pa.concat_tables([batch.table for batch in read_all(tmp_path, 5, ("text",), text="id")])
+    assert found.column("text").combine_chunks().equals(values)
+
+
+def test_a_long_run_of_numbers_is_refused_by_its_footer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet_bounds, "_DECODED", 100_000)
+    pq.write_table(pa.table({"id": ["a"], "text": [[7] * 1_000_000]}), tmp_path / "a.parquet")
+    assert (tmp_path / "a.parquet").stat().st_size < 10_000
+    with pytest.raises(InputError, match=r"1 row expand from .* to 8,000,\d+ bytes"):
+        read_all(tmp_path, 5, ("text",), text="id")
+
+
+@LONGEST_RECORD.override(1000)
+@pytest.mark.parametrize("name", NESTED)
+def test_a_row_whose_nested_values_are_too_long_costs_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(parquet_bounds, "_DECODED", 9000)
+    own, make = NESTED[name]
+    values = pa.array([make("a"), make("x" * 1001), None, make("b"), make("x" * 1001), make("c")] * 2, own)
+    table = pa.table({"id": ["a"] * 12, "text": values})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=6)
+    (batch,) = read_all(tmp_path, 12, ("text",), text="id")
+    assert batch.table.column("text").combine_chunks().equals(values.take(pa.array([0, 2, 3, 5, 6, 8, 9, 11])))
+    assert [reject.row for reject in batch.rejects] == [1, 4, 7, 10]
+    assert "bytes; a row may have at most 1,000" in batch.rejects[0].error
+
+
 @LONGEST_RECORD.override(1000)
 def test_a_row_that_is_too_long_costs_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet_bounds, "_DECODED", 2000)
@@ -209,7 +259,13 @@ def test_a_footer_that_no_file_has_is_not_read(tmp_path: Path, monkeypatch: pyte
         read_all(tmp_path, 5)
 
 
-@pytest.mark.parametrize("own", [pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.string_view()])
+@pytest.mark.parametrize(
+    "own",
+    [
+        *(pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.string_view()),
+        pa.dictionary(pa.int8(), pa.string()),
+    ],
+)
 def test_columns_read_as_dictionaries_come_out_as_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: pa.DataType
 ) -> None:
