@@ -21,6 +21,7 @@ from daskinfer.spec.job.report import Report
 from daskinfer.storage.jobs.store import JobStore, list_jobs
 from tests.e2e.conftest import Bench, daskinfer, data_bytes, make_bench, run
 from tests.e2e.faults import commits
+from tests.e2e.heldworker import held_environment, holding
 
 ROWS, PARTITION = 1920, 32
 
@@ -70,8 +71,10 @@ def test_changing_snapshots_are_not_shared(bench: Bench) -> None:
 
 
 def start(bench: Bench, name: str, *words: str) -> subprocess.Popen[str]:
+    """Start the job on workers of its own, which may be held."""
     changes = ("--set", f"output.url={name}", "--set", f"name={name.removesuffix('.zarr')}")
-    return daskinfer("run", "recipe.yaml", *changes, *words, "--json", cwd=bench.folder)
+    env = held_environment(bench.folder)
+    return daskinfer("run", "recipe.yaml", *changes, *words, "--json", cwd=bench.folder, env=env)
 
 
 def await_members(output: Path, jobs: list[subprocess.Popen[str]], rows: int) -> None:
@@ -100,7 +103,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, scheduler
         input__partition_rows=PARTITION,
         pipeline__activations={"transport": "zarr"},
         cluster__local={"workers": 2, "threads": 1},
-        pipeline__window=2,  # slowly: the others are to find it running
     )
     return bench
 
@@ -124,13 +126,14 @@ def assert_calm(bench: Bench, name: str) -> None:
     ],
 )
 def test_the_others_finish(folder: Bench, name: str, stop: Any) -> None:
-    first, second = (start(folder, name, "--join") for _ in range(2))
-    await_members(folder.folder / name, [first, second], 2 * PARTITION)
-    workers = psutil.Process(first.pid).children(recursive=True)
-    stop(first)
-    first.communicate(timeout=60)
+    with holding(folder.folder, "commit_partition", after=2):
+        first, second = (start(folder, name, "--join") for _ in range(2))
+        await_members(folder.folder / name, [first, second], 2 * PARTITION)
+        workers = psutil.Process(first.pid).children(recursive=True)
+        stop(first)
+        first.communicate(timeout=150)
     report = finish(second)
-    psutil.wait_procs(workers, timeout=20)
+    psutil.wait_procs(workers, timeout=60)
     assert_calm(folder, name)
     assert report["rows_out"] == ROWS
     assert 0 < report["rows_this_run"] < ROWS
@@ -142,29 +145,30 @@ def test_the_others_finish(folder: Bench, name: str, stop: Any) -> None:
 @pytest.mark.late
 def test_alone_or_together(folder: Bench) -> None:
     """A job is run by one driver or by members; each is told how it is run, and neither harms the other."""
-    member = start(folder, "either.zarr", "--join")
-    await_members(folder.folder / "either.zarr", [member], PARTITION)
-    alone = start(folder, "either.zarr")
-    out, _ = alone.communicate(timeout=60)
-    assert alone.returncode == 1
-    failure = json.loads(out.splitlines()[-1])
-    assert f"is being run by 1 member(s), among them process {member.pid}" in failure["error"]
-    assert "Add --join" in failure["hint"]
-    os.killpg(member.pid, signal.SIGINT)
-    member.communicate(timeout=60)
+    with holding(folder.folder, "commit_partition", after=1):
+        member = start(folder, "either.zarr", "--join")
+        await_members(folder.folder / "either.zarr", [member], PARTITION)
+        alone = start(folder, "either.zarr")
+        out, _ = alone.communicate(timeout=150)
+        assert alone.returncode == 1
+        failure = json.loads(out.splitlines()[-1])
+        assert f"is being run by 1 member(s), among them process {member.pid}" in failure["error"]
+        assert "Add --join" in failure["hint"]
+        os.killpg(member.pid, signal.SIGINT)
+        member.communicate(timeout=150)
 
-    alone = start(folder, "either.zarr")
-    deadline = time.monotonic() + 120
-    while not count_rows(folder.folder / "either.zarr")[""]:
-        assert alone.poll() is None, alone.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    member = start(folder, "either.zarr", "--join")
-    out, _ = member.communicate(timeout=60)
-    assert member.returncode == 1
-    assert "start it with --join" in json.loads(out.splitlines()[-1])["hint"]
-    os.killpg(alone.pid, signal.SIGINT)
-    alone.communicate(timeout=60)
+        alone = start(folder, "either.zarr")
+        deadline = time.monotonic() + 120
+        while not count_rows(folder.folder / "either.zarr")[""]:
+            assert alone.poll() is None, alone.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        member = start(folder, "either.zarr", "--join")
+        out, _ = member.communicate(timeout=150)
+        assert member.returncode == 1
+        assert "start it with --join" in json.loads(out.splitlines()[-1])["hint"]
+        os.killpg(alone.pid, signal.SIGINT)
+        alone.communicate(timeout=150)
 
     report = finish(start(folder, "either.zarr", "--join"))
     assert report["epoch"] == 4, "opening, together, alone, together"

@@ -15,8 +15,11 @@ from typing import Any
 import psutil
 import pytest
 
+from daskinfer.storage.jobs.lease import read_heartbeat
+from daskinfer.storage.jobs.store import JobStore, list_jobs
 from daskinfer.testing.fixtures.workers import find_workers
 from tests.e2e.conftest import Bench, daskinfer, data_bytes, make_bench, run
+from tests.e2e.heldworker import held_environment, holding
 
 pytestmark = [pytest.mark.slow, pytest.mark.late]
 
@@ -41,24 +44,36 @@ class Attempt:
 
     def start(self) -> subprocess.Popen[str]:
         words = ("--set", f"output.url={self.name}", "--set", f"name={self.name.removesuffix('.zarr')}")
-        return daskinfer("run", "recipe.yaml", *words, "--json", cwd=self.bench.folder)
+        env = held_environment(self.bench.folder)
+        return daskinfer("run", "recipe.yaml", *words, "--json", cwd=self.bench.folder, env=env)
 
     def commits(self) -> dict[str, int]:
         """Return the commit records there are, with the time each was written."""
         found = self.bench.folder.glob(f"{self.name}/_daskinfer/commits/*/*.json")
         return {path.name: path.stat().st_mtime_ns for path in found}
 
-    def await_commits(self, job: subprocess.Popen[str], count: int) -> None:
-        deadline = time.monotonic() + 120
-        while len(self.commits()) < count:
-            assert job.poll() is None, job.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+    def computing(self) -> set[str]:
+        """Return the workers that compute, by what the driver tells."""
+        workspace = str(self.bench.folder / "work")
+        begins = f"{self.name.removesuffix('.zarr')}-"
+        (job,) = (job for job in list_jobs(workspace) if job.startswith(begins))
+        heartbeat = read_heartbeat(JobStore(workspace, job).url)
+        shown = heartbeat.progress if heartbeat else None
+        return {one.worker for one in shown.workers if one.does == "computes"} if shown else set()
 
     def assert_calm(self) -> None:
         assert data_bytes(self.bench.folder / self.name) == data_bytes(self.bench.folder / "calm.zarr")
         assert len(self.commits()) == ROWS // PARTITION
         assert not any((self.bench.folder / "work").glob("activations/*"))
+
+
+def await_until(job: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    """Wait until a running job is so far."""
+    deadline = time.monotonic() + 150
+    while not condition():
+        assert job.poll() is None, job.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def finish(job: subprocess.Popen[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -71,13 +86,16 @@ def finish(job: subprocess.Popen[str]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def test_killed_workers_are_replaced(folder: Bench) -> None:
     attempt = Attempt(folder, "workers.zarr")
-    job = attempt.start()
-    attempt.await_commits(job, 3)
-    find_workers(job.pid)[0].send_signal(signal.SIGKILL)
-    attempt.await_commits(job, 20)
-    # Both at once: results that nobody has looked at are lost while no worker may compute them again.
-    for worker in find_workers(job.pid):
-        worker.send_signal(signal.SIGKILL)
+    # Three processes commit so many at most: there is something left to do, however fast they are.
+    with holding(folder.folder, "commit_partition", after=8):
+        job = attempt.start()
+        await_until(job, lambda: len(attempt.commits()) >= 3 and len(attempt.computing()) == 2)
+        before = attempt.computing()
+        find_workers(job.pid)[0].send_signal(signal.SIGKILL)
+        await_until(job, lambda: len(attempt.computing()) == 2 and attempt.computing() != before)
+        # Both at once: results that nobody has looked at are lost while no worker may compute them again.
+        for worker in find_workers(job.pid):
+            worker.send_signal(signal.SIGKILL)
     printed, report = finish(job)
     assert printed["rows_out"] == ROWS
     assert report["counters"]["workers_lost"] == 3
@@ -98,16 +116,17 @@ def test_a_stopped_driver_is_resumed(
     folder: Bench, name: str, stop: Callable[[subprocess.Popen[str]], None], code: int
 ) -> None:
     attempt = Attempt(folder, name)
-    job = attempt.start()
-    attempt.await_commits(job, 10)
-    workers = find_workers(job.pid)
-    stop(job)
-    out, err = job.communicate(timeout=60)
+    with holding(folder.folder, "commit_partition", after=10):
+        job = attempt.start()
+        await_until(job, lambda: len(attempt.commits()) >= 10)
+        workers = find_workers(job.pid)
+        stop(job)
+        out, err = job.communicate(timeout=150)
     assert job.returncode == code, err
     assert "Traceback" not in err
     if code == 130:
         assert "run recipe.yaml" in json.loads(out.splitlines()[-1])["resume"]
-    _, alive = psutil.wait_procs(workers, timeout=20)
+    _, alive = psutil.wait_procs(workers, timeout=60)
     assert not alive, "workers outlive their driver"
     before = attempt.commits()
     assert 10 <= len(before) < ROWS // PARTITION
