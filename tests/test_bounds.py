@@ -13,7 +13,13 @@ import pytest
 
 from daskinfer.errors import CheckpointError
 from daskinfer.models.checkpoints.config_limits import refuse_absurd
-from daskinfer.models.checkpoints.plainfiles import refuse_special_files
+from daskinfer.models.checkpoints.plainfiles import (
+    list_files,
+    read_plain_files,
+    read_sentence_weights,
+    refuse_special_files,
+)
+from daskinfer.storage.tensors.folder import Folder
 
 
 def write_special(kind: str, path: Path) -> None:
@@ -54,6 +60,33 @@ def test_the_cache_of_a_hub_is_no_outward_link(tmp_path: Path) -> None:
     (snapshot / "config.json").symlink_to("../../blobs/abc")
     (snapshot / "same.json").symlink_to("config.json")
     refuse_special_files(str(snapshot))
+
+
+@pytest.mark.parametrize("kind", ["Pooling", "Dense"])
+@pytest.mark.parametrize("path", ["../other", "/etc", "http://127.0.0.1:1/x", "a/b", "1_Pooling/..", "a\0b"])
+def test_a_module_of_a_checkpoint_lies_in_a_folder_of_its_own(tmp_path: Path, path: str, kind: str) -> None:
+    """Else publishing would read what lies elsewhere on this machine, or ask a server that the checkpoint names."""
+    modules = json.dumps([{"type": f"sentence_transformers.models.{kind}", "path": path}])
+    asked: list[str] = []
+
+    class Watched(Folder):
+        def size(self, name: str) -> int | None:
+            asked.append(name)
+            return super().size(name)
+
+    (tmp_path / "modules.json").write_text(modules)
+    with pytest.raises(CheckpointError, match=r"modules.json: a module lies in .* no folder beside it"):
+        read_plain_files(Watched(str(tmp_path)), ["modules.json"])
+    with pytest.raises(CheckpointError, match=r"modules.json: a module lies in .* no folder beside it"):
+        read_sentence_weights(Watched(str(tmp_path)), {"modules.json": modules.encode()})
+    assert asked == ["modules.json"]
+
+
+def test_a_link_in_a_folder_of_a_checkpoint_does_not_leave_it(tmp_path: Path) -> None:
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").symlink_to("/etc/hostname")
+    with pytest.raises(CheckpointError, match=r"1_Pooling/config.json: it is a link to .*not in the checkpoint"):
+        list_files(Folder(str(tmp_path)))
 
 
 @pytest.mark.parametrize(

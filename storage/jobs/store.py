@@ -114,25 +114,26 @@ class JobStore:
         Conflict
             The job has another one.
         """
-        place = self._place("inputs.json.gz")
+        place = self.table_place()
         data = gzip.compress(table.model_dump_json().encode(), compresslevel=1, mtime=0)
         if not create(place, data) and self.table() != table:
             raise Conflict(f"{place} holds another partition table", hint="Start a new job: run with --fresh.")
 
     def table(self) -> PartitionTable:
         """Return the partition table."""
-        place = self._place("inputs.json.gz")
-        try:
-            data = read_record(place, LARGEST_MANIFEST)
-        except FileNotFoundError as error:
-            raise IntegrityError(
-                f"{place} is gone: which rows are in which partition, nobody can tell",
-                hint="Put it back, or start over with --fresh.",
-            ) from error
+        data = self._read_table()
         try:
             return PartitionTable.model_validate_json(_decompress(data))
         except (ValueError, OSError, EOFError, zlib.error) as error:
-            raise unreadable(place, "partition table") from error
+            raise unreadable(self.table_place(), "partition table") from error
+
+    def table_place(self) -> str:
+        """Return the URL of the partition table."""
+        return self._place("inputs.json.gz")
+
+    def table_digest(self) -> str:
+        """Return the digest of the bytes that say which rows are in which partition."""
+        return sha256_of(self._read_table())
 
     def inputs(self, record: JobRecord) -> str:
         """Return the digest of the input files that the job reads: those it began with, or those corrected since."""
@@ -201,6 +202,16 @@ class JobStore:
         if report is not None and report.verdict == "failed" and report.epoch == self.current_epoch():
             return "failed"
         return "stopped"
+
+    def _read_table(self) -> bytes:
+        place = self.table_place()
+        try:
+            return read_record(place, LARGEST_MANIFEST)
+        except FileNotFoundError as error:
+            raise IntegrityError(
+                f"{place} is gone: which rows are in which partition, nobody can tell",
+                hint="Put it back, or start over with --fresh.",
+            ) from error
 
     def _place(self, name: str) -> str:
         return join_url(self.url, name)

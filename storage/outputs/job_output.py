@@ -107,7 +107,7 @@ def check_record(store: JobStore, record: JobRecord) -> None:
     Raises
     ------
     IntegrityError
-        Its job.json was changed since.
+        Its job.json, or its table of partitions, was changed since.
 
     Examples
     --------
@@ -129,6 +129,11 @@ def check_record(store: JobStore, record: JobRecord) -> None:
     if changed:
         raise IntegrityError(
             f"{store.record_place()} was changed since the job began: {'; '.join(changed)}",
+            hint="Put the file back as it was, or start over with --fresh.",
+        )
+    if owner.table and owner.table != store.table_digest():
+        raise IntegrityError(
+            f"{store.table_place()} was changed since the job began: its bytes are others",
             hint="Put the file back as it was, or start over with --fresh.",
         )
 

@@ -25,6 +25,8 @@ class Owner(Section):
     """ISO 8601, UTC."""
     record: str = ""
     """Digest of the bytes of the job's job.json; empty where an older version wrote it."""
+    table: str = ""
+    """Digest of the bytes of its inputs.json.gz, which says which rows are in which partition; empty likewise."""
 
 
 def current_owner(url: str) -> Owner | None:

@@ -114,6 +114,19 @@ def test_a_part_that_is_not_there_is_not_sealed(tmp_path: Path, format: str, dam
     sink.seal({})
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_manifest_of_other_data_is_not_taken_for_ours(tmp_path: Path, format: str) -> None:
+    sink = fill(tmp_path, format)
+    whole = sink.seal({})
+    assert sink.seal({}) == whole
+    path = tmp_path / "_MANIFEST.json"
+    manifest = json.loads(path.read_bytes())
+    manifest["parts"][1]["digest"] = "0" * 32
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(IntegrityError, match=r"_MANIFEST\.json is the manifest of other data"):
+        sink.seal({})
+
+
 def test_indices_know_the_sizes_of_parts() -> None:
     digest = CommitDigest(0, 0, SNAPSHOT, 4, 4, 0, "part-00000000.jsonl", "d", size=17)
     assert list(commit_index.walk(commit_index.tabulate([digest]))) == [digest]

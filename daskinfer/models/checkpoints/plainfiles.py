@@ -13,6 +13,7 @@ from daskinfer.models.checkpoints.config_limits import refuse_absurd
 from daskinfer.models.checkpoints.tensorfiles import GroupFile, as_stored, read_header, refuse_pickles
 from daskinfer.models.folder import Folder
 from daskinfer.models.tasks.sentence import TEXT_SETTINGS
+from daskinfer.spec.names import check_path
 from daskinfer.units import format_bytes
 
 _KEPT = (
@@ -276,11 +277,27 @@ def _sentence_modules(folder: Folder, files: Mapping[str, bytes]) -> list[tuple[
     """Return kind and folder of each of sentence-transformers' modules."""
     try:
         modules = _parse(folder, "modules.json", files.get("modules.json", b"[]"))
-        return [(str(module["type"]).rpartition(".")[2], str(module.get("path", ""))) for module in modules]
+        found = [(str(module["type"]).rpartition(".")[2], str(module.get("path", ""))) for module in modules]
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{folder.url}/modules.json: cannot be read ({error})", hint="Fetch the checkpoint again."
         ) from error
+    for _, path in found:
+        _check_place(folder, path)
+    return found
+
+
+def _check_place(folder: Folder, path: str) -> None:
+    """Refuse a module that lies anywhere but beside modules.json, or one folder down, where links are looked at."""
+    try:
+        is_beside = not path or "/" not in check_path(path)
+    except ValueError:
+        is_beside = False
+    if not is_beside:
+        raise CheckpointError(
+            f"{folder.url}/modules.json: a module lies in {path[:100]!r}, which is no folder beside it",
+            hint="Fetch the checkpoint again; nothing outside its own folder is read.",
+        )
 
 
 def _parse(folder: Folder, name: str, data: bytes) -> Any:

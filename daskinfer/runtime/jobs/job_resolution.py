@@ -199,6 +199,7 @@ def _begin(recipe: Recipe, workers: Sequence[WorkerShape], owner: Owner | None, 
                 snapshot=record.resolution.snapshot,
                 created=record.created,
                 record=store.record_digest(),
+                table=store.table_digest(),
             ),
             owner,
         )
