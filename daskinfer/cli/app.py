@@ -20,6 +20,7 @@ from daskinfer.cli.commands.verification import verify
 from daskinfer.cli.failure import EXIT_CODES, fail, told_warnings
 from daskinfer.cli.interruption import hear_no_more, interrupting, is_program
 from daskinfer.cli.output.console import patient_streams
+from daskinfer.cli.output.silence import breaking_silence
 
 # Nobody's typing mistake is to be corrected into the loss of results.
 _DISCARDING = {"--fresh"}
@@ -41,7 +42,7 @@ class _Program(click.Group):
             with patient_streams():
                 return super().main(*args, **more)
         try:
-            with interrupting(), patient_streams():
+            with interrupting(), patient_streams() as silence, breaking_silence(silence):
                 return super().main(*args, **more)
         finally:
             hear_no_more()

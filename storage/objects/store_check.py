@@ -13,8 +13,9 @@ from threading import Barrier, Event
 from daskinfer.errors import DaskinferError, StorageError
 from daskinfer.ids import make_nonce
 from daskinfer.spec.registry.storecheck import StoreCheck, StoreReport
+from daskinfer.storage.objects.conditional import mark_of, put_marked
 from daskinfer.storage.objects.create_if_absent import create
-from daskinfer.storage.objects.filesystem import delete, list_names, read_bytes
+from daskinfer.storage.objects.filesystem import delete, list_names, open_filesystem, read_bytes
 from daskinfer.storage.objects.store_errors import ShortRead
 from daskinfer.storage.objects.urls import absolute_url, is_local, join_url
 
@@ -27,7 +28,7 @@ _LARGE_BYTES = 2 * PART_BYTES + 1
 _SAMPLES = 9
 _ALTERNATIVES = (
     "Keep registries, jobs and outputs on a local or shared directory with hard links, on Amazon S3, on Google Cloud "
-    "Storage, or on a server that honours If-None-Match."
+    "Storage, or on a server that honours If-None-Match and If-Match."
 )
 
 
@@ -52,7 +53,7 @@ def examine(url: str) -> StoreReport:
     --------
     >>> report = examine("work")
     >>> report.safe, [check.name for check in report.checks][:2]
-    (True, ['exclusive create', 'one winner'])
+    (True, ['exclusive create', 'conditional change'])
     """
     url = absolute_url(url)
     missing = _missing_folders(url)
@@ -95,6 +96,40 @@ def confirm_exclusive(url: str) -> None:
         )
 
 
+def confirm_conditions(folder: str) -> None:
+    """Make sure that a store heeds the conditions of writes, by objects that are removed again: about ten requests.
+
+    Raises
+    ------
+    StorageError
+        Where it ignores them.
+
+    Examples
+    --------
+    >>> confirm_conditions("work")
+    """
+    if not _is_object_store(folder):
+        return
+    probe = join_url(folder, "_daskinfer", f"probe-{make_nonce()}")
+    try:
+        for number, check in enumerate((_check_existing, _check_change)):
+            check(join_url(probe, str(number)))
+    except _Unsafe as error:
+        raise StorageError(
+            f"{folder} is not safe to use: {error}", hint=f"Look at: daskinfer doctor {folder}"
+        ) from None
+    finally:
+        with suppress(DaskinferError, OSError):  # what went wrong first is what counts
+            delete(probe, recursive=True)
+
+
+def _is_object_store(url: str) -> bool:
+    """Whether changes are requests to a store, and neither renames of files nor steps of this process."""
+    filesystem, _ = open_filesystem(url)
+    protocols = {filesystem.protocol} if isinstance(filesystem.protocol, str) else {*filesystem.protocol}
+    return not is_local(url) and "memory" not in protocols
+
+
 def _try(name: str, check: Callable[[str], str], url: str) -> StoreCheck:
     try:
         return StoreCheck(name=name, passed=True, detail=check(url))
@@ -110,6 +145,21 @@ def _check_existing(url: str) -> str:
     if told or read_bytes(url) != b"first":
         raise _Unsafe("a second writer replaced what the first one had created")
     return "an object that is there is not replaced"
+
+
+def _check_change(url: str) -> str:
+    if not _is_object_store(url):
+        return "a change is a rename of a file, or a step of this process"
+    create(url, b"first")
+    filesystem, path = open_filesystem(url)
+    if (mark := mark_of(filesystem, path)) is None:
+        raise _Unsafe("an object that was just created is not there")
+    # Where the answer to a change was lost and it is asked for again, the store has made it and says that it has not.
+    if not put_marked(filesystem, path, b"second", mark) and read_bytes(url) != b"second":
+        raise _Unsafe("an object was not replaced, though it was the one that was seen")
+    if put_marked(filesystem, path, b"third", mark) or read_bytes(url) != b"second":
+        raise _Unsafe("a writer replaced an object that was no longer the one it had seen")
+    return "an object is replaced only while it is the one that was seen"
 
 
 def _check_race(url: str) -> str:
@@ -201,6 +251,7 @@ def _check_ranges(url: str) -> str:
 
 _CHECKS: dict[str, Callable[[str], str]] = {
     "exclusive create": _check_existing,
+    "conditional change": _check_change,
     "one winner": _check_race,
     "lost answer": _check_lost_acknowledgement,
     "parts": _check_parts,

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import TextIO
@@ -18,6 +19,7 @@ from daskinfer.cli import main
 from daskinfer.cli.output.console import patient_streams
 from daskinfer.cli.output.progress import ProgressDisplay
 from daskinfer.cli.output.show import print_report
+from daskinfer.cli.output.silence import breaking_silence
 from daskinfer.cli.output.text import Text
 from daskinfer.errors import InputError
 from daskinfer.units import escape_controls
@@ -114,6 +116,24 @@ def test_a_full_or_closed_console_is_told_by_the_exit_code_alone(redirection: st
     assert done.returncode == (1 if is_lost else code)
     assert ("standard output could not be written" in done.stderr) == (is_lost and "2>" not in redirection)
     assert "bug" not in done.stdout + done.stderr and "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_command_that_says_nothing_is_heard_all_the_same() -> None:
+    with console("utf-8") as (_, err), patient_streams() as silence, breaking_silence(silence, 0.1):
+        deadline = time.monotonic() + 60
+        while written(err).count(b"still working, ") < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    said = len(written(err))
+    time.sleep(0.3)
+    assert len(written(err)) == said, "it ends with the command"
+
+
+def test_a_command_that_speaks_is_not_interrupted() -> None:
+    with console("utf-8") as (out, err), patient_streams() as silence, breaking_silence(silence, 30):
+        sys.stdout.write("a line\n")
+        assert silence() < 30
+    assert not written(err) and written(out) == b"a line\n"
 
 
 def test_only_our_own_orders_reach_a_terminal() -> None:

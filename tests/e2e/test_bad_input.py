@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from daskinfer.testing.servers.servers import environment, serve_s3
 from tests.e2e.command import start, start_here
 from tests.e2e.conftest import Bench
 
@@ -190,6 +191,20 @@ def test_an_output_that_cannot_be(typed: Bench) -> None:
         refusal(2, f"{file} is a file, not a folder", workspace="file", model__registry="work/registry"),
         refusal(2, "output.keep", "'embedding'", input__url="keep.jsonl", output__keep=["embedding"]),
     )
+
+
+@pytest.mark.s3
+def test_a_store_that_is_not_safe(typed: Bench, s3_url: str) -> None:
+    with serve_s3("--ignore-if-match") as variables, environment(variables):
+        refuse(
+            typed,
+            refusal(
+                1,
+                "s3://daskinfer-test/out is not safe to use: a writer replaced an object",
+                output__url="s3://daskinfer-test/out",
+                output__format="zarr",
+            ),
+        )
 
 
 def test_an_output_of_strangers(typed: Bench) -> None:

@@ -13,13 +13,23 @@ from daskinfer.cli import main
 from daskinfer.errors import StorageError
 from daskinfer.ids import make_nonce
 from daskinfer.storage.objects.filesystem import list_names, open_filesystem
+from daskinfer.storage.objects.store_check import confirm_conditions
 from daskinfer.storage.registry.catalog import Registry
 from daskinfer.storage.registry.publishing.publish import publish
 from daskinfer.testing.faults.faulty_filesystem import FaultyFS, cut_short
 from daskinfer.testing.fixtures.checkpoints import make_checkpoint
 from daskinfer.testing.servers.servers import S3_BUCKET, environment, serve_gcs, serve_s3
 
-CHECKS = {"exclusive create", "one winner", "lost answer", "parts", "half objects", "listing", "ranges"}
+CHECKS = {
+    "exclusive create",
+    "conditional change",
+    "one winner",
+    "lost answer",
+    "parts",
+    "half objects",
+    "listing",
+    "ranges",
+}
 
 
 def failures(url: str) -> dict[str, str]:
@@ -53,7 +63,7 @@ def test_a_folder_that_was_not_there_is_not_there_afterwards(tmp_path: Path) -> 
 def test_a_store_that_ignores_conditions_is_refused(careless_s3: str) -> None:
     url = f"{careless_s3}/{make_nonce()}"
     found = failures(url)
-    assert found.keys() == {"exclusive create", "one winner", "parts"}
+    assert found.keys() == {"exclusive create", "conditional change", "one winner", "parts"}
     assert found["exclusive create"] == "a second writer replaced what the first one had created"
     assert "8 writers of one object were told that they had won" in found["one winner"]
     assert list_names(url) == []
@@ -62,12 +72,28 @@ def test_a_store_that_ignores_conditions_is_refused(careless_s3: str) -> None:
     assert told.exit_code == 1
     lines = told.stdout.splitlines()
     assert lines[0] == f"not safe  {url}"
-    assert lines[1] == "  failed  exclusive create  a second writer replaced what the first one had created"
+    assert lines[1] == "  failed  exclusive create    a second writer replaced what the first one had created"
     assert lines[-1].startswith("hint: Keep registries, jobs and outputs on a local or shared directory")
 
     told = CliRunner().invoke(main, ["doctor", url, "--json"])
     assert told.exit_code == 1
     assert json.loads(told.stdout)["safe"] is False
+
+
+@pytest.mark.s3
+def test_a_store_that_ignores_the_condition_of_a_change_is_refused(s3_url: str) -> None:
+    with serve_s3("--ignore-if-match") as variables, environment(variables):
+        url = f"s3://{S3_BUCKET}/{make_nonce()}"
+        said = "a writer replaced an object that was no longer the one it had seen"
+        assert failures(url) == {"conditional change": said}
+        with pytest.raises(StorageError, match=f"{url} is not safe to use: {said}"):
+            confirm_conditions(url)
+        assert list_names(url) == []
+
+
+def test_a_good_store_is_confirmed_and_left_clean(any_store: str) -> None:
+    confirm_conditions(any_store)
+    assert list_names(any_store) == []
 
 
 @pytest.mark.s3
@@ -100,7 +126,12 @@ def test_lost_answers_do_not_make_a_store_unsafe(s3_url: str) -> None:
 def test_google_is_told_apart_from_a_careless_imitation(gcs_url: str) -> None:
     assert failures(f"{gcs_url}/{make_nonce()}") == {}
     with serve_gcs("--ignore-conditions") as variables, environment(variables):
-        assert failures("gs://careless/scratch").keys() == {"exclusive create", "one winner", "parts"}
+        assert failures("gs://careless/scratch").keys() == {
+            "exclusive create",
+            "conditional change",
+            "one winner",
+            "parts",
+        }
 
 
 def test_a_stale_listing_is_found(tmp_path: Path) -> None:

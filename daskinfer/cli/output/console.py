@@ -7,7 +7,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
@@ -24,14 +25,17 @@ _ORDER = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u
 
 
 @contextmanager
-def patient_streams() -> Iterator[None]:
-    """Let no console end a command: not by a character that it cannot write, and not by closing."""
+def patient_streams() -> Iterator[Callable[[], float]]:
+    """Let no console end a command: not by a character that it cannot write, and not by closing.
+
+    Yields a function that returns the seconds since anything was written.
+    """
     _fill_closed()
     before = sys.stdout, sys.stderr
-    out = _Patient(sys.stdout)
-    sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, _Patient(sys.stderr))
+    out, err = _Patient(sys.stdout), _Patient(sys.stderr)
+    sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, err)
     try:
-        yield
+        yield lambda: time.monotonic() - max(out.wrote, err.wrote)
     except SystemExit as ended:
         out.flush()
         if out.lost and not ended.code:
@@ -78,6 +82,8 @@ class _Patient:
     def __init__(self, stream: TextIO | None) -> None:
         self.lost = ""
         """Why what was written is lost; not where its reader has closed a pipe."""
+        self.wrote = time.monotonic()
+        """When something was written last."""
         self._is_closed = stream is None
         # A command may be started without a console at all.
         self._stream = stream or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
@@ -89,6 +95,7 @@ class _Patient:
 
     def write(self, text: str) -> int:
         """Write as the stream does."""
+        self.wrote = time.monotonic()
         if self._is_closed and text:
             self.lost = "it is closed"
         with self._tolerant():

@@ -40,7 +40,7 @@ class ProgressDisplay:
         self._started = False
         self._message = ""
         self._latest = Progress(phase="preparing")
-        self._heard = self._entered = time.monotonic()
+        self._begun = self._heard = self._entered = time.monotonic()
         self._alone: set[str] = set()
         self._ended = threading.Event()
         self._ticking = threading.Thread(target=self._tick, name="daskinfer-progress", daemon=True)
@@ -100,8 +100,9 @@ class ProgressDisplay:
     def _now(self) -> tuple[Progress, float]:
         """Return the newest progress, its clock gone on, and the seconds that its phase has lasted."""
         now = time.monotonic()
-        latest = self._latest
-        return latest.model_copy(update={"seconds": latest.seconds + now - self._heard}), now - self._entered
+        # The job's own clock starts later, and a phase does not last longer than the whole.
+        seconds = max(self._latest.seconds + now - self._heard, now - self._begun)
+        return self._latest.model_copy(update={"seconds": seconds}), now - self._entered
 
     def _render(self) -> RenderableType:
         return render_progress(self._name, *self._now(), plain=self._console.options.ascii_only)

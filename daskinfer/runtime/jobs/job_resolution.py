@@ -25,6 +25,7 @@ from daskinfer.storage.jobs.control_log import ControlLog
 from daskinfer.storage.jobs.store import JobStore, create_job
 from daskinfer.storage.objects.filesystem import delete
 from daskinfer.storage.objects.local_files import refuse_unwritable
+from daskinfer.storage.objects.store_check import confirm_conditions
 from daskinfer.storage.objects.urls import absolute_url, join_url
 from daskinfer.storage.outputs.job_output import check_record, open_fence, open_output, read_generations
 from daskinfer.storage.outputs.owner import Owner, claim, current_owner
@@ -229,6 +230,8 @@ def draft_job(recipe: Recipe, workers: Sequence[WorkerShape]) -> tuple[JobRecord
     resolved = resolve_request(recipe, workers)
     record = plan_job(resolved, workers, datetime.now(UTC).isoformat(timespec="seconds"))
     open_output(record, recipe.workspace)  # refuses an unusable output
+    for url in dict.fromkeys((recipe.workspace, recipe.output.url)):
+        confirm_conditions(absolute_url(url))
     return record, resolved.table
 
 

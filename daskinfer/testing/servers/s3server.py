@@ -2,7 +2,7 @@
 
 ::
 
-    python -m daskinfer.testing.servers.s3server PORT [--host ADDRESS] [--ignore-conditions] [--seed N] [--FAULT RATE]...
+    python -m daskinfer.testing.servers.s3server PORT [--host ADDRESS] [--ignore-conditions] [--ignore-if-match] [--seed N] [--FAULT RATE]...
 
 Faults hit a share of the requests: `--busy` answers 503 and `--conflict` 409 to a conditional write, both without
 doing anything; `--drop` does what was asked and breaks the connection instead of answering; `--short` breaks it in the
@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import random
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
@@ -43,23 +43,23 @@ class FaultyApplication:
         Fault -> share of the requests that it hits, of those that it can.
     seed
         Of the schedule.
-    ignore_conditions
-        Whether conditional writes are made unconditional, as old S3-compatible stores do.
+    ignored
+        Conditions that writes are made without, as S3-compatible stores do that do not know them.
     """
 
     def __init__(
-        self, application: Application, rates: Mapping[str, float], seed: int, ignore_conditions: bool
+        self, application: Application, rates: Mapping[str, float], seed: int, ignored: Collection[str]
     ) -> None:
         self._application = application
         self._rates = rates
         self._random = random.Random(seed)
-        self._ignore_conditions = ignore_conditions
+        self._ignored = ignored
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request."""
         fault = self._choose(environ)
-        if self._ignore_conditions:
-            environ.pop("HTTP_IF_NONE_MATCH", None)
+        for condition in self._ignored:
+            environ.pop(condition, None)
         if fault in _ANSWERS:
             status, code, message = _ANSWERS[fault]
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
@@ -105,13 +105,16 @@ def main() -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--ignore-conditions", action="store_true")
+    parser.add_argument("--ignore-if-match", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     for fault in FAULTS:
         parser.add_argument(f"--{fault}", type=float, default=0.0)
     options = parser.parse_args()
     backend = DomainDispatcherApplication(create_backend_app)
     rates = {fault: getattr(options, fault) for fault in FAULTS}
-    application = FaultyApplication(backend, rates, options.seed, options.ignore_conditions)
+    ignored = ["HTTP_IF_MATCH"] if options.ignore_if_match or options.ignore_conditions else []
+    ignored += ["HTTP_IF_NONE_MATCH"] if options.ignore_conditions else []
+    application = FaultyApplication(backend, rates, options.seed, ignored)
     # One request after the other: with threads, moto checks If-None-Match and stores the object in two steps, and two
     # writers can win, which S3 rules out.
     run_simple(options.host, options.port, application, threaded=False)
