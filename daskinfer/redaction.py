@@ -1,6 +1,6 @@
 """Secrets of URLs: known in this process's memory only. What is written names them; what opens a URL fills them in.
 
-A secret is the password of a URL (`user:password@`), or a value of its query, as signed URLs have them. In its place
+A secret is the password of a URL (`user:password@`), or a value of its query or fragment, as signed URLs have them. In its place
 stands `${NAME}`: the variable that a recipe took it from, or a name made of where it stands, never of what it is, so that
 a job goes on when its token has changed.
 """
@@ -16,6 +16,7 @@ from urllib.parse import quote, unquote
 _MARK = re.compile(r"\$\{([A-Za-z_][\w.-]*)\}")
 _LOGIN = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*://)(?P<login>[^/?#\s'\"<>]*)@")
 _QUERY = re.compile(r"(?P<base>[A-Za-z][\w+.-]*://[^?\s'\"<>]*)\?(?P<query>[^\s'\"<>]*)")
+_FRAGMENT = re.compile(r"(?P<base>[A-Za-z][\w+.-]*://[^?#\s'\"<>]*)[^#\s'\"<>]*#(?P<fragment>[^\s'\"<>]*)")
 _TELLING = re.compile(
     r"sig|token|secret|passw|pwd|auth|cred|session|api.?key|access.?key|^key$|policy|jwt|^x-(amz|goog|ms)-",
     re.IGNORECASE,
@@ -177,10 +178,18 @@ def _find_secrets(
             key = key if equals else "query"
             if not value or skip(value) or not (is_web or (equals and _TELLING.search(key))):
                 continue
-            label = re.sub(r"[^\w.-]", "-", key)[:40]
             # What is no token tells which data are meant, and its digest keeps them apart.
             which = "" if _TELLING.search(key) else f"-{_digest(value)}"
-            found.append((start, start + len(value), f"q-{label}-{_digest(f'{base}?{key}')}{which}"))
+            found.append((start, start + len(value), f"q-{_label(key)}-{_digest(f'{base}?{key}')}{which}"))
+    for match in _FRAGMENT.finditer(text):
+        begin, base = match.start("fragment"), match["base"]
+        for piece in match["fragment"].split("&"):
+            key, _, value = piece.partition("=")
+            if value and _TELLING.search(key) and not skip(value):
+                start = begin + len(key) + 1
+                name = f"f-{_label(key)}-{_digest(f'{base}#{key}')}"
+                found.append((start, start + len(value), name))
+            begin += len(piece) + 1
     yield from sorted(found)
 
 
@@ -204,6 +213,10 @@ def is_telling_variable(name: str) -> bool:
     (True, False)
     """
     return _TELLING_VARIABLE.search(name) is not None
+
+
+def _label(key: str) -> str:
+    return re.sub(r"[^\w.-]", "-", key)[:40]
 
 
 def _is_other(name: str) -> bool:

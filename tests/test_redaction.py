@@ -67,7 +67,15 @@ def test_a_token_that_rotates_is_the_same_job(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["data/*.jsonl", "s3://bucket/a?.jsonl", "s3://bucket/a@b", "memory://x", "/a/${HOME}/b", "tcp://1.2.3.4:8786"],
+    [
+        "data/*.jsonl",
+        "s3://bucket/a?.jsonl",
+        "s3://bucket/a#1=2.jsonl",
+        "s3://bucket/a@b",
+        "memory://x",
+        "/a/${HOME}/b",
+        "tcp://1.2.3.4:8786",
+    ],
 )
 def test_what_holds_no_secret_stays(url: str) -> None:
     assert protect(url) == conceal(url) == reveal(url) == url
@@ -82,6 +90,7 @@ def test_what_holds_no_secret_stays(url: str) -> None:
         "https://host/x?X-Goog-Credential=tokentoken&X-Goog-Signature=0123456789",
         "s3://bucket/x?X-Amz-Signature=0123456789",
         "http://host/x?tokentoken#part",
+        "https://host/x#access_token=tokentoken&part=2",
     ],
 )
 def test_every_url_comes_back_and_shows_nothing(url: str) -> None:

@@ -34,7 +34,7 @@ class FakeApi:
     def __init__(self) -> None:
         self.error: BaseException | None = None
         self.earlier = False
-        self.fresh = self.join = False
+        self.fresh = self.join = self.recurs = False
         self.command = ""
         self.recipe: Recipe | None = None
         self.states = ["done"]
@@ -114,7 +114,7 @@ class FakeApi:
                 "job": job, "name": "embed-news", "state": state, "rows_total": 10, "rows_done": 4, "rows_quarantined": 1,
                 "partitions": 5, "partitions_done": 2, "checkpoint": "minilm@prod", "snapshot": SNAPSHOT,
                 "output": f"{workspace}/out.zarr", "created": "2026-11-21T03:40:00+00:00", "driver": "host:12",
-                "heartbeat_age": 2.0, "progress": None, "members": self.members,
+                "heartbeat_age": 2.0, "progress": Progress(phase="failed", recurs=True) if self.recurs else None, "members": self.members,
             }
         )  # fmt: skip
 

@@ -215,6 +215,9 @@ def test_status_and_jobs(fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None
     text = call("status", "embed-news-1").stdout
     assert "stopped  embed-news  run the same command again to resume it" in text
     assert "rows        4 of 10 (40%), 1 quarantined" in text
+    fake.recurs = True
+    text = call("status", "embed-news-1").stdout
+    assert "the same command would stop there again; see why: daskinfer report embed-news-1" in text
     assert last_json(call("status", "embed-news-1", "--json"))["state"] == "stopped"
     lines = call("jobs").stdout.splitlines()
     assert re.split(r"  +", lines[0].strip()) == ["JOB", "STATE", "ROWS", "CHECKPOINT", "CREATED", "OUTPUT"]

@@ -118,6 +118,7 @@ def test_beyond_the_budget_it_stops_and_goes_on_when_that_is_raised(warm: Bench)
     assert ended.json["verdict"] == "over budget"
     assert ended.json["resume"] is None
     assert ended.json["report"] is not None
+    assert "the same command would stop there again" in call("status", ended.json["job"], cwd=warm.folder).out
     assert start(warm, errors__max_rows=3).code == 4
     resumed = start(warm, errors__max_rows=0.5)
     assert resumed.code == 0, resumed.err

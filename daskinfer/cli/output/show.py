@@ -132,7 +132,13 @@ def print_status(status: JobStatus) -> None:
         driver += f", last heard of {format_duration(status.heartbeat_age)} ago"
     remark = status.message
     if status.state in ("stopped", "cancelled", "failed"):
-        remark = "; ".join(filter(None, (remark, "run the same command again to resume it")))
+        recurs = status.progress is not None and status.progress.recurs
+        way = (
+            f"the same command would stop there again; see why: daskinfer report {status.job}"
+            if recurs
+            else "run the same command again to resume it"
+        )
+        remark = "; ".join(filter(None, (remark, way)))
     if status.state == "replaced":
         remark = "another job has taken its output (--fresh), so it can never go on"
     lines = {

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from daskinfer.errors import StorageError, StorageRefused
+from daskinfer.errors import DaskinferError, StorageError, StorageRefused
 from daskinfer.knobs import PROGRESS_SECONDS
+from daskinfer.runtime.driver.event_log import final_phase
 from daskinfer.runtime.driver.observer import RunObserver, RunView
 from daskinfer.runtime.driver.progress_fields import count_progress
 from daskinfer.runtime.driver.run_progress import RunProgress
@@ -72,6 +73,7 @@ class RunReporter(RunObserver):
         self._watch = watch
         self._began = began
         self._phase: Phase = "starting"
+        self._recurs = False
         self._running_since: float | None = None
         self._running_until: float | None = None
         self._workers: tuple[WorkerState, ...] = ()
@@ -96,6 +98,7 @@ class RunReporter(RunObserver):
         sums, running = self._sums(), self.running_seconds
         return Progress(
             phase=self._phase,
+            recurs=self._recurs,
             job=self._job,
             member=self._lease.member,
             seconds=time.monotonic() - self._began,
@@ -117,6 +120,12 @@ class RunReporter(RunObserver):
         self._phase = phase
         self._write(Event(time.monotonic() - self._began, "phase", {"phase": phase}))
         self.tell()
+
+    def end(self, error: DaskinferError | None) -> None:
+        """Begin the last phase."""
+        self._recurs = error is not None and error.recurs
+        self.enter(final_phase(error))
+        self.flush()
 
     def note(self, kind: str, detail: str) -> None:
         """Write an incident down."""

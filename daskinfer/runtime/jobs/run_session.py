@@ -12,7 +12,7 @@ from daskinfer.errors import ClusterLost, DaskinferError, Interrupted
 from daskinfer.logs import logging_context
 from daskinfer.runtime.cluster.connection import open_cluster
 from daskinfer.runtime.cluster.fork_server import start_imports
-from daskinfer.runtime.driver.event_log import EventLog, final_phase, log_end
+from daskinfer.runtime.driver.event_log import EventLog, log_end
 from daskinfer.runtime.driver.event_loop import Driver
 from daskinfer.runtime.driver.progress_counter import ProgressCounter
 from daskinfer.runtime.driver.run_context import RunContext
@@ -132,8 +132,7 @@ class RunSession:
                     incidents, needs_retry = self.progress.incidents, self.work.needs_retry
                     self.error = explain_rejects(error, record.output, record.job, incidents, needs_retry)
                 log_end(self.error, self.progress.rows_out, self.progress.rows_quarantined)
-            self.reporter.enter(final_phase(self.error))
-            self.reporter.flush()
+            self.reporter.end(self.error)
         finally:
             lease.release()
 

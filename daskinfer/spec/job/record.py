@@ -180,6 +180,8 @@ class Progress(Section):
     """What every worker does."""
     message: str = ""
     """What just happened, where it is worth a line."""
+    recurs: bool = False
+    """Whether the run ended in a way that the same command ends in again."""
 
 
 class JobStatus(Section):
