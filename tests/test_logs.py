@@ -119,7 +119,7 @@ for number in range(200):
 """
     path = tmp_path / "log.jsonl"
     writers = [subprocess.Popen([sys.executable, "-c", code, str(path)]) for _ in range(3)]
-    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    assert [writer.wait(180) for writer in writers] == [0, 0, 0]
     records = read(path)
     assert len(records) == 600 and all(len(record["message"]) == 5_000 for record in records)
 

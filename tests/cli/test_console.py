@@ -111,7 +111,7 @@ def test_a_console_that_has_gone_ends_nothing(redirection: str) -> None:
 @pytest.mark.parametrize(("arguments", "code"), [("schema", 0), ("validate nowhere.yaml", 2)])
 def test_a_full_or_closed_console_is_told_by_the_exit_code_alone(redirection: str, arguments: str, code: int) -> None:
     command = f"{sys.executable} -m daskinfer {arguments} {redirection}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=180, check=False)
     is_lost = redirection.startswith(">") and code == 0
     assert done.returncode == (1 if is_lost else code)
     assert ("standard output could not be written" in done.stderr) == (is_lost and "2>" not in redirection)

@@ -86,7 +86,7 @@ def test_a_terminal_moves_while_nothing_is_heard() -> None:
     console = Console(file=file, width=100, force_terminal=True, legacy_windows=False)
     with ProgressDisplay("embed-news", console) as display:
         display(Progress(phase="starting", job="j"))
-        wait_for(file, r"starting for 1\.\d s")
+        wait_for(file, r"starting for [1-9]\d*\.\d s")
 
 
 def test_a_worker_that_is_left_alone_is_named_once_in_a_pipe() -> None:
@@ -101,7 +101,7 @@ def test_a_worker_that_is_left_alone_is_named_once_in_a_pipe() -> None:
 
 
 def wait_for(file: io.StringIO, pattern: str) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not re.search(pattern, file.getvalue()):
         assert time.monotonic() < deadline, file.getvalue()
         time.sleep(0.02)

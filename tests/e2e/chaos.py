@@ -27,7 +27,7 @@ from tests.e2e.conftest import Bench, daskinfer, data_bytes
 
 WORKERS, STAGES, ROWS, PARTITION = 4, 3, 960, 32
 MOST_RUNS = 8
-SECONDS = 240.0
+SECONDS = 480.0
 
 KINDS = (
     "kill-worker",

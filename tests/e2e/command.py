@@ -41,10 +41,10 @@ def call(*words: str, cwd: Path, env: Mapping[str, str] | None = None) -> Ended:
     found = {**os.environ, **(env or {})}
     server = _start_server()
     if server.can_run(found):
-        code, out, err = server.run(words, cwd, found, 90)
+        code, out, err = server.run(words, cwd, found, 300)
     else:
         process = daskinfer(*words, cwd=cwd, env=env)
-        out, err = process.communicate(timeout=90)
+        out, err = process.communicate(timeout=300)
         code = process.returncode
     assert "Traceback" not in err, err
     assert "a bug" not in err

@@ -36,7 +36,7 @@ class CommandServer:
     def close(self) -> None:
         """End the server; commands that still run go on."""
         self._socket.close()
-        self._process.wait(timeout=60)
+        self._process.wait(timeout=120)
 
     def can_run(self, env: Mapping[str, str]) -> bool:
         """Whether a forked command behaves in an environment as a new process would."""

@@ -15,6 +15,7 @@ import pytest
 from distributed import Client
 
 from daskinfer.errors import Interrupted
+from daskinfer.knobs import PROGRESS_SECONDS
 from daskinfer.spec.job.record import Progress
 from daskinfer.spec.recipe.schema import Recipe
 from tests.e2e.conftest import run
@@ -40,8 +41,10 @@ def interrupt(recipe: Recipe, scheduler: str, rows: int = 32, **options: Any) ->
     def stop() -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(Interrupted):
-        run(recipe, scheduler, watch=once(rows, stop), **options)
+    # Workers go on while the driver stops: they are to have little left, and not the rest of the job.
+    pipeline = recipe.pipeline.model_copy(update={"window": 2})
+    with PROGRESS_SECONDS.override(0.0), pytest.raises(Interrupted):
+        run(recipe.model_copy(update={"pipeline": pipeline}), scheduler, watch=once(rows, stop), **options)
     with Client(scheduler) as client:
         while any(client.run(_count_executing).values()):
             time.sleep(0.02)

@@ -79,7 +79,7 @@ def test_an_alias_moved_in_mid_run_changes_no_row(bench: Bench, scheduler: str, 
         moved.append(len(commits(bench.folder / "out.zarr")))
         move_alias(bench)
 
-    report = run(small(bench), scheduler, watch=once(32, move))
+    report = run(small(bench, pipeline__window=2), scheduler, watch=once(32, move))
     assert 2 <= moved[0] < PARTITIONS
     assert api.checkpoint("tiny@prod", registry_of(bench)).resolution.snapshot == versions[1]
     assert report.snapshot == versions[0]

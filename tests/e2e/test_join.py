@@ -87,7 +87,7 @@ def await_members(output: Path, jobs: list[subprocess.Popen[str]], rows: int) ->
 
 
 def finish(job: subprocess.Popen[str]) -> dict[str, Any]:
-    out, err = job.communicate(timeout=170)
+    out, err = job.communicate(timeout=400)
     assert job.returncode == 0, err
     report = json.loads(Path(json.loads(out.splitlines()[-1])["report"]).with_suffix(".json").read_text())
     assert isinstance(report, dict)

@@ -78,7 +78,7 @@ def await_until(job: subprocess.Popen[str], condition: Callable[[], bool]) -> No
 
 def finish(job: subprocess.Popen[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Wait for a run to succeed; return what it printed and its report."""
-    out, err = job.communicate(timeout=170)
+    out, err = job.communicate(timeout=400)
     assert job.returncode == 0, err
     printed = json.loads(out.splitlines()[-1])
     return printed, json.loads(Path(printed["report"]).with_suffix(".json").read_text())

@@ -78,7 +78,7 @@ class Processes:
     def await_rest(self) -> None:
         """Wait until no worker computes anything."""
         with Client(self.address, timeout=60) as client:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 150
             while any(client.run(lambda dask_worker: len(dask_worker.state.executing)).values()):
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
@@ -258,7 +258,7 @@ def commits_of(url: str) -> set[str]:
 
 def join_in(recipe: Recipe) -> str:
     """Join a job, as soon as somebody has begun it."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 150
     while not find_files(recipe.output.url):
         assert time.monotonic() < deadline
         time.sleep(0.05)

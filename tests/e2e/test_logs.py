@@ -91,7 +91,7 @@ def test_every_record_of_a_task_has_the_fields(tmp_path: Path) -> None:
     assert call(*publish, cwd=tmp_path, env=env).code == 0
     words = ("run", "recipe.yaml", "--json", "--log-file", "log", "--log-format", "json", "--log-level", "debug")
     job = daskinfer(*words, cwd=tmp_path, env=env)  # with workers of its own, which take their time
-    out, err = job.communicate(timeout=170)
+    out, err = job.communicate(timeout=280)
     assert job.returncode == 0, err
     printed = json.loads(out)
     records = read(tmp_path / "log")

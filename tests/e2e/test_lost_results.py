@@ -64,7 +64,7 @@ def find_holders(dask_scheduler: Scheduler) -> tuple[str, str] | None:
 
 def wait_for(client: Client, find: Callable[..., Any], accept: Callable[[Any], bool]) -> Any:
     """Return what is found on the scheduler as soon as it is accepted."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + 150
     while not accept(found := client.run_on_scheduler(find)):
         assert time.monotonic() < until, found
         time.sleep(0.05)

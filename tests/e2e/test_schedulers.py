@@ -19,7 +19,7 @@ from daskinfer.spec.job.report import Report
 from tests.e2e.conftest import Bench, data_bytes
 from tests.e2e.faults import commits, once
 
-pytestmark = [pytest.mark.slow, pytest.mark.late]
+pytestmark = [pytest.mark.slow, pytest.mark.late, pytest.mark.usefixtures("every_event_is_told")]
 
 SMALL: dict[str, Any] = {"input__partition_rows": 16}
 

@@ -19,7 +19,7 @@ from daskinfer.testing.models.tinymodels import make_tiny_bert
 from tests.e2e.conftest import Bench, daskinfer, data_bytes, make_bench, read_output, run
 from tests.e2e.faults import once
 
-pytestmark = [pytest.mark.slow, pytest.mark.late]
+pytestmark = [pytest.mark.slow, pytest.mark.late, pytest.mark.usefixtures("every_event_is_told")]
 
 ROWS, PARTITION = 640, 32
 LENIENT = {"min_cosine": -1, "max_nan": 1, "min_rows": 1}
@@ -122,7 +122,7 @@ def test_the_report_goes_with_the_alias(versions: Bench, scheduler: str) -> None
     gate = Path(report.report).parent / "gate.json"
     words = ("checkpoint", "alias", "tiny", "stable", "v2", "--gate", str(gate), "--json")
     command = daskinfer(*words, cwd=versions.folder)
-    out, err = command.communicate(timeout=60)
+    out, err = command.communicate(timeout=150)
     assert command.returncode == 0, err
     assert json.loads(out.splitlines()[-1])
     (move,) = api.alias_history("tiny", "stable", registry=registry_of(versions))

@@ -104,7 +104,7 @@ def shared_cluster(folder: Path) -> Iterator[SharedCluster]:
         cluster.stop()
 
 
-def wait_until(is_so: Any, seconds: float = 90.0) -> None:
+def wait_until(is_so: Any, seconds: float = 180.0) -> None:
     deadline = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < deadline

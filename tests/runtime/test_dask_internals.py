@@ -111,7 +111,7 @@ def test_a_tag_that_is_granted_wakes_what_waits(client: Client, workers: list[st
     (future,) = submit_tasks(client, graph, priority=0)
     wait_until(lambda: state_of(client, graph.wanted[0]) == "no-worker")
     grant_tags(client, workers[1], {TAG: 1})
-    assert future.result(timeout=20) == 2
+    assert future.result(timeout=120) == 2
     assert on_scheduler(client, lambda scheduler: [each.address for each in scheduler.tasks[future.key].who_has]) == [
         workers[1]
     ]
@@ -133,7 +133,7 @@ def test_a_closed_tag_gets_nothing_new(client: Client, workers: list[str]) -> No
     (later,) = submit_tasks(client, make_graph("later", abs, -1), priority=0)
     wait_until(lambda: state_of(client, later.key) == "no-worker")
     go.set()
-    assert running.result(timeout=20) == "closed"
+    assert running.result(timeout=120) == "closed"
     assert close_tags(client, [(workers[0], [TAG], False), (workers[0], [TAG], True)]) == [True, False]
     for future in (running, later):
         future.release()
@@ -144,7 +144,7 @@ _EVENTS: dict[str, threading.Event] = {}
 
 
 def _wait_for(name: str) -> str:
-    assert _EVENTS[name].wait(20)
+    assert _EVENTS[name].wait(120)
     return name
 
 
@@ -179,7 +179,7 @@ def test_the_scheduler_says_what_its_workers_compute(client: Client, workers: li
     (found,) = wait_until(lambda: [each for each in list_assigned_tasks(client, "job") if each[2] is not None])
     assert found[:2] == (future.key, workers[0]) and found[3] == frozenset()
     _EVENTS["computing"].set()
-    assert future.result(timeout=20) == "computing"
+    assert future.result(timeout=120) == "computing"
 
     def holds(scheduler: Scheduler) -> Any:
         needs = SimpleNamespace(dependencies={scheduler.tasks[future.key]})
@@ -264,8 +264,8 @@ def test_a_closed_connection_says_so(client: Client) -> None:
 def test_calls_of_workers_end_in_time(client: Client, workers: list[str]) -> None:
     with pytest.raises(TimeoutError):
         call_workers(client, workers[:1], 0.05, _sleep, 1.0)
-    assert call_workers(client, workers[:1], 20, _sleep, 0) == {workers[0]: 0}
-    found = ask_workers(client, 0.3, _sleep, {workers[0]: 0.0, workers[1]: 1.0, "inproc://nobody/1/1": 0})
+    assert call_workers(client, workers[:1], 120, _sleep, 0) == {workers[0]: 0}
+    found = ask_workers(client, 1.5, _sleep, {workers[0]: 0.0, workers[1]: 3.0, "inproc://nobody/1/1": 0})
     assert found == {workers[0]: 0.0}
     with pytest.raises(TimeoutError):
         client.run_on_scheduler(_sleep, 1.0, callback_timeout=0.05)

@@ -118,16 +118,17 @@ def test_a_stopped_worker_is_found_and_replaced(client: Client, addresses: list[
     heard: queue.SimpleQueue[Callable[[], Event | None]] = queue.SimpleQueue()
     handle = JobHandle("memory://work", "job", epoch=1, pin=SnapshotPin(snapshot="sha256:one"))
     with ClusterMonitor(client, handle, {}, 1.0, heard.put) as vigil:
-        while isinstance(event := heard.get(timeout=60)(), Running):
-            assert event.tasks == ()  # none of that job
-        assert isinstance(event, WorkerFrozen) and event.worker == frozen and event.silent > 1
+        # On a busy machine the other one may be silent for a second, too.
+        while not isinstance(event := heard.get(timeout=120)(), WorkerFrozen) or event.worker != frozen:
+            assert not isinstance(event, Running) or event.tasks == ()  # none of that job
+        assert event.silent > 1
         silence = vigil.silence(frozen)
         assert silence is not None and silence >= event.silent
         assert (vigil.silence(other) or 0) < event.silent
     restart_worker(client, frozen)
     assert frozen not in client.scheduler_info(n_workers=-1)["workers"]
-    assert task.result(timeout=60) == 1, "its tasks go elsewhere"
-    client.wait_for_workers(2, timeout=60)
+    assert task.result(timeout=120) == 1, "its tasks go elsewhere"
+    client.wait_for_workers(2, timeout=120)
     assert frozen not in client.run(os.getpid)
     restart_worker(client, frozen)  # it is gone: nothing happens
 
@@ -137,7 +138,7 @@ def test_a_worker_that_is_well_hears_of_it_before_it_finds_out(client: Client, a
     worker = addresses[0]
     client.run(_beat_all_the_time, workers=[worker])
     restart_worker(client, worker)
-    client.wait_for_workers(2, timeout=60)
+    client.wait_for_workers(2, timeout=120)
     assert worker not in client.run(os.getpid)
 
 
@@ -145,7 +146,7 @@ def _beat_all_the_time(dask_worker: Worker) -> None:
     dask_worker.periodic_callbacks["heartbeat"].callback_time = 5
 
 
-@ANSWER_SECONDS.override(0.3)
+@ANSWER_SECONDS.override(1.5)
 def test_a_stopped_worker_keeps_nobody_waiting(
     client: Client, addresses: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,7 +161,7 @@ def test_a_stopped_worker_keeps_nobody_waiting(
         assert process_setup.set_up_processes(client).admit(addresses) == {addresses[1]}
     finally:
         os.kill(process, signal.SIGCONT)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while client.scheduler_info(n_workers=-1)["workers"][frozen]["resources"].get("token") != 1:
         assert time.monotonic() < deadline, "it hears of the token as soon as it wakes"
         time.sleep(0.02)

@@ -51,7 +51,7 @@ def state_of(client: Client, key: str) -> str | None:
 
 
 def await_state(client: Client, key: str, state: str) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while state_of(client, key) != state:
         assert time.monotonic() < deadline, state_of(client, key)
         time.sleep(0.02)
@@ -63,7 +63,7 @@ def test_a_tag_wakes_the_task_that_waits_for_it(
     waiting = submit("waiting")
     await_state(client, "waiting", "no-worker")
     grant_tags(client, addresses[1], {TOKEN: 1})
-    assert waiting.result(timeout=20) == addresses[1]
+    assert waiting.result(timeout=120) == addresses[1]
 
 
 def test_a_task_that_comes_after_its_driver_has_left_does_not_end_the_worker(
@@ -83,7 +83,7 @@ def test_a_task_that_comes_after_its_driver_has_left_does_not_end_the_worker(
 
     assert tag not in client.run(leave, workers=addresses[:1])[addresses[0]]
     client.run_on_scheduler(lambda dask_scheduler: forget_tags(dask_scheduler, "gone/"))
-    assert client.submit(where, workers=addresses[:1], pure=False).result(timeout=20) == addresses[0]
+    assert client.submit(where, workers=addresses[:1], pure=False).result(timeout=120) == addresses[0]
 
 
 def test_without_the_kick_the_task_would_wait_for_ever(
@@ -97,7 +97,7 @@ def test_without_the_kick_the_task_would_wait_for_ever(
     time.sleep(1)
     assert state_of(client, "stuck") == "no-worker"
     grant_tags(client, addresses[0], {TOKEN: 1})
-    assert waiting.result(timeout=20) == addresses[0]
+    assert waiting.result(timeout=120) == addresses[0]
 
 
 def test_a_tag_taken_back_lets_nothing_new_start(
@@ -106,12 +106,12 @@ def test_a_tag_taken_back_lets_nothing_new_start(
     for address in addresses:
         grant_tags(client, address, {TOKEN: 1})
     grant_tags(client, addresses[0], {TOKEN: 0})
-    assert {submit(f"moved-{number}").result(timeout=20) for number in range(4)} == {addresses[1]}
+    assert {submit(f"moved-{number}").result(timeout=120) for number in range(4)} == {addresses[1]}
     grant_tags(client, addresses[1], {TOKEN: 0})
     waiting = submit("drained")
     await_state(client, "drained", "no-worker")
     grant_tags(client, addresses[0], {TOKEN: 1})
-    assert waiting.result(timeout=20) == addresses[0]
+    assert waiting.result(timeout=120) == addresses[0]
 
 
 def test_a_closed_tag_lets_what_is_assigned_finish_and_nothing_new_begin(
@@ -132,13 +132,13 @@ def test_a_closed_tag_lets_what_is_assigned_finish_and_nothing_new_begin(
     later = submit("later")
     await_state(client, "later", "no-worker")
     go.touch()
-    assert [future.result(timeout=20) for future in assigned] == [leaving] * 2
+    assert [future.result(timeout=120) for future in assigned] == [leaving] * 2
     # Results that only it holds are not finished with before they are let go.
     assert close_tags(client, [closing, (leaving, [TOKEN], True)]) == [True, False]
     grant_tags(client, staying, {TOKEN: 1})
-    assert later.result(timeout=20) == staying
+    assert later.result(timeout=120) == staying
     del assigned
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while close_tags(client, [(leaving, [TOKEN], True)]) != [True]:
         assert time.monotonic() < deadline
         time.sleep(0.02)

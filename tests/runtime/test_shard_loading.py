@@ -48,11 +48,14 @@ def test_a_worker_may_hold_several_shards() -> None:
     assert totals(loads) == (0, 0, 0, 0)
 
 
-def count(handle: JobHandle, chunks: int) -> None:
+def count(handle: JobHandle, chunks: int) -> float:
+    """Load so many chunks, and return how many seconds that took."""
+    began = time.monotonic()
     meter = LoadMeter(handle, 1)
     for _ in range(chunks):
         meter.add(10)
         time.sleep(0.001)
+    return time.monotonic() - began
 
 
 def test_workers_tell_seldom_and_name_their_job(client: Client, addresses: list[str]) -> None:
@@ -67,8 +70,8 @@ def test_workers_tell_seldom_and_name_their_job(client: Client, addresses: list[
             client.submit(count, handle, 700, workers=[worker], pure=False)
             for handle, worker in zip(handles, addresses, strict=True)
         ]
-        client.gather(futures)
-        deadline = time.monotonic() + 5
+        seconds = max(client.gather(futures))
+        deadline = time.monotonic() + 120
         while len({message["job"] for message in heard}) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
     finally:
@@ -80,4 +83,4 @@ def test_workers_tell_seldom_and_name_their_job(client: Client, addresses: list[
         }
         told = [message["bytes"] for message in mine]
         assert told == sorted(told) and 0 < told[0] < 7000
-        assert len(told) <= 1 + 4 * 5
+        assert len(told) <= 2 + 5 * seconds

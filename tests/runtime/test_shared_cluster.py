@@ -19,7 +19,7 @@ from distributed import Client
 
 from daskinfer import api
 from daskinfer.errors import DaskinferError, JobFailed, RecipeError
-from daskinfer.knobs import ANSWER_SECONDS
+from daskinfer.knobs import ANSWER_SECONDS, PROGRESS_SECONDS
 from daskinfer.runtime.cluster.scheduler_check import confirm_scheduler
 from daskinfer.spec.job.record import Progress
 from daskinfer.spec.recipe.schema import Recipe
@@ -56,7 +56,7 @@ def left_as_found(shared: SharedCluster) -> Iterator[None]:
     before = look(shared.address)
     yield
     with contextlib.suppress(AssertionError):
-        wait_until(lambda: look(shared.address) == before, 15)
+        wait_until(lambda: look(shared.address) == before)
     assert look(shared.address) == before
 
 
@@ -66,42 +66,43 @@ def told(lines: list[str], cause: str) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.late
+@PROGRESS_SECONDS.override(0.0)
 def test_a_job_leaves_nothing_and_a_colleague_works_meanwhile(bench: Bench, shared: SharedCluster) -> None:
     lines: list[str] = []
     worked: list[int] = []
-    told_after: list[float] = []
-    began = time.monotonic()
+    done_when_told: list[int] = []
 
     def join() -> None:
         """A worker without daskinfer joins in mid-run, and a colleague computes on it."""
         shared.add_without("colleague")
         with Client(shared.address, timeout=60) as client:
             client.wait_for_workers(4, timeout=120)
-            worked.append(client.submit(os.getpid, workers=["colleague"]).result(timeout=30))
+            worked.append(client.submit(os.getpid, workers=["colleague"]).result(timeout=120))
 
     join_once = once(32, join)
 
     def watch(progress: Progress) -> None:
         lines.append(progress.message)
-        if not told_after and told(lines, "has no daskinfer") and told(lines, "another version of daskinfer (0.0.1"):
-            told_after.append(time.monotonic() - began)
+        if told(lines, "has no daskinfer") and told(lines, "another version of daskinfer (0.0.1"):
+            done_when_told.append(progress.rows_done)
         join_once(progress)
 
     before = look(shared.address)
     report = api.run(recipe(bench, shared, "done.zarr"), watch=watch)
     assert report.rows_out == 300
-    assert told_after and told_after[0] < 10
+    assert done_when_told[:1] == [0], "it is told before anything is computed"
     assert worked == [shared.processes["colleague"].pid]
     assert shared.processes["colleague"].is_running()
     colleague = shared.processes.pop("colleague")
     colleague.kill()
     colleague.wait()
-    wait_until(lambda: look(shared.address) == before, 15)
+    wait_until(lambda: look(shared.address) == before)
 
 
 @pytest.mark.slow
 @pytest.mark.late
 @pytest.mark.parametrize("way", ["interrupted", "cancelled"])
+@PROGRESS_SECONDS.override(0.0)
 def test_a_job_that_is_stopped_leaves_nothing(bench: Bench, shared: SharedCluster, way: str) -> None:
     stopped = recipe(bench, shared, f"{way}.zarr")
 
@@ -135,18 +136,17 @@ def test_a_worker_that_does_not_answer_is_named_and_left_alone(bench: Bench, sha
     shared.await_workers(4)
     process = shared.processes.pop("silent")
     process.suspend()
-    lines: list[tuple[float, str]] = []
-    began = time.monotonic()
+    lines: list[tuple[int, str]] = []
     try:
         report = api.run(
             recipe(bench, shared, "silent.zarr"),
-            watch=lambda progress: lines.append((time.monotonic() - began, progress.message)),
+            watch=lambda progress: lines.append((progress.rows_done, progress.message)),
         )
     finally:
         process.kill()
         process.wait()
     assert report.rows_out == 300
-    assert min(after for after, line in lines if "does not answer" in line) < 10
+    assert min(done for done, line in lines if "does not answer" in line) == 0
     assert not [each for each in report.incidents if each.kind in ("worker-frozen", "worker-lost")]
 
 
@@ -193,7 +193,8 @@ def refused(address: str, kind: type[DaskinferError]) -> str:
     began = time.monotonic()
     with pytest.raises(kind) as raised:
         confirm_scheduler(address)
-    assert time.monotonic() - began < 10
+    # Dask by itself would try for half a minute.
+    assert time.monotonic() - began < 25
     assert raised.value.hint
     return raised.value.message
 

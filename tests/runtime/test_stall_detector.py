@@ -132,20 +132,20 @@ def test_the_scheduler_knows_what_a_worker_lacks(client: Client, addresses: list
     holder, stopped = addresses
     handle = JobHandle("memory://work", "job", epoch=1, pin=SnapshotPin(snapshot="sha256:one"))
     held = client.submit(abs, -1, key=("job", "held", 1), workers=[holder])
-    held.result(timeout=60)
+    held.result(timeout=120)
     process = client.run(os.getpid, workers=[stopped])[stopped]
     os.kill(process, signal.SIGSTOP)
     try:
         wants = client.submit(abs, held, key=("job", "wants", 1), workers=[stopped])
         others = client.submit(abs, held, key=("job-2/wants", 1), workers=[stopped])
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while not (waits := look_at_tasks(client, handle)[1]):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         assert waits == [Wait(("job", "wants", 1), stopped, frozenset({holder}))]
     finally:
         os.kill(process, signal.SIGCONT)
-    assert wants.result(timeout=60) == others.result(timeout=60) == 1
+    assert wants.result(timeout=120) == others.result(timeout=120) == 1
     assert look_at_tasks(client, handle)[1] == []
 
 

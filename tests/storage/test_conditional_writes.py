@@ -197,6 +197,6 @@ print(type(filesystem).__module__, filesystem.dircache.use_listings_cache)
             env={**os.environ, **variables},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
         )
     assert done.stdout.split() == ["gcsfs.core", "False"], done.stderr

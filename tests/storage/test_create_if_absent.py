@@ -56,7 +56,7 @@ def race_processes(folder: str, turns: int, writers: int = 4) -> None:
         while not all(exists(join_url(folder, f"ready-{number}")) for number in range(writers)):
             assert all(racer.poll() in (None, 0) for racer in racers)
         create(join_url(folder, "go"), b"x")
-        won = [set(map(int, racer.communicate(timeout=60)[0].split())) for racer in racers]
+        won = [set(map(int, racer.communicate(timeout=180)[0].split())) for racer in racers]
     finally:
         for racer in racers:
             racer.kill()
@@ -155,7 +155,7 @@ except StorageError as error:
     assert error.__cause__.errno == errno.EFBIG
     print("refused")
 """
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=180)
     assert done.stdout == "refused\n", done.stderr
     assert list(tmp_path.iterdir()) == []
 

@@ -54,7 +54,7 @@ def test_a_process_dies_before_or_after(request: pytest.FixtureRequest, place: s
     root = str(request.getfixturevalue("tmp_path" if place == "local" else "s3_url"))
     url = join_url(root, make_nonce())
     name = fault.__name__  # type: ignore[attr-defined]
-    child = subprocess.run([sys.executable, "-c", CHILD, url, name], check=False, timeout=60)
+    child = subprocess.run([sys.executable, "-c", CHILD, url, name], check=False, timeout=180)
     assert child.returncode == -signal.SIGKILL
     assert exists(url) == (name == "kill_after")
 

@@ -18,6 +18,8 @@ from daskinfer.storage.jobs.lease import acquire, is_held, read_driver, read_hea
 from daskinfer.storage.objects.slotlog import SlotLog
 from tests.support.waiting import wait_until
 
+LONG = 100.0
+"""Seconds that a holder is watched for; who is not to be watched for so long takes none of them but on a busy machine."""
 DRIVER = """
 import sys
 from daskinfer.errors import JobBusy
@@ -83,8 +85,8 @@ def test_live_holder_is_named(url: str) -> None:
         assert is_held(url)
         begun = time.monotonic()
         with pytest.raises(JobBusy) as caught:
-            acquire(url)
-        assert time.monotonic() - begun < 2
+            acquire(url, ttl=LONG)
+        assert time.monotonic() - begun < LONG
         found = read_driver(url)
         assert found is not None
         epoch, driver = found
@@ -99,8 +101,8 @@ def test_killed_holder_is_succeeded_at_once(url: str) -> None:
         holder.send_signal(signal.SIGKILL)  # not waited for: a zombie is dead, too
         begun = time.monotonic()
         wait_until(lambda: not is_held(url))
-        lease = acquire(url)
-        assert time.monotonic() - begun < 2
+        lease = acquire(url, ttl=LONG)
+        assert time.monotonic() - begun < LONG
         assert lease.epoch == 2
         lease.release()
 
@@ -140,13 +142,13 @@ def test_holder_on_another_machine_needs_torch(url: str) -> None:
         assert ask(holder) == "epoch 1"
         begun = time.monotonic()
         with pytest.raises(JobBusy, match="is being run by"):
-            acquire(url, ttl=5)
-        assert time.monotonic() - begun < 2, "a moving counter must end the watch"
+            acquire(url, ttl=LONG)
+        assert time.monotonic() - begun < LONG, "a moving counter must end the watch"
 
         holder.send_signal(signal.SIGSTOP)
         begun = time.monotonic()
         lease = acquire(url, beat=0.05, ttl=0.5)
-        assert 0.5 <= time.monotonic() - begun < 2
+        assert time.monotonic() - begun >= 0.5
         assert lease.epoch == 2
 
         holder.send_signal(signal.SIGCONT)
@@ -164,8 +166,8 @@ def test_holder_on_another_machine_that_releases_while_watched(url: str) -> None
         assert ask(holder) == "epoch 1"
         holder.communicate()
         begun = time.monotonic()
-        lease = acquire(url, ttl=5)
-        assert time.monotonic() - begun < 1
+        lease = acquire(url, ttl=LONG)
+        assert time.monotonic() - begun < LONG
         lease.release()
 
 

@@ -131,7 +131,7 @@ def test_of_several_processes_one_fetches(cache: Path, remote: str) -> None:
         child.stdin.write(text)
         child.stdin.close()
         child.stdin = None
-    counts = [int(child.communicate(timeout=60)[0]) for child in children]
+    counts = [int(child.communicate(timeout=180)[0]) for child in children]
     assert sum(counts) == 3 * 4 * SIZE
 
 

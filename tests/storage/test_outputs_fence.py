@@ -55,7 +55,7 @@ class Sleeper(threading.Thread):
     def tick(self) -> None:
         if self.calls == self.step:
             self.asleep.set()
-            assert self.wake.wait(60)
+            assert self.wake.wait(180)
         self.calls += 1
 
 
@@ -199,7 +199,7 @@ def play(url: str, format: str, what: str, step: int, late: bool) -> None:
     sleeper = Sleeper(begin(url, format, what), step)
     with steps():
         sleeper.start()
-        assert sleeper.asleep.wait(60)
+        assert sleeper.asleep.wait(180)
         sink = take_over(url, format, "b", "a")
         if not late:
             commit(sink, 0, "b")
@@ -326,7 +326,7 @@ def test_a_later_driver_of_the_same_job_stops_what_an_earlier_one_has_begun(tmp_
             sleeper = Sleeper(act, step)
             with steps():
                 sleeper.start()
-                assert sleeper.asleep.wait(60)
+                assert sleeper.asleep.wait(180)
                 if sleeper.calls != step:  # it ended before
                     sleeper.join(60)
                     break

@@ -30,7 +30,7 @@ class TestSlotLog(SlotLogContract):
 
 def test_processes_write_one_linear_history(tmp_path: Path) -> None:
     writers = [subprocess.Popen([sys.executable, "-c", APPENDER, str(tmp_path), str(n)]) for n in range(4)]
-    assert [writer.wait(timeout=60) for writer in writers] == [0] * 4
+    assert [writer.wait(timeout=180) for writer in writers] == [0] * 4
     slots = SlotLog(str(tmp_path)).read()
     assert [slot.sequence for slot in slots] == list(range(80))
     for number in range(4):

@@ -66,7 +66,7 @@ def on_scheduler(client: Client, read: Callable[[Scheduler], Any]) -> Any:
     return client.sync(call)
 
 
-def wait_until(is_so: Callable[[], Any], seconds: float = 20.0) -> Any:
+def wait_until(is_so: Callable[[], Any], seconds: float = 120.0) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := is_so()):
         assert time.monotonic() < deadline, "what is waited for does not happen"

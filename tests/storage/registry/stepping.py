@@ -93,7 +93,7 @@ class Actor:
 
     def _await_stop(self) -> None:
         # Who does not come back waits for what another one holds while he stands still: they may share storage only.
-        assert self._stopped.acquire(timeout=60), f"{self.name} is stuck"
+        assert self._stopped.acquire(timeout=180), f"{self.name} is stuck"
 
     def _run(self) -> None:
         _running.actor = self

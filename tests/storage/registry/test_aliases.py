@@ -139,7 +139,7 @@ def test_processes_that_move_an_alias_make_one_history(tmp_path: Path) -> None:
         subprocess.Popen([*command, f"v{n + 1}", str(moves)], stdout=subprocess.PIPE, env={**os.environ})
         for n in range(writers)
     ]
-    won = [list(map(int, mover.communicate(timeout=170)[0].split())) for mover in movers]
+    won = [list(map(int, mover.communicate(timeout=400)[0].split())) for mover in movers]
     assert [mover.returncode for mover in movers] == [0] * writers
     history = registry.alias_history("mini", "prod")
     assert [move.sequence for move in history] == list(range(writers + writers * moves))

@@ -116,14 +116,14 @@ def test_the_base_is_held_while_its_blobs_are_taken(tmp_path: Path) -> None:
     def wait() -> bytes:
         if list_publications(registry):
             reached.set()
-            assert go_on.wait(30)
+            assert go_on.wait(180)
         return make_checkpoint(7, LAYERS).groups[-1].blob()
 
     base = make_checkpoint(0, LAYERS)
     source = replace(base, groups=[*base.groups[:-1], GroupSource(LAYERS[-1], wait)])
     publisher = threading.Thread(target=publish, args=(registry, "mini", source))
     publisher.start()
-    assert reached.wait(30)
+    assert reached.wait(180)
     (publication,) = list_publications(registry)
     (holder,) = locks.list_holders(registry, first)
     assert (holder.job, holder.purpose) == (publication.job, "base")
@@ -199,7 +199,7 @@ def test_a_killed_publish_cannot_be_seen(tmp_path: Path) -> None:
     registry = Registry(str(tmp_path))
     first = publish(registry, "mini", make_checkpoint(0, LAYERS), "prod")
     before = find_files(f"{tmp_path}/blobs")
-    assert subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], timeout=60, check=False).returncode == 9
+    assert subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], timeout=180, check=False).returncode == 9
     assert len(find_files(f"{tmp_path}/blobs").keys() - before.keys()) == 1
     assert [version.snapshot for version in registry.versions("mini")] == [first.snapshot]
     assert registry.resolve("mini@prod").sequence == 0

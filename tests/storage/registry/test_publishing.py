@@ -176,7 +176,7 @@ def test_a_crash_leaves_all_or_nothing(tmp_path: Path) -> None:
         registry = Registry(str(tmp_path / str(step)))
         before = publish(registry, "mini", make_checkpoint(0), "prod")
         command = [sys.executable, "-c", CRASHER, registry.url, str(step)]
-        code = subprocess.run(command, check=False, timeout=60).returncode
+        code = subprocess.run(command, check=False, timeout=180).returncode
         if step % 2:  # otherwise the next publish has to finish it
             finished = finish_all(registry)
             versions = registry.versions("mini")
@@ -215,7 +215,7 @@ def test_a_late_finisher_does_not_move_the_alias_back(tmp_path: Path) -> None:
 def test_processes_that_publish_at_once(tmp_path: Path) -> None:
     command = [sys.executable, "-c", PUBLISHER, str(tmp_path)]
     publishers = [subprocess.Popen([*command, str(number)], stdout=subprocess.PIPE) for number in range(3)]
-    outputs = [publisher.communicate(timeout=60)[0].decode().split() for publisher in publishers]
+    outputs = [publisher.communicate(timeout=180)[0].decode().split() for publisher in publishers]
     assert [publisher.returncode for publisher in publishers] == [0, 0, 0]
     registry = Registry(str(tmp_path))
     versions = registry.versions("mini")

@@ -161,7 +161,7 @@ def test_a_dry_run_foresees_and_writes_nothing(tmp_path: Path) -> None:
 
 def interrupt(source: Registry, target: Registry) -> None:
     command = [sys.executable, "-c", KILLED, source.url, target.url]
-    assert subprocess.run(command, timeout=60, check=False).returncode == 9
+    assert subprocess.run(command, timeout=180, check=False).returncode == 9
 
 
 def test_an_interrupted_sync_is_invisible_and_gone_on_with(tmp_path: Path) -> None:
