@@ -1,4 +1,4 @@
-"""Characters that nobody sees and that change what is seen."""
+"""Escapes characters that are invisible or change how text is shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the program goes by and hardly anybody needs to change: each has a default, and a variable that overrides it.
+"""Tuning constants that hardly anybody needs to change: each has a default, and a variable that overrides it.
 
 The variable also reaches the processes that this one starts. docs/reference/knobs.md lists them all.
 """

@@ -7,6 +7,7 @@ ends with "`NAME`:" before a yaml block saves it under that name.
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -133,6 +134,22 @@ def test_report_reference_is_complete() -> None:
     text = (DOCS / "reference/report.md").read_text()
     names = [*Report.model_fields, *StageReport.model_fields]
     assert [name for name in names if f"`{name}`" not in text] == []
+
+
+def incident_kinds() -> Iterator[str]:
+    for path in (ROOT / "daskinfer/runtime").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = getattr(getattr(node, "func", None), "id", getattr(getattr(node, "func", None), "attr", ""))
+            if isinstance(node, ast.Call) and name in ("IncidentRecord", "note") and len(node.args) > 1:
+                kinds = [each.value for each in ast.walk(node.args[0]) if isinstance(each, ast.Constant)]
+                yield from (str(kind) for kind in kinds)
+
+
+def test_every_kind_of_incident_is_documented() -> None:
+    text = (DOCS / "howto/recover.md").read_text()
+    kinds = set(incident_kinds())
+    assert {"poison", "resumed", "canary"} <= kinds
+    assert [kind for kind in sorted(kinds) if f"`{kind}`" not in text] == []
 
 
 def test_exit_codes_are_those_of_the_errors() -> None:

@@ -66,7 +66,7 @@ def choose_kernels(
     'torch: oneDNN is not there or was not measured'
     """
     if dtype != "float32" or device != "cpu":
-        told = f"torch, for oneDNN is chosen in float32 on a CPU only, and this is {dtype} on {device}"
+        told = f"torch: oneDNN is only used for float32 on a CPU, and this is {dtype} on {device}"
         return LinearKernels(), told if wanted == "onednn" else ""
     if wanted == "onednn" and not all(speeds):
         raise RecipeError(

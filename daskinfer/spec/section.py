@@ -1,4 +1,4 @@
-"""The bases of every noun that is written down."""
+"""The base classes of all records that are stored."""
 
 from __future__ import annotations
 

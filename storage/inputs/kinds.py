@@ -1,4 +1,4 @@
-"""What is wanted of a column, and numbers in fields of csv."""
+"""The kinds of values that a column is read as, and numbers in fields of csv."""
 
 from __future__ import annotations
 

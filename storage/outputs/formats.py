@@ -1,4 +1,4 @@
-"""Which sink an output gets."""
+"""Chooses the format of an output and opens its sink."""
 
 from __future__ import annotations
 

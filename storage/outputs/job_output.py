@@ -87,7 +87,7 @@ def open_output(record: JobRecord, workspace: str, log: GenerationLog | None = N
 
 
 def open_standing(record: JobRecord, workspace: str, log: GenerationLog | None = None) -> CommittedPartitions:
-    """Return how far a job is; the parameters are those of `open_output`.
+    """Return the committed partitions of a job; the parameters are those of `open_output`.
 
     Examples
     --------

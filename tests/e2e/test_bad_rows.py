@@ -45,7 +45,7 @@ def leave(disk: Path, size: int) -> Path:
 
 BAD_JSONL: tuple[tuple[bytes, str], ...] = (
     (b'{"id": "bad", "text": ', "not valid JSON"),
-    (b'["a", "list"]', "a JSON object is wanted, this is a list"),
+    (b'["a", "list"]', "expected a JSON object, got a list"),
     (b'{"id": "bad", "text": null}', "column 'text': is null"),
     (b'{"id": "bad", "text": 7}', "column 'text': expected a string, got the number 7"),
     (b'{"id": "bad"}', "column 'text' is missing"),

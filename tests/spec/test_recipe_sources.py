@@ -55,8 +55,8 @@ def test_a_recipe_that_is_given_stays_as_it_is() -> None:
         ({}, "problems in the recipe"),
         (TEXT + "name: [", "the recipe:6:"),
         ("nothing.yaml", "nothing.yaml: no such file"),
-        (7, "a recipe is wanted, this is int"),
-        (Recipe, "a recipe is wanted, this is ModelMetaclass"),
+        (7, "expected a recipe, got int"),
+        (Recipe, "expected a recipe, got ModelMetaclass"),
     ],
 )
 def test_what_is_no_recipe_is_told_with_its_place(source: Any, told: str) -> None:

@@ -86,7 +86,7 @@ def test_bad_jsonl_rows_are_refused_one_by_one(tmp_path: Path) -> None:
     found = {reject.line: reject.error for reject in batch.rejects}
     assert [reject.row for reject in batch.rejects] == list(range(1, 10))
     assert found[2].startswith("not valid JSON:")
-    assert found[4] == "a JSON object is wanted, this is a list ([1, 2])"
+    assert found[4] == "expected a JSON object, got a list ([1, 2])"
     assert found[5] == "column 'text' is missing"
     assert found[6] == "column 'text': is null"
     assert found[7] == "column 'text': expected a string, got the number 4"

@@ -1,4 +1,7 @@
-"""What computes a stage's linear layers: torch's own product, or oneDNN's where it was measured to be faster."""
+"""What computes a stage's linear layers: torch's own product, or oneDNN's where it was measured to be faster.
+
+The choice between them is made in `daskinfer/spec/kernels.py`.
+"""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def find_workers(cluster: recipes.Cluster, say: Callable[[str], None] = lambda l
     cluster
         Which one.
     say
-        Told of every worker that is left alone.
+        Called with a line for each worker that is not used.
 
     Examples
     --------
@@ -83,9 +83,9 @@ def open_cluster(
     patience
         Seconds that a scheduler may take until it answers, beyond those of one try.
     say
-        Told of every worker that is left alone.
+        Called with a line for each worker that is not used.
     tell
-        Told of a Ctrl-C or SIGTERM that has to wait until local workers have started.
+        Called with a line when Ctrl-C or SIGTERM has to wait until local workers have started.
 
     Yields
     ------

@@ -1,4 +1,4 @@
-"""Worker processes on this machine, with safe settings where Dask's defaults are not, and closed to other users."""
+"""Worker processes on this machine, with safe settings where Dask's defaults are not, and inaccessible to other users."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _WORKER_NAME = "Dask Worker process"
 
 
 class QuietScheduler(Scheduler):
-    """A scheduler without pages: they tell whoever asks what tasks are called and what workers log."""
+    """A scheduler without Dask's dashboard, which tells whoever asks what tasks are called and what workers log."""
 
     def start_http_server(self, *_: Any, **__: Any) -> None:
-        """Listen for nobody."""
+        """Start no HTTP server."""
 
 
 class QuietWorker(Worker):
-    """A worker without pages."""
+    """A worker without the dashboard."""
 
     def start_http_server(self, *_: Any, **__: Any) -> None:
-        """Listen for nobody."""
+        """Start no HTTP server."""
 
 
 @contextmanager

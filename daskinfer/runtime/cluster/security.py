@@ -1,4 +1,4 @@
-"""What closes the cluster that a job starts by itself to all other users of the machine.
+"""Makes the cluster that a job starts by itself inaccessible to all other users of the machine.
 
 Every port of loopback is open to whoever is logged in, and a Dask process runs what it is sent. So the processes of one
 cluster share a certificate that is made for it, and talk to nobody without it.

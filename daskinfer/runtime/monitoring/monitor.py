@@ -1,4 +1,4 @@
-"""Watching over connected workers: which are silent, whose memory is full, what they are at, whom they do not reach.
+"""Watching over connected workers: which are silent, whose memory is full, what they run, whom they do not reach.
 
 The scheduler hears a heartbeat of every worker each half second (more seldom where there are many). It is asked about
 once a second, in calls that read what it knows anyway.

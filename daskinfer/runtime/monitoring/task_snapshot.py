@@ -1,4 +1,4 @@
-"""What the workers are at, as they tell the scheduler with every heartbeat, and what they lack."""
+"""What the workers are running, as they tell the scheduler with every heartbeat, and what they lack."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ class Retire:
 
 @dataclass(frozen=True, slots=True)
 class ClaimBlocks:
-    """Action: find out what the others have committed, and claim a block where one is wanted."""
+    """Find out what the others have committed, and claim a block where one is wanted."""
 
     is_wanted: bool
     idle: float = 0.0
@@ -235,12 +235,12 @@ class StatusLine:
 
 @dataclass(frozen=True, slots=True)
 class Seal:
-    """All partitions are committed."""
+    """Seal the output: all partitions are committed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """The job cannot go on."""
+    """End the job with this error."""
 
     error: DaskinferError
 

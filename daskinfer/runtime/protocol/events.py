@@ -108,7 +108,7 @@ class LinkRestored:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """What the workers are at."""
+    """What the workers are running."""
 
     tasks: tuple[StageTask, ...]
 

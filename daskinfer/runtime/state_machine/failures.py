@@ -1,4 +1,4 @@
-"""Why the driver's logic gives up, in words. Pure."""
+"""Builds the errors that end a job."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from daskinfer.units import format_amount
 
 
 def refuse_losses(losses: int, partitions: Collection[int]) -> JobFailed:
-    """Return what ends a job whose workers die one after the other with these partitions in work.
+    """Return what ends a job whose workers die one after the other with these partitions in progress.
 
     Examples
     --------
     >>> print(refuse_losses(5, {7, 3}).message)
-    5 workers died without one partition being committed in between (partitions in work: 3, 7)
+    5 workers died without one partition being committed in between (partitions in progress: 3, 7)
     """
     work = ", ".join(map(str, sorted(partitions))) or "none"
     return JobFailed(
-        f"{losses} workers died without one partition being committed in between (partitions in work: {work})",
+        f"{losses} workers died without one partition being committed in between (partitions in progress: {work})",
         hint="A row may crash the model or exhaust memory; look at the workers' logs, then run again.",
     )
 

@@ -1,4 +1,4 @@
-"""What a run goes by, and what it finds when it begins."""
+"""The fixed settings of a run, and the state that earlier runs left."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Csv(DescribedSection):
     def _check_character(cls, value: str | None) -> str | None:
         wrong = value is not None and (len(value) != 1 or not value.isascii() or value in "\r\n\0")
         if wrong and value != AUTO:
-            raise ValueError("one ASCII character is wanted")
+            raise ValueError("must be one ASCII character")
         return value
 
     @model_validator(mode="after")
@@ -63,7 +63,7 @@ def check_encoding(name: str) -> str:
     >>> check_encoding("rot13")
     Traceback (most recent call last):
         ...
-    ValueError: rot13 is no encoding of text files
+    ValueError: rot13 is not a text encoding
     """
     if name == AUTO:
         return name
@@ -74,5 +74,5 @@ def check_encoding(name: str) -> str:
         raise ValueError(f"Python knows no encoding {name!r}; such as utf-8, utf-16-le, cp1252 or shift_jis") from error
     spelling = found.name.replace("_", "-")
     if not getattr(found, "_is_text_encoding", True) or spelling in _NO_TEXT:
-        raise ValueError(f"{name} is no encoding of text files")
+        raise ValueError(f"{name} is not a text encoding")
     return _UTF8 if spelling == "utf-8-sig" else found.name

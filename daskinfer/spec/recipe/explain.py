@@ -1,4 +1,4 @@
-"""Pydantic's errors said in a user's words, each at the place where the mistake was typed."""
+"""Translates pydantic's errors into messages for users, each at the place where the mistake was typed."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def read_recipe(
     if isinstance(source, str | Path):
         return load_recipe(source, overrides, environment)
     raise RecipeError(
-        f"a recipe is wanted, this is {type(source).__name__}",
+        f"expected a recipe, got {type(source).__name__}",
         hint="Give a path, a mapping of keys, YAML text, or a daskinfer.Recipe.",
     )
 

@@ -251,7 +251,7 @@ class Errors(DescribedSection):
     @classmethod
     def _refuse_booleans(cls, value: Any) -> Any:
         if isinstance(value, bool):
-            raise ValueError("a number of rows or a fraction below 1 is wanted")
+            raise ValueError("must be a number of rows, or a fraction below 1")
         return value
 
     def limit(self, rows: int) -> int:

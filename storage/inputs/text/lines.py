@@ -376,7 +376,7 @@ def _parse_object(text: str, kept: Collection[str]) -> tuple[dict[str, Any], dic
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not usable JSON: {error}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"a JSON object is wanted, this is {describe(value)}")
+        raise ValueError(f"expected a JSON object, got {describe(value)}")
     return value, {}
 
 

@@ -11,9 +11,9 @@ from daskinfer.spec.job.poison import PoisonRow
 from daskinfer.spec.rows import Fault
 
 ALONE = 2
-"""Failures of a row on its own before it is quarantined: one death may be chance."""
+"""Failures of a row that is tried alone before it is quarantined: one death of a worker may be coincidence."""
 ROUNDS = 3
-"""Times that all rows together may fail although every part of them went through, before it is not the rows."""
+"""Times that the whole may fail while each of its parts passes, before the rows are no longer suspected."""
 
 
 FANOUT: dict[Fault, int] = {"raised": 2, "hung": 16, "killed": 16}

@@ -1,7 +1,7 @@
 """Microbatches that raise, hang or kill their worker: the part of the driver's logic that finds the rows to blame.
 
 A microbatch under suspicion is taken out of the flow and its parts are computed one after the other. One that raised or
-hung was seen to: its parts are probed beside everything else. A worker that dies says only what was assigned to it: a
+hung was observed to: its parts are probed beside everything else. A worker that dies says only what was assigned to it: a
 microbatch that is blamed for that is probed while nothing else is in flight.
 """
 

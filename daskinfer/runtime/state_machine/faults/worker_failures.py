@@ -20,7 +20,7 @@ _COUNTED_APART = ("worker-hung", "network-cut")
 
 
 class WorkerFailureHandler:
-    """Strikes workers off the workers, gives what they did to others, and gives up where that goes on and on.
+    """Removes lost workers, gives their work to others, and fails the job after loss upon loss.
 
     Parameters
     ----------

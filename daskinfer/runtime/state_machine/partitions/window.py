@@ -20,15 +20,16 @@ _SHRINK = 0.5
 _WORTH = 1.05
 """A larger window that makes the busiest stage no busier than this is given up again: something else is slow."""
 _REST_SECONDS = 60.0
-"""How long such an attempt is not repeated."""
+"""Seconds for which the window is not made larger after an attempt that was given up."""
 _HOLD_SECONDS = 5.0
 """How long a window that has shrunk shows its effect before it changes again."""
 _FADE = 0.9
 _COVERED_SECONDS = 1.0
-"""A window holds at least what is finished in this time: the more microbatches share a message between driver, scheduler
-and workers, the less each of them costs. A death costs no more than that either ..."""
+"""A window holds at least what is finished in these seconds: the more microbatches share a message between driver,
+scheduler and workers, the less each of them costs. The death of a worker costs no more than that."""
 _MOST_COVERED = 64
-"""... and beyond this many there is little left to share, while a death of the worker makes every one of them a suspect."""
+"""Microbatches that a window holds at most for that reason: beyond them little is left to share, and when their worker
+dies, each of them is a suspect."""
 
 
 class WindowController:
