@@ -4,11 +4,12 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import pytest
 
 from daskinfer import redaction
-from daskinfer.errors import DaskinferError, UsageError
+from daskinfer.errors import DaskinferError, RecipeError, UsageError
 from daskinfer.logs import JsonFormatter, TextFormatter
 from daskinfer.redaction import conceal, known_secrets, learn, protect, reveal
 from daskinfer.spec.recipe.loader import load_recipe
@@ -116,6 +117,22 @@ def test_errors_and_logs_name_secrets_only() -> None:
         assert "unknown-password" not in text
     assert "${TOKEN}" in str(error)
     assert "${TOKEN}" in json.loads(lines[1])["message"]
+
+
+@pytest.mark.parametrize("secret", ["hunter+two/words", "caf\u00e9 secret", "planted%2Fvalue", "with&and=signs"])
+def test_a_secret_is_hidden_however_it_is_spelled(secret: str) -> None:
+    learn([("TOKEN", secret)])
+    for spelled in (secret, quote(secret), quote(secret, safe=""), unquote(secret)):
+        assert conceal(f"403 for {spelled}, twice {spelled}") == "403 for ${TOKEN}, twice ${TOKEN}"
+
+
+@pytest.mark.parametrize("key", ["name", "input.types.x", "model.task"])
+def test_a_variable_that_looks_like_a_secret_stands_in_urls_alone(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    with pytest.raises(RecipeError, match="HF_TOKEN looks like a secret") as refused:
+        load_recipe(path, [f"{key}=${{HF_TOKEN}}"], environment=SECRETS | {"HF_TOKEN": "hf_planted"})
+    assert "hf_planted" not in str(refused.value)
 
 
 def test_a_secret_that_nobody_knows_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

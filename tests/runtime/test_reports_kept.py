@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,11 @@ import pytest
 
 from daskinfer.api import runs
 from daskinfer.errors import JobFailed
+from daskinfer.runtime.jobs.job_resolution import OpenedJob
+from daskinfer.runtime.jobs.run_report import make_report
+from daskinfer.runtime.jobs.whole_job import WholeJob
+from daskinfer.storage.jobs.store import JobStore
+from daskinfer.testing.fixtures.jobs import finish_job
 
 
 @pytest.mark.parametrize(
@@ -34,3 +40,24 @@ def test_which_report_is_kept(
     report: Any = SimpleNamespace(rows_this_run=rows)
     runs._save_report(store, session, report)
     assert bool(kept) == saved
+
+
+def test_a_report_names_no_secret_of_the_command(tmp_path: Path) -> None:
+    record = finish_job(str(tmp_path / "work"), str(tmp_path / "labels.jsonl"))
+    store = JobStore(str(tmp_path / "work"), "demo")
+    work = WholeJob(OpenedJob(store, record, record.plan, resumed=False, done=False))
+    clock = SimpleNamespace(startup_seconds=1.0, running_seconds=1.0)
+    session: Any = SimpleNamespace(
+        job=OpenedJob(store, record, record.plan, resumed=False, done=False),
+        member="",
+        reporter=clock,
+        work=work,
+        progress=work.progress,
+        error=None,
+        counters={},
+        epoch=1,
+    )
+    command = "daskinfer run recipe.yaml --set input.url=http://ann:planted-word@host/in.jsonl"
+    report = make_report(session, command, seconds=2.0, started=record.created)
+    assert report.command.startswith("daskinfer run recipe.yaml --set input.url=http://ann:${")
+    assert "planted-word" not in report.model_dump_json()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from daskinfer.errors import InputError, UsageError
 from daskinfer.ids import make_nonce
 from daskinfer.spec.recipe.schema import Input
-from daskinfer.storage.inputs.files import find_input
+from daskinfer.storage.inputs.files import _tag, find_input
 from daskinfer.storage.inputs.partition_table import index_input
 from daskinfer.storage.inputs.reading import partition_source, read_partition
 from daskinfer.storage.objects.filesystem import exists, list_names, replace_bytes
@@ -152,3 +154,17 @@ def test_a_list_of_urls_is_read_in_its_order(tmp_path: Path) -> None:
         find_input(Input(url=(f"{tmp_path}/b/*", f"{tmp_path}/b/2.jsonl")))
     with pytest.raises(InputError, match="nothing matches"):
         find_input(Input(url=(f"{tmp_path}/b/*", f"{tmp_path}/none")))
+
+
+def test_what_a_web_page_is_known_by_holds_no_secret() -> None:
+    """fsspec's own mark of a page is made of its URL, and so of the token in it."""
+    store: Any = SimpleNamespace(checksum=lambda path: path)
+    assert _tag(store, "https://host/a.jsonl?token=planted", {}) == "none"
+    assert _tag(store, "https://host/a.jsonl?token=planted", {"ETag": '"7f"'}) == "7f"
+    assert _tag(store, "bucket/a.jsonl", {}) == "bucket/a.jsonl"
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/caf\udce9", "caf\udce9", "a\0b", "s3://bucket/a\0b"])
+def test_a_url_that_is_no_text_is_no_place(url: str) -> None:
+    with pytest.raises(UsageError, match="no text of UTF-8"):
+        absolute_url(url)
