@@ -153,3 +153,23 @@ def test_styled_text_obeys_nobody_but_us() -> None:
     written = console.file.getvalue()  # type: ignore[attr-defined]
     assert "\x1b[2K" not in written and "\u202e" not in written and "\r" not in written
     assert written.count(r"a\x1b[2K\x1b[31m\u202e\rb") == 4
+
+
+FORGED = "a\nerror: planted\tb\rdone\x1b[2K"
+
+
+def test_no_text_from_outside_begins_a_line(fake: FakeApi, folder: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name may hold newlines, and what follows one would look like a line of ours."""
+    told = {"name": FORGED, "checkpoint": FORGED, "output": FORGED}
+    report = fake.make_report(rejects=(FORGED,), report=FORGED, precision=FORGED, **told)
+    monkeypatch.setattr(api, "report", lambda job, workspace: report)
+    jobs = [fake.status("embed-news-1", FORGED).model_copy(update=told)]
+    monkeypatch.setattr(api, "jobs", lambda *given, **more: jobs)
+    monkeypatch.setattr(api, "status", lambda *given, **more: jobs[0])
+    monkeypatch.setattr(api, "validate", lambda recipe: [f"input: {FORGED}", FORGED])
+    for words in (["report", "j"], ["jobs"], ["status", "j"], ["validate", "recipe.yaml"]):
+        result = CliRunner().invoke(main, words)
+        assert result.exit_code == 0, (words, result.output)
+        assert "planted" in result.output
+        assert not [line for line in result.output.splitlines() if line.startswith("error: planted")], words
+        assert "\x1b" not in result.output

@@ -35,6 +35,15 @@ def test_the_first_rows_and_the_quarantine_are_named(tmp_path: Path, is_staged: 
     assert "run again with --set errors.max_rows=N" in (error.hint or "")
 
 
+def test_a_rejected_row_is_told_in_a_line_of_its_own(tmp_path: Path) -> None:
+    refused(str(tmp_path), 1)
+    file = tmp_path / "_quarantine/part-00000000.jsonl"
+    file.write_text(file.read_text().replace("in.jsonl", r"in\nerror: planted\u001b[2K"))
+    error = explain_rejects(refuse_rejects(1, 0), str(tmp_path), "news-1", (), is_corrected=False)
+    assert len(error.message.splitlines()) == 3 and "\x1b" not in error.message
+    assert error.message.splitlines()[1].startswith(r"in\nerror: planted\x1b[2K:1")
+
+
 def test_a_retry_is_told_to_retry(tmp_path: Path) -> None:
     error = explain_rejects(refuse_rejects(1, 0), str(tmp_path), "news-1", (), is_corrected=True)
     assert error.message == "1 row is quarantined; errors.max_rows allows 0"

@@ -327,7 +327,7 @@ def _alias(row: AliasRow) -> str:
 
 
 def _print_verdict(verdict: str, name: str, remark: str) -> None:
-    line = Text.assemble((verdict, _STYLES[verdict]), "  ", (name, "bold"))
+    line = Text.assemble((verdict, _STYLES[verdict]), "  ", (escape_line(name), "bold"))
     stdout().print(line.append(f"  {escape_line(remark)}" if remark else ""))
 
 
