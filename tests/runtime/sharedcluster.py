@@ -129,10 +129,13 @@ def look(address: str) -> dict[str, Any]:
     def look_at_worker(dask_worker: Worker) -> dict[str, Any]:
         import logging
         import os
+        import sys
 
         import psutil
 
+        context: Any = sys.modules.get("daskinfer.graphs.context")
         return {
+            "kept": 0 if context is None else len(context._CONTEXTS) + len(context._SHARDS.shards),
             "process": os.getpid(),
             "plugins": sorted(dask_worker.plugins),
             "resources": dict(dask_worker.state.total_resources),

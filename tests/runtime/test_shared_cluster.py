@@ -20,6 +20,7 @@ from distributed import Client
 from daskinfer import api
 from daskinfer.errors import DaskinferError, JobFailed, RecipeError
 from daskinfer.knobs import ANSWER_SECONDS, PROGRESS_SECONDS
+from daskinfer.logs import LogSettings, set_up_logging
 from daskinfer.runtime.cluster.scheduler_check import confirm_scheduler
 from daskinfer.spec.job.record import Progress
 from daskinfer.spec.recipe.schema import Recipe
@@ -58,6 +59,16 @@ def left_as_found(shared: SharedCluster) -> Iterator[None]:
     with contextlib.suppress(AssertionError):
         wait_until(lambda: look(shared.address) == before)
     assert look(shared.address) == before
+
+
+@contextlib.contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """Let this driver log, and with it the workers that it uses."""
+    set_up_logging(LogSettings(file=str(path)))
+    try:
+        yield
+    finally:
+        set_up_logging(None)
 
 
 def told(lines: list[str], cause: str) -> bool:
@@ -112,7 +123,7 @@ def test_a_job_that_is_stopped_leaves_nothing(bench: Bench, shared: SharedCluste
         (status,) = [each for each in api.jobs(stopped.workspace) if each.state == "running"]
         api.cancel(status.job, stopped.workspace, wait=False)
 
-    with left_as_found(shared), pytest.raises(DaskinferError) as raised:
+    with left_as_found(shared), logging_to(bench.folder / "log.txt"), pytest.raises(DaskinferError) as raised:
         api.run(stopped, watch=once(32, stop))
     assert raised.value.exit_code == 130
 
