@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from daskinfer.errors import JobBusy, OutputOwned
@@ -21,13 +23,14 @@ def test_only_the_owner_changes_anything(any_store: str) -> None:
     fence = Fence(url, "one")
     assert fence.create(place, b"old") and fence.create(folder, b"old")
     claim(url, OTHER, ONE)
-    for change in (
+    changes: tuple[Callable[[], object], ...] = (
         lambda: fence.create(new, b"new"),
         lambda: fence.replace(place, b"new"),
         lambda: fence.replace(new, b"new"),
         lambda: fence.remove(place),
         lambda: fence.remove(join_url(url, "array"), recursive=True),
-    ):
+    )
+    for change in changes:
         with pytest.raises(OutputOwned, match="taken over by job other; job one stops"):
             change()
     with pytest.raises(OutputOwned, match="taken over by job other"):
@@ -45,7 +48,8 @@ def test_a_driver_whose_life_is_over_replaces_and_removes_nothing(any_store: str
         raise JobBusy("a newer driver")
 
     fence = Fence(url, "one", turn=1, check=refuse)
-    for change in (lambda: fence.replace(place, b"new"), lambda: fence.remove(place)):
+    changes: tuple[Callable[[], object], ...] = (lambda: fence.replace(place, b"new"), lambda: fence.remove(place))
+    for change in changes:
         with pytest.raises(JobBusy):
             change()
     assert read_bytes(place) == b"old"
@@ -73,3 +77,7 @@ def test_what_came_too_late_is_taken_back(s3_url: str, monkeypatch: pytest.Monke
     with pytest.raises(OutputOwned):
         fence.create(place, b"late")
     assert (read_bytes(place) if replaced else exists(place)) == (b"other's" if replaced else False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(create_if_absent, "create", lambda *given: pytest.fail("it was not even to be asked"))
+        with pytest.raises(OutputOwned):
+            fence.create(join_url(url, "another"), b"late")
