@@ -27,7 +27,7 @@ from tests.e2e.chaos import (
 )
 from tests.e2e.conftest import Bench, make_bench
 
-pytestmark = [pytest.mark.slow, pytest.mark.late, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.late, pytest.mark.timeout(1200)]
 
 SCHEDULES = (*range(78, 82), *range(85, campaign_size(86, 281)))
 """Seeds; the first five have faults of every kind."""

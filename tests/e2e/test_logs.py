@@ -71,7 +71,7 @@ def test_what_cannot_be_logged_to_is_said(warm: Bench) -> None:
 
 @pytest.mark.late
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_every_record_of_a_task_has_the_fields(tmp_path: Path) -> None:
     (tmp_path / "talkative.py").write_text(TALKATIVE)
     values = np.random.default_rng(0).standard_normal((48, 8), dtype=np.float32)

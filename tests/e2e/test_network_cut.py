@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.usefixtures("every_event_is_told"),
     pytest.mark.slow,
     pytest.mark.late,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(600),
     pytest.mark.skipif(not is_allowed(), reason="needs the right to make network namespaces"),
 ]
 

@@ -42,6 +42,7 @@ def poison_files(folder: Path) -> dict[str, dict[str, Any]]:
     return {path.name: json.loads(path.read_text()) for path in (folder / "work/jobs").glob("*/poison/*.json")}
 
 
+@pytest.mark.usefixtures("every_event_is_told")
 def test_rows_that_raise_are_found_and_stay_found(tmp_path: Path, scheduler: str) -> None:
     values = lay(tmp_path, 3000, {1234: (RAISES, 1), 1290: (RAISES, 0), 2345: (RAISES, 0)})
 

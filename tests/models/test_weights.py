@@ -215,4 +215,4 @@ def test_peak_memory_is_the_shard(tmp_path: Path, dtype: str, rows: int) -> None
     text = json.dumps([group.model_dump() for group in groups])
     command = [sys.executable, "-c", CHILD, str(tmp_path), dtype]
     child = subprocess.run(command, input=text, capture_output=True, text=True, check=True)
-    assert 0.9 < float(child.stdout) <= 1.1
+    assert 0.9 < float(child.stdout) < 1.2  # one of the four tensors more would be 1.25

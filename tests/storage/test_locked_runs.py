@@ -17,7 +17,7 @@ from daskinfer.testing.stress.lockedruns import FEW_ACTORS, MANY_ACTORS, Outcome
 pytestmark = [
     pytest.mark.late,
     pytest.mark.filterwarnings("ignore::daskinfer.errors.MissingEvent"),
-    pytest.mark.timeout(campaign_size(180, 3600)),
+    pytest.mark.timeout(campaign_size(600, 3600)),
 ]
 
 # A share of 1,000 runs, or of the 10,000 of a campaign, and how many of them one registry sees.

@@ -163,7 +163,7 @@ def steps_of(act: Callable[[], object]) -> int:
     counter = Sleeper(act, -1)
     with steps():
         counter.start()
-        counter.join(60)
+        counter.join(180)
     if counter.error is not None:
         raise counter.error
     return counter.calls
@@ -204,11 +204,11 @@ def play(url: str, format: str, what: str, step: int, late: bool) -> None:
         if not late:
             commit(sink, 0, "b")
             sleeper.wake.set()
-            sleeper.join(60)
+            sleeper.join(180)
         finish(sink, "b")
         before = files_of(url)
         sleeper.wake.set()
-        sleeper.join(60)
+        sleeper.join(180)
     assert not sleeper.is_alive()
     assert files_of(url) == before, what
     check(url, format, "b")
@@ -328,14 +328,14 @@ def test_a_later_driver_of_the_same_job_stops_what_an_earlier_one_has_begun(tmp_
                 sleeper.start()
                 assert sleeper.asleep.wait(180)
                 if sleeper.calls != step:  # it ended before
-                    sleeper.join(60)
+                    sleeper.join(180)
                     break
                 now[0] = 2
                 later = Fence(url, "a", 2)
                 later.sweep()
                 later.replace(target, b"second")
                 sleeper.wake.set()
-                sleeper.join(60)
+                sleeper.join(180)
             many += 1
             assert read_bytes(target) == b"second", (what, step)
     assert many > 8
