@@ -44,14 +44,10 @@ demo: .venv/.minilm
 	$(DEMO_RUN) || { test $$? = 2 && echo 'The result is from another version of daskinfer: making it anew.' && $(DEMO_RUN) --fresh; }
 	$(BIN)/python recipes/nearest.py recipes/embed_text.yaml work/$(DEMO).json
 
+# Everything, or one thing by its name: make bench CASE=embed.
+CASE ?= all
 bench: .venv/.minilm
-	$(BIN)/python recipes/glosses.py data/glosses-all.jsonl --rows all
-	$(BIN)/python benchmarks/embed.py --input data/glosses-all.jsonl --write
-	$(BIN)/python benchmarks/kernels.py
-	$(BIN)/python benchmarks/memory.py
-	$(BIN)/python benchmarks/load.py
-	$(BIN)/python benchmarks/overhead.py
-	$(BIN)/python benchmarks/resume.py
+	TORCH='$(TORCH)' $(BIN)/python -m benchmarks $(CASE) --write
 
 # torch first and alone: the rest then takes the build that is there.
 .venv/.stamp: pyproject.toml constraints.txt
@@ -73,4 +69,4 @@ bench: .venv/.minilm
 	touch $@
 
 clean:
-	rm -rf .venv .venv-readers build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-readers .peers build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -4,19 +4,18 @@ Runs a model that computes next to nothing through two stages, on workers whose 
 reads the CPU seconds of the driver (this process) and of the scheduler between the first partition and the last
 commit. What both use while they idle is taken off:
 
-    python benchmarks/overhead.py --microbatches 1000 20000
+    python -m benchmarks overhead --microbatches 1000 20000
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 import time
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -24,14 +23,13 @@ import zarr
 from distributed import Client
 from rich.console import Console
 from rich.table import Table
-from separate import start_cluster
 
+from benchmarks.product.separate import start_cluster
 from daskinfer import api
 from daskinfer.spec.job.record import Progress
 from daskinfer.spec.recipe.schema import Recipe
 from daskinfer.units import format_amount
 
-ROOT = Path(__file__).resolve().parent.parent
 ROLES = ("driver", "scheduler")
 IDLE_SECONDS = 5.0
 STAGES = 2
@@ -62,18 +60,17 @@ class Meter:
         return ended - began, {role: after[role] - before[role] for role in ROLES}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--microbatches", type=int, nargs=2, default=[1_000, 20_000], metavar=("FEW", "MANY"))
     parser.add_argument("--partition", type=int, default=100, help="microbatches of a partition")
     parser.add_argument(
         "--limit", type=float, default=2.0, help="milliseconds that a microbatch may cost either of them"
     )
     parser.add_argument("--growth", type=float, default=1.25, help="largest ratio of many to few before it fails")
-    parser.add_argument("--work", type=Path, default=Path("work/bench-overhead"))
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
-    parser.add_argument("--write", action="store_true", help="keep it as benchmarks/results/overhead-DATE.json")
-    options = parser.parse_args()
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Return milliseconds of CPU a microbatch of each job."""
     shutil.rmtree(options.work, ignore_errors=True)
     work = options.work.resolve()
     api.publish(
@@ -82,16 +79,10 @@ def main() -> None:
     with start_cluster(STAGES) as cluster:
         address, scheduler = cluster.address, cluster.scheduler
         idle = measure_idle(address, scheduler)
-        measure(options.partition, options.partition, work, address, scheduler, idle)  # what only comes once
-        costs = [measure(count, options.partition, work, address, scheduler, idle) for count in options.microbatches]
-    result = {"microbatches": options.microbatches, "milliseconds": costs, "idle": idle, "stages": STAGES}
-    text = json.dumps(result)
-    if options.write:
-        target = ROOT / "benchmarks/results" / f"overhead-{datetime.now(UTC):%Y-%m-%d}.json"
-        target.parent.mkdir(exist_ok=True)
-        target.write_text(text + "\n")
-    print(text) if options.json else show(options.microbatches, costs)
-    check(costs, options.limit, options.growth)
+        # The first has what only comes once.
+        counts = (options.partition, *options.microbatches)
+        _, *costs = [measure_job(count, options.partition, work, address, scheduler, idle) for count in counts]
+    return {"microbatches": options.microbatches, "milliseconds": costs, "idle": idle, "stages": STAGES}
 
 
 def measure_idle(address: str, scheduler: psutil.Process) -> dict[str, float]:
@@ -105,7 +96,7 @@ def measure_idle(address: str, scheduler: psutil.Process) -> dict[str, float]:
     return {role: value / seconds for role, value in used.items()}
 
 
-def measure(
+def measure_job(
     microbatches: int, partition: int, work: Path, address: str, scheduler: psutil.Process, idle: dict[str, float]
 ) -> dict[str, float]:
     """Return milliseconds of CPU for each microbatch, by role, over one job."""
@@ -136,8 +127,9 @@ def measure(
     return {role: 1000 * (used[role] - idle[role] * seconds) / microbatches for role in ROLES}
 
 
-def show(microbatches: list[int], costs: list[dict[str, float]]) -> None:
+def show(result: dict[str, Any]) -> None:
     """Print the costs side by side."""
+    microbatches, costs = result["microbatches"], result["milliseconds"]
     table = Table(title=f"milliseconds of CPU a microbatch, {STAGES} stages")
     for column in ("", *(f"{format_amount(count, 'microbatch')}" for count in microbatches), "ratio"):
         table.add_column(column, justify="right" if column else "left")
@@ -147,17 +139,13 @@ def show(microbatches: list[int], costs: list[dict[str, float]]) -> None:
     Console().print(table)
 
 
-def check(costs: list[dict[str, float]], limit: float, growth: float) -> None:
-    """Fail where a microbatch costs too much, or the more the more there are."""
-    few, many = costs
+def check(result: dict[str, Any], options: argparse.Namespace) -> list[str]:
+    """Return where a microbatch costs too much, or the more the more there are."""
+    few, many = result["milliseconds"]
+    limit, growth = options.limit, options.growth
     wrong = [
         f"{role}: {few[role]:.2f} ms, then {many[role]:.2f} ms"
         for role in ROLES
         if max(few[role], many[role]) > limit or many[role] > growth * few[role]
     ]
-    if wrong:
-        sys.exit(f"more than {limit} ms a microbatch, or more by over {growth}: {'; '.join(wrong)}")
-
-
-if __name__ == "__main__":
-    main()
+    return [f"more than {limit} ms a microbatch, or more by over {growth}: {'; '.join(wrong)}"] if wrong else []

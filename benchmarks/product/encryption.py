@@ -1,6 +1,6 @@
 """What the encryption of a local cluster costs: a hop between two workers, and a whole job, with it and without in turn.
 
-python benchmarks/encryption.py --rounds 3
+python -m benchmarks encryption --rounds 3
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import shutil
 import statistics
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from distributed import Client, wait
@@ -24,21 +24,20 @@ from daskinfer.runtime.cluster.connection import open_cluster
 from daskinfer.spec.recipe.schema import Cluster, LocalCluster, Recipe
 from daskinfer.testing.models.tinymodels import make_tiny_bert
 
-ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("none", "tls")
 SIZES = {"1 kB": 1_000, "1 MB": 1_000_000, "16 MB": 16_000_000, "64 MB": 64_000_000}
 HOPS = 10
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=3_000)
     parser.add_argument("--stages", type=int, default=2)
     parser.add_argument("--checkpoint", help="a checkpoint's folder; a small random BERT by default")
-    parser.add_argument("--work", type=Path, default=Path("work/bench-encryption"))
-    parser.add_argument("--write", action="store_true", help="keep it as benchmarks/results/encryption-DATE.json")
-    options = parser.parse_args()
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the seconds of every round, and their medians."""
     shutil.rmtree(options.work, ignore_errors=True)
     work = options.work.resolve()
     checkpoint = options.checkpoint or str(make_bert(work / "bert"))
@@ -54,11 +53,7 @@ def main() -> None:
                 for what, seconds in costs.items():
                     found[kind].setdefault(what, []).append(seconds)
     medians = {kind: {what: statistics.median(times) for what, times in found[kind].items()} for kind in KINDS}
-    if options.write:
-        target = ROOT / "benchmarks/results" / f"encryption-{datetime.now(UTC):%Y-%m-%d}.json"
-        target.parent.mkdir(exist_ok=True)
-        target.write_text(json.dumps({"rounds": found, "medians": medians}) + "\n")
-    show(medians)
+    return {"rounds": found, "medians": medians}
 
 
 def make_bert(path: Path) -> Path:
@@ -109,8 +104,9 @@ def measure_job(work: Path, name: str, stages: int, workers: LocalCluster) -> di
     return {"job, running": report.running_seconds, "job, whole": report.seconds}
 
 
-def show(medians: dict[str, dict[str, float]]) -> None:
+def show(result: dict[str, Any]) -> None:
     """Print the medians side by side."""
+    medians = result["medians"]
     table = Table(title="seconds, median")
     for column in ("", *KINDS, "ratio"):
         table.add_column(column, justify="right" if column else "left")
@@ -120,5 +116,5 @@ def show(medians: dict[str, dict[str, float]]) -> None:
     Console().print(table)
 
 
-if __name__ == "__main__":
-    main()
+def check(result: dict[str, Any], options: argparse.Namespace) -> list[str]:
+    return []

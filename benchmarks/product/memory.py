@@ -3,7 +3,7 @@
 Runs `daskinfer run` on a tiny random model and samples the resident memory of every process of the job. The peak is the
 most that any process of a role held; steady is the median over the second half of the run, when all is warm:
 
-    python benchmarks/memory.py --rows 10000 100000 1000000
+    python -m benchmarks memory --rows 10000 100000 1000000
 
 `--scheduler` starts the scheduler and the workers beforehand, each in a process of its own; otherwise the scheduler is
 part of the driver.
@@ -27,8 +27,8 @@ import psutil
 import yaml
 from rich.console import Console
 from rich.table import Table
-from separate import Cluster, start_cluster
 
+from benchmarks.product.separate import Cluster, start_cluster
 from daskinfer.testing.fixtures.workers import find_workers
 from daskinfer.testing.models.tinymodels import make_tiny_bert
 from daskinfer.units import format_amount, format_bytes
@@ -37,34 +37,34 @@ DASKINFER = Path(sys.executable).with_name("daskinfer")
 INTERVAL = 0.05
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rows", type=int, nargs="+", default=[1_000, 100_000], help="the first is what others may exceed"
     )
     parser.add_argument("--partition-rows", type=int, default=500, help="small, so that there are many partitions")
     parser.add_argument("--limit", type=float, default=1.10, help="largest ratio of most to fewest before it fails")
     parser.add_argument("--scheduler", action="store_true", help="give the scheduler a process of its own")
-    parser.add_argument("--work", type=Path, default=Path("work/bench-memory"))
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
-    options = parser.parse_args()
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the figures of a job of each number of rows."""
     shutil.rmtree(options.work, ignore_errors=True)
     model = make_tiny_bert(options.work / "model", layers=2)
     found = []
     for rows in options.rows:
         with start_cluster(2) if options.scheduler else nullcontext(None) as cluster:
-            found.append(measure(rows, options.partition_rows, model, options.work.resolve() / str(rows), cluster))
+            found.append(measure_job(rows, options.partition_rows, model, options.work.resolve() / str(rows), cluster))
     ratios = {role: found[-1][role] / found[0][role] for role in found[0]}
-    if options.json:
-        print(json.dumps({"rows": options.rows, "bytes": found, "ratios": ratios}))
-    else:
-        show(options.rows, found)
-    too_big = {role: round(ratio, 3) for role, ratio in ratios.items() if ratio > options.limit}
-    if too_big:
-        sys.exit(f"memory grew with the rows by more than {options.limit}: {too_big}")
+    return {"rows": options.rows, "bytes": found, "ratios": ratios}
 
 
-def measure(rows: int, partition_rows: int, model: Path, work: Path, cluster: Cluster | None) -> dict[str, int]:
+def check(result: dict[str, Any], options: argparse.Namespace) -> list[str]:
+    """Return what grew with the rows."""
+    too_big = {role: round(ratio, 3) for role, ratio in result["ratios"].items() if ratio > options.limit}
+    return [f"memory grew with the rows by more than {options.limit}: {too_big}"] if too_big else []
+
+
+def measure_job(rows: int, partition_rows: int, model: Path, work: Path, cluster: Cluster | None) -> dict[str, int]:
     """Return resident bytes by role over one job of `rows` rows: most and in the second half, of the largest process."""
     work.mkdir(parents=True)
     texts = ("the small cat sleeps" + " in the warm sun" * (row % 4) + f" {row}" for row in range(rows))
@@ -117,8 +117,9 @@ def sample(driver: psutil.Process, cluster: Cluster | None) -> dict[str, int]:
     return dict(sizes)
 
 
-def show(rows: list[int], found: list[dict[str, int]]) -> None:
+def show(result: dict[str, Any]) -> None:
     """Print the figures side by side."""
+    rows, found = result["rows"], result["bytes"]
     table = Table(title="resident memory of the largest process")
     for column in ("", *(f"{format_amount(count, 'row')}" for count in rows), "ratio"):
         table.add_column(column, justify="right" if column else "left")
@@ -126,7 +127,3 @@ def show(rows: list[int], found: list[dict[str, int]]) -> None:
         sizes = [figures[role] for figures in found]
         table.add_row(role, *map(format_bytes, sizes), f"{sizes[-1] / sizes[0]:.3f}")
     Console().print(table)
-
-
-if __name__ == "__main__":
-    main()

@@ -4,7 +4,7 @@ Writes a checkpoint (2 GB in float32 by default) as layer groups, then loads a q
 time in a process of its own, in turns with two raw reads of the same bytes by one thread from the warm page cache: into
 new memory, and into memory that was written to before:
 
-    python benchmarks/load.py --bytes 2e9
+    python -m benchmarks load --bytes 2e9
 """
 
 from __future__ import annotations
@@ -34,20 +34,14 @@ LAYERS = 32
 STAGES = 4
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bytes", type=float, default=2e9, help="size of the checkpoint")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--dtype", default="float32", help="precision of the stage; the checkpoint has float32")
-    parser.add_argument("--work", type=Path, default=Path("work/bench-load"))
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
-    parser.add_argument("--role", choices=["load", "raw-new", "raw-used"], help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.role is not None:
-        groups = [LayerGroup.model_validate(group) for group in json.loads((options.work / "stage.json").read_text())]
-        measure = partial(load, dtype=options.dtype) if options.role == "load" else partial(read, options.role)
-        print(json.dumps(measure(options.work, groups)))
-        return
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Return medians over processes that load and read in turns."""
     shutil.rmtree(options.work, ignore_errors=True)
     try:
         write_checkpoint(options.work, int(options.bytes))
@@ -57,7 +51,7 @@ def main() -> None:
     finally:
         shutil.rmtree(options.work, ignore_errors=True)
     load_result = rounds[0]["load"]
-    result = {
+    return {
         "shard_bytes": load_result["shard"],
         "read_ratio": max(turn["load"]["read"] for turn in rounds) / load_result["stored"],
         "memory_ratio": max(turn["load"]["peak"] for turn in rounds) / load_result["shard"],
@@ -67,7 +61,6 @@ def main() -> None:
             for role in roles[1:]
         },
     }
-    print(json.dumps(result)) if options.json else show(result)
 
 
 def write_checkpoint(work: Path, nbytes: int) -> None:
@@ -88,7 +81,7 @@ def write_checkpoint(work: Path, nbytes: int) -> None:
 
 def run(role: str, options: argparse.Namespace) -> dict[str, Any]:
     """Measure once, in a process of its own."""
-    command = [sys.executable, __file__, "--role", role, "--work", options.work, "--dtype", options.dtype]
+    command = [sys.executable, "-m", "benchmarks.product.load", role, options.work, options.dtype]
     done = subprocess.run([str(word) for word in command], check=False, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr)
@@ -156,7 +149,7 @@ def read_status(field: str) -> int:
     return 1024 * int(found[1]) if found else sys.exit(f"this machine does not tell {field}")
 
 
-def show(result: dict[str, float]) -> None:
+def show(result: dict[str, Any]) -> None:
     """Print what was found."""
     table = Table(title=f"loading a stage of {format_bytes(result['shard_bytes'])}")
     for column in ("", "median", "load is"):
@@ -167,6 +160,17 @@ def show(result: dict[str, float]) -> None:
     table.add_row("bytes read / wanted", f"{result['read_ratio']:.4f}", "")
     table.add_row("peak memory / shard", f"{result['memory_ratio']:.3f}", "")
     Console().print(table)
+
+
+def check(result: dict[str, Any], options: argparse.Namespace) -> list[str]:
+    return []
+
+
+def main() -> None:
+    """One process of `run`: ROLE WORK DTYPE."""
+    role, work, dtype = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+    groups = [LayerGroup.model_validate(group) for group in json.loads((work / "stage.json").read_text())]
+    print(json.dumps(load(work, groups, dtype) if role == "load" else read(role, work, groups)))
 
 
 if __name__ == "__main__":

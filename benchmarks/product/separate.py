@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 from distributed import Client
@@ -35,16 +36,28 @@ class Cluster:
 @contextmanager
 def start_cluster(workers: int) -> Iterator[Cluster]:
     """Start a scheduler and workers of one thread that declare a GPU."""
-    dask = [sys.executable, "-m", "dask"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": {**os.environ, **SETTINGS}}
+    dask: list[str | Path] = [sys.executable, "-m", "dask"]
+    quiet: dict[str, Any] = {
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.DEVNULL,
+        "env": {**os.environ, **SETTINGS},
+    }
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "scheduler.json"
-        options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", place]
+        options: list[str | Path] = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", place]
         processes = [subprocess.Popen([*dask, "scheduler", *options], **quiet)]
         try:
             while not place.exists() or not place.read_text().strip():
                 time.sleep(0.1)
-            command = [*dask, "worker", "--scheduler-file", place, "--nthreads", "1", "--no-dashboard"]
+            command: list[str | Path] = [
+                *dask,
+                "worker",
+                "--scheduler-file",
+                place,
+                "--nthreads",
+                "1",
+                "--no-dashboard",
+            ]
             processes += [subprocess.Popen([*command, "--resources", "GPU=1"], **quiet) for _ in range(workers)]
             with Client(scheduler_file=str(place), timeout=60) as client:
                 client.wait_for_workers(workers, timeout=120)

@@ -4,7 +4,7 @@ A job of one row a partition is started and interrupted. The records of a hundre
 drivers would have put them, the last few not indexed yet, as a killed driver leaves them; what they say of their parts is
 copied from one that was computed. The job is resumed by the command that a user would type, until its next commit:
 
-    python benchmarks/resume.py --partitions 100000
+    python -m benchmarks resume --partitions 100000
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from daskinfer import api
 from daskinfer.errors import Interrupted
@@ -31,27 +32,30 @@ LEFT = 1_000
 """Partitions that are still to be computed."""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--partitions", type=int, default=100_000, help="that are committed")
     parser.add_argument("--limit", type=float, default=10.0, help="seconds until it is at work before this fails")
-    parser.add_argument("--work", type=Path, default=Path("work/bench-resume"))
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args()
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the seconds until the job is at work."""
     shutil.rmtree(options.work, ignore_errors=True)
     recipe = write_job(options.work.resolve(), options.partitions + LEFT)
     interrupt(recipe)
     commits = next((options.work.resolve() / "out.parquet/_daskinfer/commits").iterdir())
     fill(commits, options.partitions)
     seconds = time_resume(recipe, commits / f"{options.partitions:08d}.json")
-    result = {"partitions": options.partitions, "seconds": seconds}
-    print(
-        json.dumps(result)
-        if options.json
-        else f"back at work after {seconds:.1f} s, with {format_amount(options.partitions, 'partition')} committed"
-    )
-    if seconds > options.limit:
-        sys.exit(f"it took more than {options.limit} s")
+    return {"partitions": options.partitions, "seconds": seconds}
+
+
+def show(result: dict[str, Any]) -> None:
+    amount = format_amount(result["partitions"], "partition")
+    print(f"back at work after {result['seconds']:.1f} s, with {amount} committed")
+
+
+def check(result: dict[str, Any], options: argparse.Namespace) -> list[str]:
+    """Return that it took too long."""
+    return [f"resuming took more than {options.limit} s"] if result["seconds"] > options.limit else []
 
 
 def write_job(work: Path, rows: int) -> Path:
@@ -116,7 +120,3 @@ def time_resume(recipe: Path, first: Path) -> float:
         seconds = time.monotonic() - began
         job.terminate()
     return seconds
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,1 @@
+"""What daskinfer alone costs: memory, overhead, loading, resuming, encryption."""
