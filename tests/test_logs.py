@@ -144,3 +144,16 @@ def test_what_a_record_hides_is_shown(tmp_path: Path, kind: Any) -> None:
         assert record["message"] == record["job"] == evil
     else:
         assert not [line for line in text.splitlines()[1:] if not line.startswith("  ")]
+
+
+def test_a_record_that_cannot_be_written_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Model code may log anything; and the disk of the log may be full."""
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # else each is told on stderr
+    for file, written in ((str(tmp_path / "log.txt"), "second"), ("/dev/full", "")):
+        set_up_logging(LogSettings(file=file))
+        try:
+            logging.getLogger("daskinfer").warning("%d rows", "not a number")
+            logging.getLogger("daskinfer").warning("second")
+        finally:
+            set_up_logging(None)
+        assert written in (Path(file).read_text() if written else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -12,10 +13,12 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import pytest
 from distributed import Client
+from distributed.core import Server
 
 from daskinfer import api
 from daskinfer.errors import DaskinferError, JobFailed, RecipeError
@@ -200,6 +203,26 @@ def silent_port() -> Iterator[str]:
         yield "{}:{}".format(*listener.getsockname())
 
 
+@pytest.fixture
+def other_server() -> Iterator[str]:
+    """The address of a process of Dask's that is no scheduler."""
+    found: Queue[str] = Queue()
+    stop = threading.Event()
+
+    async def serve() -> None:
+        server = Server({})
+        await server.listen("tcp://127.0.0.1:0")
+        found.put(server.address)
+        await asyncio.to_thread(stop.wait)
+        await server.close()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    yield found.get(timeout=30)
+    stop.set()
+    thread.join()
+
+
 def refused(address: str, kind: type[DaskinferError]) -> str:
     began = time.monotonic()
     with pytest.raises(kind) as raised:
@@ -211,7 +234,8 @@ def refused(address: str, kind: type[DaskinferError]) -> str:
 
 
 @ANSWER_SECONDS.override(2.0)
-def test_an_address_of_something_else_is_refused_in_time(page: str, silent_port: str) -> None:
+def test_an_address_of_something_else_is_refused_in_time(page: str, silent_port: str, other_server: str) -> None:
+    assert "is a Dask server, not a scheduler" in refused(other_server, JobFailed)
     assert "Dask scheduler" in refused(f"tcp://{page}", JobFailed)
     assert "within 2 s" in refused(f"tcp://{silent_port}", JobFailed)
     assert "no Dask scheduler" in refused("tcp://127.0.0.1:1", JobFailed)

@@ -20,7 +20,7 @@ import zarr
 from fsspec import AbstractFileSystem
 
 from daskinfer.errors import InputError, IntegrityError
-from daskinfer.ids import refuse_dense
+from daskinfer.ids import make_nonce, refuse_dense
 from daskinfer.spec.recipe.schema import Input
 from daskinfer.storage.inputs.partition_table import index_input
 from daskinfer.storage.inputs.reading import partition_source, read_partition
@@ -30,7 +30,7 @@ from daskinfer.storage.jobs.lease import read_heartbeat
 from daskinfer.storage.jobs.membership import read_member
 from daskinfer.storage.jobs.store import JobStore
 from daskinfer.storage.objects import filesystem
-from daskinfer.storage.objects.filesystem import read_record
+from daskinfer.storage.objects.filesystem import read_record, replace_bytes
 from daskinfer.storage.objects.plain_store import expands_beyond
 from daskinfer.storage.objects.slotlog import SlotLog
 from daskinfer.storage.objects.store_errors import NotOurs
@@ -231,6 +231,14 @@ def test_metadata_that_no_array_has_are_not_read(tmp_path: Path, content: str) -
         )
     with pytest.raises((InputError, NotOurs), match=r"zarr.json.*(at most|nearly nothing)"):
         index(tmp_path / "a.zarr")
+
+
+def test_metadata_that_no_array_has_are_not_read_from_a_store_either() -> None:
+    """Of a disk the store of Zarr's own asks for the size; of other stores only the listing tells it."""
+    url = f"memory://{make_nonce()}.zarr"
+    replace_bytes(f"{url}/zarr.json", bytes((8 << 20) + 1))
+    with pytest.raises(InputError, match=r"zarr\.json has 8,388,609 bytes, and metadata have at most 8,388,608"):
+        index_input(Input(url=url, columns={"x": "x"}), {"x": "array"})
 
 
 @pytest.mark.timeout(120)

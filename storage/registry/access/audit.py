@@ -18,7 +18,8 @@ from daskinfer.storage.registry.access.anchors import Anchor, drop_anchor, list_
 from daskinfer.storage.registry.access.events import read_event
 
 _SLOT = re.compile(r"(\d{12})\.json")
-_RECORD = re.compile(r"\w+(/(?!\.)[^/]+)+\.json")
+# As names of checkpoints, aliases and jobs are.
+_RECORD = re.compile(r"[a-z]+(/[A-Za-z0-9][A-Za-z0-9._-]{0,199})+\.json")
 _READERS = 16
 
 

@@ -71,6 +71,8 @@ def test_a_conflict_says_who_came_first(tmp_path: Path) -> None:
         aliases.set_alias(registry, "mini", "new", "v2", expect=1)
     with pytest.raises(CheckpointError, match="reads as a version"):
         set_alias(registry, "mini", "v7", "v2")
+    with pytest.raises(CheckpointError, match="it names the versions"):
+        set_alias(registry, "mini", "versions", "v2")
     assert len(registry.alias_history("mini", "prod")) == 4
     assert list((tmp_path / "locks").glob("*/*")) == []
 

@@ -239,6 +239,25 @@ def test_a_decision_stands_where_its_event_cannot_be_written() -> None:
     assert len(read_trail(registry.url).findings) == 1
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        "../victim.json",
+        "models/../../victim.json",
+        "/etc/passwd",
+        "audit",
+        "models/\0.json",
+        f"models/{300 * 'a'}.json",
+    ],
+)
+def test_an_event_that_names_what_lies_outside_is_not_followed(tmp_path: Path, record: str) -> None:
+    registry = make_registry(tmp_path / "registry")
+    (tmp_path / "victim.json").write_text("{}")
+    (chain,) = (tmp_path / "registry/audit").iterdir()
+    edit(max(chain.iterdir()), record=record)
+    assert (record, "the record is missing") in [(place, what[:21]) for place, what in broken(read_trail(registry.url))]
+
+
 def test_a_damaged_end_does_not_stop_the_chain(tmp_path: Path) -> None:
     registry = make_registry(tmp_path)
     (chain,) = (tmp_path / "audit").iterdir()
