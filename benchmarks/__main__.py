@@ -61,7 +61,8 @@ def add_case_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peers", help="only these, with commas between; `none` for daskinfer alone")
     parser.add_argument("--rows", type=int, help="instead of those of the case")
     parser.add_argument("--full", action="store_true", help="the full size of the case")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="rounds")
+    parser.add_argument("--minutes", type=float, help="begin no round that would end later; the first always runs")
 
 
 def measure(options: argparse.Namespace) -> list[str]:
@@ -95,14 +96,14 @@ def run_case(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     rows = options.rows or (case.full_rows if options.full else case.rows)
     try:
         contest = open_contest(case, options.work, rows, peers, lambda line: print(line, file=sys.stderr, flush=True))
-        found = contest.run(options.repeats)
+        found = contest.run(options.repeats, options.minutes or case.minutes)
     except Failed as error:
         sys.exit(f"{case.name}: {error}")
     return {
         "name": case.name,
         "what": case.what,
         "rows": rows,
-        "repeats": options.repeats,
+        "repeats": found["repeats"],
         "peers": {package: versions[package] for peer in peers for package in peer.packages},
         "contestants": found["contestants"],
         "limits": found["limits"],

@@ -28,6 +28,8 @@ class Case:
     partition_rows: int = 512
     batch_rows: int = 64
     batch_tokens: int = 2048
+    minutes: float = 1.5
+    """For its rounds, so that all cases together take less than twenty."""
     jobs: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"daskinfer": {}})
     """daskinfer by its ways of doing it: settings beside those of every case. The first is the one that others are compared with."""
 
@@ -52,6 +54,7 @@ CASES = {
             write_glosses,
             rows=2_000,
             full_rows=8_000,
+            minutes=5,
             peers=(*LOOPS, *ENGINES, *SENTENCES, "pipeline", *CLUSTERS, LIMIT),
             jobs={"daskinfer": ONE_STAGE, "daskinfer-two-stages": TWO_STAGES},
         ),

@@ -183,12 +183,15 @@ class Contest:
     contestants: tuple[Contestant, ...]
     say: Callable[[str], None]
 
-    def run(self, repeats: int) -> dict[str, Any]:
-        """Return times, ratios and differences; those who fail are named with the reason."""
+    def run(self, repeats: int, minutes: float) -> dict[str, Any]:
+        """Return times, ratios and differences of as many rounds as fit; those who fail are named with the reason."""
         failed: dict[str, str] = {}
         turns: dict[str, list[Turn]] = {one.name: [] for one in self.contestants}
         self._try_all(failed, lambda one: one.prepare())
+        began = time.monotonic()
         for number in range(repeats):
+            if number and (time.monotonic() - began) * (number + 1) / number > 60 * minutes:
+                break
             names = order_round([one.name for one in self.contestants], number)
             for name, turn in self._try_all(failed, lambda one: one.run(), names).items():
                 turns[name].append(turn)
@@ -202,7 +205,8 @@ class Contest:
             if one.name in found:
                 found[one.name] |= {"what": one.what, "difference": compare(one.read_output(), expected)}
         limits = measure_limits(self.work, self.contestants[0].read_output().nbytes)
-        return {"contestants": found, "skipped": failed, "limits": limits}
+        rounds = len(turns[base])
+        return {"repeats": rounds, "contestants": found, "skipped": failed, "limits": limits}
 
     def _try_all(
         self, failed: dict[str, str], act: Callable[[Contestant], Result], names: Sequence[str] = ()

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from daskinfer.units import format_bytes
 
-WIDTH = 130
+WIDTH = 150
 COLUMNS = (
     "",
     "start and stop, s",

@@ -2,7 +2,8 @@
 
 A job of one row a partition is started and interrupted. The records of a hundred thousand partitions are then put where
 drivers would have put them, the last few not indexed yet, as a killed driver leaves them; what they say of their parts is
-copied from one that was computed. The job is resumed by the command that a user would type, until its next commit:
+copied from one that was computed, and so are the parts. The job is resumed by the command that a user would type, until its
+next commit:
 
     python -m benchmarks resume --partitions 100000
 """
@@ -93,6 +94,7 @@ def interrupt(recipe: Path) -> None:
 
 def fill(commits: Path, partitions: int) -> None:
     """Put a record for every partition, and the indices that a driver keeps of them."""
+    output = commits.parents[2]
     there = {int(path.stem): path for path in commits.glob("*.json")}
     one = CommitRecord.model_validate_json(next(iter(there.values())).read_bytes())
     records = [CommitRecord.model_validate_json(path.read_bytes()) for path in there.values()]
@@ -102,6 +104,8 @@ def fill(commits: Path, partitions: int) -> None:
             record = one.model_copy(update={"partition": number, "path": path})
             (commits / f"{number:08d}.json").write_bytes(canonical_json(record.model_dump(mode="json")))
             records.append(record)
+            # The same file under another name: a job that is resumed asks whether every committed part is there.
+            (output / path).hardlink_to(output / one.path)
     indexed = len(records) - len(records) % INDEX_RECORDS - INDEX_RECORDS // 2
     for start in range(0, indexed, INDEX_RECORDS):
         some = records[start : min(start + INDEX_RECORDS, indexed)]
