@@ -22,7 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep the machine's cache out of the home folder: in one that all processes of this session share."""
+    """Keep the machine's cache and its background cluster out of the user's folders: all processes of this session share one."""
     if config.getoption("--campaign"):
         os.environ[VARIABLE] = "1"
     # The same examples in every run; only a campaign looks for new ones. How long they take is the machine's affair.
@@ -40,6 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):  # xdist's workers inherit it
         folder = tempfile.TemporaryDirectory(prefix="daskinfer-cache-", ignore_cleanup_errors=True)
         os.environ["DASKINFER_CACHE"] = folder.name
+        os.environ["XDG_RUNTIME_DIR"] = folder.name  # whoever tests may have a background cluster of their own
         config.add_cleanup(folder.cleanup)
 
 

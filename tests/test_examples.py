@@ -61,6 +61,7 @@ FINISHED = (
     "daskinfer.redaction",
     "daskinfer.reports",
     "daskinfer.runtime.cluster.admission",
+    "daskinfer.runtime.cluster.background.requests",
     "daskinfer.runtime.cluster.cleanup",
     "daskinfer.runtime.cluster.forking",
     "daskinfer.runtime.cluster.resource_tags",
@@ -106,6 +107,7 @@ FINISHED = (
 # Whole jobs, checkpoints published with their proof, servers.
 LATE = (
     "daskinfer.api.catalog",
+    "daskinfer.api.clusters",
     "daskinfer.api.runs",
     "daskinfer.models.checkpoints.checkpoint",
     "daskinfer.models.proofs.outlines",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from daskinfer.api.catalog import checkpoint, checkpoints, profile, publish
+    from daskinfer.api.clusters import cluster_status, start_cluster, stop_cluster
     from daskinfer.api.comparison import compare
     from daskinfer.api.control import cancel, drain
     from daskinfer.api.moves import alias_history, roll_back, set_alias, unset_alias, yank
@@ -29,6 +30,7 @@ __all__ = [
     "cancel",
     "checkpoint",
     "checkpoints",
+    "cluster_status",
     "collect_garbage",
     "compare",
     "diff",
@@ -48,7 +50,9 @@ __all__ = [
     "set_alias",
     "sign",
     "signatures",
+    "start_cluster",
     "status",
+    "stop_cluster",
     "sync",
     "unset_alias",
     "validate",
@@ -64,6 +68,7 @@ _HOMES = {
     "cancel": "control",
     "checkpoint": "catalog",
     "checkpoints": "catalog",
+    "cluster_status": "clusters",
     "collect_garbage": "retention",
     "compare": "comparison",
     "diff": "upkeep",
@@ -83,7 +88,9 @@ _HOMES = {
     "set_alias": "moves",
     "sign": "trust",
     "signatures": "trust",
+    "start_cluster": "clusters",
     "status": "records",
+    "stop_cluster": "clusters",
     "sync": "upkeep",
     "unset_alias": "moves",
     "validate": "runs",

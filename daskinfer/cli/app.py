@@ -8,6 +8,7 @@ import click
 
 from daskinfer.cli.checkpoints.group import checkpoint
 from daskinfer.cli.commands.audit import audit
+from daskinfer.cli.commands.cluster import cluster
 from daskinfer.cli.commands.comparison import compare
 from daskinfer.cli.commands.control import cancel, drain
 from daskinfer.cli.commands.doctor import doctor
@@ -65,7 +66,7 @@ def make_group(name: str) -> click.Group:
     """Return all commands under a group of this name."""
     group = _Program(name, help=_HELP, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
     running = (run, retry, validate, schema, status, jobs, report, verify, cancel, drain)
-    for command in (*running, doctor, profile, compare, checkpoint, audit):
+    for command in (*running, cluster, doctor, profile, compare, checkpoint, audit):
         group.add_command(command)
     return click.version_option(package_name="daskinfer", prog_name="daskinfer")(group)
 

@@ -43,6 +43,7 @@ def test_run_says_what_happened(fake: FakeApi) -> None:
         "  snapshot  minilm@prod v3 sha256:3f9a1c0b3f9a",
         "  rows      10 in = 9 out + 1 quarantined",
         "  refused   data/a.jsonl:3: not JSON",
+        "  padding   9.1% of the tokens that were computed",
         "  speed     5 rows/s over 2.0 s (4.0 s in all, 1.5 s to start)",
         "  output    results/[news].zarr",
         "  report    work/jobs/embed-news-1/report.html",

@@ -78,7 +78,7 @@ class ProgressDisplay:
             self._message = progress.message
         elif "left alone" in worker:
             self._print(f"{self._name}: worker {escape_controls(worker)}")
-        elif progress.message.startswith("interrupted: "):
+        elif progress.message.startswith(("interrupted: ", "the background cluster ")):
             self._print(f"{self._name}: {escape_controls(progress.message)}")
         elif progress.job and not self._started:
             self._started = True

@@ -76,6 +76,8 @@ def print_report(report: Report, remark: str | None = None) -> None:
         lines["length"] = report.length
     if report.sharing:
         lines["microbatches"] = report.sharing
+    if (padding := report.padded_tokens - report.tokens) > 0:
+        lines["padding"] = f"{padding / report.padded_tokens:.1%} of the tokens that were computed"
     if report.left_out:
         lines["left out"] = report.left_out
     if report.incidents:

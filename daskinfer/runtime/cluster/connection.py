@@ -18,12 +18,15 @@ from daskinfer.errors import JobFailed
 from daskinfer.logs import log_settings
 from daskinfer.redaction import reveal
 from daskinfer.runtime.cluster.admission import Admission, describe_scheduler
+from daskinfer.runtime.cluster.background.requests import borrow_cluster
 from daskinfer.runtime.cluster.cleanup import take_leave
 from daskinfer.runtime.cluster.device_description import describe_device
+from daskinfer.runtime.cluster.fork_server import begin_imports
 from daskinfer.runtime.cluster.local_cluster import memory_of_worker, start_workers
 from daskinfer.runtime.cluster.process_setup import set_up_processes
 from daskinfer.runtime.cluster.scheduler_check import confirm_scheduler
 from daskinfer.runtime.cluster.scheduler_state import identify_workers
+from daskinfer.runtime.cluster.security import security_of
 from daskinfer.spec.plan import DeviceShape, WorkerShape
 from daskinfer.spec.recipe import schema as recipes
 
@@ -114,8 +117,22 @@ def open_cluster(
                     with suppress(OSError):  # the scheduler goes in this moment
                         take_leave(client)
         return
-    with dask.config.set(_QUIET), start_workers(cluster.workers, tell) as workers, Client(workers) as client:
+    with dask.config.set(_QUIET), _open_local(cluster.workers, tell) as client:
         yield client, set_up_processes(client, logs, say)
+
+
+@contextmanager
+def _open_local(local: recipes.LocalCluster, tell: Callable[[str], None]) -> Iterator[Client]:
+    """Use the cluster that waits in the background, or start one."""
+    with borrow_cluster(local, tell) as offer:
+        if offer is not None:
+            security = security_of(offer.certificate, offer.key) if offer.key else None
+            with silence_logging_cmgr(logging.CRITICAL), Client(offer.address, security=security) as client:
+                yield client
+            return
+    begin_imports(local)
+    with start_workers(local, tell) as workers, Client(workers) as client:
+        yield client
 
 
 def measure_workers(client: Client, workers: list[str]) -> list[WorkerShape]:

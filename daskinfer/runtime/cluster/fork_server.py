@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, resource_tracker, util
 
+from daskinfer.runtime.cluster.background.requests import background_status
 from daskinfer.spec.recipe import schema as recipes
 
 _IMPORTED = "daskinfer.runtime.cluster.preload"
@@ -52,16 +53,34 @@ def start_imports(cluster: recipes.Cluster) -> None:
     Parameters
     ----------
     cluster
-        Which one; the workers of others have imported it.
+        Which one; the workers of others, and those in the background, have imported it.
 
     Examples
     --------
     >>> start_imports(recipes.Cluster(address="tcp://10.0.0.7:8786"))
     """
-    if cluster.address is not None or not can_fork():
+    if cluster.address is None and background_status() is None:
+        begin_imports(cluster.workers)
+
+
+def begin_imports(local: recipes.LocalCluster) -> None:
+    """Start the fork server, unless it runs already.
+
+    Parameters
+    ----------
+    local
+        The workers that will be forked from it.
+
+    Examples
+    --------
+    >>> from unittest.mock import patch
+    >>> with patch("sys.platform", "darwin"):
+    ...     begin_imports(recipes.LocalCluster())  # where forking is not safe, workers import it themselves
+    """
+    if not can_fork():
         return
     choose_imports()
-    with _variables(worker_environment(cluster.workers)), block_interrupts():
+    with _variables(worker_environment(local)), block_interrupts():
         forkserver.ensure_running()
     _starters.add(os.getpid())
     atexit.unregister(stop_imports)

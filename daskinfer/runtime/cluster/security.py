@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import ssl
-import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,9 +17,8 @@ from typing import Any
 import dask
 from distributed.security import Security
 
+from daskinfer.runtime.cluster.private_folder import make_private
 from daskinfer.storage.certificates import make_certificate
-
-_PRIVATE = 0o700
 
 
 class TemporarySecurity(Security):
@@ -44,7 +42,18 @@ def make_security() -> TemporarySecurity:
     >>> make_security().require_encryption
     True
     """
-    certificate, key = make_certificate("daskinfer")
+    return security_of(*make_certificate("daskinfer"))
+
+
+def security_of(certificate: str, key: str) -> TemporarySecurity:
+    """Return the security of a cluster whose processes share a certificate; both are PEM.
+
+    Examples
+    --------
+    >>> certificate, key = make_certificate("daskinfer")
+    >>> security_of(certificate, key).tls_ca_file == certificate
+    True
+    """
     roles = ("client", "scheduler", "worker")
     return TemporarySecurity(
         require_encryption=True,
@@ -67,14 +76,8 @@ def private_folder() -> str:
     '0o700'
     """
     parent = Path(dask.config.get("temporary-directory") or tempfile.gettempdir())
-    folder = parent / f"daskinfer-{os.getuid()}"
-    try:
-        folder.mkdir(mode=_PRIVATE, parents=True)
-    except FileExistsError:
-        found = folder.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) != _PRIVATE:
-            return tempfile.mkdtemp(prefix="daskinfer-", dir=parent)  # somebody else was here first
-    return str(folder)
+    folder = make_private(parent)
+    return tempfile.mkdtemp(prefix="daskinfer-", dir=parent) if folder is None else str(folder)
 
 
 @contextmanager
