@@ -43,5 +43,5 @@ def name_machine(machine: dict[str, Any]) -> str:
     versions = machine["versions"]
     return (
         f"{machine['date']}, {machine['cores']} cores of {machine['processor']}, torch {versions['torch']}, "
-        f"daskinfer {versions['daskinfer']}"
+        f"daskinfer {versions['daskinfer']}; load when it began: {machine['load_before']:.1f}"
     )

@@ -65,7 +65,7 @@ def show_contest(result: dict[str, Any]) -> None:
         table.add_row(*line)
     console = Console(width=max(WIDTH, Console().width))
     console.print(table)
-    console.print(f"medians of {result['repeats']} rounds; ratios are the first line's time as a part of each line's")
+    console.print(f"medians over {result['repeats']} rounds; ratios are the first line's time as a part of each line's")
     if limits := describe_limits(result):
         console.print(limits, highlight=False)
     for name, reason in result["skipped"].items():

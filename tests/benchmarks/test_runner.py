@@ -16,11 +16,13 @@ from benchmarks.charts import draw_chart
 from benchmarks.contest import compare, find_differences, find_reason
 from benchmarks.environment import PINNED, why_not
 from benchmarks.limits import time_loopback, time_write
+from benchmarks.page import fill
 from benchmarks.peers.catalog import PEERS
 from benchmarks.results import read_results, write_result
 from benchmarks.tables import list_rows
 from benchmarks.work import Work
 
+ROOT = Path(__file__).resolve().parents[2]
 OURS = [Turn(10, 4), Turn(12, 6), Turn(20, 8)]
 THEIRS = [Turn(20, 8), Turn(20, 6), Turn(20, 4)]
 
@@ -133,6 +135,23 @@ def test_running_is_from_the_first_that_is_ready_to_the_end(tmp_path: Path) -> N
 def test_each_name_has_options_of_its_own() -> None:
     assert read_options(["embed", "--rows", "5"]).rows == 5
     assert read_options(["overhead", "--partition", "7"]).partition == 7
+
+
+def test_the_page_shows_the_results_that_are_kept() -> None:
+    page = (ROOT / "docs/performance.md").read_text()
+    kept = read_results(ROOT / "benchmarks/results")
+    assert fill(page, {name: one for name, one in kept.items() if name in CASES}) == page
+
+
+def test_a_result_on_the_page_has_its_machine_and_a_line_for_everybody() -> None:
+    machine = {"date": "2026-01-02", "processor": "a CPU", "cores": 2, "load_before": 0.5}
+    result = make_result() | {"machine": machine | {"versions": {"torch": "2", "daskinfer": "1"}}}
+    result["skipped"] = {"spark": "there is no java here"}
+    before, after = "Words.\n<!-- results: python -m benchmarks page -->\n", "<!-- end of results -->\nMore.\n"
+    page = fill(before + "old\n" + after, {"embed": result})
+    assert page.startswith(before) and page.endswith(after) and "old" not in page
+    assert "2026-01-02, 2 cores of a CPU" in page and "load when it began: 0.5" in page
+    assert "| loop | 14.0 |" in page and "Not measured here: spark (there is no java here)." in page
 
 
 def test_a_chart_is_an_image_with_a_bar_for_everybody() -> None:
