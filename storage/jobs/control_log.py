@@ -84,5 +84,5 @@ class ControlLog:
         except ValidationError as error:
             raise IntegrityError(
                 f"{self._log.slot_url(slot.sequence)} is not a record of a control log",
-                hint="It was damaged or changed by hand: put it back, or start over with --fresh.",
+                hint="It was damaged or changed by hand: put it back, or start over: daskinfer run RECIPE --fresh.",
             ) from error

@@ -54,7 +54,7 @@ class GenerationLog:
         except (ValidationError, AssertionError) as error:
             raise IntegrityError(
                 f"{self._log.url} is not the log of a job's generations",
-                hint="One of its files was damaged or changed by hand: put it back, or start over with --fresh.",
+                hint="One of its files was damaged or changed by hand: put it back, or start over: daskinfer run RECIPE --fresh.",
             ) from error
         return self.known
 

@@ -268,7 +268,7 @@ def read_driver(url: str) -> tuple[int, DriverIdentity] | None:
     except ValidationError as error:
         place = log.slot_url(head.sequence if head is not None else 0)
         raise IntegrityError(
-            f"{place} does not name a driver", hint="Put it back, or start over with --fresh."
+            f"{place} does not name a driver", hint="Put it back, or start over: daskinfer run RECIPE --fresh."
         ) from error
 
 

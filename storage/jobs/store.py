@@ -210,7 +210,7 @@ class JobStore:
         except FileNotFoundError as error:
             raise IntegrityError(
                 f"{place} is gone: which rows are in which partition, nobody can tell",
-                hint="Put it back, or start over with --fresh.",
+                hint="Put it back, or start over: daskinfer run RECIPE --fresh.",
             ) from error
 
     def _place(self, name: str) -> str:

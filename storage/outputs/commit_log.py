@@ -37,7 +37,7 @@ from daskinfer.storage.outputs.sink import OutputLayout
 
 _PART = re.compile(rf"part-\d{{8}}\.({'|'.join(TABLE_FORMATS)})")
 _PATH = re.compile(rf"(?:\*/c/|part-0*)(\d+)(?:\.(?:{'|'.join(TABLE_FORMATS)}))?")
-_CHANGED = "It, or the job's job.json, was changed by hand or damaged: put it back, or start over with --fresh."
+_CHANGED = "It, or the job's job.json, was changed by hand or damaged: put it back, or start over: daskinfer run RECIPE --fresh."
 _COMMIT = re.compile(r"\d{8}\.json")
 _READ_AT_ONCE = 1000
 _IN_MANIFEST = ("partition", "path", "digest", "rows_out", "rows_quarantined", "snapshot")
@@ -95,7 +95,7 @@ class CommitLog:
             raise IntegrityError(
                 f"two attempts at partition {record.partition} gave different bytes: {url} has {winner.digest}, "
                 f"this one {record.digest}",
-                hint="Workers of one job must have equal hardware and libraries; start over with --fresh.",
+                hint="Workers of one job must have equal hardware and libraries; start over: daskinfer run RECIPE --fresh.",
             )
         return winner
 

@@ -80,7 +80,7 @@ class Fence:
     Traceback (most recent call last):
         ...
     daskinfer.errors.OutputOwned: .../labels.jsonl was taken over by job demo; job other stops
-    Choose another output.url, or start over with --fresh.
+    Choose another output.url, or start over: daskinfer run RECIPE --fresh.
     """
 
     def __init__(self, url: str, job: str, turn: int = 0, check: Callable[[], object] | None = None) -> None:

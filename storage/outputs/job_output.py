@@ -129,12 +129,12 @@ def check_record(store: JobStore, record: JobRecord) -> None:
     if changed:
         raise IntegrityError(
             f"{store.record_place()} was changed since the job began: {'; '.join(changed)}",
-            hint="Put the file back as it was, or start over with --fresh.",
+            hint="Put the file back as it was, or start over: daskinfer run RECIPE --fresh.",
         )
     if owner.table and owner.table != store.table_digest():
         raise IntegrityError(
             f"{store.table_place()} was changed since the job began: its bytes are others",
-            hint="Put the file back as it was, or start over with --fresh.",
+            hint="Put the file back as it was, or start over: daskinfer run RECIPE --fresh.",
         )
 
 

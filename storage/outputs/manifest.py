@@ -107,7 +107,7 @@ def create_same(url: str, data: bytes, fence: Fence, is_committed: Callable[[], 
     Traceback (most recent call last):
         ...
     daskinfer.errors.IntegrityError: labels.jsonl/part exists with other bytes than this attempt computed
-    Workers of one job must have equal hardware and libraries; start over with --fresh.
+    Workers of one job must have equal hardware and libraries; start over: daskinfer run RECIPE --fresh.
     """
     if fence.create(url, data):
         return
@@ -115,6 +115,6 @@ def create_same(url: str, data: bytes, fence: Fence, is_committed: Callable[[], 
     if is_committed():
         raise IntegrityError(
             f"{url} exists with other bytes than this attempt computed",
-            hint="Workers of one job must have equal hardware and libraries; start over with --fresh.",
+            hint="Workers of one job must have equal hardware and libraries; start over: daskinfer run RECIPE --fresh.",
         )
     fence.replace(url, data)

@@ -87,7 +87,7 @@ def claim(url: str, owner: Owner, expect: Owner | None) -> Owner:
     Traceback (most recent call last):
         ...
     daskinfer.errors.OutputOwned: labels.jsonl belongs to job first, begun 2026
-    Choose another output.url, or start over with --fresh.
+    Choose another output.url, or start over: daskinfer run RECIPE --fresh.
     """
     log = _log_of(url)
     head = log.head()
@@ -103,7 +103,7 @@ def claim(url: str, owner: Owner, expect: Owner | None) -> Owner:
     raise OutputOwned(
         f"{url} belongs to job {now.job if now else 'none'}"
         + (f", begun {now.created}" if now else f"; job {expect.job if expect else 'none'} was expected"),
-        hint="Choose another output.url, or start over with --fresh.",
+        hint="Choose another output.url, or start over: daskinfer run RECIPE --fresh.",
     )
 
 
@@ -123,7 +123,7 @@ def confirm(url: str, job: str) -> None:
     Traceback (most recent call last):
         ...
     daskinfer.errors.OutputOwned: labels.jsonl was taken over by job first; job second stops
-    Choose another output.url, or start over with --fresh.
+    Choose another output.url, or start over: daskinfer run RECIPE --fresh.
     """
     owner = current_owner(url)
     if owner is None or owner.job != job:
@@ -147,7 +147,7 @@ class OwnerWatch:
     Traceback (most recent call last):
         ...
     daskinfer.errors.OutputOwned: labels.jsonl was taken over by job second; job first stops
-    Choose another output.url, or start over with --fresh.
+    Choose another output.url, or start over: daskinfer run RECIPE --fresh.
     """
 
     def __init__(self, url: str) -> None:
@@ -178,7 +178,7 @@ class OwnerWatch:
 def _taken_over(url: str, owner: Owner | None, job: str) -> OutputOwned:
     return OutputOwned(
         f"{url} was taken over by job {owner.job if owner else 'none'}; job {job} stops",
-        hint="Choose another output.url, or start over with --fresh.",
+        hint="Choose another output.url, or start over: daskinfer run RECIPE --fresh.",
     )
 
 

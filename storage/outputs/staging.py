@@ -174,7 +174,7 @@ class StagedOutput:
                 if not exists(join_url(self._url, path)):
                     raise IntegrityError(
                         f"{join_url(source, path)} is gone, though partition {record.partition} is committed",
-                        hint="Put it back, or start over with --fresh.",
+                        hint="Put it back, or start over: daskinfer run RECIPE --fresh.",
                     ) from None
                 continue
             if not self._fence.create(join_url(self._url, path), data):

@@ -73,7 +73,7 @@ def use_kernels(forward: Forward, kernels: LinearKernels) -> Forward:
     if multiply is None:
         raise JobFailed(
             f"the plan computes linear layers by oneDNN, which torch {torch.__version__} on this worker does not have",
-            hint="Start workers with the same build of torch as before, or start over with --fresh.",
+            hint="Start workers with the same build of torch as before, or start over: daskinfer run RECIPE --fresh.",
         )
     mode = _LinearMode(kernels, multiply)
 

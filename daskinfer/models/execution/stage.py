@@ -236,7 +236,7 @@ def _take_device(kind: str) -> DeviceShape:
         return find_cpu()
     raise JobFailed(
         f"the plan counts on {kind}, but this worker has only {found.kind}",
-        hint="Start workers with the same devices as before, or start over with --fresh.",
+        hint="Start workers with the same devices as before, or start over: daskinfer run RECIPE --fresh.",
     )
 
 

@@ -122,11 +122,11 @@ def find_owner(recipe: Recipe, workers: Sequence[WorkerShape]) -> OpenedJob | No
         if owner.record == store.record_digest():
             raise OutputOwned(
                 f"{output} is where job {record.job} did not write it: it was moved or copied from {record.output}",
-                hint="Move it back, choose another output.url, or start over with --fresh.",
+                hint="Move it back, choose another output.url, or start over: daskinfer run RECIPE --fresh.",
             )
         raise IntegrityError(
             f"{store.record_place()} names the output {record.output}, but the job owns {output}",
-            hint="Put the file back as it was, or start over with --fresh.",
+            hint="Put the file back as it was, or start over: daskinfer run RECIPE --fresh.",
         )
     inputs = digest_files(find_input(absolute_input(recipe)).files)
     numerics = current_numerics(record, recipe, workers)
@@ -142,7 +142,7 @@ def find_owner(recipe: Recipe, workers: Sequence[WorkerShape]) -> OpenedJob | No
         raise OutputOwned(
             f"{output} was finished by job {record.job} on snapshot {shorten(last)}, but "
             f"{recipe.model.checkpoint} is {shorten(now.snapshot)} by now",
-            hint="Choose another output.url to keep both, or start over with --fresh.",
+            hint="Choose another output.url to keep both, or start over: daskinfer run RECIPE --fresh.",
         )
     return OpenedJob(store, record, record.plan, resumed=True, done=True)
 
@@ -286,7 +286,7 @@ def _read_owner_record(store: JobStore, owner: Owner, recipe: Recipe, output: st
     except UsageError as error:
         raise OutputOwned(
             f"{output} belongs to job {owner.job}, which workspace {recipe.workspace} does not know",
-            hint="Name the workspace it was run in, choose another output.url, or start over with --fresh.",
+            hint="Name the workspace it was run in, choose another output.url, or start over: daskinfer run RECIPE --fresh.",
         ) from error
 
 
@@ -309,7 +309,7 @@ def _explain_difference(record: JobRecord, recipe: Recipe, same_input: bool, out
     )
     return OutputOwned(
         f"{output} belongs to job {record.job}; {what} {have} changed since, so this is another job",
-        hint=f"{corrected} another output.url to keep both, or start over with --fresh.",
+        hint=f"{corrected} another output.url to keep both, or start over: daskinfer run RECIPE --fresh.",
     )
 
 

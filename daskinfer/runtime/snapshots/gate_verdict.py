@@ -77,7 +77,7 @@ def read_gate(folder: str) -> GateReport | None:
     except ValidationError as error:
         raise IntegrityError(
             f"{place} is not a gate's report",
-            hint="It was damaged or changed by hand: put it back, or start over with --fresh.",
+            hint="It was damaged or changed by hand: put it back, or start over: daskinfer run RECIPE --fresh.",
         ) from error
 
 
