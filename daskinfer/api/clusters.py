@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
-from daskinfer.errors import JobFailed, UsageError
-from daskinfer.runtime.cluster.background.requests import ask, background_status, is_kept, socket_path
-from daskinfer.spec.background import BackgroundStatus
+from daskinfer.errors import DaskinferError, JobFailed, UsageError
+from daskinfer.runtime.cluster.background.requests import TAKEN, ask, background_status, is_kept, socket_path
+from daskinfer.spec.background import BackgroundReply, BackgroundStatus
 from daskinfer.spec.recipe.schema import LocalCluster
 
 START_SECONDS = 180.0
+SERVER = "daskinfer.runtime.cluster.background.server"
 _LOOK_SECONDS = 0.05
+_LONGEST_PATH = 100  # bytes: Linux takes 107 of a socket, macOS 103
 
 
 def start_cluster(
@@ -60,34 +64,30 @@ def start_cluster(
             f"a background cluster is there already: process {found.pid}, started in {found.folder}",
             hint="Use it, or end it first: daskinfer cluster stop",
         )
-    place, began = socket_path(make=True), time.monotonic()
-    if place is None:
-        raise JobFailed("no folder for temporary files is this user's own", hint="Set TMPDIR or XDG_RUNTIME_DIR.")
-    log = place.with_suffix(".log")
-    with log.open("wb") as out:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "daskinfer.runtime.cluster.background.server"],
-            stdin=subprocess.PIPE,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,  # a Ctrl-C in this terminal is not meant for it
-        )
-    wanted = {"local": (local or LocalCluster()).model_dump(), "idle_minutes": idle_minutes}
-    assert server.stdin is not None
-    with server.stdin as stream:
-        stream.write(json.dumps(wanted).encode() + b"\n")
-    while True:
-        found = background_status()
-        if found is not None and found.state != "starting":
-            server.returncode = 0  # it outlives this process, and nobody waits for it
-            return found
-        if server.poll() is not None or time.monotonic() - began > START_SECONDS:
-            server.kill()
-            last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
-            raise JobFailed(f"the background cluster did not start: {last[0]}", hint=f"Look at {log}.")
-        if watch is not None:
-            watch(time.monotonic() - began, "starting workers")
-        time.sleep(_LOOK_SECONDS)
+    place, began = _make_place(), time.monotonic()
+    server = subprocess.Popen(
+        [sys.executable, "-m", SERVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # a Ctrl-C in this terminal is not meant for it
+    )
+    try:
+        wanted = {"local": (local or LocalCluster()).model_dump(), "idle_minutes": idle_minutes, "socket": str(place)}
+        assert server.stdin is not None
+        with server.stdin as stream:
+            stream.write(json.dumps(wanted).encode() + b"\n")
+        while (found := background_status()) is None or found.pid != server.pid or found.state == "starting":
+            if server.poll() is not None or time.monotonic() - began > START_SECONDS:
+                raise _explain(server.poll(), place.with_suffix(".log"))
+            if watch is not None:
+                watch(time.monotonic() - began, "starting workers")
+            time.sleep(_LOOK_SECONDS)
+    except BaseException:
+        server.terminate()  # interrupted, say: nobody would know of it
+        raise
+    server.returncode = 0  # it outlives this process, and nobody waits for it
+    return found
 
 
 def stop_cluster(*, now: bool = False, watch: Callable[[float, str], None] | None = None) -> bool:
@@ -118,8 +118,9 @@ def stop_cluster(*, now: bool = False, watch: Callable[[float, str], None] | Non
     reply, began = ask("stop now" if now else "stop"), time.monotonic()
     if reply is None:
         return False
-    if reply.refused:
+    if reply.refused and reply.status is not None:
         raise UsageError(f"the background cluster is in use: {reply.refused}", hint="Wait for it, or add --now.")
+    _require_answer(reply)
     while is_kept():
         if watch is not None:
             watch(time.monotonic() - began, "stopping workers")
@@ -130,9 +131,57 @@ def stop_cluster(*, now: bool = False, watch: Callable[[float, str], None] | Non
 def cluster_status() -> BackgroundStatus | None:
     """Return what the background cluster does; None where there is none.
 
+    Raises
+    ------
+    JobFailed
+        Its process does not answer.
+
     Examples
     --------
     >>> cluster_status() is None
     True
     """
-    return background_status()
+    reply = ask("status")
+    if reply is None:
+        return None
+    _require_answer(reply)
+    return reply.status
+
+
+def _require_answer(reply: BackgroundReply) -> None:
+    if reply.status is None:
+        raise JobFailed(
+            f"a background cluster is there, and {reply.refused or 'its process answers with something else'}",
+            hint=f"End the process whose command has {SERVER} in it.",
+        )
+
+
+def _make_place() -> Path:
+    """Return where the process is to listen."""
+    hint = "Set XDG_RUNTIME_DIR to a folder with a short path that is yours."
+    try:
+        place = socket_path(make=True)
+    except OSError as error:
+        raise JobFailed(f"there is no folder for the background cluster's socket: {error}", hint=hint) from error
+    if place is None:
+        raise JobFailed(
+            f"the folder daskinfer-{os.getuid()} where the background cluster's socket would lie is not yours alone",
+            hint=f"It is in XDG_RUNTIME_DIR, else with the temporary files: chmod 700 or delete it. {hint}",
+        )
+    if len(os.fsencode(place)) > _LONGEST_PATH:
+        raise JobFailed(f"{place} is too long a path for a socket", hint=hint)
+    for name in (place, place.with_suffix(".lock"), place.with_suffix(".log")):
+        if not (name.is_socket() if name == place else name.is_file()) and os.path.lexists(name):
+            raise JobFailed(f"{name} was put there by somebody else", hint="Delete it.")
+    return place
+
+
+def _explain(code: int | None, log: Path) -> DaskinferError:
+    """Return why the process did not start."""
+    if code == TAKEN:
+        return UsageError("a background cluster is being started already", hint="Look: daskinfer cluster status")
+    last = (log.read_text(errors="replace") if log.exists() else "").strip().splitlines()[-1:]
+    said = (
+        last[0] if last else f"it ended with code {code}" if code is not None else f"not within {START_SECONDS:.0f} s"
+    )
+    return JobFailed(f"the background cluster did not start: {said}", hint=f"Look at {log}.")

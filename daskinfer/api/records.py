@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from daskinfer.errors import DaskinferError, IntegrityError, JobFailed, StorageRefused
 from daskinfer.spec.job.record import JobRecord, JobStatus
@@ -24,7 +25,16 @@ def status(job: str, workspace: str) -> JobStatus:
     >>> found.job, found.state, found.rows_done, found.partitions_done
     ('demo', 'done', 3, 2)
     """
-    return job_store.status(workspace, job, lambda record: _committed(record, workspace))
+    found = job_store.status(workspace, job, lambda record: _committed(record, workspace))
+    told = 0 if found.progress is None else found.progress.rows_done
+    if found.state in ("running", "done", "replaced") or told == found.rows_done:
+        return found
+    # What workers committed when the driver had ended is in the records alone.
+    with suppress(IntegrityError):  # a damaged record is told by what needs it
+        digests = list(open_standing(job_store.find_job(workspace, found.job).record(), workspace).digests())
+        counted = ("rows_quarantined", "rows_truncated", "rows_not_finite")
+        return found.model_copy(update={name: sum(getattr(each, name) for each in digests) for name in counted})
+    return found
 
 
 def jobs(workspace: str, damaged: Callable[[DaskinferError], None] | None = None) -> list[JobStatus]:

@@ -46,6 +46,14 @@ class BackgroundOffer(Section):
     """PEM of its private key."""
 
 
+class BackgroundRequest(Section):
+    """What a run or a command asks of the process that keeps the cluster."""
+
+    ask: Literal["status", "stop", "stop now", "take"]
+    circumstances: dict[str, str] = {}
+    """All that the workers of the run would depend on, by name."""
+
+
 class BackgroundReply(Section):
     """What the process that keeps the cluster answers."""
 

@@ -229,8 +229,9 @@ def _leaves(own: pa.Schema | pa.DataType) -> Iterator[pa.DataType]:
 
 
 def _refuse_expansion(size: int, stored: int, rows: int, file: InputFile) -> None:
-    if size > max(_DECODED, _EXPANSION * stored):
+    most = max(_DECODED, _EXPANSION * stored)
+    if size > most:
         raise InputError(
-            f"{file.url}: {format_amount(rows, 'row')} expand from {stored:,} to {size:,} bytes, which no file of rows does",
+            f"{file.url}: {format_amount(rows, 'row')} expand from {stored:,} to {size:,} bytes, and at most {most:,} are read at once",
             hint="Lower input.partition_rows, the rows that are read at once, or look at what is in it.",
         )

@@ -115,7 +115,7 @@ class ChunkBounds:
         if array is None or key.rpartition("/")[2] in METADATA:
             return
         chunk = array.dtype.itemsize * math.prod(map(int, array.chunks))
-        for piece in _chunks_in(array, data, part):
+        for piece in _chunks_in(array, data, part, f"{self._root}/{key}"):
             is_text = array.dtype.kind in "TO"
             most = max(_LARGEST_TEXTS, _EXPANSION * len(piece)) if is_text else chunk + chunk // 4 + (1 << 16)
             if any(expands_beyond(name, piece, most) for name in _compressors_of(array)):
@@ -148,12 +148,14 @@ def _refuse_strange_shards(array: zarr.Array[Any], where: str) -> None:
         )
 
 
-def _chunks_in(array: zarr.Array[Any], data: bytes, part: ByteRequest | None) -> Iterator[bytes]:
+def _chunks_in(array: zarr.Array[Any], data: bytes, part: ByteRequest | None, where: str) -> Iterator[bytes]:
     """Return the compressed chunks in an object or a part of it: a shard holds many, and an index of them."""
     sharding = _sharding_of(array)
     if sharding is None:
         yield data
         return
+    if not data:  # Zarr would take it for one that is not there, and read fill values
+        raise InputError(f"{where}: it has no bytes", hint="Write it again.")
     checksums = sum(isinstance(codec, Crc32cCodec) for codec in sharding.index_codecs)
     length = 16 * _chunks_per_shard(array) + 4 * checksums
     at_start = sharding.index_location == ShardingCodecIndexLocation.start

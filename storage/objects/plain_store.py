@@ -112,6 +112,10 @@ class _PlainStore(WrapperStore[Store]):
         if not self._folder or not os.path.lexists(path):
             return
         refuse_special(path)
+        if Path(path).is_dir():  # Zarr would take it for an object that is not there, and read fill values
+            raise NotOurs(
+                f"{path} is a folder, where a chunk is expected", hint="Put the file back, or write it again."
+            )
         if key.rpartition("/")[2] in METADATA and (size := Path(path).stat().st_size) > LARGEST_METADATA:
             raise NotOurs(
                 f"{path} has {size:,} bytes, and metadata have at most {LARGEST_METADATA:,}",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,6 +102,9 @@ def test_runs_on_workers_that_wait(typed: Typed) -> None:
     assert (started["state"], started["local"]["workers"]) == ("ready", 2)
     again, _ = typed.call("cluster", "start", "recipe.yaml", code=2)
     assert "is there already" in again["error"]
+    for data in (b"[]\n", b"null\n", b'{"ask": "take"}\n', b'{"ask": "dance"}\n', b"[" * 100_000 + b"\n", b""):
+        send(typed.folder, data)
+    assert "Traceback" not in next(typed.folder.glob("daskinfer-*/background.log")).read_text()
 
     forked = workers_of(started)
     typed.run("one.zarr")
@@ -158,6 +163,25 @@ def test_whatever_ends_in_the_middle(typed: Typed, end: str) -> None:
     assert data_bytes(typed.folder / "out.zarr") == data_bytes(typed.folder / "calm.zarr")
     _, alive = psutil.wait_procs(used, timeout=60)
     assert not alive
+
+
+def send(folder: Path, data: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(folder / f"daskinfer-{os.getuid()}/background.sock"))
+        connection.sendall(data)
+
+
+def test_interrupted_while_it_starts(typed: Typed) -> None:
+    job = typed.start("cluster", "start")
+    deadline = time.monotonic() + 120
+    while typed.call("cluster", "status")[0] is None:
+        assert job.poll() is None and time.monotonic() < deadline
+    os.killpg(job.pid, signal.SIGINT)
+    _, err = job.communicate(timeout=60)
+    if job.returncode == 130:  # else it was ready a moment before
+        assert "Traceback" not in err
+        while typed.call("cluster", "status")[0] is not None:
+            assert time.monotonic() < deadline
 
 
 def test_it_ends_when_nobody_comes(typed: Typed) -> None:

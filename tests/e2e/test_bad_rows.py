@@ -17,6 +17,7 @@ from daskinfer import api
 from daskinfer.testing.models.tinymodels import make_tiny_bert
 from tests.e2e.command import call, start
 from tests.e2e.conftest import Bench, data_bytes, read_output, run, write_rows
+from tests.e2e.faults import commits
 
 pytestmark = pytest.mark.late
 
@@ -119,6 +120,10 @@ def test_beyond_the_budget_it_stops_and_goes_on_when_that_is_raised(warm: Bench)
     assert ended.json["resume"] is None
     assert ended.json["report"] is not None
     assert "the same command would stop there again" in call("status", ended.json["job"], cwd=warm.folder).out
+    stood = call("status", ended.json["job"], "--json", cwd=warm.folder).json
+    records = commits(warm.folder / "out.zarr").values()  # workers commit what they had begun when the driver ended
+    assert stood["rows_quarantined"] == sum(record["rows_quarantined"] for record in records)
+    assert stood["rows_done"] == sum(record["rows_in"] for record in records)
     assert start(warm, errors__max_rows=3).code == 4
     resumed = start(warm, errors__max_rows=0.5)
     assert resumed.code == 0, resumed.err

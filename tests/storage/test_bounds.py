@@ -205,6 +205,19 @@ def test_shards_whose_chunks_cannot_be_looked_at_are_refused(tmp_path: Path, cod
         index(tmp_path / "a.zarr")
 
 
+@pytest.mark.parametrize("damage", ["no bytes", "a folder"])
+@pytest.mark.parametrize("rows", [8, 3], ids=["whole", "part"])
+def test_a_shard_without_bytes_is_not_read_as_fill_values(tmp_path: Path, damage: str, rows: int) -> None:
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w")
+    group.create_array("x", shape=(8,), chunks=(2,), shards=(8,), dtype="i8")[...] = np.arange(8)
+    shard = tmp_path / "a.zarr/x/c/0"
+    shard.unlink()
+    shard.touch() if damage == "no bytes" else shard.mkdir()
+    with pytest.raises((InputError, NotOurs), match="x/c/0"):
+        table = index_input(Input(url=str(tmp_path / "a.zarr"), partition_rows=rows), {"x": "array"})
+        read_partition(partition_source(table, 0))
+
+
 def test_shards_of_millions_of_chunks_are_refused(tmp_path: Path) -> None:
     group = zarr.open_group(tmp_path / "a.zarr", mode="w")
     group.create_array("x", shape=(1 << 22,), chunks=(2,), shards=(1 << 22,), dtype="f4")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from contextlib import suppress
@@ -30,6 +31,11 @@ def find_private(parent: Path) -> Path | None:
 def make_private(parent: Path) -> Path | None:
     """Return this user's folder, made where there is none; None where somebody else has put something in its place.
 
+    Raises
+    ------
+    OSError
+        It cannot be made.
+
     Examples
     --------
     >>> folder = make_private(Path("tmp"))
@@ -39,3 +45,28 @@ def make_private(parent: Path) -> Path | None:
     with suppress(FileExistsError):
         (parent / f"daskinfer-{os.getuid()}").mkdir(mode=_PRIVATE, parents=True)
     return find_private(parent)
+
+
+def open_private(path: Path) -> int:
+    """Open a file for writing, made where there is none, and return its descriptor; what is no file is not waited for.
+
+    Raises
+    ------
+    OSError
+        Something else is in its place, or it cannot be opened.
+
+    Examples
+    --------
+    >>> os.close(open_private(Path("note.lock")))
+    >>> os.mkfifo("pipe.lock")
+    >>> open_private(Path("pipe.lock"))
+    Traceback (most recent call last):
+        ...
+    OSError: [Errno 22] it is no file: 'pipe.lock'
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o600)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no file", str(path))
+    return descriptor

@@ -50,11 +50,11 @@ def explain_rejects(
         rows = [*rows, f"the quarantine: {place}"]
     else:
         rows = [incident.detail for incident in incidents if incident.kind == "poison"][:SHOWN]
-    allow = "errors.max_rows=N, N being how many rows may be refused"
+    allow = "errors.max_rows=N"
     retry = f"daskinfer retry {job}"
     again = (
-        f"Allow more: `{retry} --set {allow}`; or correct the rows in place and run `{retry}`."
+        f"Allow N rows: `{retry} --set {allow}`; or correct the rows in place and run `{retry}`."
         if is_corrected
-        else f"Allow more: run again with --set {allow}; or correct the rows in place, and `{retry}` finishes the job with them."
+        else f"Allow N rows: run again with `--set {allow}`; or correct the rows in place, and `{retry}` finishes the job with them."
     )
     return RejectBudgetExceeded("\n".join([error.message, *map(escape_line, rows)]), hint=again)

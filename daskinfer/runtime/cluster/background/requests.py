@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import socket
 import struct
 import sys
@@ -21,17 +22,22 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError
 
-from daskinfer.runtime.cluster.private_folder import find_private, make_private
+from daskinfer.runtime.cluster.private_folder import find_private, make_private, open_private
 from daskinfer.source import digest_source
-from daskinfer.spec.background import BackgroundOffer, BackgroundReply, BackgroundStatus
+from daskinfer.spec.background import BackgroundOffer, BackgroundReply, BackgroundRequest, BackgroundStatus
 from daskinfer.spec.recipe.schema import LocalCluster
 from daskinfer.units import format_amount
 
-ANSWER_SECONDS = 60.0
+ANSWER_SECONDS = 10.0
 """How long a run waits for an answer: between two runs workers are made anew."""
+LOOK_SECONDS = 2.0
+"""How long a command waits for an answer about how it stands."""
+TAKEN = 75
+"""Exit code of a process that cannot keep the cluster, because another one does."""
 _LONGEST = 1 << 20  # bytes of a message
 # Variables that tell of the terminal, the shell or the session, and nothing that workers do.
 _UNRELATED = re.compile(
@@ -72,6 +78,10 @@ def describe_circumstances(local: LocalCluster) -> dict[str, str]:
     folder, program = Path.cwd(), Path(sys.argv[0])
     own = {"", str(folder), str(program.parent), str(program.resolve().parent)}
     threads = format_amount(local.threads, "thread")
+    limits = {
+        name: resource.getrlimit(getattr(resource, name)) for name in sorted(vars(resource)) if name[:7] == "RLIMIT_"
+    }
+    tags = {tag: float(amount) for tag, amount in local.resources.items()}
     variables = {
         f"the variable {name}": hashlib.sha256(value.encode(errors="surrogateescape")).hexdigest()
         for name, value in os.environ.items()
@@ -79,13 +89,16 @@ def describe_circumstances(local: LocalCluster) -> dict[str, str]:
     }
     return {
         "workers": f"{format_amount(local.workers, 'worker')} with {threads}",
-        "cluster.local.resources": json.dumps(local.resources, sort_keys=True),
+        "cluster.local.resources": json.dumps(tags, sort_keys=True),
         "cluster.local.tls": str(local.tls),
         "daskinfer's code": digest_source(),
         "Python": f"{sys.executable} {sys.version}",
         "the working directory": str(folder),
         "the cores": str(sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
         "Python's path": os.pathsep.join(path for path in sys.path if path not in own),
+        "the umask": str(_umask()),
+        "the priority (nice)": str(os.nice(0)),
+        "the limits (ulimit)": str(limits),
         **variables,
     }
 
@@ -101,13 +114,13 @@ def compare_circumstances(here: dict[str, str], there: dict[str, str]) -> list[s
     return [name for name in sorted({*here, *there}) if here.get(name) != there.get(name)]
 
 
-def ask(request: str) -> BackgroundReply | None:
+def ask(request: Literal["status", "stop", "stop now"]) -> BackgroundReply | None:
     """Ask the background cluster for something other than itself; None where there is none.
 
     Parameters
     ----------
     request
-        `status`, `stop`, or `stop now`.
+        What for.
 
     Examples
     --------
@@ -115,7 +128,7 @@ def ask(request: str) -> BackgroundReply | None:
     True
     """
     with _connection() as connection:
-        return None if connection is None else _exchange(connection, {"ask": request})
+        return None if connection is None else _exchange(connection, BackgroundRequest(ask=request), LOOK_SECONDS)
 
 
 def background_status() -> BackgroundStatus | None:
@@ -141,7 +154,7 @@ def is_kept() -> bool:
     path = socket_path()
     if path is None or not path.with_suffix(".lock").exists():
         return False
-    with path.with_suffix(".lock").open("w") as lock:
+    with os.fdopen(open_private(path.with_suffix(".lock")), "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -174,7 +187,8 @@ def borrow_cluster(local: LocalCluster, tell: Callable[[str], None]) -> Iterator
     with _connection() as connection:
         reply = None
         if connection is not None:
-            reply = _exchange(connection, {"ask": "take", "circumstances": describe_circumstances(local)})
+            request = BackgroundRequest(ask="take", circumstances=describe_circumstances(local))
+            reply = _exchange(connection, request, ANSWER_SECONDS)
         if reply is not None and reply.refused:
             tell(f"the background cluster is not used: {reply.refused}")
         yield None if reply is None else reply.offer
@@ -204,7 +218,7 @@ def _connection() -> Iterator[socket.socket | None]:
         yield None
         return
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(ANSWER_SECONDS)
+        connection.settimeout(LOOK_SECONDS)
         try:
             connection.connect(str(path))
         except OSError:
@@ -213,10 +227,20 @@ def _connection() -> Iterator[socket.socket | None]:
         yield connection if peer_of(connection)[1] in (-1, os.getuid()) else None
 
 
-def _exchange(connection: socket.socket, request: dict[str, object]) -> BackgroundReply | None:
+def _exchange(connection: socket.socket, request: BackgroundRequest, seconds: float) -> BackgroundReply | None:
+    connection.settimeout(seconds)
     try:
-        connection.sendall(json.dumps(request).encode() + b"\n")
+        connection.sendall(request.model_dump_json().encode() + b"\n")
         with connection.makefile("rb") as stream:
             return BackgroundReply.model_validate_json(stream.readline(_LONGEST))
+    except TimeoutError:
+        return BackgroundReply(refused=f"its process does not answer within {seconds:.0f} s")
     except (OSError, ValidationError):
         return None  # it ends in this moment
+
+
+def _umask() -> int:
+    # There is no way to ask for it without setting it.
+    found = os.umask(0o077)
+    os.umask(found)
+    return found

@@ -12,23 +12,25 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from distributed import SpecCluster
 
 from daskinfer.runtime.cluster.background.requests import (
     ANSWER_SECONDS,
+    TAKEN,
     compare_circumstances,
     describe_circumstances,
     peer_of,
-    socket_path,
 )
 from daskinfer.runtime.cluster.fork_server import begin_imports
 from daskinfer.runtime.cluster.local_cluster import start_workers
-from daskinfer.spec.background import BackgroundOffer, BackgroundReply, BackgroundStatus
+from daskinfer.runtime.cluster.private_folder import open_private
+from daskinfer.spec.background import BackgroundOffer, BackgroundReply, BackgroundRequest, BackgroundStatus
 from daskinfer.spec.recipe import schema as recipes
 
 State = Literal["starting", "ready", "in use", "stopping"]
+_LONGEST = 1 << 20  # bytes of a message
 
 
 class BackgroundServer:
@@ -80,7 +82,11 @@ class BackgroundServer:
 
     def _accept(self, listener: socket.socket) -> None:
         while True:
-            connection, _ = listener.accept()
+            try:
+                connection, _ = listener.accept()
+            except OSError:  # too many files are open, say
+                time.sleep(0.1)
+                continue
             threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
 
     def _answer(self, connection: socket.socket) -> None:
@@ -91,9 +97,8 @@ class BackgroundServer:
                 return
             connection.settimeout(ANSWER_SECONDS)
             with connection.makefile("rb") as stream:
-                request = json.loads(stream.readline(1 << 20))
-            asked = request["ask"]
-            reply = self._take(request, pid) if asked == "take" else self._obey(asked)
+                request = BackgroundRequest.model_validate_json(stream.readline(_LONGEST))
+            reply = self._take(request, pid) if request.ask == "take" else self._obey(request.ask)
             try:
                 _send(connection, reply)
                 if reply.offer is not None:
@@ -104,12 +109,12 @@ class BackgroundServer:
                 if reply.offer is not None:
                     self._release()
 
-    def _take(self, request: dict[str, Any], pid: int) -> BackgroundReply:
-        if differing := compare_circumstances(request["circumstances"], self._circumstances):
+    def _take(self, request: BackgroundRequest, pid: int) -> BackgroundReply:
+        if differing := compare_circumstances(request.circumstances, self._circumstances):
             listed = ", ".join(differing[:3]) + (" and more" if len(differing) > 3 else "")
             return BackgroundReply(refused=f"{listed} was another when it was started")
         with self._changed:
-            self._changed.wait_for(lambda: self._state != "starting", ANSWER_SECONDS / 2)
+            self._changed.wait_for(lambda: self._state != "starting", 0.8 * ANSWER_SECONDS)
             if self._state != "ready":
                 busy = f"process {self._user} uses it" if self._state == "in use" else f"it is {self._state}"
                 return BackgroundReply(refused=busy)
@@ -136,7 +141,7 @@ class BackgroundServer:
             state=self._state,
             pid=os.getpid(),
             local=self._local,
-            folder=str(Path.cwd()),
+            folder=self._circumstances["the working directory"],
             idle_minutes=self._idle_minutes,
             runs=self._runs,
             seconds=time.monotonic() - self._since,
@@ -148,14 +153,17 @@ def main() -> None:
     """Keep the cluster that standard input describes; called by `daskinfer cluster start`."""
     wanted = json.loads(sys.stdin.readline())
     local = recipes.LocalCluster.model_validate(wanted["local"])
-    path = socket_path()
-    if path is None:
-        sys.exit("no folder for temporary files is this user's own")
-    with path.with_suffix(".lock").open("w") as lock:
+    path = Path(wanted["socket"])
+    with os.fdopen(open_private(path.with_suffix(".lock")), "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            sys.exit("a background cluster is there already")
+            sys.exit(TAKEN)
+        # Only now: another one that lives writes to the same log.
+        log = open_private(path.with_suffix(".log"))
+        os.ftruncate(log, 0)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
         _serve(BackgroundServer(local, wanted["idle_minutes"]), path, local)
 
 
@@ -164,7 +172,7 @@ def _serve(server: BackgroundServer, path: Path, local: recipes.LocalCluster) ->
     begin_imports(local)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
-        listener.listen(16)
+        listener.listen(128)
         signal.signal(signal.SIGTERM, lambda number, frame: threading.Thread(target=server.stop).start())
         try:
             server.serve(listener)
