@@ -21,6 +21,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -39,6 +40,8 @@ LOOK_SECONDS = 2.0
 TAKEN = 75
 """Exit code of a process that cannot keep the cluster, because another one does."""
 _LONGEST = 1 << 20  # bytes of a message
+# What computes, encodes or stores rows; another one may have been installed since the workers imported it.
+_LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "pyarrow", "zarr", "dask", "distributed", "fsspec")
 # Variables that tell of the terminal, the shell or the session, and nothing that workers do.
 _UNRELATED = re.compile(
     r"_|COLUMNS|LINES|OLDPWD|PWD|PS\d|SHLVL|TERM|TERM_.*|COLORTERM|NO_COLOR|FORCE_COLOR|WINDOW|WINDOWID|STY|TMUX.*|SSH_(CLIENT|CONNECTION|TTY)|"
@@ -93,6 +96,7 @@ def describe_circumstances(local: LocalCluster) -> dict[str, str]:
         "cluster.local.tls": str(local.tls),
         "daskinfer's code": digest_source(),
         "Python": f"{sys.executable} {sys.version}",
+        "a library": str({name: _version(name) for name in _LIBRARIES}),
         "the working directory": str(folder),
         "the cores": str(sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
         "Python's path": os.pathsep.join(path for path in sys.path if path not in own),
@@ -237,6 +241,13 @@ def _exchange(connection: socket.socket, request: BackgroundRequest, seconds: fl
         return BackgroundReply(refused=f"its process does not answer within {seconds:.0f} s")
     except (OSError, ValidationError):
         return None  # it ends in this moment
+
+
+def _version(library: str) -> str:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def _umask() -> int:
