@@ -61,6 +61,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip("no GPU here")
 
 
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder for sockets, whose paths may have a hundred characters."""
+    with tempfile.TemporaryDirectory(prefix="daskinfer-") as folder:
+        yield Path(folder)
+
+
 @pytest.fixture(scope="session")
 def s3_url() -> Iterator[str]:
     """The URL of a bucket on a real S3 server process; child processes reach it through the environment."""

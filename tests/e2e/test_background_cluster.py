@@ -27,9 +27,10 @@ ROWS = 8 * PARTITION
 class Typed:
     """Commands typed in the folder of a bench, whose background cluster is nobody else's."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: Bench, sockets: Path) -> None:
         self.folder = bench.folder
-        self._env = {"XDG_RUNTIME_DIR": str(bench.folder)} | held_environment(bench.folder)
+        self.sockets = sockets
+        self._env = {"XDG_RUNTIME_DIR": str(sockets)} | held_environment(bench.folder)
 
     def start(self, *words: str, cwd: Path | None = None) -> Any:
         return daskinfer(*words, cwd=cwd or self.folder, env=self._env)
@@ -62,14 +63,14 @@ class Typed:
 
 
 @pytest.fixture
-def typed(tmp_path: Path, tiny_model: Path) -> Iterator[Typed]:
+def typed(tmp_path: Path, short_folder: Path, tiny_model: Path) -> Iterator[Typed]:
     bench = make_bench(tmp_path, tiny_model, ROWS)
     bench.write_recipe(
         input__partition_rows=PARTITION,
         pipeline__activations={"transport": "zarr"},
         cluster__local={"workers": 2, "threads": 1},
     )
-    typed = Typed(bench)
+    typed = Typed(bench, short_folder)
     yield typed
     typed.call("cluster", "stop", "--now")
 
@@ -103,8 +104,8 @@ def test_runs_on_workers_that_wait(typed: Typed) -> None:
     again, _ = typed.call("cluster", "start", "recipe.yaml", code=2)
     assert "is there already" in again["error"]
     for data in (b"[]\n", b"null\n", b'{"ask": "take"}\n', b'{"ask": "dance"}\n', b"[" * 100_000 + b"\n", b""):
-        send(typed.folder, data)
-    assert "Traceback" not in next(typed.folder.glob("daskinfer-*/background.log")).read_text()
+        send(typed.sockets, data)
+    assert "Traceback" not in next(typed.sockets.glob("daskinfer-*/background.log")).read_text()
 
     forked = workers_of(started)
     typed.run("one.zarr")

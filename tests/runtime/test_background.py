@@ -82,10 +82,10 @@ def test_a_folder_that_others_can_enter_is_not_used(tmp_path: Path) -> None:
     ],
 )
 def test_no_cluster_starts_where_its_files_cannot_be(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, damage: Callable[[Path], object], said: str
+    short_folder: Path, monkeypatch: pytest.MonkeyPatch, place: str, damage: Callable[[Path], object], said: str
 ) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / place))
-    folder = make_private(tmp_path / place)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_folder / place))
+    folder = make_private(short_folder / place)
     assert folder is not None
     damage(folder)
     with pytest.raises(JobFailed, match=said):
@@ -96,8 +96,8 @@ def test_no_cluster_starts_where_its_files_cannot_be(
 
 
 @pytest.mark.timeout(60)
-def test_a_process_that_does_not_answer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+def test_a_process_that_does_not_answer_is_told(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_folder))
     monkeypatch.setattr(requests, "LOOK_SECONDS", 0.2)
     monkeypatch.setattr(requests, "ANSWER_SECONDS", 0.2)
     path = socket_path(make=True)

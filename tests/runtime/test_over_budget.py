@@ -32,7 +32,7 @@ def test_the_first_rows_and_the_quarantine_are_named(tmp_path: Path, is_staged: 
         *(f"in.jsonl:{line}: not JSON" for line in (1, 2, 3)),
         f"the quarantine: {place}/_quarantine",
     ]
-    assert "run again with --set errors.max_rows=N" in (error.hint or "")
+    assert "run again with `--set errors.max_rows=N`" in (error.hint or "")
 
 
 def test_a_rejected_row_is_told_in_a_line_of_its_own(tmp_path: Path) -> None:
