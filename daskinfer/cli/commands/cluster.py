@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import click
 
 from daskinfer.cli.options import json_option, set_option
 from daskinfer.cli.output.console import print_json
 from daskinfer.cli.output.plain_text import tell
+from daskinfer.cli.output.waiting import waiting
 from daskinfer.units import format_amount, format_duration
+
+if TYPE_CHECKING:
+    from daskinfer.spec.recipe.schema import LocalCluster
 
 
 @click.group()
@@ -64,13 +67,14 @@ def start(recipe: str | None, overrides: tuple[str, ...], idle_minutes: float, a
         raise UsageError("--set changes a recipe, and none is given", hint="Name the recipe that will be run.")
     from daskinfer import api
 
-    with _waiting("starting workers") as watch:
+    with waiting("starting workers") as watch:
         found = api.start_cluster(local, idle_minutes=idle_minutes, watch=watch)
     if as_json:
         print_json(found)
         return
-    workers = f"{format_amount(found.local.workers, 'worker')} with {format_amount(found.local.threads, 'thread')}"
-    tell(f"ready: {workers}, for runs from {found.folder}; without one for {found.idle_minutes:g} min they end")
+    tell(
+        f"ready: {_describe(found.local)}, for runs from {found.folder}; without one for {found.idle_minutes:g} min they end"
+    )
 
 
 @cluster.command()
@@ -86,7 +90,7 @@ def stop(now: bool, as_json: bool) -> None:
     """
     from daskinfer import api
 
-    with _waiting("stopping workers") as watch:
+    with waiting("stopping workers") as watch:
         was_there = api.stop_cluster(now=now, watch=watch)
     if as_json:
         click.echo(json.dumps({"stopped": was_there}))
@@ -116,7 +120,7 @@ def status(as_json: bool) -> None:
     state = f"{found.state} for {format_duration(found.seconds)}"
     lines = {
         "state": state + (f", used by process {found.user}" if found.user else ""),
-        "workers": f"{format_amount(found.local.workers, 'worker')} with {format_amount(found.local.threads, 'thread')}",
+        "workers": _describe(found.local),
         "folder": found.folder,
         "runs": f"{found.runs:,}",
         "ends": f"after {found.idle_minutes:g} min without a run",
@@ -126,10 +130,5 @@ def status(as_json: bool) -> None:
         tell(f"{name:<8} {value}")
 
 
-@contextmanager
-def _waiting(what: str) -> Iterator[Callable[[float, str], None]]:
-    """Show on stderr what is being waited for."""
-    from rich.console import Console
-
-    with Console(stderr=True).status(what) as line:
-        yield lambda seconds, doing: line.update(f"{doing} ({format_duration(seconds)})")
+def _describe(local: LocalCluster) -> str:
+    return f"{format_amount(local.workers, 'worker')} with {format_amount(local.threads, 'thread')}"

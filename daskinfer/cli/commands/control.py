@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
@@ -11,6 +9,7 @@ import click
 from daskinfer.cli.options import json_option, workspace_option
 from daskinfer.cli.output.console import print_json
 from daskinfer.cli.output.plain_text import tell
+from daskinfer.cli.output.waiting import waiting
 
 if TYPE_CHECKING:
     from daskinfer.spec.job.control import Outcome
@@ -35,7 +34,7 @@ def cancel(job: str, workspace: str, no_wait: bool, as_json: bool) -> None:
     """
     from daskinfer import api
 
-    with _waiting() as watch:
+    with waiting("asking the driver") as watch:
         outcome = api.cancel(job, workspace, wait=not no_wait, watch=watch)
     _print(outcome, "cancelled", as_json)
 
@@ -60,20 +59,9 @@ def drain(job: str, worker: str, workspace: str, no_wait: bool, as_json: bool) -
     """
     from daskinfer import api
 
-    with _waiting() as watch:
+    with waiting("asking the driver") as watch:
         outcome = api.drain(job, worker, workspace, wait=not no_wait, watch=watch)
     _print(outcome, "drained", as_json)
-
-
-@contextmanager
-def _waiting() -> Iterator[Callable[[float, str], None]]:
-    """Show on stderr what is being waited for."""
-    from rich.console import Console
-
-    from daskinfer.units import format_duration
-
-    with Console(stderr=True).status("asking the driver") as line:
-        yield lambda seconds, what: line.update(f"{what} ({format_duration(seconds)})")
 
 
 def _print(outcome: Outcome, done: str, as_json: bool) -> None:
