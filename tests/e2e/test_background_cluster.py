@@ -116,8 +116,8 @@ def test_runs_on_workers_that_wait(typed: Typed) -> None:
 
     # What it was not started for.
     for words, where, why in (
-        (("--set", "cluster.local.workers=3"), None, "workers was another when it was started"),
-        ((), Path("/"), "the working directory was another when it was started"),
+        (("--set", "cluster.local.workers=3"), None, "since it was started, these have changed: workers"),
+        ((), Path("/"), "since it was started, these have changed: the working directory"),
     ):
         name = f"other-{len(words)}.zarr"
         _, err = typed.run(name, *words, cwd=where)

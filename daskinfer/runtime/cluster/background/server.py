@@ -112,7 +112,7 @@ class BackgroundServer:
     def _take(self, request: BackgroundRequest, pid: int) -> BackgroundReply:
         if differing := compare_circumstances(request.circumstances, self._circumstances):
             listed = ", ".join(differing[:3]) + (" and more" if len(differing) > 3 else "")
-            return BackgroundReply(refused=f"{listed} was another when it was started")
+            return BackgroundReply(refused=f"since it was started, these have changed: {listed}")
         with self._changed:
             self._changed.wait_for(lambda: self._state != "starting", 0.8 * ANSWER_SECONDS)
             if self._state != "ready":
